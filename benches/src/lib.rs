@@ -1,0 +1,1 @@
+//! Do they agree, and how fast?

@@ -1,0 +1,3 @@
+//! May it pass? The command line.
+
+fn main() {}

@@ -1,0 +1,131 @@
+//! What a `config.json` says about the arithmetic, with every default made explicit.
+
+use crate::Dtype;
+
+/// The model's sizes and switches, validated: code that holds one need not check again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Rows of the embedding and of `lm_head`.
+    pub vocab_size: usize,
+    /// `D`, width of the residual stream.
+    pub hidden_size: usize,
+    /// What mixes tokens in each layer; its length is `num_hidden_layers`.
+    pub layer_types: Vec<Mixer>,
+    /// What follows the mixer in each layer.
+    pub mlp_types: Vec<Mlp>,
+    /// `HQ`, query heads of an attention layer.
+    pub num_attention_heads: usize,
+    /// `HKV`, key/value heads of an attention layer; divides `HQ`.
+    pub num_key_value_heads: usize,
+    /// `H`, width of one attention head.
+    pub head_dim: usize,
+    /// Rotary position embedding.
+    pub rope: Rope,
+    /// Positions that the model was made for (times the `YaRN` factor, if the file says so).
+    pub max_position_embeddings: usize,
+    /// `HK`, key heads of a linear-attention layer.
+    pub linear_num_key_heads: usize,
+    /// `HV`, value heads of a linear-attention layer; a multiple of `HK`.
+    pub linear_num_value_heads: usize,
+    /// `K`, width of one linear-attention key.
+    pub linear_key_head_dim: usize,
+    /// `V`, width of one linear-attention value.
+    pub linear_value_head_dim: usize,
+    /// `W`, taps of the causal convolution.
+    pub linear_conv_kernel_dim: usize,
+    /// `E`, routed experts of a sparse layer.
+    pub num_experts: usize,
+    /// `A`, experts that one token uses.
+    pub num_experts_per_tok: usize,
+    /// Whether the weights of the chosen experts are divided by their sum.
+    pub norm_topk_prob: bool,
+    /// `F`, width of one routed expert.
+    pub moe_intermediate_size: usize,
+    /// Width of the shared expert.
+    pub shared_expert_intermediate_size: usize,
+    /// Width of the MLP of a dense layer.
+    pub intermediate_size: usize,
+    /// `rms_norm_eps`, of every norm.
+    pub rms_norm_eps: f64,
+    /// Whether `lm_head` is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Tokens that end a generation.
+    pub eos_token_ids: Vec<u32>,
+    /// The dtype the checkpoint declares.
+    pub dtype: Dtype,
+    /// FP8 block quantisation, if the checkpoint has it.
+    pub fp8: Option<Fp8>,
+}
+
+/// What mixes tokens in a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mixer {
+    /// `linear_attention`: causal convolution and gated delta rule.
+    Linear,
+    /// `full_attention`: gated attention.
+    Full,
+}
+
+/// What follows the mixer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mlp {
+    /// Router, routed experts and shared expert.
+    Sparse,
+    /// One `SwiGLU` of `intermediate_size`.
+    Dense,
+}
+
+/// Rotary position embedding.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rope {
+    /// `rope_theta`.
+    pub theta: f64,
+    /// Leading channels of a head that are rotated, even: `head_dim * partial_rotary_factor`.
+    pub rotary_dim: usize,
+    /// Context extension, if any.
+    pub yarn: Option<Yarn>,
+}
+
+/// `YaRN`, static: it applies at every length.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Yarn {
+    /// By how much the context is extended.
+    pub factor: f64,
+    /// Context length of the original training.
+    pub original_max_position_embeddings: usize,
+    /// Rotations above which a channel is left alone (32).
+    pub beta_fast: f64,
+    /// Rotations below which a channel is interpolated entirely (1).
+    pub beta_slow: f64,
+    /// Whether the correction range is widened to whole channels.
+    pub truncate: bool,
+    /// Factor on cosine and sine: the file's `attention_factor`, or what follows from `mscale`,
+    /// `mscale_all_dim` and `factor`.
+    pub attention_factor: f64,
+}
+
+/// FP8 block quantisation of linear weights: `weight = code * weight_scale_inv[block]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fp8 {
+    /// Rows and columns of a block.
+    pub weight_block_size: [usize; 2],
+    /// Modules that stay in the declared dtype.
+    pub modules_to_not_convert: Vec<String>,
+}
+
+impl Config {
+    /// `L`, decoder layers.
+    pub fn num_hidden_layers(&self) -> usize {
+        self.layer_types.len()
+    }
+
+    /// Channels of the convolution: queries, keys and values of a linear-attention layer.
+    pub fn conv_dim(&self) -> usize {
+        2 * self.linear_num_key_heads * self.linear_key_head_dim + self.linear_value_dim()
+    }
+
+    /// All values of a linear-attention layer, `HV * V`.
+    pub fn linear_value_dim(&self) -> usize {
+        self.linear_num_value_heads * self.linear_value_head_dim
+    }
+}

@@ -1,0 +1,98 @@
+//! The seam between the whole model and those who run it.
+
+use ndarray::Array2;
+
+use crate::{Config, Error};
+
+/// A whole model with the states of a number of sequences.
+///
+/// Sequences are ragged: each has its own length, and a step may feed each a different number of
+/// tokens (none is allowed). A batch is many sequences of one length, a left-padded batch is a
+/// ragged one without its padding, and packed sequences are the same thing again; state never
+/// passes from one sequence to another.
+pub trait Engine {
+    /// For messages and reports: `reference/f32`, `cuda`, …
+    fn name(&self) -> String;
+    /// The model.
+    fn config(&self) -> &Config;
+    /// Forgets everything and makes room for `sequences` empty ones.
+    fn reset(&mut self, sequences: usize) -> Result<(), Error>;
+    /// Tokens that each sequence holds.
+    fn lengths(&self) -> Vec<usize>;
+    /// Feeds each sequence its next tokens and computes what is wanted.
+    fn forward(&mut self, tokens: &[Vec<u32>], want: &Want) -> Result<Step, Error>;
+    /// Keeps a copy of all states.
+    fn snapshot(&mut self) -> Result<Snapshot, Error>;
+    /// Goes back to a snapshot, which stays valid.
+    fn restore(&mut self, snapshot: Snapshot) -> Result<(), Error>;
+    /// Gives a snapshot's memory back.
+    fn release(&mut self, snapshot: Snapshot);
+    /// Keeps, of the tokens that the last [`forward`](Self::forward) fed to each sequence, only the
+    /// first `keep[sequence]`. That forward must have wanted [`Want::rollback`].
+    fn rollback(&mut self, keep: &[usize]) -> Result<(), Error>;
+    /// Whether the checkpoint has a multi-token-prediction head.
+    fn has_mtp(&self) -> bool;
+    /// Runs the MTP head: for each sequence, `tokens[s]` are the tokens *after* those whose hidden
+    /// states (after the final norm, or the head's own output for further drafts) are the rows of
+    /// `hidden`, all sequences one after another. Appends to the head's own cache.
+    fn mtp(&mut self, tokens: &[Vec<u32>], hidden: &Array2<f32>) -> Result<Step, Error>;
+    /// Drops all but the first `keep[sequence]` entries of the MTP head's cache.
+    fn mtp_truncate(&mut self, keep: &[usize]) -> Result<(), Error>;
+}
+
+/// A copy of all states, by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Snapshot(pub u64);
+
+/// Which rows of a step get logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Rows {
+    /// Every token.
+    #[default]
+    All,
+    /// The last token of each sequence that was fed any.
+    Last,
+    /// None.
+    None,
+}
+
+/// What a step should compute beside advancing the states.
+#[derive(Clone, Debug, Default)]
+pub struct Want {
+    /// Rows of logits.
+    pub logits: Rows,
+    /// Hidden states `0 ..= L`.
+    pub hidden: bool,
+    /// Routing of each layer.
+    pub routing: bool,
+    /// Ability to roll back within this step.
+    pub rollback: bool,
+    /// Experts to use instead of the router's own choice, per layer `[N, A]`; their weights still
+    /// come from the router's probabilities. Used where a recording chose otherwise within the
+    /// margin of a near tie.
+    pub forced_routing: Option<Vec<Option<Array2<i64>>>>,
+    /// A planted wiring fault, by name (see `reference::plants`), to show that it is caught.
+    pub plant: Option<String>,
+}
+
+/// What a step computed; all sequences' tokens one after another, `N` in all.
+#[derive(Clone, Debug, Default)]
+pub struct Step {
+    /// `[N or fewer, vocab_size]`, as [`Want::logits`] asks.
+    pub logits: Array2<f32>,
+    /// `[N, D]` each: the embedding, the residual stream after each layer but the last, and the
+    /// last one after the final norm. Empty unless wanted, but for the last, which the MTP head
+    /// needs and which is always there.
+    pub hidden: Vec<Array2<f32>>,
+    /// Per layer; `None` for dense layers. Empty unless wanted.
+    pub routing: Vec<Option<Routing>>,
+}
+
+/// What a router chose.
+#[derive(Clone, Debug)]
+pub struct Routing {
+    /// `[N, A]` experts, most probable first.
+    pub ids: Array2<i64>,
+    /// `[N]` gap between the logits of the last expert chosen and the first one left out.
+    pub margins: Vec<f32>,
+}

@@ -1,0 +1,27 @@
+//! What is asked, and what is the same answer?
+//!
+//! Shapes, inputs, costs, checkpoint files, recorded answers and comparison. Never the arithmetic
+//! of an op, never time, never a device.
+
+#[macro_use]
+mod macros;
+
+pub mod config;
+pub mod dtype;
+pub mod engine;
+pub mod fp8;
+pub mod op;
+pub mod ops;
+pub mod rng;
+pub mod tensor;
+pub mod weights;
+
+pub use crate::{
+    config::Config,
+    dtype::Dtype,
+    engine::Engine,
+    op::{Case, Cost, DOMAIN, Error, Fill, Host, Op, Prepared, Set, Spec, Variant},
+    rng::Rng,
+    tensor::{Cast, Element, Number, Tensor1, Tensor2, Tensor3, Tensor4, Tensors, View, ViewMut},
+    weights::Weights,
+};

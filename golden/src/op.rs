@@ -1,0 +1,211 @@
+//! The contract through which an op's question and its answers meet.
+
+use std::{error, fmt, str::FromStr};
+
+use crate::{Dtype, Number, Rng, Tensors};
+
+/// A question the model asks: its cases, its inputs, and the least work of an answer.
+///
+/// Holds no arithmetic of the answer.
+pub trait Op: Sized + 'static {
+    /// Field-standard name, equal to the module name in every crate.
+    const NAME: &'static str;
+    /// The sizes that fix one problem.
+    type Case: Case;
+    /// Named input tensors; activations are of number type `R`.
+    type Inputs<R: Number>: Tensors + Clone;
+    /// Named output tensors.
+    type Outputs<R: Number>: Tensors + Clone;
+
+    /// The fills this op can draw, the model's own domain first.
+    fn fills() -> &'static [Fill];
+    /// The problems of a set, cheapest first.
+    fn specs(set: Set) -> Vec<Spec<Self::Case>>;
+    /// Why these sizes (or this fill with them) are no problem of this op, if so: for example heads
+    /// that do not divide. Called before [`inputs`](Self::inputs), which may then rely on it.
+    fn refuse(spec: &Spec<Self::Case>) -> Option<String>;
+    /// Inputs drawn as the fill says, already rounded to the storage dtype.
+    fn inputs(spec: &Spec<Self::Case>, rng: &mut Rng) -> Self::Inputs<f32>;
+    /// The same inputs in another number type, exactly.
+    fn lift<R: Number>(inputs: &Self::Inputs<f32>) -> Self::Inputs<R>;
+    /// The least work any implementation must do.
+    fn cost(spec: &Spec<Self::Case>) -> Cost;
+}
+
+/// The sizes of one problem, round-tripping through `B1-T65-HK16`.
+pub trait Case: Clone + Eq + fmt::Debug {
+    /// Letters in the order of the id.
+    const LETTERS: &'static [&'static str];
+    /// One size per letter.
+    fn sizes(&self) -> Vec<usize>;
+    /// From one size per letter.
+    fn from_sizes(sizes: &[usize]) -> Self;
+}
+
+/// One problem: sizes, storage dtype, fill and seed; prints as
+/// `B1-T65-HK16;dtype=bf16;fill=tiny-norm-k;seed=7` with defaults left out, and parses back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec<C> {
+    /// The sizes.
+    pub case: C,
+    /// Storage dtype of activations (and of weights where the checkpoint's would be).
+    pub dtype: Dtype,
+    /// Name of the fill; `domain` is the default.
+    pub fill: String,
+    /// Seed of the draw.
+    pub seed: u64,
+}
+
+/// The fill of a spec that names none.
+pub const DOMAIN: &str = "domain";
+
+impl<C: Case> Spec<C> {
+    /// Sizes with the default dtype `f32`, fill `domain`, seed 0.
+    pub fn new(case: C) -> Self {
+        Spec { case, dtype: Dtype::F32, fill: DOMAIN.to_owned(), seed: 0 }
+    }
+
+    /// With another fill.
+    #[must_use]
+    pub fn fill(self, fill: &str) -> Self {
+        Spec { fill: fill.to_owned(), ..self }
+    }
+
+    /// With another storage dtype.
+    #[must_use]
+    pub fn dtype(self, dtype: Dtype) -> Self {
+        Spec { dtype, ..self }
+    }
+}
+
+impl<C: Case> fmt::Display for Spec<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sizes = self.case.sizes();
+        for (i, (letter, size)) in C::LETTERS.iter().zip(sizes).enumerate() {
+            write!(f, "{}{letter}{size}", if i == 0 { "" } else { "-" })?;
+        }
+        if self.dtype != Dtype::F32 {
+            write!(f, ";dtype={}", self.dtype)?;
+        }
+        if self.fill != DOMAIN {
+            write!(f, ";fill={}", self.fill)?;
+        }
+        if self.seed != 0 {
+            write!(f, ";seed={}", self.seed)?;
+        }
+        Ok(())
+    }
+}
+
+/// The largest size a letter may have: products of all letters are still checked by the op.
+pub const MAX_SIZE: usize = 1 << 24;
+
+impl<C: Case> FromStr for Spec<C> {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let mut parts = s.split(';');
+        let mut sizes = Vec::with_capacity(C::LETTERS.len());
+        let mut given = parts.next().unwrap_or("").split('-');
+        for letter in C::LETTERS {
+            let size = given.next().and_then(|part| part.strip_prefix(letter));
+            let size = size.and_then(|n| n.parse::<usize>().ok()).filter(|&n| n <= MAX_SIZE);
+            sizes.push(size.ok_or_else(|| {
+                format!(
+                    "case {s:?}: expected {letter}<n> with n up to {MAX_SIZE} (letters: {})",
+                    C::LETTERS.join(" ")
+                )
+            })?);
+        }
+        if let Some(extra) = given.next() {
+            return Err(format!("case {s:?}: unexpected {extra:?} after {}", C::LETTERS.join("-")));
+        }
+        let mut spec = Spec::new(C::from_sizes(&sizes));
+        for part in parts {
+            match part.split_once('=') {
+                Some(("dtype", value)) => spec.dtype = value.parse()?,
+                Some(("fill", value)) => value.clone_into(&mut spec.fill),
+                Some(("seed", value)) => {
+                    spec.seed = value
+                        .parse()
+                        .map_err(|_| format!("case {s:?}: seed {value:?} is no number"))?;
+                }
+                _ => {
+                    return Err(format!(
+                        "case {s:?}: unexpected {part:?}, expected dtype=, fill= or seed="
+                    ));
+                }
+            }
+        }
+        Ok(spec)
+    }
+}
+
+/// A named way to draw inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fill {
+    /// Name in a case id.
+    pub name: &'static str,
+    /// What it draws, and which mistake that exposes.
+    pub why: &'static str,
+    /// Public reports of that mistake; empty only for the model's own domain.
+    pub cites: &'static [&'static str],
+}
+
+/// Least bytes moved and operations done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// Bytes that must cross the memory bus.
+    pub bytes: u64,
+    /// Floating-point operations.
+    pub flops: u64,
+}
+
+/// A named group of problems.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Set {
+    /// Seconds on a laptop.
+    Smoke,
+    /// Every length, ratio and fill at sizes that a merge gate can afford; contains `Smoke`.
+    Ci,
+    /// The model's own sizes; contains `Ci`.
+    Nightly,
+}
+
+/// One way to compute an [`Op`], fast.
+pub trait Variant<O: Op>: Sync {
+    /// `device/algorithm`, for example `cuda/chunk`.
+    fn name(&self) -> &'static str;
+    /// Why this host or problem cannot run it, if so.
+    fn skip(&self, host: &Host, spec: &Spec<O::Case>) -> Option<String>;
+    /// Uploads, compiles and allocates. Never timed.
+    fn prepare(
+        &self,
+        spec: &Spec<O::Case>,
+        inputs: &O::Inputs<f32>,
+    ) -> Result<Box<dyn Prepared<O>>, Error>;
+}
+
+/// A loaded problem. The timed call and the checked call are the same call.
+pub trait Prepared<O: Op> {
+    /// Computes every output once from the original inputs.
+    fn execute(&mut self) -> Result<(), Error>;
+    /// Waits for the last [`execute`](Self::execute) and returns its outputs.
+    fn outputs(&mut self) -> Result<O::Outputs<f32>, Error>;
+}
+
+/// Facts about the machine, gathered once.
+#[derive(Clone, Debug, Default)]
+pub struct Host {
+    /// Processor name.
+    pub cpu: String,
+    /// Hardware threads that may be used.
+    pub threads: usize,
+    /// Memory in bytes, 0 if the machine does not tell.
+    pub memory: u64,
+    /// Instruction-set extensions that matter here, as the processor names them.
+    pub features: Vec<&'static str>,
+}
+
+/// A failure to run, as opposed to a wrong answer.
+pub type Error = Box<dyn error::Error + Send + Sync>;

@@ -1,0 +1,58 @@
+//! Where weights come from: by checkpoint name, lazily.
+
+use std::{borrow::Cow, fmt, ops::Range};
+
+use crate::{Config, Dtype};
+
+/// A source of tensors under the official checkpoint names.
+///
+/// Tensors are fetched when they are needed and not kept: the operating system's page cache (for
+/// files) or the generator (for the synthetic source) is the cache. Expert tensors are always asked
+/// for one expert at a time under the per-expert names
+/// (`model.layers.0.mlp.experts.7.gate_proj.weight`), also where the file holds them fused.
+pub trait Weights: Send + Sync {
+    /// The model that these weights belong to.
+    fn config(&self) -> &Config;
+    /// Where they come from, for messages: a path or `synthetic:…`.
+    fn origin(&self) -> String;
+    /// Dtype and shape of a tensor, or `None` if there is none of that name.
+    fn meta(&self, name: &str) -> Option<Meta>;
+    /// A whole tensor.
+    fn fetch(&self, name: &str) -> Result<RawTensor<'_>, WeightError>;
+    /// Some rows (indices of the first dimension) of a tensor.
+    fn fetch_rows(&self, name: &str, rows: Range<usize>) -> Result<RawTensor<'_>, WeightError>;
+    /// Every tensor name that [`fetch`](Self::fetch) answers, sorted as the checkpoint lists them.
+    fn names(&self) -> Vec<String>;
+}
+
+/// Dtype and shape of a tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Meta {
+    /// Storage type.
+    pub dtype: Dtype,
+    /// Sizes, outermost first.
+    pub shape: Vec<usize>,
+}
+
+/// A tensor as it is stored: little-endian elements in row-major order.
+#[derive(Clone, Debug)]
+pub struct RawTensor<'a> {
+    /// Storage type.
+    pub dtype: Dtype,
+    /// Sizes, outermost first.
+    pub shape: Vec<usize>,
+    /// The elements.
+    pub data: Cow<'a, [u8]>,
+}
+
+/// Why a tensor could not be had; every message names file and tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightError(pub String);
+
+impl fmt::Display for WeightError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for WeightError {}

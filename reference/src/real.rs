@@ -1,0 +1,201 @@
+//! The number in which the model is computed, and the few operations the formulas need.
+//!
+//! Every reference function is generic over [`Real`]: in `f32` it is *the* plain reference, in
+//! `f64` the oracle. [`Real::at`] names the places where a precision plan may round an
+//! intermediate to a storage type; exact number types pass through it unchanged.
+
+use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub};
+
+use golden::Number;
+
+/// A place in the formulas where implementations differ in what they store.
+///
+/// One name per tensor that an implementation may keep in a narrower type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Site {
+    /// The result of a linear layer.
+    Linear,
+    /// The result of a norm, before its consumer.
+    Norm,
+    /// The residual stream after an addition.
+    Residual,
+    /// The convolution's sum, before `SiLU`.
+    Conv,
+    /// The convolution's output, after `SiLU`.
+    ConvOut,
+    /// Normalised queries and keys of the delta rule.
+    QkNorm,
+    /// The write strength `beta`.
+    Beta,
+    /// The log decay `g`.
+    Gate,
+    /// The recurrent state between tokens or chunks.
+    State,
+    /// The chunked form's inverse `(I + A)^-1`.
+    WyInverse,
+    /// The chunked form's `W` and `U`.
+    WyVectors,
+    /// The chunked form's corrected values.
+    WyValues,
+    /// The chunked form's masked scores.
+    WyScores,
+    /// Output of a token mixer before its gate.
+    MixerOut,
+    /// Rotated queries and keys.
+    Rope,
+    /// Attention scores before the softmax.
+    Scores,
+    /// Attention probabilities.
+    Probabilities,
+    /// A gate after its nonlinearity.
+    GateOut,
+    /// Router logits.
+    RouterLogits,
+    /// Routing weights.
+    RouterWeights,
+    /// `silu(gate) * up` inside an expert.
+    ExpertHidden,
+    /// An expert's output.
+    ExpertOut,
+    /// The routed sum.
+    MoeOut,
+}
+
+/// A real number as some arithmetic sees it.
+pub trait Real:
+    Number
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + AddAssign
+    + MulAssign
+{
+    /// The number nearest to a constant of a formula.
+    fn of(x: f64) -> Self;
+    /// The value, widened or (never for `f32`, `f64`) rounded.
+    fn to_f64(self) -> f64;
+    /// Square root.
+    fn sqrt(self) -> Self;
+    /// `e^x`.
+    fn exp(self) -> Self;
+    /// `ln(1 + x)`, exact to the type for small `x`.
+    fn ln_1p(self) -> Self;
+    /// Natural logarithm.
+    fn ln(self) -> Self;
+
+    /// Rounds where a precision plan says so; the identity for exact number types.
+    #[must_use]
+    fn at(self, _: Site) -> Self {
+        self
+    }
+
+    /// Zero.
+    fn zero() -> Self {
+        Self::of(0.0)
+    }
+
+    /// One.
+    fn one() -> Self {
+        Self::of(1.0)
+    }
+
+    /// `1 / sqrt(x)`.
+    fn rsqrt(self) -> Self {
+        Self::one() / self.sqrt()
+    }
+
+    /// `1 / (1 + e^-x)`, written so that neither sign overflows.
+    fn sigmoid(self) -> Self {
+        let one = Self::one();
+        if self < Self::zero() {
+            let e = self.exp();
+            e / (one + e)
+        } else {
+            one / (one + (-self).exp())
+        }
+    }
+
+    /// `x * sigmoid(x)`.
+    fn silu(self) -> Self {
+        self * self.sigmoid()
+    }
+
+    /// `ln(1 + e^x)`; `x` itself above 20, as torch has it.
+    fn softplus(self) -> Self {
+        if self > Self::of(20.0) { self } else { self.exp().ln_1p() }
+    }
+}
+
+/// Partial sums of [`sum`]: enough to keep a vector unit busy, few enough to read.
+const LANES: usize = 16;
+
+/// `sum_i f(i)` for `i < n`, in 16 interleaved partial sums that are then added in order.
+///
+/// This *is* the order of summation of the plain reference: it is defined here once, it does not
+/// depend on the machine, and in `f32` it is both faster and closer to the truth than one long
+/// chain.
+#[inline]
+pub fn sum<R: Real>(n: usize, f: impl Fn(usize) -> R) -> R {
+    let mut lanes = [R::zero(); LANES];
+    let whole = n - n % LANES;
+    for start in (0..whole).step_by(LANES) {
+        for (lane, total) in lanes.iter_mut().enumerate() {
+            *total += f(start + lane);
+        }
+    }
+    for i in whole..n {
+        lanes[i - whole] += f(i);
+    }
+    lanes.into_iter().reduce(|a, b| a + b).unwrap_or_else(R::zero)
+}
+
+/// `sum_i a_i b_i`.
+///
+/// # Panics
+/// If the lengths differ.
+#[inline]
+pub fn dot<R: Real>(a: &[R], b: &[R]) -> R {
+    assert_eq!(a.len(), b.len(), "dot of vectors of different lengths");
+    sum(a.len(), |i| a[i] * b[i])
+}
+
+/// `sum_i x_i w_i` with weights as the checkpoint holds them.
+///
+/// # Panics
+/// If the lengths differ.
+#[inline]
+pub fn dot_weight<R: Real>(x: &[R], w: &[f32]) -> R {
+    assert_eq!(x.len(), w.len(), "dot of vectors of different lengths");
+    sum(x.len(), |i| x[i] * R::cast(w[i]))
+}
+
+macro_rules! real {
+    ($kind:ty, $of:expr, $to:expr) => {
+        impl Real for $kind {
+            fn of(x: f64) -> Self {
+                ($of)(x)
+            }
+            fn to_f64(self) -> f64 {
+                ($to)(self)
+            }
+            fn sqrt(self) -> Self {
+                self.sqrt()
+            }
+            fn exp(self) -> Self {
+                self.exp()
+            }
+            fn ln_1p(self) -> Self {
+                self.ln_1p()
+            }
+            fn ln(self) -> Self {
+                self.ln()
+            }
+        }
+    };
+}
+real!(f32, |x| x as f32, f64::from);
+real!(f64, std::convert::identity, std::convert::identity);
