@@ -33,7 +33,7 @@ pub fn rms_norm<R: Real>(Inputs { x, residual, weight, eps }: &Inputs<R>) -> Out
         let mean = sum(d, |i| row[i] * row[i]) / R::of(d as f64);
         let scale = (mean + R::of(*eps)).rsqrt();
         row.zip_mut_with(weight, |x, &w| {
-            *x = (*x * scale * (R::one() + R::cast(w))).at(Site::Norm)
+            *x = (*x * scale * (R::one() + R::cast(w))).at(Site::Norm);
         });
     }
     Outputs { o: o.into_shared(), h: residual.as_ref().map(|_| h) }
