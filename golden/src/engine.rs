@@ -1,6 +1,6 @@
 //! The seam between the whole model and those who run it.
 
-use ndarray::Array2;
+use ndarray::{Array2, Array3, Array4};
 
 use crate::{Config, Error};
 
@@ -30,6 +30,8 @@ pub trait Engine {
     /// Keeps, of the tokens that the last [`forward`](Self::forward) fed to each sequence, only the
     /// first `keep[sequence]`. That forward must have wanted [`Want::rollback`].
     fn rollback(&mut self, keep: &[usize]) -> Result<(), Error>;
+    /// The states of every layer, `None` for attention layers.
+    fn linear_states(&self) -> Result<Vec<Option<LinearState>>, Error>;
     /// Whether the checkpoint has a multi-token-prediction head.
     fn has_mtp(&self) -> bool;
     /// Runs the MTP head: for each sequence, `tokens[s]` are the tokens *after* those whose hidden
@@ -43,6 +45,15 @@ pub trait Engine {
 /// A copy of all states, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Snapshot(pub u64);
+
+/// What a linear-attention layer keeps of `S` sequences.
+#[derive(Clone, Debug)]
+pub struct LinearState {
+    /// `[S, C, W - 1]` the last raw inputs of the convolution, oldest first.
+    pub conv: Array3<f32>,
+    /// `[S, HV, K, V]`.
+    pub recurrent: Array4<f32>,
+}
 
 /// Which rows of a step get logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -71,8 +82,6 @@ pub struct Want {
     /// come from the router's probabilities. Used where a recording chose otherwise within the
     /// margin of a near tie.
     pub forced_routing: Option<Vec<Option<Array2<i64>>>>,
-    /// A planted wiring fault, by name (see `reference::plants`), to show that it is caught.
-    pub plant: Option<String>,
 }
 
 /// What a step computed; all sequences' tokens one after another, `N` in all.

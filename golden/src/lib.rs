@@ -12,6 +12,8 @@ pub mod engine;
 pub mod fp8;
 pub mod op;
 pub mod ops;
+pub mod packed;
+pub mod recording;
 pub mod rng;
 pub mod tensor;
 pub mod weights;

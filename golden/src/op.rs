@@ -2,6 +2,8 @@
 
 use std::{error, fmt, str::FromStr};
 
+use ndarray::{ArcArray, Dimension};
+
 use crate::{Dtype, Number, Rng, Tensors};
 
 /// A question the model asks: its cases, its inputs, and the least work of an answer.
@@ -21,9 +23,42 @@ pub trait Op: Sized + 'static {
     fn fills() -> &'static [Fill];
     /// The problems of a set, cheapest first.
     fn specs(set: Set) -> Vec<Spec<Self::Case>>;
-    /// Why these sizes (or this fill with them) are no problem of this op, if so: for example heads
-    /// that do not divide. Called before [`inputs`](Self::inputs), which may then rely on it.
-    fn refuse(spec: &Spec<Self::Case>) -> Option<String>;
+    /// Why sizes that are all positive are still no problem of this op, if so: heads that do not
+    /// divide, more active experts than experts.
+    fn refuse(_: &Self::Case) -> Option<String> {
+        None
+    }
+    /// Whether this is a problem at all. Called before [`inputs`](Self::inputs), which relies on it.
+    fn check(spec: &Spec<Self::Case>) -> Result<(), String> {
+        let why = Self::unfit(spec);
+        why.map_or(Ok(()), |why| Err(format!("{}/{spec}: {why}", Self::NAME)))
+    }
+    /// What [`check`](Self::check) found.
+    fn unfit(spec: &Spec<Self::Case>) -> Option<String> {
+        let Spec { case, dtype, fill, .. } = spec;
+        let fills = Self::fills();
+        if !fills.iter().any(|known| known.name == fill) {
+            let known: Vec<_> = fills.iter().map(|fill| fill.name).collect();
+            return Some(format!("no fill {fill:?}; there are {}", known.join(", ")));
+        }
+        if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16) {
+            return Some(format!("dtype {dtype}: expected f32, f16 or bf16"));
+        }
+        let sizes = case.sizes();
+        if let Some(at) = sizes.iter().position(|&size| size == 0) {
+            return Some(format!("{} is 0, expected at least 1", Self::Case::LETTERS[at]));
+        }
+        // So that no product of sizes in a cost can overflow.
+        if 56.0 < sizes.iter().map(|&size| (size as f64).log2()).sum::<f64>() {
+            return Some("the product of all sizes is above 2^56".to_owned());
+        }
+        if let Some(why) = Self::refuse(case) {
+            return Some(why);
+        }
+        let bytes = Self::cost(spec).bytes;
+        (MAX_BYTES < bytes)
+            .then(|| format!("moves {} GiB, more than {} GiB", bytes >> 30, MAX_BYTES >> 30))
+    }
     /// Inputs drawn as the fill says, already rounded to the storage dtype.
     fn inputs(spec: &Spec<Self::Case>, rng: &mut Rng) -> Self::Inputs<f32>;
     /// The same inputs in another number type, exactly.
@@ -33,7 +68,7 @@ pub trait Op: Sized + 'static {
 }
 
 /// The sizes of one problem, round-tripping through `B1-T65-HK16`.
-pub trait Case: Clone + Eq + fmt::Debug {
+pub trait Case: Clone + Eq + fmt::Debug + Send + Sync + 'static {
     /// Letters in the order of the id.
     const LETTERS: &'static [&'static str];
     /// One size per letter.
@@ -71,6 +106,19 @@ impl<C: Case> Spec<C> {
         Spec { fill: fill.to_owned(), ..self }
     }
 
+    /// The tensor as the storage dtype would hold it.
+    pub fn round<D: Dimension>(&self, x: ArcArray<f32, D>) -> ArcArray<f32, D> {
+        match self.dtype {
+            Dtype::F32 => x,
+            dtype => x.map(|&x| dtype.round(x)).into_shared(),
+        }
+    }
+
+    /// Whether the fill is `name`.
+    pub fn is(&self, name: &str) -> bool {
+        self.fill == name
+    }
+
     /// With another storage dtype.
     #[must_use]
     pub fn dtype(self, dtype: Dtype) -> Self {
@@ -99,6 +147,9 @@ impl<C: Case> fmt::Display for Spec<C> {
 
 /// The largest size a letter may have: products of all letters are still checked by the op.
 pub const MAX_SIZE: usize = 1 << 24;
+
+/// The most that one problem may move.
+const MAX_BYTES: u64 = 1 << 36;
 
 impl<C: Case> FromStr for Spec<C> {
     type Err = String;

@@ -45,6 +45,22 @@ pub struct RawTensor<'a> {
     pub data: Cow<'a, [u8]>,
 }
 
+impl RawTensor<'_> {
+    /// The elements as `f32`, exactly; `None` for FP8 codes, which mean nothing without their
+    /// scales, and for integers.
+    pub fn widen(&self) -> Option<Vec<f32>> {
+        let halves = || self.data.as_chunks::<2>().0.iter().copied();
+        match self.dtype {
+            Dtype::F32 => {
+                Some(self.data.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect())
+            }
+            Dtype::F16 => Some(halves().map(|b| half::f16::from_le_bytes(b).to_f32()).collect()),
+            Dtype::Bf16 => Some(halves().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect()),
+            Dtype::F64 | Dtype::Fp8 | Dtype::I64 | Dtype::U8 => None,
+        }
+    }
+}
+
 /// Why a tensor could not be had; every message names file and tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeightError(pub String);

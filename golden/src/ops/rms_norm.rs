@@ -99,10 +99,6 @@ impl Op for RmsNorm {
         specs
     }
 
-    fn refuse(spec: &Spec<Case>) -> Option<String> {
-        (spec.case.d == 0).then(|| "D must be at least 1".to_owned())
-    }
-
     fn inputs(spec: &Spec<Case>, rng: &mut Rng) -> Inputs {
         let Case { n, d } = spec.case;
         let mut x = rng.normals((n, d), 0.0, 1.0);
@@ -115,11 +111,10 @@ impl Op for RmsNorm {
         }
         let std = if spec.fill == "small-weight" { 1e-3 } else { 0.3 };
         let residual = (spec.fill != "tiny-rows").then(|| rng.normals((n, d), 0.0, 1.0));
-        let round = |x: Tensor2<f32>| x.map(|&v| spec.dtype.round(v)).into_shared();
         Inputs {
-            x: round(x),
-            residual: residual.map(round),
-            weight: rng.normals(d, 0.0, std).map(|&w| spec.dtype.round(w)).into_shared(),
+            x: spec.round(x),
+            residual: residual.map(|r| spec.round(r)),
+            weight: spec.round(rng.normals(d, 0.0, std)),
             eps: 1e-6,
         }
     }

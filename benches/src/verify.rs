@@ -1,0 +1,327 @@
+//! An engine against a recording: the same prompts, fed the same way, compared tap by tap.
+
+use golden::{
+    Engine, Error,
+    compare::{Bound, Finding, matrices},
+    engine::{Rows, Step, Want},
+    recording::{Kind, Noise, Prompt, Recording},
+};
+use ndarray::{Array2, Array3, Axis, Ix2, Ix3, Ix4, concatenate, s};
+
+/// Which rule an engine is held to: a floor and a multiple of the recording's own noise.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rule {
+    /// Relative RMS that is always allowed.
+    pub rel_rms: f64,
+    /// Worst token that is always allowed.
+    pub worst_token: f64,
+    /// Multiple of the recording's noise that is allowed where that is more.
+    pub noise: f64,
+}
+
+impl Rule {
+    /// A computation in `f32`: relative RMS at most `max(2e-5, 4 s)`, worst token `max(1e-4, 4 w)`.
+    pub const F32: Rule = Rule { rel_rms: 2e-5, worst_token: 1e-4, noise: 4.0 };
+    /// A computation in `f64`: relative RMS at most `max(1e-5, 2 s)`, worst token `max(1e-4, 2 w)`.
+    pub const F64: Rule = Rule { rel_rms: 1e-5, worst_token: 1e-4, noise: 2.0 };
+
+    /// The bound for a tap of this noise.
+    pub fn bound(self, Noise { rel_rms, worst_token }: Noise) -> Bound {
+        Bound::Relative {
+            rel_rms: self.rel_rms.max(self.noise * rel_rms),
+            worst_token: self.worst_token.max(self.noise * worst_token),
+        }
+    }
+}
+
+/// What verifying one prompt found.
+#[derive(Clone, Debug)]
+pub struct Verified {
+    /// The prompt.
+    pub prompt: String,
+    /// Tokens fed, over all sequences.
+    pub tokens: usize,
+    /// One per tap, in the order of the computation: hidden states, states, logits.
+    pub findings: Vec<(String, Finding)>,
+    /// Tokens whose expert set differs from the recording's, inside the margin of a near tie; the
+    /// rest was then computed with the recorded experts.
+    pub legal_flips: usize,
+    /// The first one outside that margin.
+    pub illegal_flip: Option<String>,
+}
+
+impl Verified {
+    /// Whether everything holds.
+    pub fn ok(&self) -> bool {
+        self.illegal_flip.is_none() && self.findings.iter().all(|(_, finding)| finding.ok)
+    }
+
+    /// The first tap over its bound.
+    pub fn first_bad(&self) -> Option<&(String, Finding)> {
+        self.findings.iter().find(|(_, finding)| !finding.ok)
+    }
+}
+
+/// Everything an engine said about a prompt, rows of all sequences one after another.
+struct Said {
+    hidden: Vec<Array2<f32>>,
+    logits: Option<Array2<f32>>,
+    steps: Option<Array2<f32>>,
+    mtp: Option<Array2<f32>>,
+    routing: Vec<Option<golden::engine::Routing>>,
+    states: Vec<Option<golden::engine::LinearState>>,
+}
+
+/// Asks `engine` one prompt of `recording` and compares every tap that both have.
+///
+/// # Errors
+/// If the engine cannot run the prompt, or the recording lacks what its manifest promises.
+pub fn verify(engine: &mut dyn Engine, recording: &Recording, prompt: &Prompt, rule: Rule) -> Result<Verified, Error> {
+    let tokens = recording.tokens(prompt)?;
+    let total = tokens.iter().map(Vec::len).sum();
+    let mut said = ask(engine, recording, prompt, &tokens, None)?;
+    let recorded = recorded_routing(recording, prompt, said.routing.len())?;
+    let (legal_flips, illegal_flip) = flips(recording, prompt, &said, &recorded)?;
+    if 0 < legal_flips && illegal_flip.is_none() {
+        said = ask(engine, recording, prompt, &tokens, Some(recorded))?;
+    }
+    let real = recording.real_rows(prompt)?;
+    let mut findings = Vec::new();
+    let mut judge = |tap: &str, got: &Array2<f32>, want: Array2<f32>| {
+        let bound = rule.bound(recording.noise(&format!("{}/{tap}", prompt.id)));
+        findings.push((tap.to_owned(), matrices(tap, &want, got, &bound)));
+    };
+    for (layer, got) in said.hidden.iter().enumerate() {
+        let tap = format!("hidden.{layer}");
+        if let Some(want) = rows(recording, prompt, &tap, &real, 0)? {
+            judge(&tap, got, want);
+        }
+    }
+    for (layer, state) in said.states.iter().enumerate() {
+        let Some(state) = state else { continue };
+        let name = format!("{}/recurrent_state.{layer}", prompt.id);
+        if recording.get(&name).is_some() {
+            let want = recording.f32(&name)?.into_dimensionality::<Ix4>()?;
+            let (b, hv, k, v) = want.dim();
+            // One "token" per sequence and head: a head that is wrong is not averaged away.
+            let shape = (b * hv, k * v);
+            let got = state.recurrent.to_shape(shape)?.to_owned();
+            judge(&format!("recurrent_state.{layer}"), &got, want.to_shape(shape)?.to_owned());
+        }
+        let name = format!("{}/conv_state.{layer}", prompt.id);
+        if recording.get(&name).is_some() {
+            let want = recording.f32(&name)?.into_dimensionality::<Ix3>()?;
+            let (b, c, w) = want.dim();
+            let by_column = |x: Array3<f32>| -> Result<Array2<f32>, Error> {
+                let x = x.permuted_axes([0, 2, 1]);
+                Ok(x.to_shape((b * w, c))?.to_owned())
+            };
+            judge(&format!("conv_state.{layer}"), &by_column(state.conv.clone())?, by_column(want)?);
+        }
+    }
+    if let Some(got) = &said.logits
+        && let Some(want) = rows(recording, prompt, "logits", &real, 0)?
+    {
+        judge("logits", got, want);
+    }
+    if let Some(got) = &said.steps {
+        let want = recording.f32(&format!("{}/step_logits", prompt.id))?.into_dimensionality::<Ix3>()?;
+        let (b, n, v) = want.dim();
+        judge("step_logits", got, want.to_shape((b * n, v))?.to_owned());
+    }
+    if let Some(got) = &said.mtp
+        && let Some(want) = rows(recording, prompt, "mtp_logits", &real, 1)?
+    {
+        judge("mtp_logits", got, want);
+    }
+    Ok(Verified { prompt: prompt.id.clone(), tokens: total, findings, legal_flips, illegal_flip })
+}
+
+/// Feeds the prompt in the way it was recorded.
+fn ask(
+    engine: &mut dyn Engine,
+    recording: &Recording,
+    prompt: &Prompt,
+    tokens: &[Vec<u32>],
+    forced: Option<Vec<Option<Array2<i64>>>>,
+) -> Result<Said, Error> {
+    engine.reset(tokens.len())?;
+    let want = Want { logits: Rows::All, hidden: true, routing: true, ..Want::default() };
+    let pieces = match &prompt.split {
+        Some(split) => split.clone(),
+        None => vec![usize::MAX],
+    };
+    let mut steps: Vec<(Vec<Vec<u32>>, Step)> = Vec::new();
+    let mut at = 0;
+    for piece in pieces {
+        let cut = |row: &Vec<u32>| row[at.min(row.len())..at.saturating_add(piece).min(row.len())].to_vec();
+        let fed: Vec<Vec<u32>> = tokens.iter().map(cut).collect();
+        // Forced experts are recorded for the whole prompt: take this piece's rows.
+        let forced_routing = forced.as_ref().map(|layers| {
+            let mut start = 0;
+            let mut taken = Vec::new();
+            for (row, fed) in tokens.iter().zip(&fed) {
+                let from = start + at.min(row.len());
+                taken.extend(from..from + fed.len());
+                start += row.len();
+            }
+            layers.iter().map(|ids| ids.as_ref().map(|ids| ids.select(Axis(0), &taken))).collect()
+        });
+        let step = engine.forward(&fed, &Want { forced_routing, ..want.clone() })?;
+        steps.push((fed, step));
+        at = at.saturating_add(piece);
+    }
+    let states = engine.linear_states()?;
+    let lengths: Vec<Vec<usize>> = steps.iter().map(|(fed, _)| fed.iter().map(Vec::len).collect()).collect();
+    let join = |pick: &dyn Fn(&Step) -> Array2<f32>| -> Result<Array2<f32>, Error> {
+        join(&lengths, &steps.iter().map(|(_, step)| pick(step)).collect::<Vec<_>>())
+    };
+    let layers = steps.first().map_or(0, |(_, step)| step.hidden.len());
+    let hidden: Vec<_> =
+        (0..layers).map(|layer| join(&|step: &Step| step.hidden[layer].clone())).collect::<Result<_, _>>()?;
+    let logits = join(&|step: &Step| step.logits.clone())?;
+    // Routing is judged where the prompt is fed at once; its rows are then in order.
+    let routing = match &mut steps[..] {
+        [(_, step)] => std::mem::take(&mut step.routing),
+        _ => Vec::new(),
+    };
+    let mut said = Said { hidden, logits: None, steps: None, mtp: None, routing, states };
+    match prompt.kind {
+        Kind::Prefill | Kind::Split => said.logits = Some(logits),
+        Kind::Decode => {
+            // Teacher-forced: each step is fed what the official implementation chose.
+            let generated = recording.i64(&format!("{}/generated", prompt.id))?.into_dimensionality::<Ix2>()?;
+            let mut rows: Vec<Vec<Array2<f32>>> = tokens.iter().map(|_| Vec::new()).collect();
+            let mut end = 0;
+            for (row, tokens) in rows.iter_mut().zip(tokens) {
+                end += tokens.len();
+                row.push(logits.slice(s![end - 1..end, ..]).to_owned());
+            }
+            let want = Want { logits: Rows::Last, ..Want::default() };
+            for column in generated.columns() {
+                let fed: Vec<Vec<u32>> =
+                    column.iter().map(|&id| u32::try_from(id).map(|id| vec![id])).collect::<Result<_, _>>()?;
+                let step = engine.forward(&fed, &want)?;
+                for (i, row) in rows.iter_mut().enumerate() {
+                    row.push(step.logits.slice(s![i..=i, ..]).to_owned());
+                }
+            }
+            let all: Vec<_> = rows.iter().flatten().map(|row| row.view()).collect();
+            said.steps = Some(concatenate(Axis(0), &all)?);
+            said.logits = Some(logits);
+        }
+        Kind::Mtp => {
+            let last = said.hidden.last().ok_or("an engine returns its last hidden state")?;
+            let mut kept = Vec::new();
+            let mut start = 0;
+            for row in tokens {
+                kept.extend(start..start + row.len() - 1);
+                start += row.len();
+            }
+            let next: Vec<Vec<u32>> = tokens.iter().map(|row| row[1..].to_vec()).collect();
+            said.mtp = Some(engine.mtp(&next, &last.select(Axis(0), &kept))?.logits);
+            said.logits = Some(logits);
+        }
+    }
+    Ok(said)
+}
+
+/// Rows of pieces (each: all sequences one after another) put back in the order of whole sequences.
+fn join(lengths: &[Vec<usize>], pieces: &[Array2<f32>]) -> Result<Array2<f32>, Error> {
+    let sequences = lengths.first().map_or(0, Vec::len);
+    let mut starts = vec![0; pieces.len()];
+    let mut all = Vec::new();
+    for sequence in 0..sequences {
+        for (piece, rows) in pieces.iter().enumerate() {
+            let n = lengths[piece][sequence];
+            all.push(rows.slice(s![starts[piece]..starts[piece] + n, ..]));
+            starts[piece] += n;
+        }
+    }
+    Ok(concatenate(Axis(0), &all)?)
+}
+
+/// A recorded `[B, T, …]` tap without the rows at left padding (and without the last `drop` rows of
+/// the mask, for taps that are shorter than the prompt).
+fn rows(
+    recording: &Recording,
+    prompt: &Prompt,
+    tap: &str,
+    real: &[usize],
+    drop: usize,
+) -> Result<Option<Array2<f32>>, Error> {
+    let name = format!("{}/{tap}", prompt.id);
+    if recording.get(&name).is_none() {
+        return Ok(None);
+    }
+    let x = recording.f32(&name)?.into_dimensionality::<Ix3>()?;
+    let t = x.dim().1;
+    let kept: Vec<_> = real.iter().enumerate().map(|(i, &n)| x.slice(s![i, t - (n - drop).., ..])).collect();
+    Ok(Some(concatenate(Axis(0), &kept)?))
+}
+
+/// The recorded experts of every layer, `[N, A]`; empty where none were recorded.
+fn recorded_routing(
+    recording: &Recording,
+    prompt: &Prompt,
+    layers: usize,
+) -> Result<Vec<Option<Array2<i64>>>, Error> {
+    let real = recording.real_rows(prompt)?;
+    let mut all = Vec::new();
+    for layer in 0..layers {
+        let name = format!("{}/routing.{layer}", prompt.id);
+        if recording.get(&name).is_none() {
+            all.push(None);
+            continue;
+        }
+        let x = recording.i64(&name)?.into_dimensionality::<Ix3>()?;
+        let t = x.dim().1;
+        let kept: Vec<_> = real.iter().enumerate().map(|(i, &n)| x.slice(s![i, t - n.., ..])).collect();
+        all.push(Some(concatenate(Axis(0), &kept)?));
+    }
+    Ok(all)
+}
+
+/// Tokens whose expert sets differ: how many inside the margin of a near tie, and the first outside.
+///
+/// A swap is legal where the recorded gap to the first expert left out is below ten times the
+/// router noise of the recording; recordings with a smaller gap are not committed, so here none is
+/// expected.
+fn flips(
+    recording: &Recording,
+    prompt: &Prompt,
+    said: &Said,
+    recorded: &[Option<Array2<i64>>],
+) -> Result<(usize, Option<String>), Error> {
+    let noise = recording.manifest.router.get("noise").and_then(serde_json::Value::as_f64).unwrap_or(0.0);
+    let (mut legal, mut illegal) = (0, None);
+    for (layer, (routing, recorded)) in said.routing.iter().zip(recorded).enumerate() {
+        let (Some(routing), Some(recorded)) = (routing, recorded) else { continue };
+        let name = format!("{}/margin.{layer}", prompt.id);
+        let margin = recording.f32(&name)?.into_dimensionality::<Ix2>()?;
+        let t = margin.ncols();
+        let real = recording.real_rows(prompt)?;
+        let margins = real.iter().enumerate().flat_map(|(i, &n)| margin.slice(s![i, t - n..]).to_vec());
+        for (token, ((got, want), margin)) in
+            routing.ids.rows().into_iter().zip(recorded.rows()).zip(margins).enumerate()
+        {
+            let sorted = |row: ndarray::ArrayView1<'_, i64>| {
+                let mut ids = row.to_vec();
+                ids.sort_unstable();
+                ids
+            };
+            if sorted(got) == sorted(want) {
+                continue;
+            }
+            if f64::from(margin) <= 10.0 * noise {
+                legal += 1;
+            } else if illegal.is_none() {
+                illegal = Some(format!(
+                    "layer {layer}, token {token}: experts {got}, recorded {want}, margin {margin:.3e} \
+                     is above ten times the router's noise {noise:.1e}"
+                ));
+            }
+        }
+    }
+    Ok((legal, illegal))
+}

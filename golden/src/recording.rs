@@ -1,0 +1,379 @@
+//! Recorded answers: what the official implementation said, and how sure it was.
+//!
+//! A recording is a folder of two files. `manifest.json` (schema `karat.golden/1`) says which
+//! checkpoint was asked what, by which versions, and how far the official implementation is from
+//! itself (`self_noise`). `recording.safetensors` holds the prompts as token ids and the taps:
+//!
+//! | tensor | shape | what |
+//! |---|---|---|
+//! | `P/input_ids` | i64 `[B, T]` | prompt `P` |
+//! | `P/attention_mask` | i64 `[B, T]` | 0 at left padding, if any |
+//! | `P/hidden.l` | f32 `[B, T, D]` | `output_hidden_states`: 0 the embedding, `L` after the final norm |
+//! | `P/logits` | f32 `[B, T, V]` | every position |
+//! | `P/routing.l`, `P/margin.l` | i64 `[B, T, A]`, f32 `[B, T]` | experts of layer `l`, gap of logits to the next one |
+//! | `P/conv_state.l` | f32 `[B, C, W-1]` | raw convolution inputs, oldest first |
+//! | `P/recurrent_state.l` | f32 `[B, HV, K, V]` | after the prompt |
+//! | `P/generated`, `P/step_logits` | i64 `[B, N]`, f32 `[B, N+1, V]` | cached greedy decode |
+//! | `P/mtp_logits` | f32 `[B, T-1, V]` | MTP head |
+//! | `P/topk.ids`, `P/topk.logits`, `P/logsumexp` | i64, f32 `[B, T, 256]`, f64 `[B, T]` | in place of `logits` where those are too large |
+//!
+//! The tolerance of a tap follows from its own noise `s` (relative RMS of the official f32 run
+//! against the same code in double) and `w` (the same of its worst token): relative RMS at most
+//! `max(2e-5, 4 s)`, worst token at most `max(1e-4, 4 w)`.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use ndarray::{ArrayD, IxDyn};
+use safetensors::{Dtype as StDtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// The schema that this code reads and writes.
+pub const SCHEMA: &str = "karat.golden/1";
+
+/// What was asked: one committed file per recording, from which it can be made again.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Question {
+    /// `karat.question/1`.
+    pub schema: String,
+    /// Name of the recording.
+    pub id: String,
+    /// What it covers.
+    pub why: String,
+    /// The checkpoint to ask.
+    pub checkpoint: Source,
+    /// The prompts, in the manifest's words plus their ids.
+    pub prompts: Vec<Value>,
+    /// Everything else that the recorder reads.
+    #[serde(flatten)]
+    pub rest: BTreeMap<String, Value>,
+}
+
+/// Where a recorded checkpoint comes from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Source {
+    /// `synthetic` (made again from the seed), `committed` (a folder of this repository) or
+    /// `directory` (someone's disk).
+    pub source: String,
+    /// `config.json`, verbatim.
+    #[serde(default)]
+    pub config: Value,
+    /// Storage type of a synthetic checkpoint.
+    #[serde(default)]
+    pub dtype: Option<String>,
+    /// Seed of a synthetic checkpoint.
+    #[serde(default)]
+    pub seed: Option<u64>,
+    /// Folder of a committed checkpoint, from the root of the repository.
+    #[serde(default)]
+    pub path: Option<String>,
+    /// Files with their hashes; in manifests only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<FileHash>,
+    /// blake3 of `config.json`; in manifests only.
+    #[serde(default)]
+    pub config_blake3: Option<String>,
+    /// blake3 of `tokenizer.json`, if there is one.
+    #[serde(default)]
+    pub tokenizer_blake3: Option<String>,
+    /// Public name of the checkpoint.
+    #[serde(default)]
+    pub repo: Option<String>,
+    /// Its revision.
+    #[serde(default)]
+    pub revision: Option<String>,
+}
+
+/// A file and what is in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileHash {
+    /// Name, from the checkpoint's folder.
+    pub path: String,
+    /// Size.
+    pub bytes: u64,
+    /// blake3, in hex.
+    pub blake3: String,
+}
+
+/// `manifest.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// Name of the recording.
+    pub id: String,
+    /// When, RFC 3339.
+    pub created: String,
+    /// What it covers.
+    pub why: String,
+    /// Why it was accepted.
+    pub reason: String,
+    /// blake3 of the recording that it replaces.
+    pub supersedes: Option<String>,
+    /// What was asked.
+    pub checkpoint: Source,
+    /// Who answered: versions and switches.
+    pub producer: Value,
+    /// The questions.
+    #[serde(default)]
+    pub prompts: Vec<Prompt>,
+    /// Cases of a per-op recording.
+    #[serde(default)]
+    pub cases: Vec<OpCase>,
+    /// Every recorded tensor.
+    pub taps: Vec<Tap>,
+    /// `prompt/tap` → kind (`f64`, `bf16`, `sdpa`, `batch4`) → distance.
+    pub self_noise: BTreeMap<String, BTreeMap<String, Noise>>,
+    /// Margins of the router.
+    #[serde(default)]
+    pub router: Value,
+    /// `recording.safetensors`.
+    pub recording: FileHash,
+}
+
+/// One prompt of a recording.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Prompt {
+    /// First part of its tensors' names.
+    pub id: String,
+    /// How it was fed.
+    pub kind: Kind,
+    /// `B`.
+    pub batch: usize,
+    /// `T`.
+    pub tokens: usize,
+    /// Pieces in which the prompt was fed.
+    #[serde(default)]
+    pub split: Option<Vec<usize>>,
+    /// Steps decoded after it.
+    #[serde(default)]
+    pub decode: Option<usize>,
+    /// Whether an attention mask was given.
+    #[serde(default)]
+    pub padded: bool,
+}
+
+/// How a prompt was fed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// At once.
+    Prefill,
+    /// In pieces through one cache.
+    Split,
+    /// At once, then greedily token by token.
+    Decode,
+    /// At once, then the MTP head.
+    Mtp,
+}
+
+/// One case of a per-op recording.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OpCase {
+    /// The op.
+    pub op: String,
+    /// Middle part of its tensors' names.
+    pub case: String,
+    /// Scalars among its inputs.
+    #[serde(default)]
+    pub scalars: BTreeMap<String, f64>,
+}
+
+/// One recorded tensor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tap {
+    /// Its name in `recording.safetensors`.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its type.
+    pub dtype: String,
+    /// `full`, `topk` or `sketch`.
+    pub tier: String,
+    /// blake3 of its little-endian bytes.
+    pub blake3: String,
+}
+
+/// How far two runs of the official implementation are apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Noise {
+    /// `sqrt(sum (a - b)^2 / sum b^2)`.
+    pub rel_rms: f64,
+    /// The largest `|a_t - b_t| / |b_t|` of any token.
+    pub worst_token: f64,
+}
+
+/// Why a recording cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct RecordingError(pub String);
+
+/// A recording on disk, its tensors decoded.
+#[derive(Debug)]
+pub struct Recording {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// What it says of itself.
+    pub manifest: Manifest,
+    bytes: Vec<u8>,
+}
+
+/// A recorded tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Recorded {
+    /// Floats (f64 taps are sketches and sums).
+    F32(ArrayD<f32>),
+    /// Doubles.
+    F64(ArrayD<f64>),
+    /// Integers.
+    I64(ArrayD<i64>),
+    /// FP8 codes.
+    U8(ArrayD<u8>),
+}
+
+impl Recording {
+    /// Reads and hash-checks a recording folder.
+    pub fn open(dir: &Path) -> Result<Recording, RecordingError> {
+        let path = dir.join("manifest.json");
+        let text = fs::read_to_string(&path).map_err(|e| error(&path, e))?;
+        let value: Value = serde_json::from_str(&text).map_err(|e| error(&path, e))?;
+        let schema = value.get("schema").and_then(Value::as_str).unwrap_or("none");
+        if schema != SCHEMA {
+            return Err(error(
+                &path,
+                format!("schema {schema:?}, expected {SCHEMA:?}: made by another version of karat"),
+            ));
+        }
+        let manifest: Manifest = serde_json::from_value(value).map_err(|e| error(&path, e))?;
+        let path = dir.join("recording.safetensors");
+        let bytes = fs::read(&path).map_err(|e| error(&path, e))?;
+        let hash = blake3::hash(&bytes).to_hex();
+        if hash.as_str() != manifest.recording.blake3 {
+            let want = &manifest.recording.blake3;
+            return Err(error(&path, format!("damaged: blake3 {hash}, the manifest says {want}")));
+        }
+        let parsed = SafeTensors::deserialize(&bytes).map_err(|e| error(&path, e))?;
+        for tap in &manifest.taps {
+            let tensor = parsed.tensor(&tap.name).map_err(|_| {
+                error(&path, format!("tensor {} of the manifest is missing", tap.name))
+            })?;
+            if tensor.shape() != tap.shape {
+                return Err(error(
+                    &path,
+                    format!(
+                        "tensor {}: shape {:?}, the manifest says {:?}",
+                        tap.name,
+                        tensor.shape(),
+                        tap.shape
+                    ),
+                ));
+            }
+        }
+        Ok(Recording { dir: dir.to_owned(), manifest, bytes })
+    }
+
+    /// The folder's name.
+    pub fn id(&self) -> &str {
+        &self.manifest.id
+    }
+
+    /// A tensor, if it was recorded.
+    pub fn get(&self, name: &str) -> Option<Recorded> {
+        let parsed = SafeTensors::deserialize(&self.bytes).ok()?;
+        let tensor = parsed.tensor(name).ok()?;
+        let shape = IxDyn(tensor.shape());
+        let data = tensor.data();
+        match tensor.dtype() {
+            StDtype::F32 => {
+                let values =
+                    data.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+                ArrayD::from_shape_vec(shape, values).ok().map(Recorded::F32)
+            }
+            StDtype::F64 => {
+                let values =
+                    data.as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b)).collect();
+                ArrayD::from_shape_vec(shape, values).ok().map(Recorded::F64)
+            }
+            StDtype::I64 => {
+                let values =
+                    data.as_chunks::<8>().0.iter().map(|&b| i64::from_le_bytes(b)).collect();
+                ArrayD::from_shape_vec(shape, values).ok().map(Recorded::I64)
+            }
+            StDtype::U8 => ArrayD::from_shape_vec(shape, data.to_vec()).ok().map(Recorded::U8),
+            _ => None,
+        }
+    }
+
+    /// A tensor of floats that has to be there.
+    pub fn f32(&self, name: &str) -> Result<ArrayD<f32>, RecordingError> {
+        match self.get(name) {
+            Some(Recorded::F32(x)) => Ok(x),
+            Some(_) => Err(error(&self.dir, format!("tensor {name} is not f32"))),
+            None => Err(error(&self.dir, format!("tensor {name} is missing"))),
+        }
+    }
+
+    /// A tensor of integers that has to be there.
+    pub fn i64(&self, name: &str) -> Result<ArrayD<i64>, RecordingError> {
+        match self.get(name) {
+            Some(Recorded::I64(x)) => Ok(x),
+            Some(_) => Err(error(&self.dir, format!("tensor {name} is not i64"))),
+            None => Err(error(&self.dir, format!("tensor {name} is missing"))),
+        }
+    }
+
+    /// How far the official f32 run is from the same code in double, at a tap.
+    pub fn noise(&self, tap: &str) -> Noise {
+        self.manifest
+            .self_noise
+            .get(tap)
+            .and_then(|kinds| kinds.get("f64"))
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// A prompt's tokens, one list per sequence, without left padding.
+    pub fn tokens(&self, prompt: &Prompt) -> Result<Vec<Vec<u32>>, RecordingError> {
+        let name = format!("{}/input_ids", prompt.id);
+        let ids = self.i64(&name)?;
+        let rows = self.real_rows(prompt)?;
+        let ids = ids
+            .into_dimensionality::<ndarray::Ix2>()
+            .map_err(|e| error(&self.dir, format!("{name}: {e}")))?;
+        let token =
+            |id: i64| u32::try_from(id).map_err(|_| error(&self.dir, format!("{name}: id {id}")));
+        ids.rows()
+            .into_iter()
+            .zip(rows)
+            .map(|(row, real)| row.iter().skip(row.len() - real).map(|&id| token(id)).collect())
+            .collect()
+    }
+
+    /// Tokens of each sequence that are not padding; padding is on the left.
+    pub fn real_rows(&self, prompt: &Prompt) -> Result<Vec<usize>, RecordingError> {
+        let name = format!("{}/attention_mask", prompt.id);
+        if !prompt.padded {
+            return Ok(vec![prompt.tokens; prompt.batch]);
+        }
+        let mask = self.i64(&name)?;
+        mask.outer_iter()
+            .map(|row| {
+                let real = row.iter().filter(|&&m| m != 0).count();
+                let left = row.iter().skip(row.len() - real).all(|&m| m != 0);
+                if left && 0 < real {
+                    Ok(real)
+                } else {
+                    Err(error(&self.dir, format!("{name}: padding is not on the left")))
+                }
+            })
+            .collect()
+    }
+}
+
+fn error(path: &Path, what: impl std::fmt::Display) -> RecordingError {
+    RecordingError(format!("{}: {what}", path.display()))
+}

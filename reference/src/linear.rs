@@ -1,0 +1,37 @@
+use golden::{
+    Tensor2,
+    ops::linear::{Inputs, Outputs},
+};
+use ndarray::Array2;
+
+use crate::real::{Real, Site, dot_weight};
+
+/// `o[n, m] = sum_d x[n, d] * weight[m, d]`.
+///
+/// `x`: `[N, D]`; `weight`: `[M, D]`; `o`: `[N, M]`.
+///
+/// ```
+/// use golden::ops::linear::Inputs;
+/// use ndarray::arr2;
+///
+/// let x = arr2(&[[1.0, 2.0]]).into_shared();
+/// let weight = arr2(&[[3.0, 4.0], [0.0, -1.0]]).into_shared();
+/// assert_eq!(reference::linear::<f64>(&Inputs { x, weight }).o, arr2(&[[11.0, -2.0]]));
+/// ```
+pub fn linear<R: Real>(Inputs { x, weight }: &Inputs<R>) -> Outputs<R> {
+    Outputs { o: project(x, weight) }
+}
+
+/// [`linear`] without the names.
+pub(crate) fn project<R: Real>(x: &Tensor2<R>, weight: &Tensor2<f32>) -> Tensor2<R> {
+    let (x, weight) = (x.as_standard_layout(), weight.as_standard_layout());
+    let mut o = Array2::from_elem((x.nrows(), weight.nrows()), R::zero());
+    // Each row of the weight is read once and meets every token while it is at hand.
+    for (w, mut column) in weight.rows().into_iter().zip(o.columns_mut()) {
+        let w = w.to_slice().expect("standard layout");
+        for (x, o) in x.rows().into_iter().zip(&mut column) {
+            *o = dot_weight(x.to_slice().expect("standard layout"), w).at(Site::Linear);
+        }
+    }
+    o.into_shared()
+}
