@@ -10,6 +10,7 @@ pub mod config;
 pub mod dtype;
 pub mod engine;
 pub mod fp8;
+pub mod names;
 pub mod op;
 pub mod ops;
 pub mod packed;

@@ -5,6 +5,8 @@
 
 pub mod real;
 
+mod attention;
+mod attention_layer;
 mod causal_conv1d;
 mod embedding;
 mod fp8_dequant;
@@ -13,10 +15,23 @@ mod gdn_gates;
 mod gdn_layer;
 mod l2_norm;
 mod linear;
+mod lm_head;
+mod load;
+mod model;
+mod moe_experts;
+mod moe_layer;
+mod moe_router;
+mod mtp;
+mod plants;
 mod rms_norm;
 mod rms_norm_gated;
+mod rope;
+mod sampling;
+mod shared_expert;
 
 pub use crate::{
+    attention::attention,
+    attention_layer::attention_layer,
     causal_conv1d::causal_conv1d,
     embedding::embedding,
     fp8_dequant::fp8_dequant,
@@ -25,7 +40,17 @@ pub use crate::{
     gdn_layer::gdn_layer,
     l2_norm::l2_norm,
     linear::linear,
+    lm_head::lm_head,
+    model::Model,
+    moe_experts::{Expert, moe_experts, moe_experts_from},
+    moe_layer::moe_layer,
+    moe_router::{moe_router, moe_router_forced},
+    mtp::mtp,
+    plants::Plant,
     real::Real,
     rms_norm::rms_norm,
     rms_norm_gated::rms_norm_gated,
+    rope::{inv_freq, rope},
+    sampling::sampling,
+    shared_expert::{shared_expert, swiglu},
 };

@@ -34,12 +34,17 @@ impl Load for dyn Weights {
             .config()
             .fp8
             .as_ref()
-            .ok_or_else(|| format!("{name}: FP8 codes, but config.json has no quantization_config"))?
+            .ok_or_else(|| {
+                format!("{name}: FP8 codes, but config.json has no quantization_config")
+            })?
             .weight_block_size;
         let inputs = ops::fp8_dequant::Inputs {
             codes: Array2::from_shape_vec(shape, raw.data.into_owned())?.into_shared(),
-            scales: Array2::from_shape_vec(matrix_shape(&scale_name, &scales)?, widen(&scale_name, &scales)?)?
-                .into_shared(),
+            scales: Array2::from_shape_vec(
+                matrix_shape(&scale_name, &scales)?,
+                widen(&scale_name, &scales)?,
+            )?
+            .into_shared(),
             block_rows,
             block_cols,
         };
@@ -53,7 +58,8 @@ impl Load for dyn Weights {
 }
 
 fn widen(name: &str, raw: &RawTensor<'_>) -> Result<Vec<f32>, Error> {
-    raw.widen().ok_or_else(|| format!("{name}: {} where a float type was expected", raw.dtype).into())
+    raw.widen()
+        .ok_or_else(|| format!("{name}: {} where a float type was expected", raw.dtype).into())
 }
 
 fn matrix_shape(name: &str, raw: &RawTensor<'_>) -> Result<(usize, usize), Error> {

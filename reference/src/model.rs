@@ -114,7 +114,11 @@ impl<R: Real> Model<R> {
             },
             Mixer::Full => State::Full(self.empty_cache()),
         };
-        Sequence { len: 0, layers: c.layer_types.iter().map(state).collect(), mtp: self.empty_cache() }
+        Sequence {
+            len: 0,
+            layers: c.layer_types.iter().map(state).collect(),
+            mtp: self.empty_cache(),
+        }
     }
 
     /// `N` embedding rows, fetched one by one: the table itself is never loaded.
@@ -137,7 +141,8 @@ impl<R: Real> Model<R> {
     ) -> Result<ops::rms_norm::Outputs<R>, Error> {
         let weight = self.weights.vector(name)?;
         let eps = self.config.rms_norm_eps;
-        let mut inputs = ops::rms_norm::Inputs { x: x.clone(), residual: residual.cloned(), weight, eps };
+        let mut inputs =
+            ops::rms_norm::Inputs { x: x.clone(), residual: residual.cloned(), weight, eps };
         if let Some(plant) = self.plant.filter(|_| name == golden::names::FINAL_NORM) {
             plant.norm(&mut inputs);
         }
@@ -145,12 +150,19 @@ impl<R: Real> Model<R> {
     }
 
     /// `linear_attn` of layer `layer`, over the new rows of every sequence.
-    fn linear_attention(&mut self, layer: usize, x: &Tensor2<R>, cu: &Tensor1<i64>) -> Result<Tensor2<R>, Error> {
+    fn linear_attention(
+        &mut self,
+        layer: usize,
+        x: &Tensor2<R>,
+        cu: &Tensor1<i64>,
+    ) -> Result<Tensor2<R>, Error> {
         let c = &self.config;
         let name = |tensor: &str| format!("model.layers.{layer}.linear_attn.{tensor}");
         let (mut convs, mut states) = (Vec::new(), Vec::new());
         for sequence in &self.sequences {
-            let State::Linear { conv, recurrent } = &sequence.layers[layer] else { unreachable!("a linear layer") };
+            let State::Linear { conv, recurrent } = &sequence.layers[layer] else {
+                unreachable!("a linear layer")
+            };
             convs.push(conv.view());
             states.push(recurrent.view());
         }
@@ -291,7 +303,11 @@ impl<R: Real> Model<R> {
     fn logits(&self, x: &Tensor2<R>) -> Result<Array2<f32>, Error> {
         const BAND: usize = 8192;
         let c = &self.config;
-        let name = if c.tie_word_embeddings { golden::names::EMBED_TOKENS } else { golden::names::LM_HEAD };
+        let name = if c.tie_word_embeddings {
+            golden::names::EMBED_TOKENS
+        } else {
+            golden::names::LM_HEAD
+        };
         let mut logits = Array2::zeros((x.nrows(), c.vocab_size));
         if x.nrows() == 0 {
             return Ok(logits);
@@ -307,12 +323,20 @@ impl<R: Real> Model<R> {
 
     fn check(&self, tokens: &[Vec<u32>]) -> Result<(), Error> {
         if tokens.len() != self.sequences.len() {
-            return Err(format!("{} token lists for {} sequences", tokens.len(), self.sequences.len()).into());
+            return Err(format!(
+                "{} token lists for {} sequences",
+                tokens.len(),
+                self.sequences.len()
+            )
+            .into());
         }
         let vocab = self.config.vocab_size;
         for (i, row) in tokens.iter().enumerate() {
             if let Some((at, id)) = row.iter().enumerate().find(|(_, id)| vocab <= **id as usize) {
-                return Err(format!("sequence {i}, token {at}: id {id} is not below vocab_size {vocab}").into());
+                return Err(format!(
+                    "sequence {i}, token {at}: id {id} is not below vocab_size {vocab}"
+                )
+                .into());
             }
         }
         Ok(())
@@ -359,7 +383,9 @@ impl<R: Real> Engine for Model<R> {
                 Mixer::Full => {
                     let mut caches = Vec::new();
                     for sequence in &self.sequences {
-                        let State::Full(cache) = &sequence.layers[layer] else { unreachable!("a full layer") };
+                        let State::Full(cache) = &sequence.layers[layer] else {
+                            unreachable!("a full layer")
+                        };
                         caches.push(cache.clone());
                     }
                     let mixed = self.full_attention(&prefix, &normed, &cu, &mut caches)?;
@@ -369,8 +395,10 @@ impl<R: Real> Engine for Model<R> {
                     mixed
                 }
             };
-            let post = self.norm(&format!("{prefix}.post_attention_layernorm.weight"), &mixed, Some(&x))?;
-            let forced = want.forced_routing.as_ref().and_then(|layers| layers.get(layer)?.as_ref());
+            let post =
+                self.norm(&format!("{prefix}.post_attention_layernorm.weight"), &mixed, Some(&x))?;
+            let forced =
+                want.forced_routing.as_ref().and_then(|layers| layers.get(layer)?.as_ref());
             let (mlp, routed) = match self.config.mlp_types[layer] {
                 Mlp::Sparse => {
                     let (o, routed) = self.sparse_mlp(&prefix, &post.o, forced)?;
@@ -380,7 +408,8 @@ impl<R: Real> Engine for Model<R> {
             };
             x = add(&post.h.ok_or("a norm with a residual returns the sum")?, &mlp);
             if want.routing {
-                step.routing.push(routed.map(|r| Routing { ids: r.ids.to_owned(), margins: r.margins }));
+                step.routing
+                    .push(routed.map(|r| Routing { ids: r.ids.to_owned(), margins: r.margins }));
             }
         }
         for (sequence, tokens) in self.sequences.iter_mut().zip(tokens) {
@@ -396,7 +425,8 @@ impl<R: Real> Engine for Model<R> {
             Rows::None => Vec::new(),
         };
         step.logits = self.logits(&last.select(Axis(0), &rows).into_shared())?;
-        let fed = if self.plant == Some(Plant::PreNormMtpHidden) && !want.hidden { &x } else { &last };
+        let fed =
+            if self.plant == Some(Plant::PreNormMtpHidden) && !want.hidden { &x } else { &last };
         step.hidden.push(narrow(fed));
         Ok(step)
     }
@@ -428,8 +458,11 @@ impl<R: Real> Engine for Model<R> {
         let tokens: Vec<Vec<u32>> = kept.map(|(tokens, &n)| tokens[..n].to_vec()).collect();
         let mtp: Vec<_> = self.sequences.iter().map(|sequence| sequence.mtp.clone()).collect();
         let cu = offsets(undo.tokens.iter().map(Vec::len));
-        let rows: Vec<usize> =
-            keep.iter().zip(&cu).flat_map(|(&n, &start)| start as usize..start as usize + n).collect();
+        let rows: Vec<usize> = keep
+            .iter()
+            .zip(&cu)
+            .flat_map(|(&n, &start)| start as usize..start as usize + n)
+            .collect();
         let select = |ids: &Array2<i64>| ids.select(Axis(0), &rows);
         let forced_routing = undo
             .forced_routing
@@ -470,7 +503,7 @@ impl<R: Real> Engine for Model<R> {
     /// `hidden` is the main model's output *after* its final norm (or, for drafts beyond the first,
     /// the head's own output after `mtp.norm`), the token is the one that follows it, and the
     /// logits predict the token after that. Positions are those of the head's cache; attention with
-    /// rotary embedding sees only differences. Source: `qwen3_next_mtp.py` of vLLM and SGLang,
+    /// rotary embedding sees only differences. Source: `qwen3_next_mtp.py` of vLLM and `SGLang`,
     /// which agree.
     fn mtp(&mut self, tokens: &[Vec<u32>], hidden: &Array2<f32>) -> Result<Step, Error> {
         self.check(tokens)?;
@@ -478,7 +511,12 @@ impl<R: Real> Engine for Model<R> {
         let cu = offsets(tokens.iter().map(Vec::len));
         let rows = tokens.iter().map(Vec::len).sum::<usize>();
         if hidden.dim() != (rows, c.hidden_size) {
-            return Err(format!("hidden is {:?}, expected [{rows}, {}]", hidden.dim(), c.hidden_size).into());
+            return Err(format!(
+                "hidden is {:?}, expected [{rows}, {}]",
+                hidden.dim(),
+                c.hidden_size
+            )
+            .into());
         }
         let mut inputs = ops::mtp::Inputs {
             embedding: self.embed(tokens)?,
@@ -494,14 +532,20 @@ impl<R: Real> Engine for Model<R> {
         let x = mtp(&inputs).o;
         let prefix = "mtp.layers.0";
         let normed = self.norm(&format!("{prefix}.input_layernorm.weight"), &x, None)?.o;
-        let mut caches: Vec<_> = self.sequences.iter().map(|sequence| sequence.mtp.clone()).collect();
+        let mut caches: Vec<_> =
+            self.sequences.iter().map(|sequence| sequence.mtp.clone()).collect();
         let mixed = self.full_attention(prefix, &normed, &cu, &mut caches)?;
         for (sequence, cache) in self.sequences.iter_mut().zip(caches) {
             sequence.mtp = cache;
         }
-        let post = self.norm(&format!("{prefix}.post_attention_layernorm.weight"), &mixed, Some(&x))?;
+        let post =
+            self.norm(&format!("{prefix}.post_attention_layernorm.weight"), &mixed, Some(&x))?;
         let sparse = self.weights.meta(&format!("{prefix}.mlp.gate.weight")).is_some();
-        let mlp = if sparse { self.sparse_mlp(prefix, &post.o, None)?.0 } else { self.dense_mlp(prefix, &post.o)? };
+        let mlp = if sparse {
+            self.sparse_mlp(prefix, &post.o, None)?.0
+        } else {
+            self.dense_mlp(prefix, &post.o)?
+        };
         let x = add(&post.h.ok_or("a norm with a residual returns the sum")?, &mlp);
         let last = self.norm("mtp.norm.weight", &x, None)?.o;
         Ok(Step { logits: self.logits(&last)?, hidden: vec![narrow(&last)], routing: Vec::new() })
@@ -509,7 +553,9 @@ impl<R: Real> Engine for Model<R> {
 
     fn mtp_truncate(&mut self, keep: &[usize]) -> Result<(), Error> {
         if keep.len() != self.sequences.len() {
-            return Err(format!("{} lengths for {} sequences", keep.len(), self.sequences.len()).into());
+            return Err(
+                format!("{} lengths for {} sequences", keep.len(), self.sequences.len()).into()
+            );
         }
         for (sequence, &keep) in self.sequences.iter_mut().zip(keep) {
             let Cache { k, v } = &mut sequence.mtp;
@@ -546,7 +592,10 @@ where
 }
 
 fn add<R: Real>(a: &Tensor2<R>, b: &Tensor2<R>) -> Tensor2<R> {
-    ndarray::Zip::from(a).and(b).map_collect(|&a, &b| (a + b).at(crate::real::Site::Residual)).into_shared()
+    ndarray::Zip::from(a)
+        .and(b)
+        .map_collect(|&a, &b| (a + b).at(crate::real::Site::Residual))
+        .into_shared()
 }
 
 fn narrow<R: Real, D: Dimension>(x: &ArcArray<R, D>) -> Array<f32, D> {

@@ -57,24 +57,84 @@ impl Plant {
     /// Every plant: its name, what it does, and a public report of the same mistake.
     pub const ALL: &[(&str, Plant, &str)] = &[
         ("swap-b-a", Plant::SwapBA, "https://github.com/vllm-project/vllm/issues/36242"),
-        ("ungrouped-qkvz", Plant::UngroupedQkvz, "https://github.com/vllm-project/vllm/issues/35504"),
-        ("interleaved-value-heads", Plant::InterleavedValueHeads, "https://github.com/huggingface/transformers/issues/41036"),
-        ("recurrent-state-lost", Plant::RecurrentStateLost, "https://github.com/huggingface/transformers/issues/45513"),
-        ("conv-state-lost", Plant::ConvStateLost, "https://github.com/vllm-project/vllm/issues/53051"),
-        ("conv-state-shifted", Plant::ConvStateShifted, "https://github.com/vllm-project/vllm/issues/39273"),
-        ("gated-norm-plus-one", Plant::GatedNormPlusOne, "https://github.com/jundot/omlx/issues/1507"),
-        ("dt-bias-dropped", Plant::DtBiasDropped, "https://github.com/huggingface/transformers/issues/47831"),
+        (
+            "ungrouped-qkvz",
+            Plant::UngroupedQkvz,
+            "https://github.com/vllm-project/vllm/issues/35504",
+        ),
+        (
+            "interleaved-value-heads",
+            Plant::InterleavedValueHeads,
+            "https://github.com/huggingface/transformers/issues/41036",
+        ),
+        (
+            "recurrent-state-lost",
+            Plant::RecurrentStateLost,
+            "https://github.com/huggingface/transformers/issues/45513",
+        ),
+        (
+            "conv-state-lost",
+            Plant::ConvStateLost,
+            "https://github.com/vllm-project/vllm/issues/53051",
+        ),
+        (
+            "conv-state-shifted",
+            Plant::ConvStateShifted,
+            "https://github.com/vllm-project/vllm/issues/39273",
+        ),
+        (
+            "gated-norm-plus-one",
+            Plant::GatedNormPlusOne,
+            "https://github.com/jundot/omlx/issues/1507",
+        ),
+        (
+            "dt-bias-dropped",
+            Plant::DtBiasDropped,
+            "https://github.com/huggingface/transformers/issues/47831",
+        ),
         ("conv-flipped", Plant::ConvFlipped, "https://github.com/ggml-org/llama.cpp/issues/16095"),
-        ("ungrouped-query-gate", Plant::UngroupedQueryGate, "https://github.com/ggml-org/llama.cpp/issues/16095"),
-        ("yarn-scale-dropped", Plant::YarnScaleDropped, "https://github.com/jundot/omlx/issues/3347"),
-        ("qk-norm-missing-plus-one", Plant::QkNormMissingPlusOne, "https://github.com/warpfront/hipfire/issues/228"),
+        (
+            "ungrouped-query-gate",
+            Plant::UngroupedQueryGate,
+            "https://github.com/ggml-org/llama.cpp/issues/16095",
+        ),
+        (
+            "yarn-scale-dropped",
+            Plant::YarnScaleDropped,
+            "https://github.com/jundot/omlx/issues/3347",
+        ),
+        (
+            "qk-norm-missing-plus-one",
+            Plant::QkNormMissingPlusOne,
+            "https://github.com/warpfront/hipfire/issues/228",
+        ),
         ("kv-cache-lost", Plant::KvCacheLost, "https://github.com/ml-explore/mlx-lm/issues/846"),
         ("missing-plus-one", Plant::MissingPlusOne, "https://github.com/kekzl/imp/issues/1289"),
-        ("renormalise-flipped", Plant::RenormaliseFlipped, "https://github.com/1bit-MONSTER/1bit-MONSTER/issues/2134"),
-        ("shared-expert-dropped", Plant::SharedExpertDropped, "https://github.com/ggml-org/llama.cpp/issues/16095"),
-        ("swap-gate-up", Plant::SwapGateUp, "https://github.com/huggingface/transformers/issues/45131"),
-        ("pre-norm-mtp-hidden", Plant::PreNormMtpHidden, "https://github.com/ggml-org/llama.cpp/issues/24025"),
-        ("mtp-concat-order", Plant::MtpConcatOrder, "https://github.com/LightLLM/LightLLM/issues/1402"),
+        (
+            "renormalise-flipped",
+            Plant::RenormaliseFlipped,
+            "https://github.com/1bit-MONSTER/1bit-MONSTER/issues/2134",
+        ),
+        (
+            "shared-expert-dropped",
+            Plant::SharedExpertDropped,
+            "https://github.com/ggml-org/llama.cpp/issues/16095",
+        ),
+        (
+            "swap-gate-up",
+            Plant::SwapGateUp,
+            "https://github.com/huggingface/transformers/issues/45131",
+        ),
+        (
+            "pre-norm-mtp-hidden",
+            Plant::PreNormMtpHidden,
+            "https://github.com/ggml-org/llama.cpp/issues/24025",
+        ),
+        (
+            "mtp-concat-order",
+            Plant::MtpConcatOrder,
+            "https://github.com/LightLLM/LightLLM/issues/1402",
+        ),
     ];
 
     /// The plant of a name.
@@ -92,7 +152,8 @@ impl Plant {
                     let at = 2 * group * g;
                     (at + group..at + 2 * group).chain(at..at + group)
                 });
-                x.in_proj_ba = x.in_proj_ba.select(Axis(0), &rows.collect::<Vec<_>>()).into_shared();
+                x.in_proj_ba =
+                    x.in_proj_ba.select(Axis(0), &rows.collect::<Vec<_>>()).into_shared();
             }
             Plant::UngroupedQkvz => {
                 // The official order of rows that a reader of the plain order would have meant.
@@ -104,7 +165,8 @@ impl Plant {
                     let gate = 2 * qk + all_v + g * group * v..2 * qk + all_v + (g + 1) * group * v;
                     q.chain(key).chain(value).chain(gate)
                 });
-                x.in_proj_qkvz = x.in_proj_qkvz.select(Axis(0), &rows.collect::<Vec<_>>()).into_shared();
+                x.in_proj_qkvz =
+                    x.in_proj_qkvz.select(Axis(0), &rows.collect::<Vec<_>>()).into_shared();
             }
             Plant::InterleavedValueHeads => {
                 // Queries and keys of group g come from the group that h mod HK would have picked.
@@ -124,7 +186,11 @@ impl Plant {
                 let mut shifted = x.conv_state.to_owned();
                 shifted.fill(R::zero());
                 if 1 < w {
-                    shifted.slice_mut(s![.., .., 1..]).assign(&x.conv_state.slice(s![.., .., ..w - 1]));
+                    shifted.slice_mut(s![.., .., 1..]).assign(&x.conv_state.slice(s![
+                        ..,
+                        ..,
+                        ..w - 1
+                    ]));
                 }
                 x.conv_state = shifted.into_shared();
             }
@@ -140,7 +206,8 @@ impl Plant {
             Plant::UngroupedQueryGate => {
                 let h = x.q_proj.nrows() / (2 * x.hq);
                 let all = x.hq * h;
-                let rows = (0..x.hq).flat_map(|i| (i * h..(i + 1) * h).chain(all + i * h..all + (i + 1) * h));
+                let rows = (0..x.hq)
+                    .flat_map(|i| (i * h..(i + 1) * h).chain(all + i * h..all + (i + 1) * h));
                 x.q_proj = x.q_proj.select(Axis(0), &rows.collect::<Vec<_>>()).into_shared();
             }
             Plant::YarnScaleDropped => x.attention_factor = 1.0,
@@ -183,7 +250,8 @@ impl Plant {
         if self == Plant::MtpConcatOrder {
             let d = x.fc.ncols() / 2;
             let halves = [x.fc.slice(s![.., d..]), x.fc.slice(s![.., ..d])];
-            x.fc = concatenate(Axis(1), &halves).map_or_else(|_| x.fc.clone(), |fc| fc.into_shared());
+            x.fc = concatenate(Axis(1), &halves)
+                .map_or_else(|_| x.fc.clone(), ndarray::ArrayBase::into_shared);
         }
     }
 }
