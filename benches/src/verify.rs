@@ -76,7 +76,12 @@ struct Said {
 ///
 /// # Errors
 /// If the engine cannot run the prompt, or the recording lacks what its manifest promises.
-pub fn verify(engine: &mut dyn Engine, recording: &Recording, prompt: &Prompt, rule: Rule) -> Result<Verified, Error> {
+pub fn verify(
+    engine: &mut dyn Engine,
+    recording: &Recording,
+    prompt: &Prompt,
+    rule: Rule,
+) -> Result<Verified, Error> {
     let tokens = recording.tokens(prompt)?;
     let total = tokens.iter().map(Vec::len).sum();
     let mut said = ask(engine, recording, prompt, &tokens, None)?;
@@ -116,7 +121,11 @@ pub fn verify(engine: &mut dyn Engine, recording: &Recording, prompt: &Prompt, r
                 let x = x.permuted_axes([0, 2, 1]);
                 Ok(x.to_shape((b * w, c))?.to_owned())
             };
-            judge(&format!("conv_state.{layer}"), &by_column(state.conv.clone())?, by_column(want)?);
+            judge(
+                &format!("conv_state.{layer}"),
+                &by_column(state.conv.clone())?,
+                by_column(want)?,
+            );
         }
     }
     if let Some(got) = &said.logits
@@ -125,7 +134,8 @@ pub fn verify(engine: &mut dyn Engine, recording: &Recording, prompt: &Prompt, r
         judge("logits", got, want);
     }
     if let Some(got) = &said.steps {
-        let want = recording.f32(&format!("{}/step_logits", prompt.id))?.into_dimensionality::<Ix3>()?;
+        let want =
+            recording.f32(&format!("{}/step_logits", prompt.id))?.into_dimensionality::<Ix3>()?;
         let (b, n, v) = want.dim();
         judge("step_logits", got, want.to_shape((b * n, v))?.to_owned());
     }
@@ -154,7 +164,9 @@ fn ask(
     let mut steps: Vec<(Vec<Vec<u32>>, Step)> = Vec::new();
     let mut at = 0;
     for piece in pieces {
-        let cut = |row: &Vec<u32>| row[at.min(row.len())..at.saturating_add(piece).min(row.len())].to_vec();
+        let cut = |row: &Vec<u32>| {
+            row[at.min(row.len())..at.saturating_add(piece).min(row.len())].to_vec()
+        };
         let fed: Vec<Vec<u32>> = tokens.iter().map(cut).collect();
         // Forced experts are recorded for the whole prompt: take this piece's rows.
         let forced_routing = forced.as_ref().map(|layers| {
@@ -172,13 +184,15 @@ fn ask(
         at = at.saturating_add(piece);
     }
     let states = engine.linear_states()?;
-    let lengths: Vec<Vec<usize>> = steps.iter().map(|(fed, _)| fed.iter().map(Vec::len).collect()).collect();
+    let lengths: Vec<Vec<usize>> =
+        steps.iter().map(|(fed, _)| fed.iter().map(Vec::len).collect()).collect();
     let join = |pick: &dyn Fn(&Step) -> Array2<f32>| -> Result<Array2<f32>, Error> {
         join(&lengths, &steps.iter().map(|(_, step)| pick(step)).collect::<Vec<_>>())
     };
     let layers = steps.first().map_or(0, |(_, step)| step.hidden.len());
-    let hidden: Vec<_> =
-        (0..layers).map(|layer| join(&|step: &Step| step.hidden[layer].clone())).collect::<Result<_, _>>()?;
+    let hidden: Vec<_> = (0..layers)
+        .map(|layer| join(&|step: &Step| step.hidden[layer].clone()))
+        .collect::<Result<_, _>>()?;
     let logits = join(&|step: &Step| step.logits.clone())?;
     // Routing is judged where the prompt is fed at once; its rows are then in order.
     let routing = match &mut steps[..] {
@@ -190,7 +204,8 @@ fn ask(
         Kind::Prefill | Kind::Split => said.logits = Some(logits),
         Kind::Decode => {
             // Teacher-forced: each step is fed what the official implementation chose.
-            let generated = recording.i64(&format!("{}/generated", prompt.id))?.into_dimensionality::<Ix2>()?;
+            let generated =
+                recording.i64(&format!("{}/generated", prompt.id))?.into_dimensionality::<Ix2>()?;
             let mut rows: Vec<Vec<Array2<f32>>> = tokens.iter().map(|_| Vec::new()).collect();
             let mut end = 0;
             for (row, tokens) in rows.iter_mut().zip(tokens) {
@@ -199,8 +214,10 @@ fn ask(
             }
             let want = Want { logits: Rows::Last, ..Want::default() };
             for column in generated.columns() {
-                let fed: Vec<Vec<u32>> =
-                    column.iter().map(|&id| u32::try_from(id).map(|id| vec![id])).collect::<Result<_, _>>()?;
+                let fed: Vec<Vec<u32>> = column
+                    .iter()
+                    .map(|&id| u32::try_from(id).map(|id| vec![id]))
+                    .collect::<Result<_, _>>()?;
                 let step = engine.forward(&fed, &want)?;
                 for (i, row) in rows.iter_mut().enumerate() {
                     row.push(step.logits.slice(s![i..=i, ..]).to_owned());
@@ -256,7 +273,8 @@ fn rows(
     }
     let x = recording.f32(&name)?.into_dimensionality::<Ix3>()?;
     let t = x.dim().1;
-    let kept: Vec<_> = real.iter().enumerate().map(|(i, &n)| x.slice(s![i, t - (n - drop).., ..])).collect();
+    let kept: Vec<_> =
+        real.iter().enumerate().map(|(i, &n)| x.slice(s![i, t - (n - drop).., ..])).collect();
     Ok(Some(concatenate(Axis(0), &kept)?))
 }
 
@@ -276,7 +294,8 @@ fn recorded_routing(
         }
         let x = recording.i64(&name)?.into_dimensionality::<Ix3>()?;
         let t = x.dim().1;
-        let kept: Vec<_> = real.iter().enumerate().map(|(i, &n)| x.slice(s![i, t - n.., ..])).collect();
+        let kept: Vec<_> =
+            real.iter().enumerate().map(|(i, &n)| x.slice(s![i, t - n.., ..])).collect();
         all.push(Some(concatenate(Axis(0), &kept)?));
     }
     Ok(all)
@@ -293,7 +312,8 @@ fn flips(
     said: &Said,
     recorded: &[Option<Array2<i64>>],
 ) -> Result<(usize, Option<String>), Error> {
-    let noise = recording.manifest.router.get("noise").and_then(serde_json::Value::as_f64).unwrap_or(0.0);
+    let noise =
+        recording.manifest.router.get("noise").and_then(serde_json::Value::as_f64).unwrap_or(0.0);
     let (mut legal, mut illegal) = (0, None);
     for (layer, (routing, recorded)) in said.routing.iter().zip(recorded).enumerate() {
         let (Some(routing), Some(recorded)) = (routing, recorded) else { continue };
@@ -301,7 +321,8 @@ fn flips(
         let margin = recording.f32(&name)?.into_dimensionality::<Ix2>()?;
         let t = margin.ncols();
         let real = recording.real_rows(prompt)?;
-        let margins = real.iter().enumerate().flat_map(|(i, &n)| margin.slice(s![i, t - n..]).to_vec());
+        let margins =
+            real.iter().enumerate().flat_map(|(i, &n)| margin.slice(s![i, t - n..]).to_vec());
         for (token, ((got, want), margin)) in
             routing.ids.rows().into_iter().zip(recorded.rows()).zip(margins).enumerate()
         {

@@ -129,3 +129,21 @@ impl Config {
         self.linear_num_value_heads * self.linear_value_head_dim
     }
 }
+
+impl Config {
+    /// Positions the model can be asked for: the declared ones, or what `YaRN` extends them to.
+    pub fn context_limit(&self) -> usize {
+        let yarn = self.rope.yarn.map_or(0, |yarn| {
+            (yarn.factor * yarn.original_max_position_embeddings as f64) as usize
+        });
+        self.max_position_embeddings.max(yarn)
+    }
+}
+
+mod parse;
+mod preset;
+#[cfg(test)]
+mod tests;
+
+pub use parse::ConfigError;
+pub use preset::Preset;

@@ -6,16 +6,21 @@
 #[macro_use]
 mod macros;
 
+pub mod checkpoint;
+pub mod compare;
 pub mod config;
 pub mod dtype;
 pub mod engine;
 pub mod fp8;
+mod map;
 pub mod names;
 pub mod op;
 pub mod ops;
 pub mod packed;
 pub mod recording;
 pub mod rng;
+pub mod synth;
+pub mod synthetic;
 pub mod tensor;
 pub mod weights;
 
@@ -28,3 +33,15 @@ pub use crate::{
     tensor::{Cast, Element, Number, Tensor1, Tensor2, Tensor3, Tensor4, Tensors, View, ViewMut},
     weights::Weights,
 };
+
+/// Opens a model by its name on the command line: a checkpoint folder, or `synthetic:…`.
+///
+/// # Errors
+/// One line saying what is wrong with it.
+pub fn open(model: &str) -> Result<std::sync::Arc<dyn Weights>, weights::WeightError> {
+    if model.starts_with("synthetic:") {
+        let source: synthetic::Synthetic = model.parse().map_err(weights::WeightError)?;
+        return Ok(std::sync::Arc::new(source));
+    }
+    Ok(std::sync::Arc::new(checkpoint::Checkpoint::open(std::path::Path::new(model))?))
+}

@@ -1,0 +1,213 @@
+//! The one place where two answers are held side by side.
+//!
+//! Conditions are written `error <= allowed`: a NaN is not `<=` anything.
+
+use ndarray::{Array2, ArrayView2};
+
+use crate::{Tensors, View};
+
+pub mod logits;
+mod pattern;
+#[cfg(test)]
+mod tests;
+
+/// How close is close enough.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Bound {
+    /// On aggregates, for comparisons with an answer whose own error is known.
+    Relative {
+        /// `sqrt(sum (got - want)^2 / sum want^2)` of the whole tensor.
+        rel_rms: f64,
+        /// The largest `|got_t - want_t| / |want_t|` of any slice of the first axis.
+        worst_token: f64,
+    },
+    /// Equal values.
+    Exact,
+}
+
+/// The rule for two runs of one reference in different number types.
+pub const F32_RULE: Bound = Bound::Relative { rel_rms: 2e-5, worst_token: 1e-4 };
+
+/// What comparing one tensor found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finding {
+    /// Name of the tensor.
+    pub output: String,
+    /// Elements.
+    pub n: usize,
+    /// Relative RMS error.
+    pub rel_rms: f64,
+    /// Largest relative error of a slice of the first axis.
+    pub worst_token: f64,
+    /// That slice.
+    pub worst_token_at: usize,
+    /// Largest absolute error of an element.
+    pub max_abs: f64,
+    /// Index of that element.
+    pub at: Vec<usize>,
+    /// What it should be and what it is.
+    pub pair: (f64, f64),
+    /// Distance in units in the last place of f32: 99th percentile and largest.
+    pub ulp: (u64, u64),
+    /// Elements that are NaN or infinite where they should not be.
+    pub not_finite: usize,
+    /// What was allowed.
+    pub bound: Bound,
+    /// Largest share of an allowance that was used; above one fails. NaN counts as infinite.
+    pub budget: f64,
+    /// Where the errors are, in words, if it failed.
+    pub pattern: Option<String>,
+    /// Whether the bound holds.
+    pub ok: bool,
+}
+
+/// Compares every output of `got` with the output of the same name of `want`.
+///
+/// Integer outputs are compared exactly whatever the bound.
+pub fn outputs(want: &impl Tensors, got: &impl Tensors, bound: Bound) -> Vec<Finding> {
+    let want = want.tensors();
+    let mut got = got.tensors();
+    want.iter()
+        .map(|(name, want)| match got.iter().position(|(other, _)| other == name) {
+            Some(at) => views(name, want, &got.swap_remove(at).1, bound),
+            None => missing(name, want, bound),
+        })
+        .collect()
+}
+
+/// Compares two tensors.
+pub fn views(name: &str, want: &View<'_>, got: &View<'_>, bound: Bound) -> Finding {
+    if want.shape() != got.shape() {
+        return missing(name, want, bound);
+    }
+    let bound = if matches!(want, View::I64(_) | View::U8(_)) { Bound::Exact } else { bound };
+    slices(name, want.shape(), &want.to_f64(), &got.to_f64(), bound)
+}
+
+/// Compares two matrices, one row per token.
+pub fn matrices(name: &str, want: &Array2<f32>, got: &Array2<f32>, bound: &Bound) -> Finding {
+    let wide = |x: ArrayView2<'_, f32>| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+    if want.dim() != got.dim() {
+        return missing(name, &View::F32(want.view().into_dyn()), *bound);
+    }
+    slices(name, want.shape(), &wide(want.view()), &wide(got.view()), *bound)
+}
+
+/// An output that is not there, or of another shape.
+fn missing(name: &str, want: &View<'_>, bound: Bound) -> Finding {
+    Finding {
+        output: name.to_owned(),
+        n: want.shape().iter().product(),
+        rel_rms: f64::INFINITY,
+        worst_token: f64::INFINITY,
+        worst_token_at: 0,
+        max_abs: f64::INFINITY,
+        at: Vec::new(),
+        pair: (f64::NAN, f64::NAN),
+        ulp: (u64::MAX, u64::MAX),
+        not_finite: 0,
+        bound,
+        budget: f64::INFINITY,
+        pattern: Some(format!("missing, or not of shape {:?}", want.shape())),
+        ok: false,
+    }
+}
+
+fn slices(name: &str, shape: &[usize], want: &[f64], got: &[f64], bound: Bound) -> Finding {
+    let n = want.len();
+    let rows = shape.first().copied().unwrap_or(1).max(1);
+    let row = (n / rows).max(1);
+    let (mut err2, mut want2) = (0.0, 0.0);
+    let (mut worst_token, mut worst_token_at) = (0.0_f64, 0);
+    let (mut max_abs, mut at, mut not_finite) = (0.0_f64, 0, 0);
+    let mut per_row = Vec::with_capacity(rows);
+    let mut ulps = Vec::with_capacity(n);
+    for (t, (w, g)) in want.chunks(row).zip(got.chunks(row)).enumerate() {
+        let (mut row_err2, mut row_want2) = (0.0, 0.0);
+        for (i, (&w, &g)) in w.iter().zip(g).enumerate() {
+            ulps.push(ulp(w, g));
+            // Equal infinities (the margin of a router that chose every expert) are no error.
+            if w == g {
+                row_want2 += if w.is_finite() { w * w } else { 0.0 };
+                continue;
+            }
+            let err = if (g - w).is_nan() { f64::INFINITY } else { (g - w).abs() };
+            not_finite += usize::from(!g.is_finite());
+            row_err2 += err * err;
+            row_want2 += w * w;
+            if max_abs < err {
+                (max_abs, at) = (err, t * row + i);
+            }
+        }
+        err2 += row_err2;
+        want2 += row_want2;
+        let relative = ratio(row_err2, row_want2);
+        per_row.push(relative);
+        if worst_token < relative {
+            (worst_token, worst_token_at) = (relative, t);
+        }
+    }
+    let rel_rms = ratio(err2, want2);
+    ulps.sort_unstable();
+    let ulp = (
+        ulps.get((n * 99).div_ceil(100).saturating_sub(1)).copied().unwrap_or(0),
+        ulps.last().copied().unwrap_or(0),
+    );
+    let (budget, ok) = match bound {
+        Bound::Relative { rel_rms: allowed, worst_token: allowed_token } => (
+            (rel_rms / allowed).max(worst_token / allowed_token),
+            rel_rms <= allowed && worst_token <= allowed_token && not_finite == 0,
+        ),
+        Bound::Exact => (if max_abs == 0.0 { 0.0 } else { f64::INFINITY }, max_abs <= 0.0),
+    };
+    let allowed = match bound {
+        Bound::Relative { worst_token, .. } => worst_token,
+        Bound::Exact => 0.0,
+    };
+    let pattern = (!ok).then(|| pattern::describe(&per_row, allowed));
+    Finding {
+        output: name.to_owned(),
+        n,
+        rel_rms,
+        worst_token,
+        worst_token_at,
+        max_abs,
+        at: unravel(at, shape),
+        pair: (want.get(at).copied().unwrap_or(0.0), got.get(at).copied().unwrap_or(0.0)),
+        ulp,
+        not_finite,
+        bound,
+        budget,
+        pattern,
+        ok,
+    }
+}
+
+/// `sqrt(err2 / want2)`; an error where nothing should be is infinite.
+fn ratio(err2: f64, want2: f64) -> f64 {
+    if err2 == 0.0 { 0.0 } else { (err2 / want2).sqrt() }
+}
+
+fn unravel(mut flat: usize, shape: &[usize]) -> Vec<usize> {
+    let mut index: Vec<usize> = shape
+        .iter()
+        .rev()
+        .map(|&n| {
+            let i = flat % n.max(1);
+            flat /= n.max(1);
+            i
+        })
+        .collect();
+    index.reverse();
+    index
+}
+
+/// Representable f32 numbers between two values.
+fn ulp(a: f64, b: f64) -> u64 {
+    // Order-preserving integers: negative floats count down from zero.
+    let rank = |x: f64| {
+        let bits = i64::from((x as f32).to_bits() as i32);
+        if bits < 0 { i64::from(i32::MIN) - bits } else { bits }
+    };
+    if a.is_nan() || b.is_nan() { u64::MAX } else { rank(a).abs_diff(rank(b)) }
+}
