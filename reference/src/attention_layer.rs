@@ -91,7 +91,10 @@ fn norm_heads<R: Real>(x: &Tensor3<R>, weight: &Tensor1<f32>, eps: f64) -> Tenso
         weight: weight.clone(),
         eps,
     };
-    heads(rms_norm(&inputs).o, count, h)
+    rms_norm(&inputs)
+        .o
+        .into_owned()
         .into_shape_with_order((n, count, h))
         .expect("same elements")
+        .into_shared()
 }
