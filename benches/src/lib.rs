@@ -1,5 +1,10 @@
 //! Do they agree, and how fast?
 
+pub mod clock;
+pub mod filter;
+pub mod plan;
+pub mod registry;
+pub mod report;
 pub mod verify;
 
 use std::sync::Arc;

@@ -88,7 +88,7 @@ pub fn verify(
     let recorded = recorded_routing(recording, prompt, said.routing.len())?;
     let (legal_flips, illegal_flip) = flips(recording, prompt, &said, &recorded)?;
     if 0 < legal_flips && illegal_flip.is_none() {
-        said = ask(engine, recording, prompt, &tokens, Some(recorded))?;
+        said = ask(engine, recording, prompt, &tokens, Some(&recorded))?;
     }
     let real = recording.real_rows(prompt)?;
     let mut findings = Vec::new();
@@ -153,7 +153,7 @@ fn ask(
     recording: &Recording,
     prompt: &Prompt,
     tokens: &[Vec<u32>],
-    forced: Option<Vec<Option<Array2<i64>>>>,
+    forced: Option<&[Option<Array2<i64>>]>,
 ) -> Result<Said, Error> {
     engine.reset(tokens.len())?;
     let want = Want { logits: Rows::All, hidden: true, routing: true, ..Want::default() };
@@ -249,10 +249,10 @@ fn join(lengths: &[Vec<usize>], pieces: &[Array2<f32>]) -> Result<Array2<f32>, E
     let mut starts = vec![0; pieces.len()];
     let mut all = Vec::new();
     for sequence in 0..sequences {
-        for (piece, rows) in pieces.iter().enumerate() {
-            let n = lengths[piece][sequence];
-            all.push(rows.slice(s![starts[piece]..starts[piece] + n, ..]));
-            starts[piece] += n;
+        for ((lengths, rows), start) in lengths.iter().zip(pieces).zip(&mut starts) {
+            let n = lengths[sequence];
+            all.push(rows.slice(s![*start..*start + n, ..]));
+            *start += n;
         }
     }
     Ok(concatenate(Axis(0), &all)?)

@@ -12,6 +12,9 @@ use crate::{Dtype, Number, Rng, Tensors};
 pub trait Op: Sized + 'static {
     /// Field-standard name, equal to the module name in every crate.
     const NAME: &'static str;
+    /// Outputs that are told but not compared, because they say nothing that a compared output does
+    /// not: a margin is the difference of two logits, and as small as it likes.
+    const TOLD: &'static [&'static str] = &[];
     /// The sizes that fix one problem.
     type Case: Case;
     /// Named input tensors; activations are of number type `R`.

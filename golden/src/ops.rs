@@ -11,6 +11,7 @@ pub mod gdn_layer;
 pub mod l2_norm;
 pub mod linear;
 pub mod lm_head;
+pub mod model;
 pub mod moe_experts;
 pub mod moe_layer;
 pub mod moe_router;

@@ -86,7 +86,7 @@ fn fill(
     shard_bytes: u64,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<(), SynthError> {
-    let tensors: Vec<(String, Dtype, Vec<usize>, u64)> = weights
+    let tensors: Vec<Tensor> = weights
         .names()
         .into_iter()
         .filter_map(|name| {
@@ -97,7 +97,7 @@ fn fill(
         })
         .collect();
     let total: u64 = tensors.iter().map(|(.., bytes)| bytes).sum();
-    let mut shards: Vec<&[(String, Dtype, Vec<usize>, u64)]> = Vec::new();
+    let mut shards: Vec<&[Tensor]> = Vec::new();
     let (mut start, mut size) = (0, 0);
     for (i, (.., bytes)) in tensors.iter().enumerate() {
         if start < i && shard_bytes < size + bytes {
@@ -144,8 +144,11 @@ fn fill(
     )
 }
 
+/// Name, type, shape and bytes of a tensor.
+type Tensor = (String, Dtype, Vec<usize>, u64);
+
 /// Length and JSON of a shard's header, padded to eight bytes.
-fn header(shard: &[(String, Dtype, Vec<usize>, u64)]) -> Vec<u8> {
+fn header(shard: &[Tensor]) -> Vec<u8> {
     let mut object = Map::new();
     object.insert("__metadata__".to_owned(), json!({"format": "pt"}));
     let mut end = 0;

@@ -140,10 +140,17 @@ impl<R: Real> Chunk<R> {
                 Some(*sum)
             })
             .collect();
-        // Masked before the exponential: above the diagonal the difference is positive.
-        let decay = Array2::from_shape_fn((c, c), |(i, j)| {
-            if j <= i { (gates[i] - gates[j]).exp() } else { R::zero() }
-        });
+        // G_i - G_j as the sum of the gates between them: where G is large and g small, the difference
+        // of two sums has lost what it should say. Above the diagonal nothing is exponentiated.
+        let mut decay = Array2::from_elem((c, c), R::zero());
+        for j in 0..c {
+            let mut between = R::zero();
+            decay[[j, j]] = R::one();
+            for i in j + 1..c {
+                between += g[i];
+                decay[[i, j]] = between.exp();
+            }
+        }
         // Forward substitution of (I + A) [U | W] = [beta V | beta exp(G) K].
         let a = Array2::from_shape_fn((c, c), |(i, j)| {
             if j < i { beta[i] * inner(k, i, k, j) * decay[[i, j]] } else { R::zero() }
@@ -174,10 +181,11 @@ impl<R: Real> Chunk<R> {
         let mut o = matmul(&scaled(q, &|i| gates[i].exp()), s);
         o.zip_mut_with(&matmul(&scores, &vn), |o, &inside| *o = (*o + inside).at(Site::MixerOut));
         // S <- exp(G_last) S + (exp(G_last - G) K)' Vn.
-        let last = gates[c - 1];
-        let kept = scaled(k, &|i| (last - gates[i]).exp());
+        let kept = scaled(k, &|i| decay[[c - 1, i]]);
         let mut after = matmul(&kept.t().to_owned(), &vn);
-        after.zip_mut_with(s, |after, &s| *after = (last.exp() * s + *after).at(Site::State));
+        after.zip_mut_with(s, |after, &s| {
+            *after = (gates[c - 1].exp() * s + *after).at(Site::State)
+        });
         (o, after)
     }
 }

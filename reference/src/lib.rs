@@ -41,7 +41,7 @@ pub use crate::{
     l2_norm::l2_norm,
     linear::linear,
     lm_head::lm_head,
-    model::Model,
+    model::{Model, model_op},
     moe_experts::{Expert, moe_experts, moe_experts_from},
     moe_layer::moe_layer,
     moe_router::{moe_router, moe_router_forced},

@@ -71,6 +71,13 @@ struct Undo<R> {
     forced_routing: Option<Vec<Option<Array2<i64>>>>,
 }
 
+/// What one step computed, before it is narrowed for the seam.
+struct Pass<R> {
+    logits: Tensor2<R>,
+    hidden: Vec<Tensor2<R>>,
+    routing: Vec<Option<Routing>>,
+}
+
 /// How a sparse layer routed.
 struct Routed {
     ids: Tensor2<i64>,
@@ -300,7 +307,7 @@ impl<R: Real> Model<R> {
     }
 
     /// Logits of the rows of `x`, a band of the vocabulary at a time.
-    fn logits(&self, x: &Tensor2<R>) -> Result<Array2<f32>, Error> {
+    fn logits(&self, x: &Tensor2<R>) -> Result<Tensor2<R>, Error> {
         const BAND: usize = 8192;
         let c = &self.config;
         let name = if c.tie_word_embeddings {
@@ -308,17 +315,86 @@ impl<R: Real> Model<R> {
         } else {
             golden::names::LM_HEAD
         };
-        let mut logits = Array2::zeros((x.nrows(), c.vocab_size));
+        let mut logits = Array2::from_elem((x.nrows(), c.vocab_size), R::zero());
         if x.nrows() == 0 {
-            return Ok(logits);
+            return Ok(logits.into_shared());
         }
         for start in (0..c.vocab_size).step_by(BAND) {
             let rows = start..(start + BAND).min(c.vocab_size);
             let weight = self.weights.matrix_rows(name, rows.clone())?;
             let band = lm_head(&ops::lm_head::Inputs { x: x.clone(), weight }).logits;
-            logits.slice_mut(s![.., rows]).assign(&narrow(&band));
+            logits.slice_mut(s![.., rows]).assign(&band);
         }
-        Ok(logits)
+        Ok(logits.into_shared())
+    }
+
+    /// Embedding, decoder layers, final norm, logits: one step of every sequence.
+    fn pass(&mut self, tokens: &[Vec<u32>], want: &Want) -> Result<Pass<R>, Error> {
+        self.check(tokens)?;
+        self.undo = want.rollback.then(|| Undo {
+            before: self.sequences.clone(),
+            tokens: tokens.to_vec(),
+            forced_routing: want.forced_routing.clone(),
+        });
+        let cu = offsets(tokens.iter().map(Vec::len));
+        let (mut hidden, mut routing) = (Vec::new(), Vec::new());
+        let mut x = self.embed(tokens)?;
+        for layer in 0..self.config.num_hidden_layers() {
+            if want.hidden {
+                hidden.push(x.clone());
+            }
+            let prefix = format!("model.layers.{layer}");
+            let normed = self.norm(&format!("{prefix}.input_layernorm.weight"), &x, None)?.o;
+            let mixed = match self.config.layer_types[layer] {
+                Mixer::Linear => self.linear_attention(layer, &normed, &cu)?,
+                Mixer::Full => {
+                    let mut caches = Vec::new();
+                    for sequence in &self.sequences {
+                        let State::Full(cache) = &sequence.layers[layer] else {
+                            unreachable!("a full layer")
+                        };
+                        caches.push(cache.clone());
+                    }
+                    let mixed = self.full_attention(&prefix, &normed, &cu, &mut caches)?;
+                    for (sequence, cache) in self.sequences.iter_mut().zip(caches) {
+                        sequence.layers[layer] = State::Full(cache);
+                    }
+                    mixed
+                }
+            };
+            let post =
+                self.norm(&format!("{prefix}.post_attention_layernorm.weight"), &mixed, Some(&x))?;
+            let forced =
+                want.forced_routing.as_ref().and_then(|layers| layers.get(layer)?.as_ref());
+            let (mlp, routed) = match self.config.mlp_types[layer] {
+                Mlp::Sparse => {
+                    let (o, routed) = self.sparse_mlp(&prefix, &post.o, forced)?;
+                    (o, Some(routed))
+                }
+                Mlp::Dense => (self.dense_mlp(&prefix, &post.o)?, None),
+            };
+            x = add(&post.h.ok_or("a norm with a residual returns the sum")?, &mlp);
+            if want.routing {
+                routing.push(routed.map(|r| Routing { ids: r.ids.to_owned(), margins: r.margins }));
+            }
+        }
+        for (sequence, tokens) in self.sequences.iter_mut().zip(tokens) {
+            sequence.len += tokens.len();
+        }
+        let last = self.norm(golden::names::FINAL_NORM, &x, None)?.o;
+        let rows: Vec<usize> = match want.logits {
+            Rows::All => (0..last.nrows()).collect(),
+            Rows::Last => (0..tokens.len())
+                .filter(|&i| cu[i] < cu[i + 1])
+                .map(|i| cu[i + 1] as usize - 1)
+                .collect(),
+            Rows::None => Vec::new(),
+        };
+        let logits = self.logits(&last.select(Axis(0), &rows).into_shared())?;
+        let fed =
+            if self.plant == Some(Plant::PreNormMtpHidden) && !want.hidden { &x } else { &last };
+        hidden.push(fed.clone());
+        Ok(Pass { logits, hidden, routing })
     }
 
     fn check(&self, tokens: &[Vec<u32>]) -> Result<(), Error> {
@@ -363,72 +439,8 @@ impl<R: Real> Engine for Model<R> {
     }
 
     fn forward(&mut self, tokens: &[Vec<u32>], want: &Want) -> Result<Step, Error> {
-        self.check(tokens)?;
-        self.undo = want.rollback.then(|| Undo {
-            before: self.sequences.clone(),
-            tokens: tokens.to_vec(),
-            forced_routing: want.forced_routing.clone(),
-        });
-        let cu = offsets(tokens.iter().map(Vec::len));
-        let mut step = Step::default();
-        let mut x = self.embed(tokens)?;
-        for layer in 0..self.config.num_hidden_layers() {
-            if want.hidden {
-                step.hidden.push(narrow(&x));
-            }
-            let prefix = format!("model.layers.{layer}");
-            let normed = self.norm(&format!("{prefix}.input_layernorm.weight"), &x, None)?.o;
-            let mixed = match self.config.layer_types[layer] {
-                Mixer::Linear => self.linear_attention(layer, &normed, &cu)?,
-                Mixer::Full => {
-                    let mut caches = Vec::new();
-                    for sequence in &self.sequences {
-                        let State::Full(cache) = &sequence.layers[layer] else {
-                            unreachable!("a full layer")
-                        };
-                        caches.push(cache.clone());
-                    }
-                    let mixed = self.full_attention(&prefix, &normed, &cu, &mut caches)?;
-                    for (sequence, cache) in self.sequences.iter_mut().zip(caches) {
-                        sequence.layers[layer] = State::Full(cache);
-                    }
-                    mixed
-                }
-            };
-            let post =
-                self.norm(&format!("{prefix}.post_attention_layernorm.weight"), &mixed, Some(&x))?;
-            let forced =
-                want.forced_routing.as_ref().and_then(|layers| layers.get(layer)?.as_ref());
-            let (mlp, routed) = match self.config.mlp_types[layer] {
-                Mlp::Sparse => {
-                    let (o, routed) = self.sparse_mlp(&prefix, &post.o, forced)?;
-                    (o, Some(routed))
-                }
-                Mlp::Dense => (self.dense_mlp(&prefix, &post.o)?, None),
-            };
-            x = add(&post.h.ok_or("a norm with a residual returns the sum")?, &mlp);
-            if want.routing {
-                step.routing
-                    .push(routed.map(|r| Routing { ids: r.ids.to_owned(), margins: r.margins }));
-            }
-        }
-        for (sequence, tokens) in self.sequences.iter_mut().zip(tokens) {
-            sequence.len += tokens.len();
-        }
-        let last = self.norm(golden::names::FINAL_NORM, &x, None)?.o;
-        let rows: Vec<usize> = match want.logits {
-            Rows::All => (0..last.nrows()).collect(),
-            Rows::Last => (0..tokens.len())
-                .filter(|&i| cu[i] < cu[i + 1])
-                .map(|i| cu[i + 1] as usize - 1)
-                .collect(),
-            Rows::None => Vec::new(),
-        };
-        step.logits = self.logits(&last.select(Axis(0), &rows).into_shared())?;
-        let fed =
-            if self.plant == Some(Plant::PreNormMtpHidden) && !want.hidden { &x } else { &last };
-        step.hidden.push(narrow(fed));
-        Ok(step)
+        let Pass { logits, hidden, routing } = self.pass(tokens, want)?;
+        Ok(Step { logits: narrow(&logits), hidden: hidden.iter().map(narrow).collect(), routing })
     }
 
     fn snapshot(&mut self) -> Result<Snapshot, Error> {
@@ -548,7 +560,11 @@ impl<R: Real> Engine for Model<R> {
         };
         let x = add(&post.h.ok_or("a norm with a residual returns the sum")?, &mlp);
         let last = self.norm("mtp.norm.weight", &x, None)?.o;
-        Ok(Step { logits: self.logits(&last)?, hidden: vec![narrow(&last)], routing: Vec::new() })
+        Ok(Step {
+            logits: narrow(&self.logits(&last)?),
+            hidden: vec![narrow(&last)],
+            routing: Vec::new(),
+        })
     }
 
     fn mtp_truncate(&mut self, keep: &[usize]) -> Result<(), Error> {
@@ -600,4 +616,27 @@ fn add<R: Real>(a: &Tensor2<R>, b: &Tensor2<R>) -> Tensor2<R> {
 
 fn narrow<R: Real, D: Dimension>(x: &ArcArray<R, D>) -> Array<f32, D> {
     x.map(|x| x.to_f64() as f32)
+}
+
+/// The op `model`: see [`golden::ops::model`].
+///
+/// # Panics
+/// If the sizes are none of a tiny preset; [`golden::Op::check`] refuses those.
+pub fn model_op<R: Real>(x: &ops::model::Inputs) -> ops::model::Outputs<R> {
+    let config = golden::config::Preset::Tiny
+        .config(Some(x.layers), Some(x.experts))
+        .expect("checked sizes");
+    let mut model = Model::<R>::new(Arc::new(golden::synthetic::Synthetic::new(config, x.seed)));
+    let tokens: Vec<Vec<u32>> = x
+        .input_ids
+        .rows()
+        .into_iter()
+        .map(|row| row.iter().map(|&id| id as u32).collect())
+        .collect();
+    model.reset(tokens.len()).expect("the reference has room");
+    let want = Want { hidden: true, ..Want::default() };
+    let Pass { logits, hidden, .. } =
+        model.pass(&tokens, &want).expect("synthetic weights are complete");
+    let hidden: Vec<_> = hidden.iter().map(|x| x.view()).collect();
+    ops::model::Outputs { logits, hidden: stack(&hidden).expect("equal shapes") }
 }

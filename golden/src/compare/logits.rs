@@ -64,8 +64,8 @@ pub struct Distance {
 /// # Panics
 /// If the shapes differ or there are no logits.
 pub fn distance(
-    want: ArrayView2<'_, f32>,
-    got: ArrayView2<'_, f32>,
+    want: &ArrayView2<'_, f32>,
+    got: &ArrayView2<'_, f32>,
     next: &[Option<u32>],
 ) -> Distance {
     assert_eq!(want.dim(), got.dim(), "logits of different shapes");

@@ -3,8 +3,8 @@
 /// Which tokens are over `allowed`, and what they have in common.
 pub(super) fn describe(per_token: &[f64], allowed: f64) -> String {
     let n = per_token.len();
-    // Written so that NaN counts.
-    let bad: Vec<usize> = (0..n).filter(|&t| !(per_token[t] <= allowed)).collect();
+    let bad: Vec<usize> =
+        (0..n).filter(|&t| per_token[t].is_nan() || allowed < per_token[t]).collect();
     let all = format!("{} of {n} rows over", bad.len());
     match bad[..] {
         [] => "no single row over, the whole tensor is".to_owned(),

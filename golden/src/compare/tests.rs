@@ -67,7 +67,7 @@ fn divergence_of_two_small_distributions() {
     // p = (1/2, 1/2), q = (1/4, 3/4): KL = ln 2 - (ln 3) / 2.
     let want = array![[0.0_f32, 0.0]];
     let got = array![[0.0_f32, 3.0_f32.ln()]];
-    let d = distance(want.view(), got.view(), &[Some(0)]);
+    let d = distance(&want.view(), &got.view(), &[Some(0)]);
     assert!((d.kl.mean - (2.0_f64.ln() - 3.0_f64.ln() / 2.0)).abs() < 1e-7, "{}", d.kl.mean);
     // -ln(1/4) + ln(1/2) = ln 2.
     assert!((d.delta_nll.unwrap().mean - 2.0_f64.ln()).abs() < 1e-7);
@@ -81,6 +81,6 @@ fn a_flip_beyond_the_error_of_its_row_is_illegal() {
     want[[0, 3]] = 5.0;
     let mut got = want.clone();
     got[[0, 4]] = 5.1;
-    let d = distance(want.view(), got.view(), &[]);
+    let d = distance(&want.view(), &got.view(), &[]);
     assert_eq!((d.legal_flips, d.illegal_flips), (0, 1));
 }

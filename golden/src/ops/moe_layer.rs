@@ -77,6 +77,7 @@ const FILLS: &[Fill] = &[
 
 impl Op for MoeLayer {
     const NAME: &'static str = "moe_layer";
+    const TOLD: &'static [&'static str] = &["margins"];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs<R>;

@@ -84,6 +84,7 @@ const FILLS: &[Fill] = &[
 
 impl Op for MoeRouter {
     const NAME: &'static str = "moe_router";
+    const TOLD: &'static [&'static str] = &["margins"];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs<R>;

@@ -1,0 +1,89 @@
+//! From a filter to a list of jobs. No job is run here.
+
+use golden::Set;
+
+use crate::{
+    filter::{Filter, Subject},
+    registry::{self, Entry, OPS, Parsed},
+};
+
+/// One spec for one way to compute it.
+#[derive(Clone)]
+pub struct Job {
+    /// The op.
+    pub entry: &'static dyn Entry,
+    /// `device/algorithm`.
+    pub variant: String,
+    /// The spec, as it prints.
+    pub spec: String,
+    /// What it says.
+    pub parsed: Parsed,
+}
+
+impl Job {
+    /// `op/spec@device/algorithm`.
+    pub fn id(&self) -> String {
+        format!("{}/{}@{}", self.entry.name(), self.spec, self.variant)
+    }
+}
+
+/// Every job of a set that the filter selects, ops in the model's order, cheapest first.
+///
+/// A word of the filter that is itself a whole id selects that job even if no set holds it.
+///
+/// # Errors
+/// If such a word names an op but is no problem of it.
+pub fn plan(set: Set, filter: &Filter, device: Option<&str>) -> Result<Vec<Job>, String> {
+    let mut jobs = Vec::new();
+    for &entry in OPS {
+        for spec in entry.specs(set) {
+            for variant in entry.variants() {
+                let parsed = entry.parse(&spec)?;
+                jobs.push(Job { entry, variant, spec: spec.clone(), parsed });
+            }
+        }
+    }
+    jobs.retain(|job| {
+        let subject = Subject {
+            op: job.entry.name(),
+            variant: &job.variant,
+            id: &job.id(),
+            parsed: &job.parsed,
+        };
+        filter.selects(&subject)
+    });
+    if jobs.is_empty() {
+        for word in filter.words() {
+            jobs.extend(named(word)?);
+        }
+    }
+    jobs.retain(|job| device.is_none_or(|device| on(&job.variant, device)));
+    Ok(jobs)
+}
+
+/// Whether a variant runs on a device: the reference is a computation of the CPU.
+fn on(variant: &str, device: &str) -> bool {
+    let first = variant.split('/').next().unwrap_or("");
+    first == device || (device == "cpu" && first == "reference")
+}
+
+/// Jobs that a word spells out: `op/spec` (every variant) or `op/spec@variant`.
+fn named(word: &str) -> Result<Vec<Job>, String> {
+    let (problem, variant) = match word.split_once('@') {
+        Some((problem, variant)) => (problem, Some(variant)),
+        None => (word, None),
+    };
+    let Some((op, spec)) = problem.split_once('/') else { return Ok(Vec::new()) };
+    let Some(entry) = registry::op(op) else { return Ok(Vec::new()) };
+    let parsed = entry.parse(spec)?;
+    let variants =
+        entry.variants().into_iter().filter(|name| variant.is_none_or(|variant| variant == name));
+    Ok(variants
+        .map(|variant| Job {
+            entry,
+            variant,
+            spec: parsed.canonical.clone(),
+            parsed: parsed.clone(),
+        })
+        .collect())
+}

@@ -1,0 +1,162 @@
+//! What a job came to.
+
+use std::time::Duration;
+
+use golden::compare::{Bound, Finding};
+use serde_json::{Value, json};
+
+/// How a job ended. Only `Passed` is green.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// Every output within its bound.
+    Passed(Vec<Finding>),
+    /// Some output outside it.
+    Failed(Vec<Finding>),
+    /// The case proves too little to be believed.
+    Mistrusted(String),
+    /// Known before running: this machine cannot run it.
+    Skipped(String),
+    /// Known before running: this variant does not compute it.
+    Unsupported(String),
+    /// It panicked, or its process died.
+    Crashed(String),
+    /// It did not end in time.
+    Timeout,
+    /// It did what an honest kernel would not.
+    Cheat(String),
+    /// It could not be run.
+    Error(String),
+}
+
+impl Outcome {
+    /// `Passed` or `Failed`.
+    pub fn of(findings: Vec<Finding>) -> Outcome {
+        if findings.iter().all(|finding| finding.ok) {
+            Outcome::Passed(findings)
+        } else {
+            Outcome::Failed(findings)
+        }
+    }
+
+    /// One word.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Outcome::Passed(_) => "passed",
+            Outcome::Failed(_) => "failed",
+            Outcome::Mistrusted(_) => "mistrusted",
+            Outcome::Skipped(_) => "skipped",
+            Outcome::Unsupported(_) => "unsupported",
+            Outcome::Crashed(_) => "crashed",
+            Outcome::Timeout => "timeout",
+            Outcome::Cheat(_) => "cheat",
+            Outcome::Error(_) => "error",
+        }
+    }
+
+    /// Why, where a reason belongs to it.
+    pub fn why(&self) -> Option<&str> {
+        match self {
+            Outcome::Mistrusted(why)
+            | Outcome::Skipped(why)
+            | Outcome::Unsupported(why)
+            | Outcome::Crashed(why)
+            | Outcome::Cheat(why)
+            | Outcome::Error(why) => Some(why),
+            Outcome::Passed(_) | Outcome::Failed(_) | Outcome::Timeout => None,
+        }
+    }
+
+    /// What comparing found, if it came to that.
+    pub fn findings(&self) -> &[Finding] {
+        match self {
+            Outcome::Passed(findings) | Outcome::Failed(findings) => findings,
+            _ => &[],
+        }
+    }
+}
+
+/// A job with its outcome.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// The op.
+    pub op: &'static str,
+    /// The spec, as it prints.
+    pub spec: String,
+    /// `device/algorithm`.
+    pub variant: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// How long it took, reference included.
+    pub took: Duration,
+}
+
+impl Row {
+    /// A row.
+    pub fn new(
+        op: &'static str,
+        spec: &str,
+        variant: &str,
+        outcome: Outcome,
+        took: Duration,
+    ) -> Row {
+        Row { op, spec: spec.to_owned(), variant: variant.to_owned(), outcome, took }
+    }
+
+    /// `op/spec@device/algorithm`: what to type to run it again.
+    pub fn id(&self) -> String {
+        format!("{}/{}@{}", self.op, self.spec, self.variant)
+    }
+
+    /// Largest share of an allowance that any output used.
+    pub fn budget(&self) -> f64 {
+        self.outcome.findings().iter().map(|finding| finding.budget).fold(0.0, f64::max)
+    }
+
+    /// The object of `--format jsonl`.
+    pub fn json(&self) -> Value {
+        json!({
+            "schema": "karat.result/1",
+            "kind": "check",
+            "case": self.id(),
+            "op": self.op,
+            "spec": self.spec,
+            "variant": self.variant,
+            "outcome": self.outcome.name(),
+            "why": self.outcome.why(),
+            "budget_used": number(self.budget()),
+            "ms": self.took.as_secs_f64() * 1e3,
+            "findings": self.outcome.findings().iter().map(finding_json).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// A finding as JSON; infinities, which JSON lacks, are the text `inf`.
+pub fn finding_json(f: &Finding) -> Value {
+    let (allowed, allowed_token) = match f.bound {
+        Bound::Relative { rel_rms, worst_token } => (rel_rms, worst_token),
+        Bound::Exact => (0.0, 0.0),
+    };
+    json!({
+        "output": f.output,
+        "ok": f.ok,
+        "n": f.n,
+        "rel_rms": number(f.rel_rms),
+        "rel_rms_allowed": allowed,
+        "worst_token": number(f.worst_token),
+        "worst_token_allowed": allowed_token,
+        "worst_token_at": f.worst_token_at,
+        "max_abs": number(f.max_abs),
+        "at": f.at,
+        "want": number(f.pair.0),
+        "got": number(f.pair.1),
+        "ulp_p99": f.ulp.0,
+        "ulp_max": f.ulp.1,
+        "not_finite": f.not_finite,
+        "budget_used": number(f.budget),
+        "pattern": f.pattern,
+    })
+}
+
+fn number(x: f64) -> Value {
+    if x.is_finite() { json!(x) } else { json!(x.to_string()) }
+}
