@@ -1,5 +1,6 @@
 //! Do they agree, and how fast?
 
+pub mod ask;
 pub mod clock;
 pub mod filter;
 pub mod plan;

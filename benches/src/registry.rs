@@ -6,12 +6,15 @@ use golden::{
     Cost, Fill, Number, Op, Rng, Set, Spec,
     compare::{self, F32_RULE, Finding},
     ops,
+    recording::{OpCase, Recorded, Recording},
+    tensor::{Read, Source},
 };
 use reference as r;
 
 use crate::{
     clock,
     report::{Outcome, Row},
+    verify::Rule,
 };
 
 /// Every op, in the order in which the model runs them.
@@ -94,6 +97,14 @@ pub trait Entry: Sync {
     fn parse(&self, spec: &str) -> Result<Parsed, String>;
     /// Runs one way to compute it on one spec and compares with the oracle.
     fn check(&self, spec: &str, variant: &str, plant: Option<Spoil>) -> Row;
+    /// Runs one way to compute it on a recorded case and compares with the official answer.
+    fn check_recorded(
+        &self,
+        recording: &Recording,
+        case: &OpCase,
+        variant: &str,
+        plant: Option<Spoil>,
+    ) -> Row;
 }
 
 /// What a spec's text says.
@@ -185,9 +196,20 @@ impl<O: Op> Bench<O> {
         if let Some(form) = variant.strip_prefix("reference/f64-").and_then(form) {
             return Ok(compare::outputs(&want, &(form.f64)(&wide), FORM_RULE, O::TOLD));
         }
+        let got = self.run_f32(&inputs, variant, plant)?;
+        Ok(compare::outputs(&want, &got, F32_RULE, O::TOLD))
+    }
+
+    fn run_f32(
+        &self,
+        inputs: &O::Inputs<f32>,
+        variant: &str,
+        plant: Option<Spoil>,
+    ) -> Result<O::Outputs<f32>, String> {
+        let form = |name: &str| self.forms.iter().find(|form| form.name == name);
         let mut got = match variant.strip_prefix("reference/") {
-            Some("f32") => (self.f32)(&inputs),
-            Some(name) => (form(name).ok_or_else(|| format!("no variant {variant}"))?.f32)(&inputs),
+            Some("f32") => (self.f32)(inputs),
+            Some(name) => (form(name).ok_or_else(|| format!("no variant {variant}"))?.f32)(inputs),
             None => return Err(format!("no variant {variant}")),
         };
         if let Some(spoil) = plant {
@@ -198,7 +220,53 @@ impl<O: Op> Bench<O> {
                 }
             }
         }
-        Ok(compare::outputs(&want, &got, F32_RULE, O::TOLD))
+        Ok(got)
+    }
+
+    fn recorded_findings(
+        &self,
+        recording: &Recording,
+        case: &OpCase,
+        variant: &str,
+        plant: Option<Spoil>,
+    ) -> Result<Vec<Finding>, String> {
+        let inputs: O::Inputs<f32> = Read::read(&RecordedCase { recording, case })?;
+        let got = self.run_f32(&inputs, variant, plant)?;
+        let prefix = format!("{}/{}", O::NAME, case.case);
+        let mut findings = Vec::new();
+        for (name, got) in golden::Tensors::tensors(&got) {
+            let want = match recording.get(&format!("{prefix}/out.{name}")) {
+                Some(Recorded::F32(x)) => x.map(|&x| f64::from(x)),
+                Some(Recorded::I64(x)) => x.map(|&x| x as f64),
+                // What the official function does not return cannot be compared.
+                _ => continue,
+            };
+            let bound = Rule::F32.bound(recording.noise(&format!("{prefix}/{name}")));
+            let exact = matches!(got, golden::View::I64(_));
+            let bound = if exact { compare::Bound::Exact } else { bound };
+            findings.push(compare::views(name, &golden::View::F64(want.view()), &got, bound));
+        }
+        if findings.is_empty() {
+            Err("no output of this op was recorded".to_owned())
+        } else {
+            Ok(findings)
+        }
+    }
+}
+
+/// A recorded case as a source of inputs.
+struct RecordedCase<'a> {
+    recording: &'a Recording,
+    case: &'a OpCase,
+}
+
+impl Source for RecordedCase<'_> {
+    fn tensor(&self, name: &str) -> Option<Recorded> {
+        self.recording.get(&format!("{}/{}/in.{name}", self.case.op, self.case.case))
+    }
+
+    fn scalar(&self, name: &str) -> Option<f64> {
+        self.case.scalars.get(name).copied()
     }
 }
 
@@ -242,6 +310,24 @@ impl<O: Op> Entry for Bench<O> {
             canonical: spec.to_string(),
             cost: O::cost(&spec),
         })
+    }
+
+    fn check_recorded(
+        &self,
+        recording: &Recording,
+        case: &OpCase,
+        variant: &str,
+        plant: Option<Spoil>,
+    ) -> Row {
+        let (outcome, took) = clock::time(|| {
+            let run = || self.recorded_findings(recording, case, variant, plant);
+            match catch_unwind(AssertUnwindSafe(run)) {
+                Ok(Ok(findings)) => Outcome::of(findings),
+                Ok(Err(why)) => Outcome::Error(why),
+                Err(panic) => Outcome::Crashed(message(&*panic)),
+            }
+        });
+        Row::new(O::NAME, &format!("{}:{}", recording.id(), case.case), variant, outcome, took)
     }
 
     fn check(&self, text: &str, variant: &str, plant: Option<Spoil>) -> Row {

@@ -3,10 +3,11 @@
 use golden::{
     Engine, Error,
     compare::{Bound, Finding, matrices},
-    engine::{Rows, Step, Want},
     recording::{Kind, Noise, Prompt, Recording},
 };
 use ndarray::{Array2, Array3, Axis, Ix2, Ix3, Ix4, concatenate, s};
+
+use crate::ask::{Decode, Request, Said, ask};
 
 /// Which rule an engine is held to: a floor and a multiple of the recording's own noise.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -62,16 +63,6 @@ impl Verified {
     }
 }
 
-/// Everything an engine said about a prompt, rows of all sequences one after another.
-struct Said {
-    hidden: Vec<Array2<f32>>,
-    logits: Option<Array2<f32>>,
-    steps: Option<Array2<f32>>,
-    mtp: Option<Array2<f32>>,
-    routing: Vec<Option<golden::engine::Routing>>,
-    states: Vec<Option<golden::engine::LinearState>>,
-}
-
 /// Asks `engine` one prompt of `recording` and compares every tap that both have.
 ///
 /// # Errors
@@ -81,14 +72,16 @@ pub fn verify(
     recording: &Recording,
     prompt: &Prompt,
     rule: Rule,
+    progress: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<Verified, Error> {
-    let tokens = recording.tokens(prompt)?;
-    let total = tokens.iter().map(Vec::len).sum();
-    let mut said = ask(engine, recording, prompt, &tokens, None)?;
+    let mut request = request(recording, prompt)?;
+    let total = request.tokens.iter().map(Vec::len).sum();
+    let mut said = ask(engine, &request, progress)?;
     let recorded = recorded_routing(recording, prompt, said.routing.len())?;
     let (legal_flips, illegal_flip) = flips(recording, prompt, &said, &recorded)?;
     if 0 < legal_flips && illegal_flip.is_none() {
-        said = ask(engine, recording, prompt, &tokens, Some(&recorded))?;
+        request.forced_routing = Some(recorded);
+        said = ask(engine, &request, progress)?;
     }
     let real = recording.real_rows(prompt)?;
     let mut findings = Vec::new();
@@ -128,16 +121,15 @@ pub fn verify(
             );
         }
     }
-    if let Some(got) = &said.logits
-        && let Some(want) = rows(recording, prompt, "logits", &real, 0)?
-    {
-        judge("logits", got, want);
+    if let Some(want) = rows(recording, prompt, "logits", &real, 0)? {
+        judge("logits", &said.logits, want);
     }
-    if let Some(got) = &said.steps {
+    if prompt.kind == Kind::Decode {
         let want =
             recording.f32(&format!("{}/step_logits", prompt.id))?.into_dimensionality::<Ix3>()?;
         let (b, n, v) = want.dim();
-        judge("step_logits", got, want.to_shape((b * n, v))?.to_owned());
+        let got: Vec<_> = said.steps.iter().map(|x| x.view()).collect();
+        judge("step_logits", &concatenate(Axis(0), &got)?, want.to_shape((b * n, v))?.to_owned());
     }
     if let Some(got) = &said.mtp
         && let Some(want) = rows(recording, prompt, "mtp_logits", &real, 1)?
@@ -147,115 +139,29 @@ pub fn verify(
     Ok(Verified { prompt: prompt.id.clone(), tokens: total, findings, legal_flips, illegal_flip })
 }
 
-/// Feeds the prompt in the way it was recorded.
-fn ask(
-    engine: &mut dyn Engine,
-    recording: &Recording,
-    prompt: &Prompt,
-    tokens: &[Vec<u32>],
-    forced: Option<&[Option<Array2<i64>>]>,
-) -> Result<Said, Error> {
-    engine.reset(tokens.len())?;
-    let want = Want { logits: Rows::All, hidden: true, routing: true, ..Want::default() };
-    let pieces = match &prompt.split {
-        Some(split) => split.clone(),
-        None => vec![usize::MAX],
+/// The prompt as it was recorded. Decoding is teacher-forced: each step is fed what the official
+/// implementation chose.
+fn request(recording: &Recording, prompt: &Prompt) -> Result<Request, Error> {
+    let tokens = recording.tokens(prompt)?;
+    let padding = tokens.iter().map(|row| prompt.tokens - row.len()).collect();
+    let decode = if prompt.kind == Kind::Decode {
+        let generated =
+            recording.i64(&format!("{}/generated", prompt.id))?.into_dimensionality::<Ix2>()?;
+        let row =
+            |row: ndarray::ArrayView1<'_, i64>| row.iter().map(|&id| u32::try_from(id)).collect();
+        Decode::Forced(generated.rows().into_iter().map(row).collect::<Result<_, _>>()?)
+    } else {
+        Decode::No
     };
-    let mut steps: Vec<(Vec<Vec<u32>>, Step)> = Vec::new();
-    let mut at = 0;
-    for piece in pieces {
-        let cut = |row: &Vec<u32>| {
-            row[at.min(row.len())..at.saturating_add(piece).min(row.len())].to_vec()
-        };
-        let fed: Vec<Vec<u32>> = tokens.iter().map(cut).collect();
-        // Forced experts are recorded for the whole prompt: take this piece's rows.
-        let forced_routing = forced.as_ref().map(|layers| {
-            let mut start = 0;
-            let mut taken = Vec::new();
-            for (row, fed) in tokens.iter().zip(&fed) {
-                let from = start + at.min(row.len());
-                taken.extend(from..from + fed.len());
-                start += row.len();
-            }
-            layers.iter().map(|ids| ids.as_ref().map(|ids| ids.select(Axis(0), &taken))).collect()
-        });
-        let step = engine.forward(&fed, &Want { forced_routing, ..want.clone() })?;
-        steps.push((fed, step));
-        at = at.saturating_add(piece);
-    }
-    let states = engine.linear_states()?;
-    let lengths: Vec<Vec<usize>> =
-        steps.iter().map(|(fed, _)| fed.iter().map(Vec::len).collect()).collect();
-    let join = |pick: &dyn Fn(&Step) -> Array2<f32>| -> Result<Array2<f32>, Error> {
-        join(&lengths, &steps.iter().map(|(_, step)| pick(step)).collect::<Vec<_>>())
-    };
-    let layers = steps.first().map_or(0, |(_, step)| step.hidden.len());
-    let hidden: Vec<_> = (0..layers)
-        .map(|layer| join(&|step: &Step| step.hidden[layer].clone()))
-        .collect::<Result<_, _>>()?;
-    let logits = join(&|step: &Step| step.logits.clone())?;
-    // Routing is judged where the prompt is fed at once; its rows are then in order.
-    let routing = match &mut steps[..] {
-        [(_, step)] => std::mem::take(&mut step.routing),
-        _ => Vec::new(),
-    };
-    let mut said = Said { hidden, logits: None, steps: None, mtp: None, routing, states };
-    match prompt.kind {
-        Kind::Prefill | Kind::Split => said.logits = Some(logits),
-        Kind::Decode => {
-            // Teacher-forced: each step is fed what the official implementation chose.
-            let generated =
-                recording.i64(&format!("{}/generated", prompt.id))?.into_dimensionality::<Ix2>()?;
-            let mut rows: Vec<Vec<Array2<f32>>> = tokens.iter().map(|_| Vec::new()).collect();
-            let mut end = 0;
-            for (row, tokens) in rows.iter_mut().zip(tokens) {
-                end += tokens.len();
-                row.push(logits.slice(s![end - 1..end, ..]).to_owned());
-            }
-            let want = Want { logits: Rows::Last, ..Want::default() };
-            for column in generated.columns() {
-                let fed: Vec<Vec<u32>> = column
-                    .iter()
-                    .map(|&id| u32::try_from(id).map(|id| vec![id]))
-                    .collect::<Result<_, _>>()?;
-                let step = engine.forward(&fed, &want)?;
-                for (i, row) in rows.iter_mut().enumerate() {
-                    row.push(step.logits.slice(s![i..=i, ..]).to_owned());
-                }
-            }
-            let all: Vec<_> = rows.iter().flatten().map(|row| row.view()).collect();
-            said.steps = Some(concatenate(Axis(0), &all)?);
-            said.logits = Some(logits);
-        }
-        Kind::Mtp => {
-            let last = said.hidden.last().ok_or("an engine returns its last hidden state")?;
-            let mut kept = Vec::new();
-            let mut start = 0;
-            for row in tokens {
-                kept.extend(start..start + row.len() - 1);
-                start += row.len();
-            }
-            let next: Vec<Vec<u32>> = tokens.iter().map(|row| row[1..].to_vec()).collect();
-            said.mtp = Some(engine.mtp(&next, &last.select(Axis(0), &kept))?.logits);
-            said.logits = Some(logits);
-        }
-    }
-    Ok(said)
-}
-
-/// Rows of pieces (each: all sequences one after another) put back in the order of whole sequences.
-fn join(lengths: &[Vec<usize>], pieces: &[Array2<f32>]) -> Result<Array2<f32>, Error> {
-    let sequences = lengths.first().map_or(0, Vec::len);
-    let mut starts = vec![0; pieces.len()];
-    let mut all = Vec::new();
-    for sequence in 0..sequences {
-        for ((lengths, rows), start) in lengths.iter().zip(pieces).zip(&mut starts) {
-            let n = lengths[sequence];
-            all.push(rows.slice(s![*start..*start + n, ..]));
-            *start += n;
-        }
-    }
-    Ok(concatenate(Axis(0), &all)?)
+    let split = prompt.split.clone().unwrap_or_default();
+    Ok(Request {
+        tokens,
+        padding,
+        split,
+        decode,
+        mtp: prompt.kind == Kind::Mtp,
+        forced_routing: None,
+    })
 }
 
 /// A recorded `[B, T, …]` tap without the rows at left padding (and without the last `drop` rows of

@@ -21,6 +21,12 @@ macro_rules! tensors {
             }
         }
 
+        impl<R: $crate::Number> $crate::tensor::Read for $name<R> {
+            fn read(source: &dyn $crate::tensor::Source) -> Result<Self, String> {
+                Ok(Self { $($field: $crate::tensor::ReadField::read_field(stringify!($field), source)?,)* })
+            }
+        }
+
         impl<R: $crate::Number> $crate::Tensors for $name<R> {
             fn tensors(&self) -> Vec<(&'static str, $crate::View<'_>)> {
                 let mut all = Vec::new();
@@ -46,6 +52,12 @@ macro_rules! tensors {
             /// The same values: nothing here depends on the number type.
             pub fn lift(from: &Self) -> Self {
                 from.clone()
+            }
+        }
+
+        impl $crate::tensor::Read for $name {
+            fn read(source: &dyn $crate::tensor::Source) -> Result<Self, String> {
+                Ok(Self { $($field: $crate::tensor::ReadField::read_field(stringify!($field), source)?,)* })
             }
         }
 

@@ -4,7 +4,7 @@ use std::{error, fmt, str::FromStr};
 
 use ndarray::{ArcArray, Dimension};
 
-use crate::{Dtype, Number, Rng, Tensors};
+use crate::{Dtype, Number, Rng, Tensors, tensor::Read};
 
 /// A question the model asks: its cases, its inputs, and the least work of an answer.
 ///
@@ -18,7 +18,7 @@ pub trait Op: Sized + 'static {
     /// The sizes that fix one problem.
     type Case: Case;
     /// Named input tensors; activations are of number type `R`.
-    type Inputs<R: Number>: Tensors + Clone;
+    type Inputs<R: Number>: Tensors + Read + Clone;
     /// Named output tensors.
     type Outputs<R: Number>: Tensors + Clone;
 

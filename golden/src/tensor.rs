@@ -1,6 +1,10 @@
 //! Named tensors: how the inputs and outputs of every op are seen by code that knows no op.
 
-use ndarray::{ArcArray, ArcArray1, ArcArray2, ArrayViewD, ArrayViewMutD, Dimension, Ix3, Ix4};
+use ndarray::{
+    ArcArray, ArcArray1, ArcArray2, ArrayD, ArrayViewD, ArrayViewMutD, Dimension, Ix3, Ix4,
+};
+
+use crate::recording::Recorded;
 
 /// A vector that is cheap to clone; writing to a shared one copies it.
 pub type Tensor1<T> = ArcArray1<T>;
@@ -65,10 +69,12 @@ pub trait Element: Copy + std::fmt::Debug + Send + Sync + 'static {
     fn view(x: ArrayViewD<'_, Self>) -> View<'_>;
     /// Wraps a writable view.
     fn view_mut(x: ArrayViewMutD<'_, Self>) -> ViewMut<'_>;
+    /// From a recorded tensor of this type, or of a narrower one.
+    fn recorded(x: Recorded) -> Option<ArrayD<Self>>;
 }
 
 macro_rules! element {
-    ($kind:ty, $view:ident) => {
+    ($kind:ty, $view:ident, $recorded:expr) => {
         impl Element for $kind {
             fn view(x: ArrayViewD<'_, Self>) -> View<'_> {
                 View::$view(x)
@@ -76,13 +82,20 @@ macro_rules! element {
             fn view_mut(x: ArrayViewMutD<'_, Self>) -> ViewMut<'_> {
                 ViewMut::$view(x)
             }
+            fn recorded(x: Recorded) -> Option<ArrayD<Self>> {
+                ($recorded)(x)
+            }
         }
     };
 }
-element!(f32, F32);
-element!(f64, F64);
-element!(i64, I64);
-element!(u8, U8);
+element!(f32, F32, |x| if let Recorded::F32(x) = x { Some(x) } else { None });
+element!(f64, F64, |x| match x {
+    Recorded::F32(x) => Some(x.mapv(f64::from)),
+    Recorded::F64(x) => Some(x),
+    _ => None,
+});
+element!(i64, I64, |x| if let Recorded::I64(x) = x { Some(x) } else { None });
+element!(u8, U8, |x| if let Recorded::U8(x) = x { Some(x) } else { None });
 
 /// Exact widening of one element to the number type of a computation.
 pub trait Cast<S> {
@@ -133,6 +146,50 @@ pub trait Field {
     }
 }
 
+/// Named tensors and scalars that a struct made by [`tensors!`](crate::tensors) can be read from.
+pub trait Source {
+    /// A tensor.
+    fn tensor(&self, name: &str) -> Option<Recorded>;
+    /// A scalar.
+    fn scalar(&self, name: &str) -> Option<f64>;
+}
+
+/// A struct made by [`tensors!`](crate::tensors), read by name.
+pub trait Read: Sized {
+    /// Every field.
+    ///
+    /// # Errors
+    /// Names the first field that is missing or of another type or rank.
+    fn read(source: &dyn Source) -> Result<Self, String>;
+}
+
+/// A field read by name.
+pub trait ReadField: Sized {
+    /// The field called `name`.
+    ///
+    /// # Errors
+    /// If it is missing, or of another type or rank.
+    fn read_field(name: &str, source: &dyn Source) -> Result<Self, String>;
+}
+
+impl<T: Element, D: Dimension> ReadField for ArcArray<T, D> {
+    fn read_field(name: &str, source: &dyn Source) -> Result<Self, String> {
+        let x = source.tensor(name).ok_or_else(|| format!("tensor {name}: missing"))?;
+        let x = T::recorded(x).ok_or_else(|| format!("tensor {name}: of another type"))?;
+        let shape = x.shape().to_vec();
+        let x = x
+            .into_dimensionality::<D>()
+            .map_err(|_| format!("tensor {name}: rank of {shape:?}"))?;
+        Ok(x.into_shared())
+    }
+}
+
+impl<T: ReadField> ReadField for Option<T> {
+    fn read_field(name: &str, source: &dyn Source) -> Result<Self, String> {
+        if source.tensor(name).is_none() { Ok(None) } else { T::read_field(name, source).map(Some) }
+    }
+}
+
 /// A field made from the same field of the `f32` struct.
 pub trait Lift<S> {
     /// The same values in another number type, exactly.
@@ -174,7 +231,13 @@ impl<S, T: Lift<S>> Lift<Option<S>> for Option<T> {
 }
 
 macro_rules! scalar {
-    ($($kind:ty),*) => {$(
+    ($($kind:ty: $from:expr),*) => {$(
+        impl ReadField for $kind {
+            fn read_field(name: &str, source: &dyn Source) -> Result<Self, String> {
+                let from: fn(f64) -> $kind = $from;
+                source.scalar(name).map(from).ok_or_else(|| format!("scalar {name}: missing"))
+            }
+        }
         impl Field for $kind {}
         impl Lift<$kind> for $kind {
             fn lift(from: &Self) -> Self {
@@ -183,4 +246,4 @@ macro_rules! scalar {
         }
     )*};
 }
-scalar!(f32, f64, usize, u64, bool);
+scalar!(f64: |x| x, usize: |x| x as usize, u64: |x| x as u64, bool: |x| x != 0.0);

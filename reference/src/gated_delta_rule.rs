@@ -184,7 +184,7 @@ impl<R: Real> Chunk<R> {
         let kept = scaled(k, &|i| decay[[c - 1, i]]);
         let mut after = matmul(&kept.t().to_owned(), &vn);
         after.zip_mut_with(s, |after, &s| {
-            *after = (gates[c - 1].exp() * s + *after).at(Site::State)
+            *after = (gates[c - 1].exp() * s + *after).at(Site::State);
         });
         (o, after)
     }
