@@ -4,6 +4,8 @@ use golden::{
     Engine, Error,
     engine::{LinearState, Routing, Rows, Step, Want},
 };
+
+pub use golden::engine::INTERRUPTED;
 use ndarray::{Array2, Axis, concatenate, s};
 
 /// What is asked.
@@ -133,9 +135,6 @@ pub fn ask(
     }
     Ok(said)
 }
-
-/// The error of work that was ended.
-pub const INTERRUPTED: &str = "interrupted";
 
 fn decode(
     engine: &mut dyn Engine,

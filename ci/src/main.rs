@@ -1,22 +1,141 @@
-//! tmp
-fn main() {
-    let a: Vec<String> = std::env::args().collect();
-    let w = golden::open(&a[2]).unwrap();
-    if a[1] == "synth" {
-        golden::synth::write(
-            &*w,
-            std::path::Path::new(&a[3]),
-            golden::synth::Options { shard_bytes: 5 << 30, force: true },
-            &mut |_, _| true,
-        )
-        .unwrap();
-        return;
+//! May it pass? The command line of karat.
+//!
+//! A command's answer goes to stdout, everything else to stderr; how a run ends is one of the codes
+//! of [`exit::Exit`].
+
+#![allow(clippy::doc_markdown, reason = "doc comments of arguments are help texts")]
+
+mod check;
+mod compare;
+mod doctor;
+mod exit;
+mod explain;
+mod files;
+mod golden_cmd;
+mod inspect;
+mod list;
+mod logits;
+mod out;
+mod schema;
+mod synth;
+mod tour;
+mod verdict;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::{
+    exit::{Exit, Failure},
+    out::{Format, Out},
+};
+
+/// How pure is it? Correctness and performance reference tests for Qwen3-Next and everything that
+/// computes it. Without a command: check everything here and say what is known.
+#[derive(Debug, Parser)]
+#[command(name = "karat", version)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, clap::Args)]
+struct Global {
+    /// How answers are written.
+    #[arg(long, global = true, value_enum, default_value = "human", env = "KARAT_FORMAT")]
+    format: Format,
+    /// Leave remarks out.
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// Say more.
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    /// Draw no progress bars.
+    #[arg(long, global = true, env = "KARAT_NO_PROGRESS")]
+    no_progress: bool,
+    /// Where the verdict is written.
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        default_value = "target/karat/verdict.json",
+        env = "KARAT_VERDICT"
+    )]
+    verdict: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Name the problems that a filter selects; nothing runs
+    List(list::Args),
+    /// Say what this machine is and what karat can do on it
+    Doctor(doctor::Args),
+    /// Hold every way to compute an op against the oracle and the recordings
+    Check(check::Args),
+    /// Recordings of the official implementation: record, verify, status, diff, accept
+    Golden(golden_cmd::Args),
+    /// Compare logits of any other engine with a recording or another file
+    Compare(compare::Args),
+    /// Compute logits, hidden states, greedy continuations and MTP logits of a model
+    Logits(logits::Args),
+    /// Count a model's parameters, bytes, operations and memory
+    Inspect(inspect::Args),
+    /// Write a synthetic checkpoint in the official format
+    Synth(synth::Args),
+    /// Print the JSON schema of results, goldens or verdicts
+    Schema(schema::Args),
+    /// Print completions for a shell
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Explain an exit code, an outcome, an op, a fill or a rule
+    Explain(explain::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers; everything else is usage.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Refused.into() } else { Exit::Ok.into() };
+        }
+    };
+    out::listen();
+    let Global { format, quiet, verbose, no_progress, verdict } = cli.global;
+    let out = Out { format, quiet, verbose, progress: !no_progress };
+    let (name, ended) = match &cli.command {
+        None => ("tour", tour::run(&out)),
+        Some(Command::List(args)) => ("list", list::run(args, &out)),
+        Some(Command::Doctor(args)) => ("doctor", Ok(doctor::run(args, &out))),
+        Some(Command::Check(args)) => ("check", check::run(args, &out)),
+        Some(Command::Golden(args)) => ("golden", golden_cmd::run(args, &out)),
+        Some(Command::Compare(args)) => ("compare", compare::run(args, &out)),
+        Some(Command::Logits(args)) => ("logits", logits::run(args, &out)),
+        Some(Command::Inspect(args)) => ("inspect", inspect::run(args, &out)),
+        Some(Command::Synth(args)) => ("synth", synth::run(args, &out)),
+        Some(Command::Schema(args)) => ("schema", Ok(schema::run(args))),
+        Some(Command::Completions { shell }) => {
+            clap_complete::generate(*shell, &mut Cli::command(), "karat", &mut std::io::stdout());
+            ("completions", Ok(Exit::Ok))
+        }
+        Some(Command::Explain(args)) => ("explain", explain::run(args, &out)),
+    };
+    let (exit, line) = match ended {
+        Ok(exit) => (exit, None),
+        Err(error) => {
+            let exit =
+                error.downcast_ref::<Failure>().map_or(Exit::Internal, |failure| failure.exit);
+            let exit = if out::interrupted() { Exit::Interrupted } else { exit };
+            out::warn(&format!("karat: {error:#}"));
+            (exit, Some(format!("{error:#}")))
+        }
+    };
+    if let Err(error) = verdict::write(&verdict, name, exit, line.as_deref()) {
+        out.note(&format!("karat: {}: {error}", verdict.display()));
     }
-    let ids: Vec<u32> = a[3].split(',').map(|x| x.parse().unwrap()).collect();
-    let mut e = benches::engine("reference", "f32", w).unwrap();
-    e.reset(1).unwrap();
-    let s = e.forward(&[ids], &Default::default()).unwrap();
-    for r in s.logits.rows() {
-        println!("{:?}", r.iter().take(6).collect::<Vec<_>>());
-    }
+    exit.into()
 }

@@ -32,6 +32,9 @@ pub trait Engine {
     fn rollback(&mut self, keep: &[usize]) -> Result<(), Error>;
     /// The states of every layer, `None` for attention layers.
     fn linear_states(&self) -> Result<Vec<Option<LinearState>>, Error>;
+    /// Asks to be told of each layer as a step comes to it; the step ends with the error
+    /// [`INTERRUPTED`] when the listener returns false.
+    fn watch(&mut self, listener: Listener);
     /// Whether the checkpoint has a multi-token-prediction head.
     fn has_mtp(&self) -> bool;
     /// Runs the MTP head: for each sequence, `tokens[s]` are the tokens *after* those whose hidden
@@ -41,6 +44,12 @@ pub trait Engine {
     /// Drops all but the first `keep[sequence]` entries of the MTP head's cache.
     fn mtp_truncate(&mut self, keep: &[usize]) -> Result<(), Error>;
 }
+
+/// Told of each layer as a step comes to it; returns whether to go on.
+pub type Listener = Box<dyn FnMut(usize) -> bool + Send>;
+
+/// The error of a step that its listener ended.
+pub const INTERRUPTED: &str = "interrupted";
 
 /// A copy of all states, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -12,6 +12,7 @@ pub mod config;
 pub mod dtype;
 pub mod engine;
 pub mod fp8;
+pub mod inventory;
 mod map;
 pub mod names;
 pub mod op;

@@ -15,7 +15,7 @@ use std::{collections::HashMap, sync::Arc};
 use golden::{
     Config, Engine, Error, Tensor1, Tensor2, Tensor3, Tensor4, Weights,
     config::{Mixer, Mlp},
-    engine::{LinearState, Routing, Rows, Snapshot, Step, Want},
+    engine::{INTERRUPTED, LinearState, Listener, Routing, Rows, Snapshot, Step, Want},
     ops,
 };
 use ndarray::{ArcArray, Array, Array2, ArrayView, Axis, Dimension, concatenate, s};
@@ -38,6 +38,7 @@ pub struct Model<R> {
     next_snapshot: u64,
     undo: Option<Undo<R>>,
     plant: Option<Plant>,
+    listener: Option<Listener>,
 }
 
 /// What one sequence leaves behind for its next token.
@@ -98,6 +99,7 @@ impl<R: Real> Model<R> {
             next_snapshot: 0,
             undo: None,
             plant: None,
+            listener: None,
         }
     }
 
@@ -340,6 +342,9 @@ impl<R: Real> Model<R> {
         let (mut hidden, mut routing) = (Vec::new(), Vec::new());
         let mut x = self.embed(tokens)?;
         for layer in 0..self.config.num_hidden_layers() {
+            if self.listener.as_mut().is_some_and(|go_on| !go_on(layer)) {
+                return Err(INTERRUPTED.into());
+            }
             if want.hidden {
                 hidden.push(x.clone());
             }
@@ -391,8 +396,7 @@ impl<R: Real> Model<R> {
             Rows::None => Vec::new(),
         };
         let logits = self.logits(&last.select(Axis(0), &rows).into_shared())?;
-        let fed =
-            if self.plant == Some(Plant::PreNormMtpHidden) && !want.hidden { &x } else { &last };
+        let fed = if self.plant == Some(Plant::PreNormMtpHidden) { &x } else { &last };
         hidden.push(fed.clone());
         Ok(Pass { logits, hidden, routing })
     }
@@ -503,6 +507,10 @@ impl<R: Real> Engine for Model<R> {
             Ok(Some(LinearState { conv: narrow(&conv), recurrent: narrow(&recurrent) }))
         };
         self.config.layer_types.iter().enumerate().map(layer).collect()
+    }
+
+    fn watch(&mut self, listener: Listener) {
+        self.listener = Some(listener);
     }
 
     fn has_mtp(&self) -> bool {

@@ -1,0 +1,234 @@
+//! `karat check`: every selected problem, by every way to compute it.
+
+use std::collections::BTreeMap;
+
+use benches::{
+    registry::{self, Spoil},
+    report::{Outcome, Row},
+};
+use golden::recording::Recording;
+use serde_json::json;
+
+use crate::{
+    exit::{Exit, fail, refuse},
+    files,
+    list::Selection,
+    out::{self, Out},
+};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    selection: Selection,
+    /// Stop at the first problem that does not pass.
+    #[arg(long)]
+    fail_fast: bool,
+    /// Spoil every answer in this way, to see that the check sees it.
+    #[arg(long, value_name = "NAME")]
+    plant: Option<String>,
+}
+
+pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
+    let plant = match &args.plant {
+        None => None,
+        Some(name) => {
+            let known = || Spoil::ALL.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+            let found = Spoil::ALL.iter().find(|(known, _)| known == name);
+            Some(
+                found
+                    .ok_or_else(|| refuse(format!("--plant {name}: expected one of {}", known())))?
+                    .1,
+            )
+        }
+    };
+    let jobs = args.selection.jobs()?;
+    let mut run = Run::new(out, args.fail_fast);
+    let bar = out.bar(jobs.len() as u64, "check", false);
+    for job in &jobs {
+        if run.over() {
+            break;
+        }
+        run.add(&job.entry.check(&job.spec, &job.variant, plant));
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    if args.selection.with_recordings() {
+        recorded(&mut run, args.selection.words(), plant)?;
+    }
+    if run.rows == 0 {
+        return Err(fail(Exit::Nothing, "nothing selected; `karat list` names every problem"));
+    }
+    run.end()
+}
+
+/// Every recorded case of every op whose id holds all the words, in every variant.
+pub(crate) fn recorded(
+    run: &mut Run<'_>,
+    words: &[String],
+    plant: Option<Spoil>,
+) -> anyhow::Result<()> {
+    let dir = files::golden_dir().join("recordings/ops");
+    if !dir.exists() {
+        run.out.note(&format!("skipped: per-op recordings: {} does not exist", dir.display()));
+        return Ok(());
+    }
+    let recording = Recording::open(&dir).map_err(|e| fail(Exit::Recording, e.to_string()))?;
+    for case in &recording.manifest.cases {
+        let Some(entry) = registry::op(&case.op) else {
+            return Err(fail(
+                Exit::Recording,
+                format!("{}: case of an unknown op {}", dir.display(), case.op),
+            ));
+        };
+        for variant in
+            entry.variants().iter().filter(|variant| !variant.starts_with("reference/f64-"))
+        {
+            let id = format!("{}/ops:{}@{variant}", case.op, case.case);
+            if run.over() {
+                return Ok(());
+            }
+            if words.iter().all(|word| id.contains(word.as_str())) {
+                run.add(&entry.check_recorded(&recording, case, variant, plant));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Rows as they come, and what they come to.
+pub(crate) struct Run<'a> {
+    pub(crate) out: &'a Out,
+    pub(crate) rows: usize,
+    fail_fast: bool,
+    ops: Vec<&'static str>,
+    sums: BTreeMap<&'static str, Sum>,
+    exit: Exit,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Sum {
+    cases: usize,
+    passed: usize,
+    budget: f64,
+    seconds: f64,
+}
+
+impl<'a> Run<'a> {
+    pub(crate) fn new(out: &'a Out, fail_fast: bool) -> Run<'a> {
+        Run { out, rows: 0, fail_fast, ops: Vec::new(), sums: BTreeMap::new(), exit: Exit::Ok }
+    }
+
+    /// Whether nothing more should run.
+    pub(crate) fn over(&self) -> bool {
+        out::interrupted() || (self.fail_fast && self.exit != Exit::Ok)
+    }
+
+    pub(crate) fn add(&mut self, row: &Row) {
+        self.rows += 1;
+        if !self.ops.contains(&row.op) {
+            self.ops.push(row.op);
+        }
+        let sum = self.sums.entry(row.op).or_default();
+        sum.cases += 1;
+        sum.seconds += row.took.as_secs_f64();
+        sum.budget = sum.budget.max(row.budget());
+        self.out.json(&row.json());
+        let exit = match &row.outcome {
+            Outcome::Passed(_) => {
+                sum.passed += 1;
+                Exit::Ok
+            }
+            Outcome::Failed(_) | Outcome::Mistrusted(_) => Exit::Wrong,
+            Outcome::Crashed(_) | Outcome::Timeout => Exit::Crashed,
+            Outcome::Cheat(_) => Exit::Cheat,
+            Outcome::Error(_) => Exit::Internal,
+            // Known beforehand; told, and not green.
+            Outcome::Skipped(_) | Outcome::Unsupported(_) => Exit::Ok,
+        };
+        if exit != Exit::Ok {
+            self.out.line(&block(row));
+        } else if self.out.verbose {
+            self.out.line(&format!(
+                "{:<11} {}  budget {:.3}",
+                row.outcome.name(),
+                row.id(),
+                row.budget()
+            ));
+        }
+        self.exit = self.exit.gravest(exit);
+    }
+
+    /// The table by op, the summary, and the exit code.
+    pub(crate) fn end(self) -> anyhow::Result<Exit> {
+        let rows: Vec<Vec<String>> = self
+            .ops
+            .iter()
+            .map(|op| {
+                let sum = self.sums[op];
+                vec![
+                    (*op).to_owned(),
+                    sum.cases.to_string(),
+                    sum.passed.to_string(),
+                    (sum.cases - sum.passed).to_string(),
+                    format!("{:.1} %", 100.0 * sum.budget),
+                    format!("{:.0} ms", 1e3 * sum.seconds),
+                ]
+            })
+            .collect();
+        self.out
+            .table(&["op", "cases", "passed", "not passed", "worst use of bound", "time"], &rows);
+        let passed: usize = self.sums.values().map(|sum| sum.passed).sum();
+        self.out.line(&format!("{passed} passed, {} not passed", self.rows - passed));
+        self.out.json(&json!({
+            "schema": "karat.result/1", "kind": "summary", "rows": self.rows, "passed": passed, "exit": self.exit as u8,
+        }));
+        if out::interrupted() {
+            return Err(fail(Exit::Interrupted, "interrupted"));
+        }
+        // A run in which nothing passed is red.
+        Ok(if passed == 0 { self.exit.gravest(Exit::Wrong) } else { self.exit })
+    }
+}
+
+/// What is wrong, where, and how to see it again.
+fn block(row: &Row) -> String {
+    let mut lines = vec![format!(
+        "{:<4} {}",
+        row.outcome.name().to_uppercase().replace("FAILED", "FAIL"),
+        row.id()
+    )];
+    if let Some(why) = row.outcome.why() {
+        lines.push(format!("  {why}"));
+    }
+    for f in row.outcome.findings().iter().filter(|f| !f.ok) {
+        let at = f.at.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        lines.push(format!(
+            "  worst {}[{at}] got {:.6e} want {:.6e} err {:.1e}   {:.1}x of what is allowed   {} not finite",
+            f.output, f.pair.1, f.pair.0, f.max_abs, f.budget, f.not_finite
+        ));
+        lines.push(format!(
+            "  rel-RMS {:.1e} · worst row {} at {:.1e} · ULP(f32) p99 {} max {} · bound {}",
+            f.rel_rms,
+            f.worst_token_at,
+            f.worst_token,
+            f.ulp.0,
+            f.ulp.1,
+            bound(f.bound)
+        ));
+        if let Some(pattern) = &f.pattern {
+            lines.push(format!("  pattern: {pattern}"));
+        }
+    }
+    lines.push(format!("  repro: karat check '{}'", row.id()));
+    lines.join("\n")
+}
+
+/// A bound in words.
+pub(crate) fn bound(bound: golden::compare::Bound) -> String {
+    match bound {
+        golden::compare::Bound::Relative { rel_rms, worst_token } => {
+            format!("rel-RMS {rel_rms:.1e}, row {worst_token:.1e}")
+        }
+        golden::compare::Bound::Exact => "equal".to_owned(),
+    }
+}

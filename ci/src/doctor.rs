@@ -1,0 +1,33 @@
+//! `karat doctor`: what this machine is.
+
+use serde_json::json;
+
+use crate::{exit::Exit, files, out::Out};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {}
+
+pub(crate) fn run(_: &Args, out: &Out) -> Exit {
+    let host = benches::host();
+    let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30));
+    let goldens = files::golden_dir().join("recordings");
+    let recordings =
+        std::fs::read_dir(&goldens).map_or(0, |dir| dir.filter_map(Result::ok).count());
+    let rows = [
+        ("processor", host.cpu.clone(), true),
+        ("threads", host.threads.to_string(), true),
+        ("memory", gib(host.memory), true),
+        ("instruction sets", host.features.join(" "), true),
+        ("GPU", "none looked for: karat has no GPU kernels yet".to_owned(), true),
+        ("recordings", format!("{recordings} in {}", goldens.display()), recordings != 0),
+        ("official 80B recording", "none here: see `karat golden status`".to_owned(), true),
+    ];
+    for (what, value, ok) in &rows {
+        out.line(&format!("{:<5}{what:<24}{value}", if *ok { "ok" } else { "warn" }));
+    }
+    out.json(&json!({
+        "schema": "karat.result/1", "kind": "env", "cpu": host.cpu, "threads": host.threads, "memory": host.memory,
+        "features": host.features, "recordings": recordings, "version": env!("CARGO_PKG_VERSION"),
+    }));
+    Exit::Ok
+}

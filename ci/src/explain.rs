@@ -1,0 +1,121 @@
+//! `karat explain`: what a code, an outcome, an op, a fill or a rule means.
+
+use benches::registry::OPS;
+use serde_json::json;
+
+use crate::{
+    exit::{Exit, refuse},
+    out::Out,
+};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// An exit code, an outcome, an op, a fill, a planted fault, or a rule; without one, everything there is
+    what: Option<String>,
+}
+
+/// Exit codes.
+const EXITS: &[(&str, &str)] = &[
+    ("0", "ok: all that was asked for passed"),
+    ("1", "internal: a fault of karat itself; please report it"),
+    (
+        "2",
+        "refused: usage, or refused input (argument, config, checkpoint, tokens, kernel.toml, results file). Never a skip",
+    ),
+    ("3", "wrong: numbers differ by more than is allowed"),
+    ("4", "nothing selected: the filter names no problem"),
+    ("5", "slower: a speed gate found a real slow-down"),
+    ("6", "ambiguous: with --strict, the speed gate could not decide"),
+    ("7", "baseline missing, or of another machine"),
+    ("8", "recording missing, stale, damaged or of another checkpoint"),
+    ("9", "machine unfit: no GPU, memory, disk full, unwritable output, missing tool"),
+    ("10", "crashed or timed out"),
+    ("11", "cheat: a kernel did what an honest one would not"),
+    ("130", "interrupted"),
+];
+
+/// Outcomes and rules.
+const WORDS: &[(&str, &str)] = &[
+    ("passed", "every output within its bound; the only green outcome"),
+    ("failed", "some output outside its bound"),
+    (
+        "mistrusted",
+        "the case proves too little to be believed, for example because an input is not felt in any output",
+    ),
+    (
+        "skipped",
+        "known before anything ran: this machine cannot run it; the reason is told; never green",
+    ),
+    (
+        "unsupported",
+        "known before anything ran: this variant does not compute this problem; never green",
+    ),
+    ("crashed", "it panicked or its process died; the run went on"),
+    ("timeout", "it did not end in time"),
+    ("cheat", "an input was changed, a guard overwritten, a stale answer returned"),
+    ("error", "it could not be run"),
+    (
+        "rule",
+        "of an f32 computation against a recording with noise s (relative RMS, official f32 against the same code in double) \
+              and w (the same of its worst token): relative RMS at most max(2e-5, 4 s), worst token at most max(1e-4, 4 w); \
+              of an f64 computation: max(1e-5, 2 s) and max(1e-4, 2 w). Of f32 against f64 in karat: s = w = 0. \
+              Of two forms of one reference in f64: relative RMS 1e-12",
+    ),
+    ("budget", "the largest share of an allowance that any output used; above 100 % fails"),
+    (
+        "recording",
+        "what the official implementation answered, with its versions, hashes and own noise: golden/src/recording.rs",
+    ),
+];
+
+pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
+    let mut entries: Vec<(String, String)> = Vec::new();
+    entries.extend(
+        EXITS.iter().map(|(code, what)| ((*code).to_owned(), format!("exit code: {what}"))),
+    );
+    entries.extend(WORDS.iter().map(|(word, what)| ((*word).to_owned(), (*what).to_owned())));
+    for op in OPS {
+        let fills = op.fills().iter().map(|fill| fill.name).collect::<Vec<_>>().join(", ");
+        let text = format!(
+            "op with letters {}; variants {}; fills {fills}. Formula, shapes and source: golden/src/ops/{}.rs",
+            op.letters().join("-"),
+            op.variants().join(", "),
+            op.name()
+        );
+        entries.push((op.name().to_owned(), text));
+        for fill in op.fills() {
+            let cites = if fill.cites.is_empty() {
+                String::new()
+            } else {
+                format!(" ({})", fill.cites.join(" "))
+            };
+            entries.push((
+                fill.name.to_owned(),
+                format!("fill of {}: {}{cites}", op.name(), fill.why),
+            ));
+        }
+    }
+    for (name, cite) in benches::plants() {
+        entries.push((
+            name.to_owned(),
+            format!("fault that can be planted in the model (golden verify --plant): {cite}"),
+        ));
+    }
+    let wanted: Vec<_> = match &args.what {
+        None => entries,
+        Some(what) => entries.into_iter().filter(|(name, _)| name == what).collect(),
+    };
+    if wanted.is_empty() {
+        return Err(refuse(format!(
+            "explain {:?}: expected an exit code, an outcome, an op, a fill or a planted fault; `karat explain` names them",
+            args.what.as_deref().unwrap_or("")
+        )));
+    }
+    for (name, text) in wanted {
+        out.line(&format!("{name:<22} {text}"));
+        out.json(
+            &json!({"schema": "karat.result/1", "kind": "explain", "name": name, "text": text}),
+        );
+    }
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,33 @@
+//! Files as karat writes and finds them.
+
+use std::{
+    fs, io,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+/// Writes beside the place and renames: what is there is whole, before and after.
+pub(crate) fn replace(path: &Path, data: &[u8]) -> io::Result<()> {
+    let parent =
+        path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent)?;
+    let mut file = tempfile::NamedTempFile::new_in(parent)?;
+    file.write_all(data)?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|e| e.error)?;
+    Ok(())
+}
+
+/// The folder with recordings and questions: `golden/` above the current folder, or that of the
+/// sources karat was built from.
+pub(crate) fn golden_dir() -> PathBuf {
+    let here = std::env::current_dir().unwrap_or_default();
+    let above =
+        here.ancestors().map(|dir| dir.join("golden")).find(|dir| dir.join("questions").is_dir());
+    above.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden"))
+}
+
+/// Where karat keeps what it can make again.
+pub(crate) fn cache_dir() -> PathBuf {
+    golden_dir().join("../target/karat")
+}

@@ -1,0 +1,392 @@
+//! `karat golden`: recordings of the official implementation.
+
+mod record;
+mod review;
+
+use std::path::{Path, PathBuf};
+
+use benches::verify::{Rule, Verified, verify};
+use clap::Subcommand;
+use golden::{
+    Config, Dtype, Weights,
+    checkpoint::Checkpoint,
+    engine::INTERRUPTED,
+    recording::{FileHash, Manifest, Recording},
+    synth,
+    synthetic::Synthetic,
+};
+use serde_json::json;
+
+use crate::{
+    check,
+    exit::{Exit, fail, refuse},
+    files,
+    out::{self, Out},
+};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Ask the official implementation and write down what it says (needs Python, see --help)
+    Record(record::Args),
+    /// Hold an engine against recordings
+    Verify(VerifyArgs),
+    /// Say which recordings there are
+    Status,
+    /// Say how a new recording differs from the accepted one
+    Diff(review::DiffArgs),
+    /// Accept a new recording
+    Accept(review::AcceptArgs),
+}
+
+/// How recordings are verified.
+#[derive(Debug, clap::Args)]
+struct VerifyArgs {
+    /// Recordings, by name; all without one
+    ids: Vec<String>,
+    /// This checkpoint instead of the recorded one; it is computed even if its hashes differ
+    #[arg(long, value_name = "DIR")]
+    model: Option<String>,
+    /// What computes
+    #[arg(long, default_value = "reference")]
+    engine: String,
+    /// Number type of the reference: f32 or f64
+    #[arg(long, default_value = "f32")]
+    number: String,
+    /// Plant this fault in the wiring, to see that it is caught (karat explain names them)
+    #[arg(long, value_name = "NAME")]
+    plant: Option<String>,
+}
+
+pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
+    match &args.command {
+        Command::Record(args) => record::run(args, out),
+        Command::Verify(args) => run_verify(args, out),
+        Command::Status => Ok(status(out)),
+        Command::Diff(args) => review::diff(args, out),
+        Command::Accept(args) => review::accept(args, out),
+    }
+}
+
+/// Accepted recordings of models, by name.
+fn recordings() -> PathBuf {
+    files::golden_dir().join("recordings")
+}
+
+/// Names of the accepted recordings, in order.
+fn ids(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+    let mut ids: Vec<String> = entries
+        .filter(|entry| entry.path().join("manifest.json").exists())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|id| !id.contains('.'))
+        .collect();
+    ids.sort();
+    ids
+}
+
+fn open(id: &str) -> anyhow::Result<Recording> {
+    let dir = recordings().join(id);
+    if !dir.join("manifest.json").exists() {
+        let known = ids(&recordings()).join(", ");
+        return Err(fail(
+            Exit::Recording,
+            format!("{}: no such recording; there are {known}", dir.display()),
+        ));
+    }
+    Recording::open(&dir).map_err(|e| fail(Exit::Recording, e.to_string()))
+}
+
+/// The recorded checkpoint, as a folder: made again from its seed, or committed.
+///
+/// A folder that is there already is used if its files still hash as recorded.
+fn checkpoint_of(manifest: &Manifest) -> anyhow::Result<PathBuf> {
+    let source = &manifest.checkpoint;
+    match source.source.as_str() {
+        "synthetic" => {
+            let dir = files::cache_dir().join("checkpoints").join(&manifest.id);
+            if mismatches(&dir, &source.files).is_empty() {
+                return Ok(dir);
+            }
+            let weights = synthetic(&manifest.checkpoint, &manifest.id)?;
+            write(&weights, &dir)?;
+            Ok(dir)
+        }
+        "committed" => {
+            Ok(files::golden_dir().join("..").join(source.path.as_deref().unwrap_or("")))
+        }
+        other => Err(fail(
+            Exit::Recording,
+            format!(
+                "{}: recorded from a {other} of someone's disk; --model DIR says where it is here",
+                manifest.id
+            ),
+        )),
+    }
+}
+
+/// The synthetic weights that a question or a manifest asks for.
+fn synthetic(source: &golden::recording::Source, id: &str) -> anyhow::Result<Synthetic> {
+    let config = Config::parse(&source.config.to_string(), id).map_err(refuse)?;
+    let dtype: Dtype = source.dtype.as_deref().unwrap_or("f32").parse().map_err(refuse)?;
+    Ok(Synthetic::new(config.stored_as(dtype), source.seed.unwrap_or(0)))
+}
+
+fn write(weights: &dyn Weights, dir: &Path) -> anyhow::Result<()> {
+    let parent = dir.parent().unwrap_or(dir);
+    std::fs::create_dir_all(parent)
+        .map_err(|e| fail(Exit::Unfit, format!("{}: {e}", parent.display())))?;
+    let options = synth::Options { shard_bytes: 5 << 30, force: true };
+    match synth::write(weights, dir, options, &mut |_, _| !out::interrupted()) {
+        Ok(()) => Ok(()),
+        Err(synth::SynthError::Interrupted) => Err(fail(Exit::Interrupted, "interrupted")),
+        Err(error) => Err(fail(Exit::Unfit, error.to_string())),
+    }
+}
+
+/// Recorded files that are not in a folder as they were recorded.
+fn mismatches(dir: &Path, recorded: &[FileHash]) -> Vec<String> {
+    let same = |file: &FileHash| {
+        golden::checkpoint::hash_file(dir, &dir.join(&file.path)).is_ok_and(|found| found == *file)
+    };
+    recorded.iter().filter(|file| !same(file)).map(|file| file.path.clone()).collect()
+}
+
+/// What verifying one recording came to.
+pub(crate) struct Report {
+    pub(crate) id: String,
+    pub(crate) verified: Vec<Verified>,
+    /// Files that are not as recorded.
+    pub(crate) other_files: Vec<String>,
+    pub(crate) seconds: f64,
+}
+
+impl Report {
+    pub(crate) fn ok(&self) -> bool {
+        self.verified.iter().all(Verified::ok)
+    }
+
+    pub(crate) fn exit(&self) -> Exit {
+        if !self.ok() {
+            Exit::Wrong
+        } else if self.other_files.is_empty() {
+            Exit::Ok
+        } else {
+            Exit::Recording
+        }
+    }
+
+    /// Largest share of an allowance.
+    pub(crate) fn budget(&self) -> f64 {
+        let findings = self.verified.iter().flat_map(|v| &v.findings);
+        findings.map(|(_, finding)| finding.budget).fold(0.0, f64::max)
+    }
+}
+
+/// Verifies one recording, by name.
+pub(crate) fn verify_one(
+    id: &str,
+    model: Option<&str>,
+    engine: &str,
+    number: &str,
+    plant: Option<&str>,
+) -> anyhow::Result<Report> {
+    let watch = benches::clock::Stopwatch::new();
+    let recording = open(id)?;
+    let dir = match model {
+        Some(model) => PathBuf::from(model),
+        None => checkpoint_of(&recording.manifest)?,
+    };
+    let other_files = mismatches(&dir, &recording.manifest.checkpoint.files);
+    let weights = std::sync::Arc::new(Checkpoint::open(&dir).map_err(refuse)?);
+    let mut engine = benches::engine(engine, number, weights, plant).map_err(refuse)?;
+    let rule = if number == "f64" { Rule::F64 } else { Rule::F32 };
+    let mut verified = Vec::new();
+    for prompt in &recording.manifest.prompts {
+        let result =
+            verify(&mut *engine, &recording, prompt, rule, &mut |_, _| !out::interrupted());
+        verified.push(result.map_err(|e| {
+            if e.to_string() == INTERRUPTED {
+                fail(Exit::Interrupted, INTERRUPTED)
+            } else {
+                refuse(format!("{id}: {}: {e}", prompt.id))
+            }
+        })?);
+    }
+    Ok(Report { id: id.to_owned(), verified, other_files, seconds: watch.elapsed().as_secs_f64() })
+}
+
+/// Names of the recordings of whole models.
+pub(crate) fn model_ids() -> Vec<String> {
+    let mut ids = ids(&recordings());
+    ids.retain(|id| id != "ops");
+    ids
+}
+
+fn run_verify(args: &VerifyArgs, out: &Out) -> anyhow::Result<Exit> {
+    let ids = if args.ids.is_empty() { model_ids() } else { args.ids.clone() };
+    if ids.is_empty() {
+        return Err(fail(Exit::Recording, format!("{}: no recordings", recordings().display())));
+    }
+    if args.model.is_some() && ids.len() != 1 {
+        return Err(refuse("--model: expected one recording to hold it against"));
+    }
+    let mut exit = Exit::Ok;
+    let mut rows = Vec::new();
+    let bar = out.bar(ids.len() as u64, "verify", false);
+    for id in &ids {
+        let report = verify_one(
+            id,
+            args.model.as_deref(),
+            &args.engine,
+            &args.number,
+            args.plant.as_deref(),
+        )?;
+        bar.inc(1);
+        tell(&report, args, out);
+        rows.push(row(&report));
+        exit = exit.gravest(report.exit());
+    }
+    bar.finish_and_clear();
+    out.table(
+        &["recording", "prompts", "tokens", "taps", "result", "worst use of bound", "time"],
+        &rows,
+    );
+    Ok(exit)
+}
+
+/// A recording's line in a table.
+pub(crate) fn row(report: &Report) -> Vec<String> {
+    let taps: usize = report.verified.iter().map(|v| v.findings.len()).sum();
+    let tokens: usize = report.verified.iter().map(|v| v.tokens).sum();
+    let result = match report.exit() {
+        Exit::Ok => "passed".to_owned(),
+        Exit::Recording => "other checkpoint".to_owned(),
+        _ => "FAILED".to_owned(),
+    };
+    vec![
+        report.id.clone(),
+        report.verified.len().to_string(),
+        tokens.to_string(),
+        taps.to_string(),
+        result,
+        format!("{:.1} %", 100.0 * report.budget()),
+        format!("{:.1} s", report.seconds),
+    ]
+}
+
+fn tell(report: &Report, args: &VerifyArgs, out: &Out) {
+    if !report.other_files.is_empty() {
+        out.line(&format!("{}: not as recorded: {}", report.id, report.other_files.join(", ")));
+    }
+    for v in &report.verified {
+        out.json(&json!({
+            "schema": "karat.result/1", "kind": "golden", "recording": report.id, "prompt": v.prompt, "tokens": v.tokens,
+            "ok": v.ok(), "legal_flips": v.legal_flips, "illegal_flip": v.illegal_flip, "other_files": report.other_files,
+            "findings": v.findings.iter().map(|(tap, f)| {
+                let mut json = benches::report::finding_json(f);
+                json["tap"] = json!(tap);
+                json
+            }).collect::<Vec<_>>(),
+        }));
+        if out.verbose {
+            for (tap, f) in &v.findings {
+                out.line(&format!(
+                    "{}/{tap}: rel-RMS {:.2e}, worst row {:.2e}, {:.1} % of the bound ({})",
+                    v.prompt,
+                    f.rel_rms,
+                    f.worst_token,
+                    100.0 * f.budget,
+                    check::bound(f.bound)
+                ));
+            }
+        }
+        if v.ok() {
+            continue;
+        }
+        out.line(&format!("FAIL {}/{}", report.id, v.prompt));
+        if let Some(flip) = &v.illegal_flip {
+            out.line(&format!("  routing: {flip}"));
+        }
+        if let Some((tap, f)) = v.first_bad() {
+            out.line(&format!("  first tap over its bound: {tap}{}", layer_of(tap)));
+            out.line(&format!(
+                "  rel-RMS {:.2e}, worst row {} at {:.2e}, {:.0}x of what is allowed ({})",
+                f.rel_rms,
+                f.worst_token_at,
+                f.worst_token,
+                f.budget,
+                check::bound(f.bound)
+            ));
+            if let Some(pattern) = &f.pattern {
+                out.line(&format!("  pattern: {pattern}"));
+            }
+        }
+        let plant = args.plant.as_ref().map_or(String::new(), |plant| format!(" --plant {plant}"));
+        let model = args.model.as_ref().map_or(String::new(), |model| format!(" --model {model}"));
+        let number =
+            if args.number == "f32" { String::new() } else { format!(" --number {}", args.number) };
+        out.line(&format!("  repro: karat golden verify {}{model}{number}{plant}", report.id));
+    }
+}
+
+/// Which layer computed a tap.
+fn layer_of(tap: &str) -> String {
+    match tap.split_once('.') {
+        Some(("hidden", "0")) => " (the embedding)".to_owned(),
+        Some(("hidden", n)) => {
+            n.parse::<usize>().map_or_else(|_| String::new(), |n| format!(" (layer {})", n - 1))
+        }
+        Some((_, n)) => format!(" (layer {n})"),
+        None if tap == "mtp_logits" => " (the MTP head)".to_owned(),
+        None => String::new(),
+    }
+}
+
+fn status(out: &Out) -> Exit {
+    let dir = recordings();
+    let mut rows = Vec::new();
+    let mut exit = Exit::Ok;
+    for id in ids(&dir) {
+        match Recording::open(&dir.join(&id)) {
+            Err(error) => {
+                out.line(&error.to_string());
+                exit = Exit::Recording;
+            }
+            Ok(recording) => {
+                let m = &recording.manifest;
+                let noise = m.self_noise.values().filter_map(|kinds| kinds.get("f64"));
+                let s = noise.map(|noise| noise.rel_rms).fold(0.0, f64::max);
+                let fresh = dir.join(format!("{id}.new")).exists();
+                out.json(&json!({"schema": "karat.result/1", "kind": "golden", "recording": id, "why": m.why, "created": m.created,
+                    "taps": m.taps.len(), "bytes": m.recording.bytes, "noise": s, "new": fresh}));
+                let asked = if m.prompts.is_empty() {
+                    format!("{} cases", m.cases.len())
+                } else {
+                    format!("{} prompts", m.prompts.len())
+                };
+                rows.push(vec![
+                    id,
+                    m.why.clone(),
+                    asked,
+                    m.taps.len().to_string(),
+                    format!("{:.0} kB", m.recording.bytes as f64 / 1e3),
+                    format!("{s:.1e}"),
+                    if fresh { "new one waits".to_owned() } else { String::new() },
+                ]);
+            }
+        }
+    }
+    out.table(&["recording", "covers", "asked", "taps", "size", "noise s", ""], &rows);
+    out.line("");
+    out.line("Qwen/Qwen3-Next-80B-A3B: not recorded here. These are recordings of small synthetic checkpoints made by the");
+    out.line("official code; nothing here comes from the official weights. Where the weights are, one command records them:");
+    out.line("  karat golden record official --checkpoint DIR");
+    out.json(&json!({"schema": "karat.result/1", "kind": "golden", "recording": "official", "recorded": false}));
+    exit
+}

@@ -1,0 +1,99 @@
+//! `karat list`: what would run.
+
+use benches::{filter::Filter, plan::plan};
+use golden::Set;
+use serde_json::json;
+
+use crate::{
+    exit::{Exit, fail, refuse},
+    out::Out,
+};
+
+/// Which problems are meant.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Selection {
+    /// Words that must be in the id; a whole id selects its problem even if no set holds it.
+    filter: Vec<String>,
+    /// An expression: op(gated_delta_rule) & dtype(bf16) & T>=4096 & !fill(domain)
+    #[arg(short = 'E', long, value_name = "EXPR")]
+    expression: Option<String>,
+    /// Which problems there are.
+    #[arg(long, value_enum, default_value = "smoke", env = "KARAT_SET")]
+    set: SetName,
+    /// Only what runs on this device.
+    #[arg(long, value_enum)]
+    device: Option<Device>,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum SetName {
+    /// Seconds.
+    Smoke,
+    /// Every length, ratio and fill.
+    Ci,
+    /// The model's own sizes too.
+    Nightly,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Device {
+    /// This processor.
+    Cpu,
+    /// A GPU.
+    Cuda,
+}
+
+impl Selection {
+    /// The jobs that are meant.
+    pub(crate) fn jobs(&self) -> anyhow::Result<Vec<benches::plan::Job>> {
+        let filter = Filter::new(&self.filter, self.expression.as_deref()).map_err(refuse)?;
+        let set = match self.set {
+            SetName::Smoke => Set::Smoke,
+            SetName::Ci => Set::Ci,
+            SetName::Nightly => Set::Nightly,
+        };
+        let device = self.device.map(|device| match device {
+            Device::Cpu => "cpu",
+            Device::Cuda => "cuda",
+        });
+        plan(set, &filter, device).map_err(refuse)
+    }
+
+    /// The words, for recordings.
+    pub(crate) fn words(&self) -> &[String] {
+        &self.filter
+    }
+
+    /// Whether the recordings of ops are meant as well: plain words can name them, expressions over
+    /// sizes cannot.
+    pub(crate) fn with_recordings(&self) -> bool {
+        self.expression.is_none() && !matches!(self.device, Some(Device::Cuda))
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    selection: Selection,
+}
+
+pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
+    let jobs = args.selection.jobs()?;
+    if jobs.is_empty() {
+        return Err(fail(
+            Exit::Nothing,
+            "nothing selected; `karat list` without a filter names everything",
+        ));
+    }
+    for job in &jobs {
+        out.line(&job.id());
+        let cost = job.parsed.cost;
+        out.json(&json!({
+            "schema": "karat.result/1", "kind": "list", "case": job.id(), "op": job.entry.name(), "variant": job.variant,
+            "dtype": job.parsed.dtype, "fill": job.parsed.fill, "seed": job.parsed.seed,
+            "bytes": cost.bytes, "flops": cost.flops,
+        }));
+    }
+    out.note(&format!("{} problems", jobs.len()));
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,123 @@
+//! Where words go: answers to stdout, everything else to stderr.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::Value;
+
+/// Set by Ctrl-C; long work looks at it and ends.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether Ctrl-C was pressed.
+pub(crate) fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// Listens to Ctrl-C; the second one ends the process at once.
+pub(crate) fn listen() {
+    // Without a handler Ctrl-C still ends the process: no reason to refuse to run.
+    let _ = ctrlc::set_handler(|| {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    });
+}
+
+/// How answers are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Human,
+    /// Exactly one JSON object per line.
+    Jsonl,
+}
+
+/// The two streams.
+#[derive(Debug)]
+pub(crate) struct Out {
+    /// How answers are written.
+    pub(crate) format: Format,
+    /// Whether remarks are left out.
+    pub(crate) quiet: bool,
+    /// Whether more is said.
+    pub(crate) verbose: bool,
+    /// Whether bars are drawn where there is a terminal.
+    pub(crate) progress: bool,
+}
+
+impl Out {
+    /// A line of the answer, for people.
+    pub(crate) fn line(&self, text: &str) {
+        if self.format == Format::Human {
+            print(&format!("{text}\n"));
+        }
+    }
+
+    /// A piece of the answer without an end of line.
+    pub(crate) fn text(&self, text: &str) {
+        if self.format == Format::Human {
+            print(text);
+        }
+    }
+
+    /// A table of the answer, for people.
+    pub(crate) fn table(&self, head: &[&str], rows: &[Vec<String>]) {
+        if self.format == Format::Human {
+            let mut table = Table::new();
+            table
+                .load_style(UTF8_FULL_CONDENSED)
+                .set_content_arrangement(ContentArrangement::Dynamic);
+            table.set_header(head).add_rows(rows);
+            print(&format!("{table}\n"));
+        }
+    }
+
+    /// An object of the answer, for programs.
+    pub(crate) fn json(&self, value: &Value) {
+        if self.format == Format::Jsonl {
+            print(&format!("{value}\n"));
+        }
+    }
+
+    /// A remark.
+    pub(crate) fn note(&self, text: &str) {
+        if !self.quiet {
+            warn(text);
+        }
+    }
+
+    /// A bar for work of `total` steps; silent where nobody watches.
+    pub(crate) fn bar(&self, total: u64, what: &str, bytes: bool) -> ProgressBar {
+        if !self.progress || self.quiet || !io::stderr().is_terminal() {
+            return ProgressBar::hidden();
+        }
+        let template = if bytes {
+            "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}"
+        } else {
+            "{msg} {wide_bar} {pos}/{len} {eta}"
+        };
+        let bar = ProgressBar::new(total).with_message(what.to_owned());
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar
+    }
+}
+
+/// A line on stderr, whatever was asked.
+pub(crate) fn warn(text: &str) {
+    // A closed stderr is nobody's error.
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Text on stdout. A reader that has gone away ends the program quietly, as it does every filter.
+fn print(text: &str) {
+    let mut out = io::stdout().lock();
+    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
+}
