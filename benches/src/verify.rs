@@ -1,11 +1,12 @@
 //! An engine against a recording: the same prompts, fed the same way, compared tap by tap.
 
 use golden::{
-    Engine, Error,
-    compare::{Bound, Finding, matrices},
+    Engine, Error, View,
+    compare::{Bound, Finding, matrices, sketches, views},
     recording::{Kind, Noise, Prompt, Recording},
+    sketch,
 };
-use ndarray::{Array2, Array3, Axis, Ix2, Ix3, Ix4, concatenate, s};
+use ndarray::{Array2, Array3, ArrayD, Axis, Ix2, Ix3, Ix4, concatenate, s};
 
 use crate::ask::{Decode, Request, Said, ask};
 
@@ -85,16 +86,19 @@ pub fn verify(
     }
     let real = recording.real_rows(prompt)?;
     let mut findings = Vec::new();
+    for (layer, got) in said.hidden.iter().enumerate() {
+        let tap = format!("hidden.{layer}");
+        if let Some(want) = rows(recording, prompt, &tap, &real, 0)? {
+            let bound = rule.bound(recording.noise(&format!("{}/{tap}", prompt.id)));
+            findings.push((tap.clone(), matrices(&tap, &want, got, &bound)));
+        } else if let Some(finding) = sketched(recording, prompt, &tap, got, rule)? {
+            findings.push((tap, finding));
+        }
+    }
     let mut judge = |tap: &str, got: &Array2<f32>, want: Array2<f32>| {
         let bound = rule.bound(recording.noise(&format!("{}/{tap}", prompt.id)));
         findings.push((tap.to_owned(), matrices(tap, &want, got, &bound)));
     };
-    for (layer, got) in said.hidden.iter().enumerate() {
-        let tap = format!("hidden.{layer}");
-        if let Some(want) = rows(recording, prompt, &tap, &real, 0)? {
-            judge(&tap, got, want);
-        }
-    }
     for (layer, state) in said.states.iter().enumerate() {
         let Some(state) = state else { continue };
         let name = format!("{}/recurrent_state.{layer}", prompt.id);
@@ -136,7 +140,79 @@ pub fn verify(
     {
         judge("mtp_logits", got, want);
     }
+    top_logits(recording, prompt, &said.logits, rule, &mut findings)?;
+    if findings.is_empty() {
+        return Err(format!(
+            "{}: prompt {}: no tap that can be compared",
+            recording.id(),
+            prompt.id
+        )
+        .into());
+    }
     Ok(Verified { prompt: prompt.id.clone(), tokens: total, findings, legal_flips, illegal_flip })
+}
+
+/// A tap of which only a sketch was recorded.
+fn sketched(
+    recording: &Recording,
+    prompt: &Prompt,
+    tap: &str,
+    got: &Array2<f32>,
+    rule: Rule,
+) -> Result<Option<Finding>, Error> {
+    let full = format!("{}/{tap}", prompt.id);
+    let name = format!("{full}.sketch");
+    if recording.get(&name).is_none() {
+        return Ok(None);
+    }
+    let want = recording.f64(&name)?.into_raw_vec_and_offset().0;
+    let values: Vec<f64> = got.iter().map(|&x| f64::from(x)).collect();
+    let mine = sketch::sketch(&full, values.iter().copied());
+    // 32 projections estimate a distance to within a factor of two: allow twice the rule.
+    let Bound::Relative { rel_rms, worst_token } = rule.bound(recording.noise(&full)) else {
+        return Ok(None);
+    };
+    let bound = Bound::Relative { rel_rms: 2.0 * rel_rms, worst_token };
+    Ok(Some(sketches(tap, &want, &mine, got.len(), bound)))
+}
+
+/// The largest logits and the log of the sum of all, where no more was recorded.
+fn top_logits(
+    recording: &Recording,
+    prompt: &Prompt,
+    got: &Array2<f32>,
+    rule: Rule,
+    findings: &mut Vec<(String, Finding)>,
+) -> Result<(), Error> {
+    let name = |tap: &str| format!("{}/{tap}", prompt.id);
+    if recording.get(&name("topk.ids")).is_none() {
+        return Ok(());
+    }
+    let ids = recording.i64(&name("topk.ids"))?.into_dimensionality::<Ix3>()?;
+    let (b, t, k) = ids.dim();
+    let ids = ids.to_shape((b * t, k))?.to_owned();
+    let want = recording
+        .f32(&name("topk.logits"))?
+        .into_dimensionality::<Ix3>()?
+        .to_shape((b * t, k))?
+        .to_owned();
+    let at = |(row, column): (usize, usize)| {
+        got.get((row, ids[[row, column]] as usize)).copied().unwrap_or(f32::NAN)
+    };
+    let mine = Array2::from_shape_fn((b * t, k), at);
+    let bound = rule.bound(recording.noise(&name("logits")));
+    findings.push(("topk.logits".to_owned(), matrices("topk.logits", &want, &mine, &bound)));
+    let want = recording.f64(&name("logsumexp"))?;
+    let mine = ArrayD::from_shape_fn(want.shape(), |index| {
+        let row = got.row(index[0] * t + index[1]);
+        let max = row.iter().fold(f64::NEG_INFINITY, |m, &x| m.max(f64::from(x)));
+        max + row.iter().map(|&x| (f64::from(x) - max).exp()).sum::<f64>().ln()
+    });
+    findings.push((
+        "logsumexp".to_owned(),
+        views("logsumexp", &View::F64(want.view()), &View::F64(mine.view()), bound),
+    ));
+    Ok(())
 }
 
 /// The prompt as it was recorded. Decoding is teacher-forced: each step is fed what the official

@@ -314,7 +314,7 @@ fn tell(report: &Report, args: &VerifyArgs, out: &Out) {
             out.line(&format!("  routing: {flip}"));
         }
         if let Some((tap, f)) = v.first_bad() {
-            out.line(&format!("  first tap over its bound: {tap}{}", layer_of(tap)));
+            out.line(&format!("  first tap over its bound: {tap}{}", layer_of(tap, v)));
             out.line(&format!(
                 "  rel-RMS {:.2e}, worst row {} at {:.2e}, {:.0}x of what is allowed ({})",
                 f.rel_rms,
@@ -335,16 +335,22 @@ fn tell(report: &Report, args: &VerifyArgs, out: &Out) {
     }
 }
 
-/// Which layer computed a tap.
-fn layer_of(tap: &str) -> String {
+/// Which layer computed a tap; the last hidden state is the only one that the final norm has seen.
+fn layer_of(tap: &str, verified: &Verified) -> String {
+    let last = verified.findings.iter().rev().find(|(tap, _)| tap.starts_with("hidden."));
     match tap.split_once('.') {
         Some(("hidden", "0")) => " (the embedding)".to_owned(),
-        Some(("hidden", n)) => {
-            n.parse::<usize>().map_or_else(|_| String::new(), |n| format!(" (layer {})", n - 1))
-        }
-        Some((_, n)) => format!(" (layer {n})"),
-        None if tap == "mtp_logits" => " (the MTP head)".to_owned(),
-        None => String::new(),
+        Some(("hidden", n)) => match n.parse::<usize>() {
+            Ok(n) if last.is_some_and(|(last, _)| last == tap) => {
+                format!(" (layer {} or the final norm)", n - 1)
+            }
+            Ok(n) => format!(" (layer {})", n - 1),
+            Err(_) => String::new(),
+        },
+        Some((_, n)) if n.parse::<usize>().is_ok() => format!(" (layer {n})"),
+        _ if tap == "mtp_logits" => " (the MTP head)".to_owned(),
+        _ if tap == "step_logits" => " (a step of the decode; the prompt agrees)".to_owned(),
+        _ => String::new(),
     }
 }
 

@@ -100,6 +100,23 @@ pub fn matrices(name: &str, want: &Array2<f32>, got: &Array2<f32>, bound: &Bound
     slices(name, want.shape(), &wide(want.view()), &wide(got.view()), *bound)
 }
 
+/// Compares two sketches of a tap of `n` elements; the worst "token" is the worst sample.
+pub fn sketches(name: &str, want: &[f64], got: &[f64], n: usize, bound: Bound) -> Finding {
+    let (rel_rms, worst_token) = crate::sketch::distance(want, got, n);
+    let Bound::Relative { rel_rms: allowed, worst_token: allowed_token } = bound else {
+        return slices(name, &[want.len()], want, got, bound);
+    };
+    let ok = rel_rms <= allowed && worst_token <= allowed_token;
+    Finding {
+        rel_rms,
+        worst_token,
+        budget: (rel_rms / allowed).max(worst_token / allowed_token),
+        pattern: (!ok).then(|| "only a sketch was recorded: no place can be named".to_owned()),
+        ok,
+        ..slices(name, &[1, want.len()], want, got, bound)
+    }
+}
+
 /// An output that is not there, or of another shape.
 fn missing(name: &str, want: &View<'_>, bound: Bound) -> Finding {
     Finding {

@@ -20,6 +20,7 @@ pub mod ops;
 pub mod packed;
 pub mod recording;
 pub mod rng;
+pub mod sketch;
 pub mod synth;
 pub mod synthetic;
 pub mod tensor;

@@ -15,6 +15,7 @@
 //! | `P/recurrent_state.l` | f32 `[B, HV, K, V]` | after the prompt |
 //! | `P/generated`, `P/step_logits` | i64 `[B, N]`, f32 `[B, N+1, V]` | cached greedy decode |
 //! | `P/mtp_logits` | f32 `[B, T-1, V]` | MTP head |
+//! | `P/….sketch` | f64 `[99]` | in place of a tap that is too large: see [`sketch`](crate::sketch) |
 //! | `P/topk.ids`, `P/topk.logits`, `P/logsumexp` | i64, f32 `[B, T, 256]`, f64 `[B, T]` | in place of `logits` where those are too large |
 //!
 //! The tolerance of a tap follows from its own noise `s` (relative RMS of the official f32 run
@@ -313,6 +314,15 @@ impl Recording {
         match self.get(name) {
             Some(Recorded::F32(x)) => Ok(x),
             Some(_) => Err(error(&self.dir, format!("tensor {name} is not f32"))),
+            None => Err(error(&self.dir, format!("tensor {name} is missing"))),
+        }
+    }
+
+    /// A tensor of doubles that has to be there.
+    pub fn f64(&self, name: &str) -> Result<ArrayD<f64>, RecordingError> {
+        match self.get(name) {
+            Some(Recorded::F64(x)) => Ok(x),
+            Some(_) => Err(error(&self.dir, format!("tensor {name} is not f64"))),
             None => Err(error(&self.dir, format!("tensor {name} is missing"))),
         }
     }
