@@ -47,7 +47,7 @@ enum Command {
 /// How recordings are verified.
 #[derive(Debug, clap::Args)]
 struct VerifyArgs {
-    /// Recordings, by name; all without one
+    /// Recordings, by name or folder; all that are committed without one
     ids: Vec<String>,
     /// This checkpoint instead of the recorded one; it is computed even if its hashes differ
     #[arg(long, value_name = "DIR")]
@@ -91,7 +91,8 @@ fn ids(dir: &Path) -> Vec<String> {
 }
 
 fn open(id: &str) -> anyhow::Result<Recording> {
-    let dir = recordings().join(id);
+    // A name, or a folder anywhere.
+    let dir = if id.contains('/') { PathBuf::from(id) } else { recordings().join(id) };
     if !dir.join("manifest.json").exists() {
         let known = ids(&recordings()).join(", ");
         return Err(fail(

@@ -39,19 +39,38 @@ def read_question(path):
 
 
 def tensors_of(checkpoint):
-    """Every tensor of a folder by name, lazily: name -> function returning it in f32, FP8 dequantised."""
-    import torch
-    from safetensors import safe_open
+    """Every tensor of a folder by name, lazily: name -> function returning it in f32, FP8 dequantised.
 
+    Read, not mapped: pages of a map count as this process's memory, and the walk has a budget.
+    """
+    import torch
+
+    types = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
     config = json.loads((checkpoint / "config.json").read_text())
-    files = [safe_open(str(path), "pt") for path in sorted(checkpoint.glob("*.safetensors"))]
-    where = {name: file for file in files for name in file.keys()}
     block = (config.get("quantization_config") or {}).get("weight_block_size") or [128, 128]
+    where = {}
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        where |= {name: (path, 8 + length, entry) for name, entry in header.items()}
+
+    def read(name):
+        path, start, entry = where[name]
+        begin, stop = entry["data_offsets"]
+        data = bytearray(stop - begin)
+        with open(path, "rb", buffering=0) as file:
+            file.seek(start + begin)
+            view = memoryview(data)
+            while view:
+                view = view[file.readinto(view) :]
+        return torch.frombuffer(data, dtype=types[entry["dtype"]]).reshape(entry["shape"])
 
     def load(name):
-        x = where[name].get_tensor(name)
+        x = read(name)
         if x.dtype == torch.float8_e4m3fn:
-            scale = where[name + "_scale_inv"].get_tensor(name + "_scale_inv").float()
+            scale = read(name + "_scale_inv").float()
             scale = scale.repeat_interleave(block[0], 0)[: x.shape[0]].repeat_interleave(block[1], 1)[:, : x.shape[1]]
             return x.float() * scale
         return x.float()
