@@ -3,6 +3,7 @@
 pub mod ask;
 pub mod clock;
 pub mod filter;
+pub mod generate;
 mod host;
 pub mod plan;
 pub mod registry;

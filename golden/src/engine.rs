@@ -41,6 +41,8 @@ pub trait Engine {
     /// states (after the final norm, or the head's own output for further drafts) are the rows of
     /// `hidden`, all sequences one after another. Appends to the head's own cache.
     fn mtp(&mut self, tokens: &[Vec<u32>], hidden: &Array2<f32>) -> Result<Step, Error>;
+    /// Entries that each sequence has in the MTP head's cache.
+    fn mtp_lengths(&self) -> Vec<usize>;
     /// Drops all but the first `keep[sequence]` entries of the MTP head's cache.
     fn mtp_truncate(&mut self, keep: &[usize]) -> Result<(), Error>;
 }

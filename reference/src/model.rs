@@ -575,6 +575,10 @@ impl<R: Real> Engine for Model<R> {
         })
     }
 
+    fn mtp_lengths(&self) -> Vec<usize> {
+        self.sequences.iter().map(|sequence| sequence.mtp.k.dim().0).collect()
+    }
+
     fn mtp_truncate(&mut self, keep: &[usize]) -> Result<(), Error> {
         if keep.len() != self.sequences.len() {
             return Err(
