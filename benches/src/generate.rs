@@ -144,7 +144,7 @@ fn advance(
         let newest = fed.last().copied().unwrap_or(next);
         let step = engine.mtp(&[vec![newest]], &hidden)?;
         fed.push(argmax(step.logits.row(0).as_slice().unwrap_or(&[])));
-        hidden = last_hidden(&step)?.clone();
+        hidden.clone_from(last_hidden(&step)?);
     }
     // Only the first entry was made from a true hidden state.
     engine.mtp_truncate(&[entries + 1])?;

@@ -5,12 +5,14 @@
 
 #![allow(clippy::doc_markdown, reason = "doc comments of arguments are help texts")]
 
+mod chat;
 mod check;
 mod compare;
 mod doctor;
 mod exit;
 mod explain;
 mod files;
+mod generate;
 mod golden_cmd;
 mod inspect;
 mod list;
@@ -18,6 +20,7 @@ mod logits;
 mod out;
 mod schema;
 mod synth;
+mod text;
 mod tour;
 mod verdict;
 
@@ -80,6 +83,11 @@ enum Command {
     Compare(compare::Args),
     /// Compute logits, hidden states, greedy continuations and MTP logits of a model
     Logits(logits::Args),
+    /// Continue a text with a model's own tokenizer and chat template
+    Generate(generate::Args),
+    /// Encode, decode or apply the chat template, as JSON lines from standard input
+    #[command(hide = true)]
+    Tokenize(text::Args),
     /// Count a model's parameters, bytes, operations and memory
     Inspect(inspect::Args),
     /// Write a synthetic checkpoint in the official format
@@ -115,6 +123,8 @@ fn main() -> ExitCode {
         Some(Command::Golden(args)) => ("golden", golden_cmd::run(args, &out)),
         Some(Command::Compare(args)) => ("compare", compare::run(args, &out)),
         Some(Command::Logits(args)) => ("logits", logits::run(args, &out)),
+        Some(Command::Generate(args)) => ("generate", generate::run(args, &out)),
+        Some(Command::Tokenize(args)) => ("tokenize", text::run(args)),
         Some(Command::Inspect(args)) => ("inspect", inspect::run(args, &out)),
         Some(Command::Synth(args)) => ("synth", synth::run(args, &out)),
         Some(Command::Schema(args)) => ("schema", Ok(schema::run(args))),
