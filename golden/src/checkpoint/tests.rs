@@ -163,9 +163,12 @@ fn damaged_files_are_named() {
     assert!(refused(&dir).contains("neither model.safetensors nor model.safetensors.index.json"));
 }
 
+/// A change to a header or an index.
+type Damage = fn(&mut Value);
+
 #[test]
 fn wrong_headers_name_the_tensor() {
-    let cases: &[(&str, fn(&mut Value), &str)] = &[
+    let cases: &[(&str, Damage, &str)] = &[
         (
             "overlap",
             |h| h["model.norm.weight"]["data_offsets"] = json!([0, 96]),
@@ -216,7 +219,7 @@ fn wrong_headers_name_the_tensor() {
                     h,
                     "model.layers.1.mlp.experts.3.up_proj.weight",
                     "model.layers.1.mlp.experts.4.up_proj.weight",
-                )
+                );
             },
             "experts.3.up_proj.weight: missing",
         ),
@@ -292,7 +295,7 @@ fn wrong_indices_name_the_shard() {
     let (_root, dir, _) = write(Dtype::F32, 20_000);
     let path = dir.join("model.safetensors.index.json");
     let whole: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
-    let cases: &[(fn(&mut Value), &str)] = &[
+    let cases: &[(Damage, &str)] = &[
         (
             |i| i["weight_map"]["model.norm.weight"] = json!("model-00099-of-00002.safetensors"),
             "names the shard model-00099",
