@@ -1,10 +1,14 @@
 //! Do they agree, and how fast?
 
+mod answer;
 pub mod ask;
+pub mod bound;
 pub mod clock;
 pub mod filter;
 pub mod generate;
+mod guard;
 mod host;
+mod judge;
 pub mod plan;
 pub mod registry;
 pub mod report;

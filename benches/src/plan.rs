@@ -2,9 +2,12 @@
 
 use golden::Set;
 
+use rayon::prelude::*;
+
 use crate::{
     filter::{Filter, Subject},
-    registry::{self, Entry, OPS, Parsed},
+    registry::{self, Entry, OPS, Parsed, Spoil},
+    report::Row,
 };
 
 /// One spec for one way to compute it.
@@ -59,6 +62,25 @@ pub fn plan(set: Set, filter: &Filter, device: Option<&str>) -> Result<Vec<Job>,
     }
     jobs.retain(|job| device.is_none_or(|device| on(&job.variant, device)));
     Ok(jobs)
+}
+
+/// Checks jobs, several problems at a time, and hands their rows over in order; ends when `take`
+/// returns false.
+pub fn check(jobs: &[Job], plant: Option<Spoil>, take: &mut dyn FnMut(&Row) -> bool) {
+    // All ways to compute one problem share its bound: one after another, they derive it once.
+    let problems: Vec<&[Job]> =
+        jobs.chunk_by(|a, b| (a.entry.name(), &a.spec) == (b.entry.name(), &b.spec)).collect();
+    for window in problems.chunks(4 * rayon::current_num_threads()) {
+        let rows: Vec<Vec<Row>> = window
+            .par_iter()
+            .map(|jobs| {
+                jobs.iter().map(|job| job.entry.check(&job.spec, &job.variant, plant)).collect()
+            })
+            .collect();
+        if !rows.iter().flatten().all(|row| take(row)) {
+            return;
+        }
+    }
 }
 
 /// Whether a variant runs on a device: the reference is a computation of the CPU.

@@ -3,74 +3,44 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use golden::{
-    Cost, Fill, Number, Op, Rng, Set, Spec,
-    compare::{self, F32_RULE, Finding},
+    Cost, Fill, Op, Plan, Rng, Set, Spec, Variant,
+    compare::{self, Finding},
     ops,
+    plan::Form as PlanForm,
     recording::{OpCase, Recorded, Recording},
     tensor::{Read, Source},
 };
-use reference as r;
 
 use crate::{
-    clock,
+    answer::Answer,
+    clock, guard, judge,
     report::{Outcome, Row},
     verify::Rule,
 };
 
 /// Every op, in the order in which the model runs them.
 pub static OPS: &[&dyn Entry] = &[
-    &Bench::<ops::embedding::Embedding> { f32: r::embedding, f64: r::embedding, forms: &[] },
-    &Bench::<ops::rms_norm::RmsNorm> { f32: r::rms_norm, f64: r::rms_norm, forms: &[] },
-    &Bench::<ops::linear::Linear> { f32: r::linear, f64: r::linear, forms: &[] },
-    &Bench::<ops::causal_conv1d::CausalConv1d> {
-        f32: r::causal_conv1d,
-        f64: r::causal_conv1d,
-        forms: &[],
-    },
-    &Bench::<ops::l2_norm::L2Norm> { f32: r::l2_norm, f64: r::l2_norm, forms: &[] },
-    &Bench::<ops::gdn_gates::GdnGates> { f32: r::gdn_gates, f64: r::gdn_gates, forms: &[] },
-    &Bench::<ops::gated_delta_rule::GatedDeltaRule> {
-        f32: r::gated_delta_rule,
-        f64: r::gated_delta_rule,
-        forms: &[
-            Form {
-                name: "chunk64",
-                f32: |x| r::gated_delta_rule_chunked(x, 64),
-                f64: |x| r::gated_delta_rule_chunked(x, 64),
-            },
-            Form {
-                name: "chunk7",
-                f32: |x| r::gated_delta_rule_chunked(x, 7),
-                f64: |x| r::gated_delta_rule_chunked(x, 7),
-            },
-        ],
-    },
-    &Bench::<ops::rms_norm_gated::RmsNormGated> {
-        f32: r::rms_norm_gated,
-        f64: r::rms_norm_gated,
-        forms: &[],
-    },
-    &Bench::<ops::rope::Rope> { f32: r::rope, f64: r::rope, forms: &[] },
-    &Bench::<ops::attention::Attention> { f32: r::attention, f64: r::attention, forms: &[] },
-    &Bench::<ops::moe_router::MoeRouter> { f32: r::moe_router, f64: r::moe_router, forms: &[] },
-    &Bench::<ops::moe_experts::MoeExperts> { f32: r::moe_experts, f64: r::moe_experts, forms: &[] },
-    &Bench::<ops::shared_expert::SharedExpert> {
-        f32: r::shared_expert,
-        f64: r::shared_expert,
-        forms: &[],
-    },
-    &Bench::<ops::lm_head::LmHead> { f32: r::lm_head, f64: r::lm_head, forms: &[] },
-    &Bench::<ops::sampling::Sampling> { f32: r::sampling, f64: r::sampling, forms: &[] },
-    &Bench::<ops::mtp::Mtp> { f32: r::mtp, f64: r::mtp, forms: &[] },
-    &Bench::<ops::fp8_dequant::Fp8Dequant> { f32: r::fp8_dequant, f64: r::fp8_dequant, forms: &[] },
-    &Bench::<ops::gdn_layer::GdnLayer> { f32: r::gdn_layer, f64: r::gdn_layer, forms: &[] },
-    &Bench::<ops::attention_layer::AttentionLayer> {
-        f32: r::attention_layer,
-        f64: r::attention_layer,
-        forms: &[],
-    },
-    &Bench::<ops::moe_layer::MoeLayer> { f32: r::moe_layer, f64: r::moe_layer, forms: &[] },
-    &Bench::<ops::model::Model> { f32: r::model_op, f64: r::model_op, forms: &[] },
+    &Bench::<ops::embedding::Embedding>(optimized::cpu::embedding::VARIANTS),
+    &Bench::<ops::rms_norm::RmsNorm>(optimized::cpu::rms_norm::VARIANTS),
+    &Bench::<ops::linear::Linear>(optimized::cpu::linear::VARIANTS),
+    &Bench::<ops::causal_conv1d::CausalConv1d>(optimized::cpu::causal_conv1d::VARIANTS),
+    &Bench::<ops::l2_norm::L2Norm>(optimized::cpu::l2_norm::VARIANTS),
+    &Bench::<ops::gdn_gates::GdnGates>(optimized::cpu::gdn_gates::VARIANTS),
+    &Bench::<ops::gated_delta_rule::GatedDeltaRule>(optimized::cpu::gated_delta_rule::VARIANTS),
+    &Bench::<ops::rms_norm_gated::RmsNormGated>(optimized::cpu::rms_norm_gated::VARIANTS),
+    &Bench::<ops::rope::Rope>(optimized::cpu::rope::VARIANTS),
+    &Bench::<ops::attention::Attention>(optimized::cpu::attention::VARIANTS),
+    &Bench::<ops::moe_router::MoeRouter>(optimized::cpu::moe_router::VARIANTS),
+    &Bench::<ops::moe_experts::MoeExperts>(optimized::cpu::moe_experts::VARIANTS),
+    &Bench::<ops::shared_expert::SharedExpert>(optimized::cpu::shared_expert::VARIANTS),
+    &Bench::<ops::lm_head::LmHead>(optimized::cpu::lm_head::VARIANTS),
+    &Bench::<ops::sampling::Sampling>(optimized::cpu::sampling::VARIANTS),
+    &Bench::<ops::mtp::Mtp>(optimized::cpu::mtp::VARIANTS),
+    &Bench::<ops::fp8_dequant::Fp8Dequant>(optimized::cpu::fp8_dequant::VARIANTS),
+    &Bench::<ops::gdn_layer::GdnLayer>(optimized::cpu::gdn_layer::VARIANTS),
+    &Bench::<ops::attention_layer::AttentionLayer>(optimized::cpu::attention_layer::VARIANTS),
+    &Bench::<ops::moe_layer::MoeLayer>(optimized::cpu::moe_layer::VARIANTS),
+    &Bench::<ops::model::Model>(&[]),
 ];
 
 /// The op of a name.
@@ -162,65 +132,76 @@ impl Spoil {
     }
 }
 
-/// Another way to write the same reference.
-struct Form<O: Op> {
-    name: &'static str,
-    f32: fn(&O::Inputs<f32>) -> O::Outputs<f32>,
-    f64: fn(&O::Inputs<f64>) -> O::Outputs<f64>,
-}
-
-struct Bench<O: Op> {
-    f32: fn(&O::Inputs<f32>) -> O::Outputs<f32>,
-    f64: fn(&O::Inputs<f64>) -> O::Outputs<f64>,
-    forms: &'static [Form<O>],
-}
+/// An op with its variants.
+struct Bench<O: Op>(&'static [&'static dyn Variant<O>]);
 
 /// The rule for two ways to write the same reference, both in f64: relative RMS 1e-12.
 const FORM_RULE: compare::Bound = compare::Bound::Relative { rel_rms: 1e-12, worst_token: 1e-10 };
 
-impl<O: Op> Bench<O> {
+/// What is run: the reference in f32, in a form, or a variant.
+enum Candidate<O: Op> {
+    /// The reference in f32.
+    Reference(PlanForm),
+    /// Another form of the reference, both in f64.
+    Wide(PlanForm),
+    /// A variant.
+    Variant(&'static dyn Variant<O>),
+}
+
+impl<O: Answer> Bench<O> {
     fn inputs(spec: &Spec<O::Case>) -> O::Inputs<f32> {
         O::inputs(spec, &mut Rng::keyed(&format!("{}/{spec}", O::NAME), spec.seed))
     }
 
-    fn findings(
+    fn candidate(&self, name: &str) -> Result<Candidate<O>, String> {
+        let chunk = |text: &str| {
+            let size = text.strip_prefix("chunk")?.parse().ok()?;
+            O::CHUNKS.contains(&size).then_some(PlanForm::Chunked(size))
+        };
+        let found = match name.strip_prefix("reference/") {
+            Some("f32") => Some(Candidate::Reference(PlanForm::Plain)),
+            Some(form) => match form.strip_prefix("f64-") {
+                Some(form) => chunk(form).map(Candidate::Wide),
+                None => chunk(form).map(Candidate::Reference),
+            },
+            None => {
+                let variant = self.0.iter().find(|variant| variant.name() == name);
+                variant.map(|variant| Candidate::Variant(*variant))
+            }
+        };
+        found.ok_or_else(|| format!("no variant {name}"))
+    }
+
+    fn outcome(
         &self,
         spec: &Spec<O::Case>,
         variant: &str,
         plant: Option<Spoil>,
-    ) -> Result<Vec<Finding>, String> {
+    ) -> Result<Outcome, String> {
+        let candidate = self.candidate(variant)?;
         let inputs = Self::inputs(spec);
-        let wide = lift::<O, f64>(&inputs);
-        let want = (self.f64)(&wide);
-        let form = |name: &str| self.forms.iter().find(|form| form.name == name);
-        if let Some(form) = variant.strip_prefix("reference/f64-").and_then(form) {
-            return Ok(compare::outputs(&want, &(form.f64)(&wide), FORM_RULE, O::TOLD));
-        }
-        let got = self.run_f32(&inputs, variant, plant)?;
-        Ok(compare::outputs(&want, &got, F32_RULE, O::TOLD))
-    }
-
-    fn run_f32(
-        &self,
-        inputs: &O::Inputs<f32>,
-        variant: &str,
-        plant: Option<Spoil>,
-    ) -> Result<O::Outputs<f32>, String> {
-        let form = |name: &str| self.forms.iter().find(|form| form.name == name);
-        let mut got = match variant.strip_prefix("reference/") {
-            Some("f32") => (self.f32)(inputs),
-            Some(name) => (form(name).ok_or_else(|| format!("no variant {variant}"))?.f32)(inputs),
-            None => return Err(format!("no variant {variant}")),
-        };
-        if let Some(spoil) = plant {
-            assert!(spoil != Spoil::Crash, "planted");
-            for (_, view) in golden::Tensors::tensors_mut(&mut got) {
-                if let golden::ViewMut::F32(x) = view {
-                    spoil.apply(x);
+        let (plan, mut got) = match candidate {
+            Candidate::Wide(form) => {
+                let wide = O::wide::<f64>(&inputs);
+                let (want, got) = (O::plain(&wide), O::answer(&wide, form, None));
+                return Ok(Outcome::of(compare::outputs(&want, &got, FORM_RULE, O::TOLD)));
+            }
+            Candidate::Reference(form) => {
+                (Plan::F32.form(form), O::answer::<f32>(&inputs, form, None))
+            }
+            Candidate::Variant(variant) => {
+                if let Some(why) = variant.skip(&crate::host(), spec) {
+                    return Ok(Outcome::Skipped(why));
+                }
+                match guard::run(variant, spec, &inputs)? {
+                    Ok(got) => (variant.plan(spec), got),
+                    Err(outcome) => return Ok(outcome),
                 }
             }
-        }
-        Ok(got)
+        };
+        spoil(&mut got, plant);
+        let case = judge::Case::<O> { spec, inputs: &inputs, plan: &plan };
+        Ok(Outcome::of(case.judge(&got)))
     }
 
     fn recorded_findings(
@@ -231,7 +212,11 @@ impl<O: Op> Bench<O> {
         plant: Option<Spoil>,
     ) -> Result<Vec<Finding>, String> {
         let inputs: O::Inputs<f32> = Read::read(&RecordedCase { recording, case })?;
-        let got = self.run_f32(&inputs, variant, plant)?;
+        let mut got = match self.candidate(variant)? {
+            Candidate::Reference(form) => O::answer::<f32>(&inputs, form, None),
+            _ => return Err(format!("{variant} is no form of the reference")),
+        };
+        spoil(&mut got, plant);
         let prefix = format!("{}/{}", O::NAME, case.case);
         let mut findings = Vec::new();
         for (name, got) in golden::Tensors::tensors(&got) {
@@ -270,20 +255,28 @@ impl Source for RecordedCase<'_> {
     }
 }
 
-fn lift<O: Op, R: Number>(inputs: &O::Inputs<f32>) -> O::Inputs<R> {
-    O::lift(inputs)
+/// Spoils every output that holds numbers.
+fn spoil(got: &mut impl golden::Tensors, plant: Option<Spoil>) {
+    let Some(spoil) = plant else { return };
+    assert!(spoil != Spoil::Crash, "planted");
+    for (_, view) in got.tensors_mut() {
+        if let golden::ViewMut::F32(x) = view {
+            spoil.apply(x);
+        }
+    }
 }
 
-impl<O: Op> Entry for Bench<O> {
+impl<O: Answer> Entry for Bench<O> {
     fn name(&self) -> &'static str {
         O::NAME
     }
 
     fn variants(&self) -> Vec<String> {
-        let forms = self.forms.iter().flat_map(|form| {
-            [format!("reference/{}", form.name), format!("reference/f64-{}", form.name)]
-        });
-        std::iter::once("reference/f32".to_owned()).chain(forms).collect()
+        let forms = O::CHUNKS
+            .iter()
+            .flat_map(|n| [format!("reference/chunk{n}"), format!("reference/f64-chunk{n}")]);
+        let fast = self.0.iter().map(|variant| variant.name().to_owned());
+        std::iter::once("reference/f32".to_owned()).chain(forms).chain(fast).collect()
     }
 
     fn fills(&self) -> &'static [Fill] {
@@ -332,14 +325,14 @@ impl<O: Op> Entry for Bench<O> {
 
     fn check(&self, text: &str, variant: &str, plant: Option<Spoil>) -> Row {
         let (outcome, took) = clock::time(|| {
-            let run = || -> Result<Vec<Finding>, String> {
+            let run = || -> Result<Outcome, String> {
                 let spec: Spec<O::Case> = text.parse()?;
                 O::check(&spec)?;
-                self.findings(&spec, variant, plant)
+                self.outcome(&spec, variant, plant)
             };
             // A panic in one job ends that job, not the run.
             match catch_unwind(AssertUnwindSafe(run)) {
-                Ok(Ok(findings)) => Outcome::of(findings),
+                Ok(Ok(outcome)) => outcome,
                 Ok(Err(why)) => Outcome::Error(why),
                 Err(panic) => Outcome::Crashed(message(&*panic)),
             }

@@ -132,27 +132,39 @@ impl Row {
 
 /// A finding as JSON; infinities, which JSON lacks, are the text `inf`.
 pub fn finding_json(f: &Finding) -> Value {
-    let (allowed, allowed_token) = match f.bound {
-        Bound::Relative { rel_rms, worst_token } => (rel_rms, worst_token),
-        Bound::Exact => (0.0, 0.0),
+    let (rule, runs, grid) = match f.bound {
+        Bound::Relative { .. } => ("relative", None, None),
+        Bound::Derived { runs, grid } => ("derived", Some(runs), Some(grid.name())),
+        Bound::Exact => ("exact", None, None),
     };
     json!({
         "output": f.output,
         "ok": f.ok,
+        "rule": rule,
+        "runs": runs,
+        "output_type": grid,
         "n": f.n,
+        "over": f.over,
         "rel_rms": number(f.rel_rms),
-        "rel_rms_allowed": allowed,
+        "rel_rms_allowed": number(f.rel_rms_allowed),
         "worst_token": number(f.worst_token),
-        "worst_token_allowed": allowed_token,
+        "worst_token_allowed": number(f.worst_token_allowed),
         "worst_token_at": f.worst_token_at,
+        "worst_is": f.worst_is,
         "max_abs": number(f.max_abs),
+        "allowed": number(f.allowed),
         "at": f.at,
         "want": number(f.pair.0),
         "got": number(f.pair.1),
         "ulp_p99": f.ulp.0,
         "ulp_max": f.ulp.1,
+        "ulp_histogram": f.ulps,
         "not_finite": f.not_finite,
         "budget_used": number(f.budget),
+        "bias": f.bias.as_ref().map(|bias| json!({
+            "what": bias.what, "part": bias.part, "value": number(bias.value),
+            "allowed": number(bias.allowed),
+        })),
         "pattern": f.pattern,
     })
 }

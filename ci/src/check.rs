@@ -6,7 +6,10 @@ use benches::{
     registry::{self, Spoil},
     report::{Outcome, Row},
 };
-use golden::recording::Recording;
+use golden::{
+    compare::{Bound, Finding},
+    recording::Recording,
+};
 use serde_json::json;
 
 use crate::{
@@ -44,13 +47,12 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let jobs = args.selection.jobs()?;
     let mut run = Run::new(out, args.fail_fast);
     let bar = out.bar(jobs.len() as u64, "check", false);
-    for job in &jobs {
-        if run.over() {
-            break;
-        }
-        run.add(&job.entry.check(&job.spec, &job.variant, plant));
+    benches::bound::keep_in(&files::cache_dir().join("bounds"));
+    benches::plan::check(&jobs, plant, &mut |row| {
+        run.add(row);
         bar.inc(1);
-    }
+        !run.over()
+    });
     bar.finish_and_clear();
     if args.selection.with_recordings() {
         recorded(&mut run, args.selection.words(), plant)?;
@@ -80,8 +82,10 @@ pub(crate) fn recorded(
                 format!("{}: case of an unknown op {}", dir.display(), case.op),
             ));
         };
-        for variant in
-            entry.variants().iter().filter(|variant| !variant.starts_with("reference/f64-"))
+        for variant in entry
+            .variants()
+            .iter()
+            .filter(|name| name.starts_with("reference/") && !name.starts_with("reference/f64-"))
         {
             let id = format!("{}/ops:{}@{variant}", case.op, case.case);
             if run.over() {
@@ -200,35 +204,66 @@ fn block(row: &Row) -> String {
     if let Some(why) = row.outcome.why() {
         lines.push(format!("  {why}"));
     }
-    for f in row.outcome.findings().iter().filter(|f| !f.ok) {
-        let at = f.at.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        lines.push(format!(
-            "  worst {}[{at}] got {:.6e} want {:.6e} err {:.1e}   {:.1}x of what is allowed   {} not finite",
-            f.output, f.pair.1, f.pair.0, f.max_abs, f.budget, f.not_finite
-        ));
-        lines.push(format!(
-            "  rel-RMS {:.1e} · worst row {} at {:.1e} · ULP(f32) p99 {} max {} · bound {}",
-            f.rel_rms,
-            f.worst_token_at,
-            f.worst_token,
-            f.ulp.0,
-            f.ulp.1,
-            bound(f.bound)
-        ));
-        if let Some(pattern) = &f.pattern {
-            lines.push(format!("  pattern: {pattern}"));
-        }
-    }
+    lines.extend(row.outcome.findings().iter().filter(|f| !f.ok).flat_map(told));
     lines.push(format!("  repro: karat check '{}'", row.id()));
     lines.join("\n")
 }
 
+/// What is wrong with an output.
+fn told(f: &Finding) -> Vec<String> {
+    let at = f.at.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let mut lines = vec![format!(
+        "  {} of {} elements of {} over, {} not finite",
+        f.over, f.n, f.output, f.not_finite
+    )];
+    lines.push(format!(
+        "  worst {}[{at}] got {:.6e} want {:.6e} err {:.1e} allowed {} ({:.1}x of what is allowed)",
+        f.output,
+        f.pair.1,
+        f.pair.0,
+        f.max_abs,
+        if f.allowed.is_nan() { "by the row".to_owned() } else { format!("{:.1e}", f.allowed) },
+        f.budget
+    ));
+    let kind = match f.bound {
+        Bound::Derived { grid, .. } => grid.name(),
+        _ => "f32",
+    };
+    lines.push(format!(
+        "  rel-RMS {:.1e} of {:.1e} · worst {} {} at {:.1e} of {:.1e} · ULP({kind}) p99 {} max {}",
+        f.rel_rms,
+        f.rel_rms_allowed,
+        f.worst_is,
+        f.worst_token_at,
+        f.worst_token,
+        f.worst_token_allowed,
+        f.ulp.0,
+        f.ulp.1,
+    ));
+    if let Some(bias) = &f.bias
+        && 1.0 < bias.used()
+    {
+        lines.push(format!(
+            "  bias: {} of the {} is {:.1e}, allowed {:.1e}",
+            bias.what, bias.part, bias.value, bias.allowed
+        ));
+    }
+    lines.push(format!("  bound: {}", bound(f.bound)));
+    if let Some(pattern) = &f.pattern {
+        lines.push(format!("  pattern: {pattern}"));
+    }
+    lines
+}
+
 /// A bound in words.
-pub(crate) fn bound(bound: golden::compare::Bound) -> String {
+pub(crate) fn bound(bound: Bound) -> String {
     match bound {
-        golden::compare::Bound::Relative { rel_rms, worst_token } => {
+        Bound::Relative { rel_rms, worst_token } => {
             format!("rel-RMS {rel_rms:.1e}, row {worst_token:.1e}")
         }
-        golden::compare::Bound::Exact => "equal".to_owned(),
+        Bound::Derived { runs, grid } => format!(
+            "7 x spread of {runs} runs in stochastic arithmetic + half an ulp of {grid}; sums of squares; bias"
+        ),
+        Bound::Exact => "equal".to_owned(),
     }
 }

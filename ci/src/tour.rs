@@ -12,7 +12,7 @@ use crate::{
     check::{self, Run},
     doctor,
     exit::{Exit, refuse},
-    golden_cmd,
+    files, golden_cmd,
     out::{self, Out},
 };
 
@@ -21,17 +21,16 @@ pub(crate) fn run(out: &Out) -> anyhow::Result<Exit> {
     out.line("machine");
     let mut exit = doctor::run(&doctor::Args {}, out);
 
-    out.line("\nevery op: f32 and other forms against the f64 oracle, f32 against the official functions");
+    out.line("\nevery op: every way to compute it under the bound of its precision plan, f32 against the official functions");
     let jobs = plan(Set::Ci, &Filter::default(), None).map_err(refuse)?;
     let mut checks = Run::new(out, false);
     let bar = out.bar(jobs.len() as u64, "check", false);
-    for job in &jobs {
-        if checks.over() {
-            break;
-        }
-        checks.add(&job.entry.check(&job.spec, &job.variant, None));
+    benches::bound::keep_in(&files::cache_dir().join("bounds"));
+    benches::plan::check(&jobs, None, &mut |row| {
+        checks.add(row);
         bar.inc(1);
-    }
+        !checks.over()
+    });
     bar.finish_and_clear();
     check::recorded(&mut checks, &[], None)?;
     exit = exit.gravest(checks.end()?);

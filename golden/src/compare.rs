@@ -4,8 +4,9 @@
 
 use ndarray::{Array2, ArrayView2};
 
-use crate::{Tensors, View};
+use crate::{Tensors, View, plan::Grid};
 
+pub mod derived;
 pub mod logits;
 mod pattern;
 #[cfg(test)]
@@ -21,6 +22,13 @@ pub enum Bound {
         /// The largest `|got_t - want_t| / |want_t|` of any slice of the first axis.
         worst_token: f64,
     },
+    /// What honest implementations of a precision plan show: see [`derived`].
+    Derived {
+        /// Runs in stochastic arithmetic that it rests on.
+        runs: u32,
+        /// What the output is stored in.
+        grid: Grid,
+    },
     /// Equal values.
     Exact,
 }
@@ -35,30 +43,71 @@ pub struct Finding {
     pub output: String,
     /// Elements.
     pub n: usize,
+    /// Elements over their own bound.
+    pub over: usize,
     /// Relative RMS error.
     pub rel_rms: f64,
-    /// Largest relative error of a slice of the first axis.
+    /// What was allowed of it.
+    pub rel_rms_allowed: f64,
+    /// Relative error of the worst slice.
     pub worst_token: f64,
     /// That slice.
     pub worst_token_at: usize,
-    /// Largest absolute error of an element.
+    /// What was allowed of it.
+    pub worst_token_allowed: f64,
+    /// What that slice is: a token (or whatever the first axis is), a head, the whole.
+    pub worst_is: &'static str,
+    /// Absolute error of the worst element.
     pub max_abs: f64,
+    /// What was allowed of it.
+    pub allowed: f64,
     /// Index of that element.
     pub at: Vec<usize>,
     /// What it should be and what it is.
     pub pair: (f64, f64),
-    /// Distance in units in the last place of f32: 99th percentile and largest.
+    /// Distance in units in the last place of the output type (of f32 where none is known): 99th
+    /// percentile and largest.
     pub ulp: (u64, u64),
+    /// Elements that are so many such units off: 0, 1, 2, up to 4, 8, 16, 32, 64, more.
+    pub ulps: [usize; 9],
     /// Elements that are NaN or infinite where they should not be.
     pub not_finite: usize,
     /// What was allowed.
     pub bound: Bound,
     /// Largest share of an allowance that was used; above one fails. NaN counts as infinite.
     pub budget: f64,
+    /// The worst bias, where one was tested.
+    pub bias: Option<Bias>,
     /// Where the errors are, in words, if it failed.
     pub pattern: Option<String>,
     /// Whether the bound holds.
     pub ok: bool,
+}
+
+/// An error that all elements share.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bias {
+    /// `slope` (of `got - want` against `want`) or `mean` (of `got - want`).
+    pub what: &'static str,
+    /// `whole`, or which head.
+    pub part: String,
+    /// How large it is.
+    pub value: f64,
+    /// How large it may be.
+    pub allowed: f64,
+}
+
+impl Bias {
+    /// Share of the allowance; above one is too much.
+    pub fn used(&self) -> f64 {
+        if self.value == 0.0 {
+            0.0
+        } else if self.value.abs() <= self.allowed {
+            self.value.abs() / self.allowed
+        } else {
+            (self.value.abs() / self.allowed).max(1.0 + 1e-9)
+        }
+    }
 }
 
 /// Compares every output of `got` with the output of the same name of `want`.
@@ -77,7 +126,7 @@ pub fn outputs(
         .filter(|(name, _)| !told.contains(name))
         .map(|(name, want)| match got.iter().position(|(other, _)| other == name) {
             Some(at) => views(name, want, &got.swap_remove(at).1, bound),
-            None => missing(name, want, bound),
+            None => missing(name, want.shape(), bound),
         })
         .collect()
 }
@@ -85,7 +134,7 @@ pub fn outputs(
 /// Compares two tensors.
 pub fn views(name: &str, want: &View<'_>, got: &View<'_>, bound: Bound) -> Finding {
     if want.shape() != got.shape() {
-        return missing(name, want, bound);
+        return missing(name, want.shape(), bound);
     }
     let bound = if matches!(want, View::I64(_) | View::U8(_)) { Bound::Exact } else { bound };
     slices(name, want.shape(), &want.to_f64(), &got.to_f64(), bound)
@@ -95,7 +144,7 @@ pub fn views(name: &str, want: &View<'_>, got: &View<'_>, bound: Bound) -> Findi
 pub fn matrices(name: &str, want: &Array2<f32>, got: &Array2<f32>, bound: &Bound) -> Finding {
     let wide = |x: ArrayView2<'_, f32>| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
     if want.dim() != got.dim() {
-        return missing(name, &View::F32(want.view().into_dyn()), *bound);
+        return missing(name, want.shape(), *bound);
     }
     slices(name, want.shape(), &wide(want.view()), &wide(got.view()), *bound)
 }
@@ -118,21 +167,28 @@ pub fn sketches(name: &str, want: &[f64], got: &[f64], n: usize, bound: Bound) -
 }
 
 /// An output that is not there, or of another shape.
-fn missing(name: &str, want: &View<'_>, bound: Bound) -> Finding {
+fn missing(name: &str, shape: &[usize], bound: Bound) -> Finding {
     Finding {
         output: name.to_owned(),
-        n: want.shape().iter().product(),
+        n: shape.iter().product(),
+        over: shape.iter().product(),
         rel_rms: f64::INFINITY,
+        rel_rms_allowed: 0.0,
         worst_token: f64::INFINITY,
         worst_token_at: 0,
+        worst_token_allowed: 0.0,
+        worst_is: "whole",
         max_abs: f64::INFINITY,
+        allowed: 0.0,
         at: Vec::new(),
         pair: (f64::NAN, f64::NAN),
         ulp: (u64::MAX, u64::MAX),
+        ulps: [0; 9],
         not_finite: 0,
         bound,
         budget: f64::INFINITY,
-        pattern: Some(format!("missing, or not of shape {:?}", want.shape())),
+        bias: None,
+        pattern: Some(format!("missing, or not of shape {shape:?}")),
         ok: false,
     }
 }
@@ -182,26 +238,37 @@ fn slices(name: &str, shape: &[usize], want: &[f64], got: &[f64], bound: Bound) 
             (rel_rms / allowed).max(worst_token / allowed_token),
             rel_rms <= allowed && worst_token <= allowed_token && not_finite == 0,
         ),
-        Bound::Exact => (if max_abs == 0.0 { 0.0 } else { f64::INFINITY }, max_abs <= 0.0),
+        Bound::Exact | Bound::Derived { .. } => {
+            (if max_abs == 0.0 { 0.0 } else { f64::INFINITY }, max_abs <= 0.0)
+        }
     };
-    let allowed = match bound {
-        Bound::Relative { worst_token, .. } => worst_token,
-        Bound::Exact => 0.0,
+    let (rel_rms_allowed, worst_token_allowed) = match bound {
+        Bound::Relative { rel_rms, worst_token } => (rel_rms, worst_token),
+        Bound::Exact | Bound::Derived { .. } => (0.0, 0.0),
     };
-    let pattern = (!ok).then(|| pattern::describe(&per_row, allowed));
+    let bad: Vec<bool> =
+        per_row.iter().map(|&row| row.is_nan() || worst_token_allowed < row).collect();
+    let pattern = (!ok).then(|| pattern::describe("row", &bad));
     Finding {
         output: name.to_owned(),
         n,
+        over: bad.iter().filter(|&&bad| bad).count(),
         rel_rms,
+        rel_rms_allowed,
         worst_token,
         worst_token_at,
+        worst_token_allowed,
+        worst_is: "row",
         max_abs,
+        allowed: f64::NAN,
         at: unravel(at, shape),
         pair: (want.get(at).copied().unwrap_or(0.0), got.get(at).copied().unwrap_or(0.0)),
         ulp,
+        ulps: derived::histogram(&ulps),
         not_finite,
         bound,
         budget,
+        bias: None,
         pattern,
         ok,
     }

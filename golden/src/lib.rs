@@ -18,6 +18,7 @@ pub mod names;
 pub mod op;
 pub mod ops;
 pub mod packed;
+pub mod plan;
 pub mod recording;
 pub mod rng;
 pub mod sketch;
@@ -30,7 +31,8 @@ pub use crate::{
     config::Config,
     dtype::Dtype,
     engine::Engine,
-    op::{Case, Cost, DOMAIN, Error, Fill, Host, Op, Prepared, Set, Spec, Variant},
+    op::{Case, Claims, Cost, DOMAIN, Error, Fill, Host, Op, Plant, Prepared, Set, Spec, Variant},
+    plan::Plan,
     rng::Rng,
     tensor::{Cast, Element, Number, Tensor1, Tensor2, Tensor3, Tensor4, Tensors, View, ViewMut},
     weights::Weights,

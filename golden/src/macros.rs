@@ -28,6 +28,10 @@ macro_rules! tensors {
         }
 
         impl<R: $crate::Number> $crate::Tensors for $name<R> {
+            fn names() -> &'static [&'static str] {
+                &[$(stringify!($field)),*]
+            }
+
             fn tensors(&self) -> Vec<(&'static str, $crate::View<'_>)> {
                 let mut all = Vec::new();
                 $($crate::tensor::Field::push(&self.$field, stringify!($field), &mut all);)*
@@ -62,6 +66,10 @@ macro_rules! tensors {
         }
 
         impl $crate::Tensors for $name {
+            fn names() -> &'static [&'static str] {
+                &[$(stringify!($field)),*]
+            }
+
             fn tensors(&self) -> Vec<(&'static str, $crate::View<'_>)> {
                 let mut all = Vec::new();
                 $($crate::tensor::Field::push(&self.$field, stringify!($field), &mut all);)*

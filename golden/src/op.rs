@@ -4,7 +4,7 @@ use std::{error, fmt, str::FromStr};
 
 use ndarray::{ArcArray, Dimension};
 
-use crate::{Dtype, Number, Rng, Tensors, tensor::Read};
+use crate::{Dtype, Number, Plan, Rng, Tensors, tensor::Read};
 
 /// A question the model asks: its cases, its inputs, and the least work of an answer.
 ///
@@ -18,9 +18,9 @@ pub trait Op: Sized + 'static {
     /// The sizes that fix one problem.
     type Case: Case;
     /// Named input tensors; activations are of number type `R`.
-    type Inputs<R: Number>: Tensors + Read + Clone;
+    type Inputs<R: Number>: Tensors + Read + Clone + Send + Sync;
     /// Named output tensors.
-    type Outputs<R: Number>: Tensors + Clone;
+    type Outputs<R: Number>: Tensors + Clone + Send + Sync;
 
     /// The fills this op can draw, the model's own domain first.
     fn fills() -> &'static [Fill];
@@ -227,11 +227,25 @@ pub enum Set {
 }
 
 /// One way to compute an [`Op`], fast.
-pub trait Variant<O: Op>: Sync {
+pub trait Variant<O: Op>: Send + Sync {
     /// `device/algorithm`, for example `cuda/chunk`.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &str;
     /// Why this host or problem cannot run it, if so.
     fn skip(&self, host: &Host, spec: &Spec<O::Case>) -> Option<String>;
+    /// How it rounds: the bound it is held to follows from this.
+    fn plan(&self, spec: &Spec<O::Case>) -> Plan;
+    /// What it promises beyond its plan.
+    fn claims(&self) -> Claims {
+        Claims::default()
+    }
+    /// Faults that can be planted in it, to show that a check sees them.
+    fn plants(&self) -> &'static [Plant] {
+        &[]
+    }
+    /// The same variant with the fault of that name.
+    fn planted(&self, _name: &str) -> Option<Box<dyn Variant<O>>> {
+        None
+    }
     /// Uploads, compiles and allocates. Never timed.
     fn prepare(
         &self,
@@ -240,8 +254,33 @@ pub trait Variant<O: Op>: Sync {
     ) -> Result<Box<dyn Prepared<O>>, Error>;
 }
 
+/// A fault put in on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plant {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What it does.
+    pub what: &'static str,
+    /// A public report of the same mistake.
+    pub cite: &'static str,
+}
+
+/// What a variant promises beyond its plan.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Claims {
+    /// Two runs give equal bits.
+    pub deterministic: bool,
+    /// A sequence or token gets equal bits whatever else is in the batch.
+    pub batch_invariant: bool,
+}
+
 /// A loaded problem. The timed call and the checked call are the same call.
 pub trait Prepared<O: Op> {
+    /// Fills outputs and scratch with NaN (integers with their least value), so that what is not
+    /// written shows.
+    fn poison(&mut self) -> Result<(), Error>;
+    /// The inputs as they are now: an honest kernel leaves them alone.
+    fn inputs(&mut self) -> Result<O::Inputs<f32>, Error>;
     /// Computes every output once from the original inputs.
     fn execute(&mut self) -> Result<(), Error>;
     /// Waits for the last [`execute`](Self::execute) and returns its outputs.

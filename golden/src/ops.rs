@@ -21,3 +21,33 @@ pub mod rms_norm_gated;
 pub mod rope;
 pub mod sampling;
 pub mod shared_expert;
+
+/// The text of everything that inputs are drawn by.
+pub const SOURCES: &[&str] = &[
+    include_str!("op.rs"),
+    include_str!("packed.rs"),
+    include_str!("plan.rs"),
+    include_str!("rng.rs"),
+    include_str!("synthetic.rs"),
+    include_str!("ops/attention.rs"),
+    include_str!("ops/attention_layer.rs"),
+    include_str!("ops/causal_conv1d.rs"),
+    include_str!("ops/embedding.rs"),
+    include_str!("ops/fp8_dequant.rs"),
+    include_str!("ops/gated_delta_rule.rs"),
+    include_str!("ops/gdn_gates.rs"),
+    include_str!("ops/gdn_layer.rs"),
+    include_str!("ops/l2_norm.rs"),
+    include_str!("ops/linear.rs"),
+    include_str!("ops/lm_head.rs"),
+    include_str!("ops/model.rs"),
+    include_str!("ops/moe_experts.rs"),
+    include_str!("ops/moe_layer.rs"),
+    include_str!("ops/moe_router.rs"),
+    include_str!("ops/mtp.rs"),
+    include_str!("ops/rms_norm.rs"),
+    include_str!("ops/rms_norm_gated.rs"),
+    include_str!("ops/rope.rs"),
+    include_str!("ops/sampling.rs"),
+    include_str!("ops/shared_expert.rs"),
+];

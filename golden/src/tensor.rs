@@ -26,6 +26,8 @@ pub enum View<'a> {
     I64(ArrayViewD<'a, i64>),
     /// Bytes (fp8 codes).
     U8(ArrayViewD<'a, u8>),
+    /// Numbers of an arithmetic of their own, widened.
+    Wide(ArrayD<f64>),
 }
 
 /// The same, writable.
@@ -39,6 +41,8 @@ pub enum ViewMut<'a> {
     I64(ArrayViewMutD<'a, i64>),
     /// Bytes (fp8 codes).
     U8(ArrayViewMutD<'a, u8>),
+    /// Numbers of an arithmetic of their own: not writable from outside it.
+    Opaque,
 }
 
 impl View<'_> {
@@ -49,6 +53,7 @@ impl View<'_> {
             View::F64(x) => x.shape(),
             View::I64(x) => x.shape(),
             View::U8(x) => x.shape(),
+            View::Wide(x) => x.shape(),
         }
     }
 
@@ -59,6 +64,7 @@ impl View<'_> {
             View::F64(x) => x.iter().copied().collect(),
             View::I64(x) => x.iter().map(|&v| v as f64).collect(),
             View::U8(x) => x.iter().map(|&v| f64::from(v)).collect(),
+            View::Wide(x) => x.iter().copied().collect(),
         }
     }
 }
@@ -131,6 +137,10 @@ impl Number for f64 {}
 
 /// Named read-only and writable views, in declaration order; scalars are not listed.
 pub trait Tensors {
+    /// Names of all fields, scalars too.
+    fn names() -> &'static [&'static str]
+    where
+        Self: Sized;
     /// Every tensor with its name.
     fn tensors(&self) -> Vec<(&'static str, View<'_>)>;
     /// The same, writable.

@@ -1,1 +1,3 @@
 //! What is the answer, fast?
+
+pub mod cpu;

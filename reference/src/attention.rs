@@ -36,7 +36,8 @@ pub fn attention<R: Real>(x: &Inputs<R>) -> Outputs<R> {
                     .clone()
                     .map(|j| {
                         let k = k.slice(s![head / group, j, ..]);
-                        (dot(q, k.to_slice().expect("standard layout")) * scale).at(Site::Scores)
+                        let score = dot(q, k.to_slice().expect("standard layout"));
+                        (score.at(Site::Scores) * scale).at(Site::Scores)
                     })
                     .collect();
                 let max = scores.iter().copied().fold(scores[0], |a, b| if a < b { b } else { a });
@@ -47,16 +48,19 @@ pub fn attention<R: Real>(x: &Inputs<R>) -> Outputs<R> {
                 }
                 let mut o = o.slice_mut(s![t, head, ..]);
                 for (&p, j) in p.iter().zip(seen.clone()) {
+                    let p = p.operand();
                     o.iter_mut()
                         .zip(v.slice(s![head / group, j, ..]))
-                        .for_each(|(o, &v)| *o += p * v);
+                        .for_each(|(o, &v)| *o += p * v.operand());
                 }
                 o.mapv_inplace(|o| o.at(Site::MixerOut));
             }
         }
     }
     if let Some(gate) = &x.gate {
-        o.zip_mut_with(gate, |o, gate| *o = (*o * gate.sigmoid()).at(Site::GateOut));
+        o.zip_mut_with(gate, |o, gate| {
+            *o = (*o * gate.sigmoid().at(Site::Sigmoid)).at(Site::GateOut)
+        });
     }
     Outputs { o: o.into_shared() }
 }

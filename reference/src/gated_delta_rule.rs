@@ -56,8 +56,9 @@ fn accumulate<'a, R: Real>(
     rows: impl IntoIterator<Item = ArrayView1<'a, R>>,
 ) {
     for (row, &x) in rows.into_iter().zip(x) {
+        let x = x.operand();
         for (sum, &s) in sum.iter_mut().zip(row) {
-            *sum += s * x;
+            *sum += s.operand() * x;
         }
     }
 }
@@ -151,26 +152,27 @@ impl<R: Real> Chunk<R> {
                 decay[[i, j]] = between.exp();
             }
         }
-        // Forward substitution of (I + A) [U | W] = [beta V | beta exp(G) K].
+        // Tm = (I + A)^-1 by forward substitution: row i is e_i - sum_{j < i} A_ij row j.
         let a = Array2::from_shape_fn((c, c), |(i, j)| {
             if j < i { beta[i] * inner(k, i, k, j) * decay[[i, j]] } else { R::zero() }
         });
         let scaled = |x: &Array2<R>, factor: &dyn Fn(usize) -> R| {
             Array2::from_shape_fn(x.dim(), |(i, d)| factor(i) * x[[i, d]])
         };
-        let mut u = scaled(v, &|i| beta[i]);
-        let mut w = scaled(k, &|i| beta[i] * gates[i].exp());
-        for x in [&mut u, &mut w] {
-            for i in 1..c {
-                let (done, mut rest) = x.view_mut().split_at(Axis(0), i);
-                let mut row = rest.row_mut(0);
-                for (j, earlier) in done.rows().into_iter().enumerate() {
-                    let factor = -a[[i, j]];
-                    row.iter_mut().zip(earlier).for_each(|(x, &e)| *x += factor * e);
-                }
+        let mut inverse = Array2::from_elem((c, c), R::zero());
+        for i in 0..c {
+            let (done, mut rest) = inverse.view_mut().split_at(Axis(0), i);
+            let mut row = rest.row_mut(0);
+            row[i] = R::one();
+            for (j, earlier) in done.rows().into_iter().enumerate() {
+                let factor = -a[[i, j]];
+                row.iter_mut().zip(earlier).take(j + 1).for_each(|(x, &e)| *x += factor * e);
             }
-            x.mapv_inplace(|x| x.at(Site::WyVectors));
         }
+        inverse.mapv_inplace(|x| x.at(Site::WyInverse));
+        // U = Tm (beta V), W = Tm (beta exp(G) K).
+        let [u, w] = [scaled(v, &|i| beta[i]), scaled(k, &|i| beta[i] * gates[i].exp())]
+            .map(|x| matmul(&inverse, &x).mapv_into(|x| x.at(Site::WyVectors)));
         // Vn = U - W S.
         let mut vn = matmul(&w, s);
         vn.zip_mut_with(&u, |vn, &u| *vn = (u - *vn).at(Site::WyValues));

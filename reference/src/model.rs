@@ -18,7 +18,7 @@ use golden::{
     engine::{INTERRUPTED, LinearState, Listener, Routing, Rows, Snapshot, Step, Want},
     ops,
 };
-use ndarray::{ArcArray, Array, Array2, ArrayView, Axis, Dimension, concatenate, s};
+use ndarray::{ArcArray, Array, Array2, Array3, ArrayView, Axis, Dimension, concatenate, s};
 
 use crate::{
     Plant, Real, attention_layer, gdn_layer, inv_freq, lm_head,
@@ -76,13 +76,13 @@ struct Undo<R> {
 struct Pass<R> {
     logits: Tensor2<R>,
     hidden: Vec<Tensor2<R>>,
-    routing: Vec<Option<Routing>>,
+    routing: Vec<Option<Routed<R>>>,
 }
 
 /// How a sparse layer routed.
-struct Routed {
+struct Routed<R> {
     ids: Tensor2<i64>,
-    margins: Vec<f32>,
+    margins: Tensor1<R>,
 }
 
 impl<R: Real> Model<R> {
@@ -254,7 +254,7 @@ impl<R: Real> Model<R> {
         prefix: &str,
         x: &Tensor2<R>,
         forced: Option<&Array2<i64>>,
-    ) -> Result<(Tensor2<R>, Routed), Error> {
+    ) -> Result<(Tensor2<R>, Routed<R>), Error> {
         let c = &self.config;
         let name = |tensor: &str| format!("{prefix}.mlp.{tensor}.weight");
         let norm_topk_prob = match self.plant {
@@ -294,9 +294,10 @@ impl<R: Real> Model<R> {
         if let Some(plant) = self.plant {
             plant.shared_expert(&mut shared);
         }
-        o.zip_mut_with(&shared_expert(&shared).o, |o, &shared| *o += shared);
-        let margins = routed.margins.iter().map(|m| m.to_f64() as f32).collect();
-        Ok((o, Routed { ids: routed.ids, margins }))
+        o.zip_mut_with(&shared_expert(&shared).o, |o, &shared| {
+            *o = (*o + shared).at(crate::real::Site::MoeOut);
+        });
+        Ok((o, Routed { ids: routed.ids, margins: routed.margins }))
     }
 
     /// The dense MLP under `prefix`.
@@ -380,7 +381,7 @@ impl<R: Real> Model<R> {
             };
             x = add(&post.h.ok_or("a norm with a residual returns the sum")?, &mlp);
             if want.routing {
-                routing.push(routed.map(|r| Routing { ids: r.ids.to_owned(), margins: r.margins }));
+                routing.push(routed);
             }
         }
         for (sequence, tokens) in self.sequences.iter_mut().zip(tokens) {
@@ -425,7 +426,7 @@ impl<R: Real> Model<R> {
 
 impl<R: Real> Engine for Model<R> {
     fn name(&self) -> String {
-        format!("reference/f{}", 8 * size_of::<R>())
+        format!("reference/{}", R::NAME)
     }
 
     fn config(&self) -> &Config {
@@ -444,7 +445,15 @@ impl<R: Real> Engine for Model<R> {
 
     fn forward(&mut self, tokens: &[Vec<u32>], want: &Want) -> Result<Step, Error> {
         let Pass { logits, hidden, routing } = self.pass(tokens, want)?;
-        Ok(Step { logits: narrow(&logits), hidden: hidden.iter().map(narrow).collect(), routing })
+        let told = |r: Routed<R>| Routing {
+            ids: r.ids.into_owned(),
+            margins: narrow(&r.margins).into_raw_vec_and_offset().0,
+        };
+        Ok(Step {
+            logits: narrow(&logits),
+            hidden: hidden.iter().map(narrow).collect(),
+            routing: routing.into_iter().map(|routed| routed.map(told)).collect(),
+        })
     }
 
     fn snapshot(&mut self) -> Result<Snapshot, Error> {
@@ -635,6 +644,24 @@ fn narrow<R: Real, D: Dimension>(x: &ArcArray<R, D>) -> Array<f32, D> {
 /// # Panics
 /// If the sizes are none of a tiny preset; [`golden::Op::check`] refuses those.
 pub fn model_op<R: Real>(x: &ops::model::Inputs) -> ops::model::Outputs<R> {
+    model_op_routed(x, None)
+}
+
+/// [`model_op`] with the experts given, `[L, B T, A]`.
+///
+/// # Panics
+/// As [`model_op`].
+pub fn model_op_forced<R: Real>(
+    x: &ops::model::Inputs,
+    ids: &Array3<i64>,
+) -> ops::model::Outputs<R> {
+    model_op_routed(x, Some(ids.outer_iter().map(|ids| Some(ids.to_owned())).collect()))
+}
+
+fn model_op_routed<R: Real>(
+    x: &ops::model::Inputs,
+    forced_routing: Option<Vec<Option<Array2<i64>>>>,
+) -> ops::model::Outputs<R> {
     let config = golden::config::Preset::Tiny
         .config(Some(x.layers), Some(x.experts))
         .expect("checked sizes");
@@ -646,9 +673,18 @@ pub fn model_op<R: Real>(x: &ops::model::Inputs) -> ops::model::Outputs<R> {
         .map(|row| row.iter().map(|&id| id as u32).collect())
         .collect();
     model.reset(tokens.len()).expect("the reference has room");
-    let want = Want { hidden: true, ..Want::default() };
-    let Pass { logits, hidden, .. } =
+    let want = Want { hidden: true, routing: true, forced_routing, ..Want::default() };
+    let Pass { logits, hidden, routing } =
         model.pass(&tokens, &want).expect("synthetic weights are complete");
     let hidden: Vec<_> = hidden.iter().map(|x| x.view()).collect();
-    ops::model::Outputs { logits, hidden: stack(&hidden).expect("equal shapes") }
+    let routed: Vec<_> = routing.iter().flatten().collect();
+    let ids: Vec<_> = routed.iter().map(|r| r.ids.view()).collect();
+    let margins: Vec<_> = routed.iter().map(|r| r.margins.view()).collect();
+    let shapes = "every layer of a tiny preset is sparse";
+    ops::model::Outputs {
+        logits,
+        hidden: stack(&hidden).expect("equal shapes"),
+        ids: ndarray::stack(Axis(0), &ids).expect(shapes).into_shared(),
+        margins: ndarray::stack(Axis(0), &margins).expect(shapes).into_shared(),
+    }
 }

@@ -1,66 +1,17 @@
 //! The number in which the model is computed, and the few operations the formulas need.
 //!
 //! Every reference function is generic over [`Real`]: in `f32` it is *the* plain reference, in
-//! `f64` the oracle. [`Real::at`] names the places where a precision plan may round an
-//! intermediate to a storage type; exact number types pass through it unchanged.
+//! `f64` the oracle, in [`Planned`] what a precision plan makes of it. [`Real::at`] names the places
+//! where a plan may round an intermediate to a storage type, [`Real::operand`] the factors of
+//! products; `f32` and `f64` pass through both unchanged.
 
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub};
 
 use golden::Number;
+pub use golden::plan::Site;
+pub use planned::{Planned, Rounding, under};
 
-/// A place in the formulas where implementations differ in what they store.
-///
-/// One name per tensor that an implementation may keep in a narrower type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Site {
-    /// The result of a linear layer.
-    Linear,
-    /// The result of a norm, before its consumer.
-    Norm,
-    /// The residual stream after an addition.
-    Residual,
-    /// The convolution's sum, before `SiLU`.
-    Conv,
-    /// The convolution's output, after `SiLU`.
-    ConvOut,
-    /// Normalised queries and keys of the delta rule.
-    QkNorm,
-    /// The write strength `beta`.
-    Beta,
-    /// The log decay `g`.
-    Gate,
-    /// The recurrent state between tokens or chunks.
-    State,
-    /// The chunked form's inverse `(I + A)^-1`.
-    WyInverse,
-    /// The chunked form's `W` and `U`.
-    WyVectors,
-    /// The chunked form's corrected values.
-    WyValues,
-    /// The chunked form's masked scores.
-    WyScores,
-    /// Output of a token mixer before its gate.
-    MixerOut,
-    /// Rotated queries and keys.
-    Rope,
-    /// Attention scores before the softmax.
-    Scores,
-    /// Attention probabilities.
-    Probabilities,
-    /// A gate after its nonlinearity.
-    GateOut,
-    /// Router logits.
-    RouterLogits,
-    /// Routing weights.
-    RouterWeights,
-    /// `silu(gate) * up` inside an expert.
-    ExpertHidden,
-    /// An expert's output.
-    ExpertOut,
-    /// The routed sum.
-    MoeOut,
-}
+mod planned;
 
 /// A real number as some arithmetic sees it.
 pub trait Real:
@@ -74,6 +25,8 @@ pub trait Real:
     + AddAssign
     + MulAssign
 {
+    /// Its name: `f32`, `f64`, `planned`.
+    const NAME: &'static str;
     /// The number nearest to a constant of a formula.
     fn of(x: f64) -> Self;
     /// The value, widened or (never for `f32`, `f64`) rounded.
@@ -91,6 +44,22 @@ pub trait Real:
     #[must_use]
     fn at(self, _: Site) -> Self {
         self
+    }
+
+    /// `sum_i f(i)` for `i < n`: see [`sum`].
+    fn sum(n: usize, f: impl Fn(usize) -> Self) -> Self {
+        interleaved(n, LANES, f)
+    }
+
+    /// As a product reads it.
+    #[must_use]
+    fn operand(self) -> Self {
+        self
+    }
+
+    /// An entry of a table of cosines or sines, which is defined in f32.
+    fn table(x: f32) -> Self {
+        Self::cast(x)
     }
 
     /// Zero.
@@ -137,20 +106,27 @@ const LANES: usize = 16;
 ///
 /// This *is* the order of summation of the plain reference: it is defined here once, it does not
 /// depend on the machine, and in `f32` it is both faster and closer to the truth than one long
-/// chain.
+/// chain. [`Planned`] adds in another order in each random run, one long chain among them, because an
+/// honest kernel may: its bound has to leave room for that.
 #[inline]
 pub fn sum<R: Real>(n: usize, f: impl Fn(usize) -> R) -> R {
+    R::sum(n, f)
+}
+
+/// `sum_i f(i)` in up to 16 interleaved partial sums.
+#[inline]
+fn interleaved<R: Real>(n: usize, width: usize, f: impl Fn(usize) -> R) -> R {
     let mut lanes = [R::zero(); LANES];
-    let whole = n - n % LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (lane, total) in lanes.iter_mut().enumerate() {
+    let whole = n - n % width;
+    for start in (0..whole).step_by(width) {
+        for (lane, total) in lanes[..width].iter_mut().enumerate() {
             *total += f(start + lane);
         }
     }
     for i in whole..n {
         lanes[i - whole] += f(i);
     }
-    lanes.into_iter().reduce(|a, b| a + b).unwrap_or_else(R::zero)
+    lanes[1..width].iter().fold(lanes[0], |sum, &lane| sum + lane)
 }
 
 /// `sum_i a_i b_i`.
@@ -160,7 +136,7 @@ pub fn sum<R: Real>(n: usize, f: impl Fn(usize) -> R) -> R {
 #[inline]
 pub fn dot<R: Real>(a: &[R], b: &[R]) -> R {
     assert_eq!(a.len(), b.len(), "dot of vectors of different lengths");
-    sum(a.len(), |i| a[i] * b[i])
+    sum(a.len(), |i| a[i].operand() * b[i].operand())
 }
 
 /// `sum_i x_i w_i` with weights as the checkpoint holds them.
@@ -170,12 +146,13 @@ pub fn dot<R: Real>(a: &[R], b: &[R]) -> R {
 #[inline]
 pub fn dot_weight<R: Real>(x: &[R], w: &[f32]) -> R {
     assert_eq!(x.len(), w.len(), "dot of vectors of different lengths");
-    sum(x.len(), |i| x[i] * R::cast(w[i]))
+    sum(x.len(), |i| x[i].operand() * R::cast(w[i]).operand())
 }
 
 macro_rules! real {
-    ($kind:ty, $of:expr, $to:expr) => {
+    ($kind:ty, $name:literal, $of:expr, $to:expr) => {
         impl Real for $kind {
+            const NAME: &'static str = $name;
             fn of(x: f64) -> Self {
                 ($of)(x)
             }
@@ -197,5 +174,5 @@ macro_rules! real {
         }
     };
 }
-real!(f32, |x| x as f32, f64::from);
-real!(f64, std::convert::identity, std::convert::identity);
+real!(f32, "f32", |x| x as f32, f64::from);
+real!(f64, "f64", std::convert::identity, std::convert::identity);

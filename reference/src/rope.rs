@@ -17,11 +17,12 @@ pub fn rope<R: Real>(
     for (mut heads, &position) in o.outer_iter_mut().zip(positions) {
         for (i, &inv_freq) in inv_freq.iter().enumerate() {
             let (cos, sin) = turn(position, inv_freq, *attention_factor);
-            let (cos, sin) = (R::cast(cos), R::cast(sin));
+            let (cos, sin) = (R::table(cos).at(Site::RopeTable), R::table(sin).at(Site::RopeTable));
             for mut head in heads.rows_mut() {
                 let (a, b) = (head[i], head[i + half]);
-                head[i] = (a * cos - b * sin).at(Site::Rope);
-                head[i + half] = (b * cos + a * sin).at(Site::Rope);
+                let product = |x: R, turn: R| (x * turn).at(Site::RopeProduct);
+                head[i] = (product(a, cos) - product(b, sin)).at(Site::Rope);
+                head[i + half] = (product(b, cos) + product(a, sin)).at(Site::Rope);
             }
         }
     }

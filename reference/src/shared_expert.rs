@@ -15,7 +15,7 @@ pub fn shared_expert<R: Real>(x: &Inputs<R>) -> Outputs<R> {
     let gate = project(&x.x, &x.gate);
     let mut o = swiglu(&x.x, &x.gate_proj, &x.up_proj, &x.down_proj);
     for (mut row, gate) in o.rows_mut().into_iter().zip(gate.column(0)) {
-        let gate = gate.sigmoid();
+        let gate = gate.sigmoid().at(Site::Sigmoid);
         row.mapv_inplace(|o| (o * gate).at(Site::GateOut));
     }
     Outputs { o }
@@ -32,7 +32,7 @@ pub fn swiglu<R: Real>(
 ) -> Tensor2<R> {
     let mut hidden = project(x, gate_proj);
     hidden.zip_mut_with(&project(x, up_proj), |gate, &up| {
-        *gate = (gate.silu() * up).at(Site::ExpertHidden);
+        *gate = (gate.silu().at(Site::Silu) * up).at(Site::ExpertHidden);
     });
     project(&hidden, down_proj)
 }

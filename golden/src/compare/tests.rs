@@ -44,7 +44,7 @@ fn a_period_is_called_by_its_name() {
         got.row_mut(t).fill(0.0);
     }
     let pattern = matrices("o", &want(), &got, &F32_RULE).pattern.unwrap();
-    assert!(pattern.starts_with("only rows with t % 64 == 0 -> chunk boundary"), "{pattern}");
+    assert!(pattern.starts_with("only rows with row % 64 == 0 -> chunk boundary"), "{pattern}");
 }
 
 #[test]

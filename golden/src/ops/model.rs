@@ -45,6 +45,10 @@ tensors! {
         pub logits: Tensor2<R>,
         /// `[L + 1, B T, D]` embedding, residual stream after each layer but the last, final norm.
         pub hidden: Tensor3<R>,
+        /// `[L, B T, A]` experts of every layer, most probable first.
+        pub ids: Tensor3<i64>,
+        /// `[L, B T]` see [`moe_router`](super::moe_router).
+        pub margins: Tensor2<R>,
     }
 }
 
@@ -53,6 +57,7 @@ const FILLS: &[Fill] =
 
 impl Op for Model {
     const NAME: &'static str = "model";
+    const TOLD: &'static [&'static str] = &["margins"];
     type Case = Case;
     type Inputs<R: Number> = Inputs;
     type Outputs<R: Number> = Outputs<R>;

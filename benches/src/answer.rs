@@ -1,0 +1,133 @@
+//! The reference of every op, in every number type, by every form. One block per op.
+
+use golden::{Number, Op, ops, plan::Form};
+use ndarray::{ArrayD, Ix2, Ix3};
+use reference::{self as r, Real};
+
+/// How the reference answers an op.
+pub(crate) trait Answer: Op {
+    /// Chunk sizes in which the chunked form is checked; empty where there is no such form.
+    const CHUNKS: &'static [usize] = &[];
+
+    /// As the contract writes it.
+    fn plain<R: Real>(x: &Self::Inputs<R>) -> Self::Outputs<R>;
+
+    /// In another form.
+    fn chunked<R: Real>(x: &Self::Inputs<R>, _: usize) -> Self::Outputs<R> {
+        Self::plain(x)
+    }
+
+    /// With the experts given, where the op chooses experts: `ids` of the shape of its own.
+    fn forced<R: Real>(_: &Self::Inputs<R>, _: &ArrayD<i64>) -> Option<Self::Outputs<R>> {
+        None
+    }
+
+    /// Experts there are to choose from.
+    fn experts(_: &Self::Inputs<f32>) -> usize {
+        0
+    }
+
+    /// In the form of a plan, with experts given or not.
+    fn answer<R: Real>(
+        x: &Self::Inputs<R>,
+        form: Form,
+        experts: Option<&ArrayD<i64>>,
+    ) -> Self::Outputs<R> {
+        if let Some(forced) = experts.and_then(|ids| Self::forced(x, ids)) {
+            return forced;
+        }
+        match form {
+            Form::Plain => Self::plain(x),
+            Form::Chunked(chunk) => Self::chunked(x, chunk),
+        }
+    }
+
+    /// Inputs in a number type, exactly.
+    fn wide<R: Number>(x: &Self::Inputs<f32>) -> Self::Inputs<R> {
+        Self::lift(x)
+    }
+}
+
+macro_rules! answers {
+    ($($op:ident::$name:ident => $f:path;)*) => {$(
+        impl Answer for ops::$op::$name {
+            fn plain<R: Real>(x: &Self::Inputs<R>) -> Self::Outputs<R> {
+                $f(x)
+            }
+        }
+    )*};
+}
+
+answers! {
+    embedding::Embedding => r::embedding;
+    rms_norm::RmsNorm => r::rms_norm;
+    linear::Linear => r::linear;
+    causal_conv1d::CausalConv1d => r::causal_conv1d;
+    l2_norm::L2Norm => r::l2_norm;
+    gdn_gates::GdnGates => r::gdn_gates;
+    rms_norm_gated::RmsNormGated => r::rms_norm_gated;
+    rope::Rope => r::rope;
+    attention::Attention => r::attention;
+    moe_experts::MoeExperts => r::moe_experts;
+    shared_expert::SharedExpert => r::shared_expert;
+    lm_head::LmHead => r::lm_head;
+    sampling::Sampling => r::sampling;
+    mtp::Mtp => r::mtp;
+    fp8_dequant::Fp8Dequant => r::fp8_dequant;
+    gdn_layer::GdnLayer => r::gdn_layer;
+    attention_layer::AttentionLayer => r::attention_layer;
+}
+
+impl Answer for ops::gated_delta_rule::GatedDeltaRule {
+    const CHUNKS: &'static [usize] = &[64, 7];
+
+    fn plain<R: Real>(x: &Self::Inputs<R>) -> Self::Outputs<R> {
+        r::gated_delta_rule(x)
+    }
+
+    fn chunked<R: Real>(x: &Self::Inputs<R>, chunk: usize) -> Self::Outputs<R> {
+        r::gated_delta_rule_chunked(x, chunk)
+    }
+}
+
+impl Answer for ops::moe_router::MoeRouter {
+    fn plain<R: Real>(x: &Self::Inputs<R>) -> Self::Outputs<R> {
+        r::moe_router(x)
+    }
+
+    fn forced<R: Real>(x: &Self::Inputs<R>, ids: &ArrayD<i64>) -> Option<Self::Outputs<R>> {
+        Some(r::moe_router_forced(x, &ids.clone().into_dimensionality::<Ix2>().ok()?))
+    }
+
+    fn experts(x: &Self::Inputs<f32>) -> usize {
+        x.weight.nrows()
+    }
+}
+
+impl Answer for ops::moe_layer::MoeLayer {
+    fn plain<R: Real>(x: &Self::Inputs<R>) -> Self::Outputs<R> {
+        r::moe_layer(x)
+    }
+
+    fn forced<R: Real>(x: &Self::Inputs<R>, ids: &ArrayD<i64>) -> Option<Self::Outputs<R>> {
+        Some(r::moe_layer_forced(x, &ids.clone().into_dimensionality::<Ix2>().ok()?))
+    }
+
+    fn experts(x: &Self::Inputs<f32>) -> usize {
+        x.router.nrows()
+    }
+}
+
+impl Answer for ops::model::Model {
+    fn plain<R: Real>(x: &Self::Inputs<R>) -> Self::Outputs<R> {
+        r::model_op(x)
+    }
+
+    fn forced<R: Real>(x: &Self::Inputs<R>, ids: &ArrayD<i64>) -> Option<Self::Outputs<R>> {
+        Some(r::model_op_forced(x, &ids.clone().into_dimensionality::<Ix3>().ok()?))
+    }
+
+    fn experts(x: &Self::Inputs<f32>) -> usize {
+        x.experts
+    }
+}

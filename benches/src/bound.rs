@@ -1,0 +1,270 @@
+//! Where bounds come from: the oracle, and runs of the reference in stochastic arithmetic.
+//!
+//! Twelve runs screen; what is over its bound is derived again from 256 fresh runs, and only that
+//! verdict counts. A bound is kept in memory and, where a folder was given, on disk, by op, problem,
+//! plan and the text of the reference: a second check costs no more than the kernels.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, OnceLock},
+};
+
+use golden::{
+    Plan, Spec, Tensors, View,
+    compare::derived::{Derived, Moments},
+    plan::{Form, Grid, Term},
+};
+use ndarray::ArrayD;
+use rayon::prelude::*;
+use reference::real::{Planned, Rounding, under};
+use safetensors::{Dtype as StDtype, SafeTensors, tensor::TensorView};
+
+use crate::answer::Answer;
+
+/// Runs that screen.
+pub const SCREEN: u32 = 12;
+/// Runs that decide.
+pub const DECIDE: u32 = 256;
+
+/// One output's bound: derived where it holds numbers, exact where it holds integers.
+#[derive(Clone, Debug)]
+pub enum Output {
+    /// Numbers.
+    Numbers(Derived),
+    /// Integers, and for each element those that a run gave in place of the oracle's.
+    Integers {
+        /// The oracle's.
+        want: ArrayD<i64>,
+        /// Per run, all elements.
+        runs: Vec<Vec<i64>>,
+    },
+}
+
+/// Every output's bound, in the order of the op.
+pub type Outputs = Vec<(&'static str, Output)>;
+
+/// Where bounds are kept, and how many derivations were needed.
+static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+
+type Memory = Mutex<HashMap<String, Arc<Outputs>>>;
+
+fn memory() -> &'static Memory {
+    static MEMORY: OnceLock<Memory> = OnceLock::new();
+    MEMORY.get_or_init(Memory::default)
+}
+
+/// Keeps bounds in a folder from now on. The first call counts.
+pub fn keep_in(folder: &Path) {
+    let _ = FOLDER.set(folder.to_owned());
+}
+
+/// What tells two questions apart.
+pub(crate) struct Question<'a, O: Answer> {
+    pub(crate) spec: &'a Spec<O::Case>,
+    pub(crate) inputs: &'a O::Inputs<f32>,
+    pub(crate) plan: &'a Plan,
+    /// Experts given, where a candidate chose otherwise within the margin of a near tie.
+    pub(crate) experts: Option<&'a ArrayD<i64>>,
+    /// One source of rounding alone.
+    pub(crate) only: Option<Term>,
+}
+
+impl<O: Answer> Question<'_, O> {
+    fn key(&self, runs: u32) -> String {
+        let mut hasher = blake3::Hasher::new();
+        let text = format!("{}/{}\n{}\n{runs}", O::NAME, self.spec, self.plan);
+        hasher.update(text.as_bytes());
+        hasher.update(reference::source_hash().as_bytes());
+        hasher.finalize().to_hex()[..32].to_owned()
+    }
+
+    /// The bound from so many runs. Kept, unless experts are given or a term stands alone: those are
+    /// rare.
+    pub(crate) fn derive(&self, runs: u32) -> Arc<Outputs> {
+        if self.experts.is_some() || self.only.is_some() {
+            return Arc::new(self.run(runs));
+        }
+        let key = self.key(runs);
+        if let Some(found) = memory().lock().ok().and_then(|memory| memory.get(&key).cloned()) {
+            return found;
+        }
+        let file = FOLDER.get().map(|folder| folder.join(format!("{key}.safetensors")));
+        let kept = file.as_ref().and_then(|file| read::<O>(file, runs, self.plan));
+        let outputs = Arc::new(kept.unwrap_or_else(|| {
+            let outputs = self.run(runs);
+            if let Some(file) = &file {
+                // A bound that cannot be kept is derived again: slower, never wrong.
+                let _ = write(file, &outputs);
+            }
+            outputs
+        }));
+        if let Ok(mut memory) = memory().lock() {
+            memory.insert(key, outputs.clone());
+        }
+        outputs
+    }
+
+    fn run(&self, runs: u32) -> Outputs {
+        let wide = O::wide::<f64>(self.inputs);
+        let want = O::answer(&wide, Form::Plain, self.experts);
+        // Runs take the experts of the oracle: a swap in a near tie is judged by its margin, not by
+        // what it does to everything after it.
+        let mut forced = self.experts.cloned();
+        if forced.is_none() {
+            forced = want.tensors().into_iter().find_map(|(name, view)| match view {
+                View::I64(ids) if name == "ids" => Some(ids.to_owned()),
+                _ => None,
+            });
+        }
+        let mut outputs: Outputs = want
+            .tensors()
+            .into_iter()
+            .map(|(name, view)| {
+                let output = match view {
+                    View::I64(x) => Output::Integers { want: x.to_owned(), runs: Vec::new() },
+                    view => {
+                        let grid = grid_of::<O>(name, self.plan);
+                        Output::Numbers(Derived::new(view.shape(), view.to_f64(), grid))
+                    }
+                };
+                (name, output)
+            })
+            .collect();
+        let planned = O::wide::<Planned>(self.inputs);
+        // The screen and the verdict must not share a run.
+        let first = if runs == SCREEN { 0 } else { 1 << 20 };
+        let all: Vec<Vec<Vec<f64>>> = (0..runs)
+            .into_par_iter()
+            .map(|i| {
+                let rounding = Rounding::Random(u64::from(first + i));
+                let run = under(self.plan, self.only, rounding, || {
+                    O::answer(&planned, self.plan.form, forced.as_ref())
+                });
+                run.tensors().into_iter().map(|(_, view)| view.to_f64()).collect()
+            })
+            .collect();
+        for run in all {
+            for ((_, output), run) in outputs.iter_mut().zip(run) {
+                match output {
+                    Output::Numbers(derived) => derived.add(&run),
+                    Output::Integers { runs, .. } => {
+                        runs.push(run.into_iter().map(|x| x as i64).collect());
+                    }
+                }
+            }
+        }
+        outputs
+    }
+}
+
+/// What the reference returns that rounds to the nearest as the plan says: an honest implementation,
+/// emulated.
+pub(crate) fn emulate<O: Answer>(
+    inputs: &O::Inputs<f32>,
+    plan: &Plan,
+) -> Vec<(&'static str, Vec<f64>)> {
+    let planned = O::wide::<Planned>(inputs);
+    let run = under(plan, None, Rounding::Nearest, || O::answer(&planned, plan.form, None));
+    run.tensors().into_iter().map(|(name, view)| (name, view.to_f64())).collect()
+}
+
+/// What an output is stored in under a plan.
+fn grid_of<O: Answer>(name: &str, plan: &Plan) -> Grid {
+    match name {
+        "state" => plan.state,
+        name if O::TOLD.contains(&name) => Grid::F32,
+        _ => plan.output,
+    }
+}
+
+fn bytes(x: &[f64]) -> Vec<u8> {
+    x.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+fn raw(moments: &[Moments]) -> Vec<f64> {
+    moments.iter().flat_map(|m| m.raw()).collect()
+}
+
+/// Writes beside the place and renames: another process may do the same at the same time.
+fn write(file: &Path, outputs: &Outputs) -> Result<(), Box<dyn std::error::Error>> {
+    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (name, output) in outputs {
+        match output {
+            Output::Numbers(d) => {
+                tensors.push((format!("{name}/want"), d.shape.clone(), bytes(&d.want)));
+                tensors.push((format!("{name}/squares"), d.shape.clone(), bytes(&d.squares)));
+                for (what, moments) in
+                    [("sums", &d.sums), ("slopes", &d.slopes), ("means", &d.means)]
+                {
+                    let raw = raw(moments);
+                    tensors.push((format!("{name}/{what}"), vec![raw.len()], bytes(&raw)));
+                }
+            }
+            Output::Integers { want, runs } => {
+                let want_f64: Vec<f64> = want.iter().map(|&x| x as f64).collect();
+                tensors.push((format!("{name}/ints"), want.shape().to_vec(), bytes(&want_f64)));
+                let flat: Vec<f64> = runs.iter().flatten().map(|&x| x as f64).collect();
+                tensors.push((format!("{name}/runs"), vec![runs.len(), want.len()], bytes(&flat)));
+            }
+        }
+    }
+    let views = tensors
+        .iter()
+        .map(|(name, shape, data)| {
+            Ok((name.clone(), TensorView::new(StDtype::F64, shape.clone(), data)?))
+        })
+        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
+    let data = safetensors::serialize(views, None)?;
+    let folder = file.parent().ok_or("a file in a folder")?;
+    fs::create_dir_all(folder)?;
+    let mut beside = tempfile::NamedTempFile::new_in(folder)?;
+    std::io::Write::write_all(&mut beside, &data)?;
+    beside.persist(file)?;
+    Ok(())
+}
+
+/// A kept bound, if it is there, whole, and of this op.
+fn read<O: Answer>(file: &Path, runs: u32, plan: &Plan) -> Option<Outputs> {
+    let data = fs::read(file).ok()?;
+    let parsed = SafeTensors::deserialize(&data).ok()?;
+    let numbers = |name: &str| -> Option<(Vec<usize>, Vec<f64>)> {
+        let tensor = parsed.tensor(name).ok()?;
+        let data =
+            tensor.data().as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b)).collect();
+        (tensor.dtype() == StDtype::F64).then(|| (tensor.shape().to_vec(), data))
+    };
+    let moments = |name: &str| -> Option<Vec<Moments>> {
+        let (_, raw) = numbers(name)?;
+        Some(raw.as_chunks::<3>().0.iter().map(|&raw| Moments::from_raw(raw)).collect())
+    };
+    let mut outputs = Vec::new();
+    for &name in <O::Outputs<f32> as Tensors>::names() {
+        if let Some((shape, want)) = numbers(&format!("{name}/want")) {
+            let grid = grid_of::<O>(name, plan);
+            let empty = Derived::new(&shape, want, grid);
+            let derived = Derived {
+                runs,
+                squares: numbers(&format!("{name}/squares"))?.1,
+                sums: moments(&format!("{name}/sums"))?,
+                slopes: moments(&format!("{name}/slopes"))?,
+                means: moments(&format!("{name}/means"))?,
+                ..empty.clone()
+            };
+            let same = (derived.sums.len(), derived.slopes.len(), derived.squares.len())
+                == (empty.sums.len(), empty.slopes.len(), empty.squares.len());
+            outputs.push((name, Output::Numbers(same.then_some(derived)?)));
+        } else if let Some((shape, want)) = numbers(&format!("{name}/ints")) {
+            let n = want.len().max(1);
+            let want = want.into_iter().map(|x| x as i64).collect();
+            let (_, flat) = numbers(&format!("{name}/runs"))?;
+            let runs = flat.chunks(n).map(|run| run.iter().map(|&x| x as i64).collect()).collect();
+            outputs.push((
+                name,
+                Output::Integers { want: ArrayD::from_shape_vec(shape, want).ok()?, runs },
+            ));
+        }
+    }
+    (!outputs.is_empty()).then_some(outputs)
+}

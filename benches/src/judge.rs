@@ -1,0 +1,228 @@
+//! Holding a candidate's outputs against the bound of its plan.
+
+use golden::{
+    Plan, Spec, Tensors, View,
+    compare::{self, Bound, Finding},
+};
+use ndarray::{ArrayD, ArrayViewD, Axis};
+
+use crate::{
+    answer::Answer,
+    bound::{self, DECIDE, Output, Outputs, Question, SCREEN},
+};
+
+/// What a judgement rests on.
+pub(crate) struct Case<'a, O: Answer> {
+    pub(crate) spec: &'a Spec<O::Case>,
+    pub(crate) inputs: &'a O::Inputs<f32>,
+    pub(crate) plan: &'a Plan,
+}
+
+/// Experts that a candidate chose otherwise.
+#[derive(Clone, Debug, Default)]
+struct Flips {
+    legal: usize,
+    illegal: usize,
+    /// The first illegal one, or what the closest legal one looked like.
+    note: String,
+    smallest_margin: f64,
+}
+
+impl<O: Answer> Case<'_, O> {
+    fn question<'a>(&'a self, experts: Option<&'a ArrayD<i64>>) -> Question<'a, O> {
+        Question { spec: self.spec, inputs: self.inputs, plan: self.plan, experts, only: None }
+    }
+
+    /// Every output of `got`. Screened with few runs; what fails is decided with many.
+    pub(crate) fn judge(&self, got: &O::Outputs<f32>) -> Vec<Finding> {
+        let findings = self.with_runs(got, SCREEN);
+        if findings.iter().all(|finding| finding.ok) {
+            return findings;
+        }
+        self.with_runs(got, DECIDE)
+    }
+
+    fn with_runs(&self, got: &O::Outputs<f32>, runs: u32) -> Vec<Finding> {
+        let got = got.tensors();
+        let derived = self.question(None).derive(runs);
+        let chosen = got.iter().find_map(|(name, view)| match view {
+            View::I64(ids) if *name == "ids" => Some(ids),
+            _ => None,
+        });
+        let own = derived.iter().find_map(|(name, output)| match output {
+            Output::Integers { want, .. } if *name == "ids" => Some(want),
+            _ => None,
+        });
+        if let (Some(chosen), Some(own)) = (chosen, own)
+            && chosen.shape() == own.shape()
+            && 1 < own.ndim()
+            && chosen != own
+            && routes(chosen, O::experts(self.inputs))
+            && let Some(flips) = flips(chosen, own, &derived)
+        {
+            if 0 < flips.illegal {
+                let mut findings = compare_all(&derived, &got, O::TOLD, Some(&flips));
+                findings.retain(|f| f.output == "ids");
+                return findings;
+            }
+            // The swap is legal; everything else has to be right with these experts.
+            let experts = chosen.to_owned();
+            let forced = self.question(Some(&experts)).derive(runs);
+            let mut flips = flips;
+            disordered(&forced, &mut flips);
+            return compare_all(&forced, &got, O::TOLD, Some(&flips));
+        }
+        compare_all(&derived, &got, O::TOLD, None)
+    }
+}
+
+/// Whether ids are experts at all, so that they can be forced.
+fn routes(ids: &ArrayViewD<'_, i64>, experts: usize) -> bool {
+    ids.lanes(Axis(ids.ndim() - 1)).into_iter().all(|row| {
+        let mut seen = row.to_vec();
+        seen.sort_unstable();
+        seen.windows(2).all(|pair| pair[0] != pair[1])
+            && seen.iter().all(|&id| 0 <= id && (id as usize) < experts)
+    })
+}
+
+fn compare_all(
+    derived: &Outputs,
+    got: &[(&'static str, View<'_>)],
+    told: &[&str],
+    flips: Option<&Flips>,
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (name, output) in derived.iter().filter(|(name, _)| !told.contains(name)) {
+        let Some((_, got)) = got.iter().find(|(other, _)| other == name) else {
+            let want = match output {
+                Output::Numbers(d) => ArrayD::zeros(d.shape.clone()),
+                Output::Integers { want, .. } => ArrayD::zeros(want.shape()),
+            };
+            let nothing = ArrayD::zeros(vec![0; want.ndim().max(1)]);
+            findings.push(compare::views(
+                name,
+                &View::F64(want.view()),
+                &View::F64(nothing.view()),
+                Bound::Exact,
+            ));
+            continue;
+        };
+        findings.push(match output {
+            Output::Numbers(derived) => derived.compare(name, got),
+            Output::Integers { want, runs } => integers(name, want, runs, got, flips),
+        });
+    }
+    findings
+}
+
+/// Integers: the oracle's, or legally swapped, or (where nothing is routed by them: sampled tokens)
+/// what some run in stochastic arithmetic gave.
+fn integers(
+    name: &str,
+    want: &ArrayD<i64>,
+    runs: &[Vec<i64>],
+    got: &View<'_>,
+    flips: Option<&Flips>,
+) -> Finding {
+    let exact =
+        |want: &ArrayD<i64>| compare::views(name, &View::I64(want.view()), got, Bound::Exact);
+    if let Some(flips) = flips {
+        let View::I64(ids) = got else { return exact(want) };
+        let mut finding = if flips.illegal == 0 {
+            compare::views(name, &View::I64(ids.view()), got, Bound::Exact)
+        } else {
+            exact(want)
+        };
+        finding.over = flips.illegal;
+        finding.pattern = Some(format!(
+            "{} legal swaps, {} illegal, smallest margin {:.1e}: {}",
+            flips.legal, flips.illegal, flips.smallest_margin, flips.note
+        ));
+        return finding;
+    }
+    let View::I64(ids) = got else { return exact(want) };
+    let allowed: ArrayD<i64> = ArrayD::from_shape_fn(want.raw_dim(), |index| want[&index]);
+    let mut allowed = allowed;
+    if ids.shape() == want.shape() {
+        for (i, (allowed, &got)) in allowed.iter_mut().zip(ids.iter()).enumerate() {
+            if *allowed != got && runs.iter().any(|run| run.get(i) == Some(&got)) {
+                *allowed = got;
+            }
+        }
+    }
+    exact(&allowed)
+}
+
+/// Where the chosen experts differ from the oracle's. A swap is legal where the oracle's margin to
+/// the first expert left out is below what the margin itself may be off on either side; an order
+/// within the chosen is no swap. `None` if there is no margin to judge by.
+fn flips(chosen: &ArrayViewD<'_, i64>, own: &ArrayD<i64>, derived: &Outputs) -> Option<Flips> {
+    let margins = derived.iter().find_map(|(name, output)| match output {
+        Output::Numbers(derived) if *name == "margins" => Some(derived),
+        _ => None,
+    })?;
+    let allowed = margins.allowed();
+    let mut flips = Flips { smallest_margin: f64::INFINITY, ..Flips::default() };
+    let last = Axis(own.ndim() - 1);
+    for (i, (got, want)) in chosen.lanes(last).into_iter().zip(own.lanes(last)).enumerate() {
+        let sorted = |row: ndarray::ArrayView1<'_, i64>| {
+            let mut ids = row.to_vec();
+            ids.sort_unstable();
+            ids
+        };
+        let margin = margins.want.get(i).copied().unwrap_or(f64::INFINITY);
+        if sorted(got) == sorted(want) {
+            continue;
+        }
+        if margin <= 2.0 * allowed.get(i).map_or(0.0, |a| a.0) {
+            flips.legal += 1;
+            if margin < flips.smallest_margin {
+                flips.note = format!("token {i}: experts {got}, oracle {want}");
+            }
+        } else {
+            flips.illegal += 1;
+            if flips.illegal == 1 {
+                flips.note = format!(
+                    "token {i}: experts {got}, oracle {want}, margin {margin:.3e} is above twice what it may be off"
+                );
+            }
+        }
+        flips.smallest_margin = flips.smallest_margin.min(margin);
+    }
+    Some(flips)
+}
+
+/// Chosen experts stand in the order of their weights, but for those that are too close to tell.
+fn disordered(forced: &Outputs, flips: &mut Flips) {
+    let Some(weights) = forced.iter().find_map(|(name, output)| match output {
+        Output::Numbers(derived) if *name == "weights" => Some(derived),
+        _ => None,
+    }) else {
+        return;
+    };
+    let slots = weights.shape.last().copied().unwrap_or(1).max(1);
+    let allowed = weights.allowed();
+    for (token, (row, allowed)) in weights.want.chunks(slots).zip(allowed.chunks(slots)).enumerate()
+    {
+        let rises = |i: usize| row[i] + allowed[i].0 + allowed[i + 1].0 < row[i + 1];
+        if (0..row.len().saturating_sub(1)).any(rises) {
+            flips.illegal += 1;
+            flips.note = format!("token {token}: experts are not in the order of their weights");
+        }
+    }
+}
+
+/// What makes a bound: of each of the plan's terms alone, the relative spread of each output.
+pub(crate) fn explain<O: Answer>(case: &Case<'_, O>) -> Vec<(String, Vec<(&'static str, f64)>)> {
+    let spread = |only| {
+        let question = Question { only, ..case.question(None) };
+        let relative = |(name, output): &(&'static str, Output)| match output {
+            Output::Numbers(derived) => Some((*name, derived.relative_spread())),
+            Output::Integers { .. } => None,
+        };
+        question.derive(bound::SCREEN).iter().filter_map(relative).collect::<Vec<_>>()
+    };
+    let terms = case.plan.terms().into_iter().map(|(name, term)| (name, spread(Some(term))));
+    std::iter::once(("all".to_owned(), spread(None))).chain(terms).collect()
+}

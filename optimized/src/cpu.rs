@@ -1,0 +1,28 @@
+//! Variants that run on the processor.
+//!
+//! `cpu/portable` is plain safe Rust without target features: the fallback on any machine, and the
+//! first thing that is judged. It keeps activations in the storage type of the problem (f32, bf16 or
+//! f16) and computes in f32.
+
+pub mod attention;
+pub mod attention_layer;
+pub mod causal_conv1d;
+pub mod embedding;
+pub mod fp8_dequant;
+pub mod gated_delta_rule;
+pub mod gdn_gates;
+pub mod gdn_layer;
+pub mod l2_norm;
+pub mod linear;
+pub mod lm_head;
+pub mod moe_experts;
+pub mod moe_layer;
+pub mod moe_router;
+pub mod mtp;
+mod portable;
+pub mod rms_norm;
+pub mod rms_norm_gated;
+pub mod rope;
+pub mod sampling;
+pub mod shared_expert;
+mod stored;

@@ -1,0 +1,147 @@
+//! What every portable variant shares: it is packed into its storage type, run, and unpacked.
+
+use golden::{Claims, Dtype, Error, Host, Op, Plan, Plant, Prepared, Spec, Variant};
+use ndarray::{ArcArray, Dimension};
+
+use super::stored::Stored;
+
+/// A problem packed into memory as a kernel wants it, and its kernel.
+pub(crate) trait Kernel<O: Op>: Send {
+    /// Outputs and scratch to NaN, integers to their least value.
+    fn poison(&mut self);
+    /// Computes every output.
+    fn run(&mut self, plant: Planted);
+    /// The inputs, unpacked.
+    fn inputs(&self) -> O::Inputs<f32>;
+    /// The outputs, unpacked.
+    fn outputs(&self) -> O::Outputs<f32>;
+}
+
+/// Packs a problem, one function per storage type.
+pub(crate) struct Pack<O: Op> {
+    pub(crate) f32: fn(&Spec<O::Case>, &O::Inputs<f32>) -> Box<dyn Kernel<O>>,
+    pub(crate) bf16: fn(&Spec<O::Case>, &O::Inputs<f32>) -> Box<dyn Kernel<O>>,
+    pub(crate) f16: fn(&Spec<O::Case>, &O::Inputs<f32>) -> Box<dyn Kernel<O>>,
+}
+
+/// `Pack` of a generic struct `$loaded<E>` that has `new(spec, inputs)`.
+macro_rules! pack {
+    ($loaded:ident) => {
+        $crate::cpu::portable::Pack {
+            f32: |spec, x| Box::new($loaded::<f32>::new(spec, x)),
+            bf16: |spec, x| Box::new($loaded::<half::bf16>::new(spec, x)),
+            f16: |spec, x| Box::new($loaded::<half::f16>::new(spec, x)),
+        }
+    };
+}
+pub(crate) use pack;
+
+/// A variant of plain safe Rust.
+pub(crate) struct Portable<O: Op> {
+    pub(crate) name: &'static str,
+    pub(crate) pack: Pack<O>,
+    /// How it rounds; what it stores outputs in is filled in from the problem.
+    pub(crate) plan: fn(&Spec<O::Case>) -> Plan,
+    pub(crate) claims: Claims,
+    pub(crate) plants: &'static [Plant],
+    pub(crate) plant: Planted,
+}
+
+/// The fault that is in force, if any.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Planted(pub(crate) Option<&'static str>);
+
+impl Planted {
+    /// Whether it is this one. Asked outside of loops.
+    pub(crate) fn is(self, name: &str) -> bool {
+        self.0 == Some(name)
+    }
+}
+
+/// Nothing is planted.
+pub(crate) const HONEST: Planted = Planted(None);
+
+/// What the portable kernels promise: every element is summed by one thread in one order, whatever
+/// else is in the batch.
+pub(crate) const CLAIMS: Claims = Claims { deterministic: true, batch_invariant: true };
+
+impl<O: Op> Variant<O> for Portable<O> {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn skip(&self, _: &Host, _: &Spec<O::Case>) -> Option<String> {
+        None
+    }
+
+    fn plan(&self, spec: &Spec<O::Case>) -> Plan {
+        (self.plan)(spec)
+    }
+
+    fn claims(&self) -> Claims {
+        self.claims
+    }
+
+    fn plants(&self) -> &'static [Plant] {
+        self.plants
+    }
+
+    fn planted(&self, name: &str) -> Option<Box<dyn Variant<O>>> {
+        let plant = self.plants.iter().find(|plant| plant.name == name)?;
+        let Pack { f32, bf16, f16 } = self.pack;
+        Some(Box::new(Portable {
+            pack: Pack { f32, bf16, f16 },
+            plant: Planted(Some(plant.name)),
+            ..*self
+        }))
+    }
+
+    fn prepare(
+        &self,
+        spec: &Spec<O::Case>,
+        inputs: &O::Inputs<f32>,
+    ) -> Result<Box<dyn Prepared<O>>, Error> {
+        let pack = match spec.dtype {
+            Dtype::Bf16 => self.pack.bf16,
+            Dtype::F16 => self.pack.f16,
+            _ => self.pack.f32,
+        };
+        Ok(Box::new(Loaded { kernel: pack(spec, inputs), plant: self.plant }))
+    }
+}
+
+struct Loaded<O: Op> {
+    kernel: Box<dyn Kernel<O>>,
+    plant: Planted,
+}
+
+impl<O: Op> Prepared<O> for Loaded<O> {
+    fn poison(&mut self) -> Result<(), Error> {
+        self.kernel.poison();
+        Ok(())
+    }
+
+    fn inputs(&mut self) -> Result<O::Inputs<f32>, Error> {
+        Ok(self.kernel.inputs())
+    }
+
+    fn execute(&mut self) -> Result<(), Error> {
+        self.kernel.run(self.plant);
+        Ok(())
+    }
+
+    fn outputs(&mut self) -> Result<O::Outputs<f32>, Error> {
+        Ok(self.kernel.outputs())
+    }
+}
+
+/// A tensor in row-major order, in its storage type.
+pub(crate) fn packed<E: Stored, D: Dimension>(x: &ArcArray<f32, D>) -> Vec<E> {
+    x.iter().map(|&x| E::store(x)).collect()
+}
+
+/// The same, widened again.
+pub(crate) fn unpacked<E: Stored, D: Dimension>(x: &[E], shape: D) -> ArcArray<f32, D> {
+    let values = x.iter().map(|x| x.load()).collect();
+    ArcArray::from_shape_vec(shape, values).expect("as many elements as the shape says")
+}

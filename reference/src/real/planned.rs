@@ -1,0 +1,331 @@
+//! A number computed as a precision plan says.
+//!
+//! In [`Rounding::Nearest`] it *emulates* the plan: what an honest implementation would return that
+//! adds in the plain reference's order. In [`Rounding::Random`] it does stochastic arithmetic (Monte
+//! Carlo arithmetic, as CESTAC and Verificarlo do): every rounding goes up or down at random, with the
+//! odds of its distances, so that runs differ by as much as honest implementations of the plan may.
+//! What needs no rounding (a product with one, a sum of small integers) is left alone, and within a run
+//! equal values round alike, as they do in any implementation: a weight that is off by a rounding is
+//! off in every row, and a bias over all rows follows from it.
+//!
+//! Each operation is done in f64 and rounded once more; for sums, products, quotients and roots of
+//! f32 that gives the correctly rounded f32 (53 >= 2 x 24 + 2).
+
+use std::{
+    cell::Cell,
+    cmp::Ordering,
+    ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub},
+};
+
+use golden::{
+    Cast, Element, Number, Plan, View, ViewMut,
+    plan::{Grid, Site, Term},
+    recording::Recorded,
+};
+use ndarray::{ArrayD, ArrayViewD, ArrayViewMutD};
+
+use super::{LANES, Real, interleaved};
+
+/// A number under the plan of [`under`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Planned(f64);
+
+/// Where a rounding goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// To the nearest, ties to even.
+    Nearest,
+    /// Up or down at random, with the odds of the distances; the seed of the run.
+    Random(u64),
+}
+
+const SITES: usize = Site::ALL.len();
+
+/// What every operation asks.
+#[derive(Clone, Copy)]
+struct Hot {
+    accumulator: Option<Grid>,
+    dot: Option<Grid>,
+    random: bool,
+    flush: bool,
+}
+
+/// What elementary functions ask: errors in units in the last place of f32.
+#[derive(Clone, Copy, Default)]
+struct Functions {
+    exp: f64,
+    log: f64,
+    root: f64,
+    trig: f64,
+    /// How far an implementation's functions lie off on average, in `[-1, 1)` of half of what they
+    /// may.
+    lean: f64,
+}
+
+const IDLE: Hot = Hot { accumulator: None, dot: None, random: false, flush: false };
+
+const EXACT: Functions = Functions { exp: 0.0, log: 0.0, root: 0.0, trig: 0.0, lean: 0.0 };
+
+type Stores = [Option<Grid>; SITES];
+
+thread_local! {
+    static HOT: Cell<Hot> = const { Cell::new(IDLE) };
+    static FUNCTIONS: Cell<Functions> = const { Cell::new(EXACT) };
+    static STORES: Cell<Stores> = const { Cell::new([None; SITES]) };
+    static SEED: Cell<u64> = const { Cell::new(0) };
+}
+
+/// What `f` returns with every [`Planned`] number of this thread under `plan`, or under one term of
+/// it.
+pub fn under<T>(plan: &Plan, only: Option<Term>, rounding: Rounding, f: impl FnOnce() -> T) -> T {
+    let on = |term: Term| only.is_none_or(|only| only == term);
+    let mut stores = [None; SITES];
+    for (&site, &grid) in &plan.round {
+        if on(Term::Site(site)) {
+            stores[site as usize] = Some(grid);
+        }
+    }
+    let seed = match rounding {
+        Rounding::Nearest => 0,
+        // Neighbouring seeds must not give neighbouring runs.
+        Rounding::Random(seed) => mix(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+    };
+    let hot = Hot {
+        accumulator: on(Term::Accumulator).then_some(plan.accumulator),
+        dot: (plan.dot != plan.accumulator && on(Term::Dot)).then_some(plan.dot),
+        random: rounding != Rounding::Nearest,
+        flush: plan.flush_to_zero,
+    };
+    let functions = Functions {
+        exp: plan.exp_ulps,
+        log: plan.log_ulps,
+        root: plan.root_ulps,
+        trig: plan.trig_ulps,
+        lean: signed(mix(seed ^ 0x1ea7)),
+    };
+    let functions = if on(Term::Functions) { functions } else { EXACT };
+    let before = (HOT.get(), FUNCTIONS.get(), STORES.get(), SEED.get());
+    let enter = |(hot, functions, stores, seed): (Hot, Functions, Stores, u64)| {
+        HOT.set(hot);
+        FUNCTIONS.set(functions);
+        STORES.set(stores);
+        SEED.set(seed);
+    };
+    enter((hot, functions, stores, seed));
+    let result = f();
+    enter(before);
+    result
+}
+
+/// Scrambles all bits (`murmur3`'s finaliser).
+#[inline]
+fn mix(x: u64) -> u64 {
+    let x = (x ^ (x >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    let x = (x ^ (x >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    x ^ (x >> 33)
+}
+
+/// The word that decides how `x` is rounded in this run.
+#[inline]
+fn word(x: f64) -> u64 {
+    mix(x.to_bits() ^ SEED.get())
+}
+
+/// A word as a number in `[-1, 1)`.
+#[inline]
+fn signed(word: u64) -> f64 {
+    (word >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
+}
+
+/// `x` on a grid.
+#[inline]
+fn round(x: f64, grid: Grid, random: bool) -> f64 {
+    if x == 0.0 || !x.is_finite() {
+        return x;
+    }
+    let drop = 52 - grid.bits();
+    let exponent = ((x.to_bits() >> 52) & 0x7ff) as i32 - 1023;
+    let rounded = if exponent < grid.min_exponent() {
+        subnormal(x, grid, random)
+    } else {
+        let bits = x.to_bits();
+        let add = if random {
+            word(x) >> (64 - drop)
+        } else {
+            (1 << (drop - 1)) - 1 + ((bits >> drop) & 1)
+        };
+        f64::from_bits(bits.wrapping_add(add) & !((1 << drop) - 1))
+    };
+    if grid.max() < rounded.abs() {
+        // FP8 saturates, as the official quantiser does.
+        return if grid == Grid::Fp8 { grid.max().copysign(x) } else { f64::INFINITY.copysign(x) };
+    }
+    rounded
+}
+
+/// Below the smallest normal number neighbours are equally far apart, or there is only zero.
+#[cold]
+fn subnormal(x: f64, grid: Grid, random: bool) -> f64 {
+    if HOT.get().flush {
+        // An implementation may flush or not: a run does the one or the other.
+        return if random && word(x) >> 63 == 0 { x } else { 0.0_f64.copysign(x) };
+    }
+    let step = 2.0_f64.powi(grid.min_exponent() - grid.bits() as i32);
+    let units = x / step;
+    let whole = if random {
+        (units + (signed(word(x)) + 1.0) / 2.0).floor()
+    } else {
+        units.round_ties_even()
+    };
+    whole * step
+}
+
+impl Planned {
+    /// The result of an operation.
+    #[inline]
+    fn result(x: f64) -> Planned {
+        let hot = HOT.get();
+        match hot.accumulator {
+            Some(grid) => Planned(round(x, grid, hot.random)),
+            None => Planned(x),
+        }
+    }
+
+    /// The result of an elementary function that is right to within `ulps` of f32.
+    fn function(x: f64, ulps: impl FnOnce(Functions) -> f64) -> Planned {
+        if !HOT.get().random || x == 0.0 {
+            return Planned::result(x);
+        }
+        let functions = FUNCTIONS.get();
+        // Half an ulp is the rounding of the result itself.
+        let extra = (ulps(functions) - 0.5).max(0.0) * 2.0 * Grid::F32.half_ulp(x);
+        let own = signed(word(-x));
+        Planned::result(x + extra * (functions.lean + own) / 2.0)
+    }
+}
+
+impl Add for Planned {
+    type Output = Planned;
+    #[inline]
+    fn add(self, other: Planned) -> Planned {
+        Planned::result(self.0 + other.0)
+    }
+}
+impl Sub for Planned {
+    type Output = Planned;
+    #[inline]
+    fn sub(self, other: Planned) -> Planned {
+        Planned::result(self.0 - other.0)
+    }
+}
+impl Mul for Planned {
+    type Output = Planned;
+    #[inline]
+    fn mul(self, other: Planned) -> Planned {
+        Planned::result(self.0 * other.0)
+    }
+}
+impl Div for Planned {
+    type Output = Planned;
+    fn div(self, other: Planned) -> Planned {
+        Planned::function(self.0 / other.0, |f| f.root)
+    }
+}
+impl Neg for Planned {
+    type Output = Planned;
+    fn neg(self) -> Planned {
+        Planned(-self.0)
+    }
+}
+impl AddAssign for Planned {
+    #[inline]
+    fn add_assign(&mut self, other: Planned) {
+        *self = *self + other;
+    }
+}
+impl MulAssign for Planned {
+    #[inline]
+    fn mul_assign(&mut self, other: Planned) {
+        *self = *self * other;
+    }
+}
+impl PartialOrd for Planned {
+    fn partial_cmp(&self, other: &Planned) -> Option<Ordering> {
+        self.0.partial_cmp(&other.0)
+    }
+}
+
+impl Real for Planned {
+    const NAME: &'static str = "planned";
+
+    /// A random run adds from a place of its own on, in one chain or in several.
+    fn sum(n: usize, f: impl Fn(usize) -> Planned) -> Planned {
+        if !HOT.get().random || n < 2 {
+            return interleaved(n, LANES, f);
+        }
+        let order = mix(SEED.get() ^ n as u64);
+        let start = (order >> 32) as usize % n;
+        let from = |i: usize| f(if i + start < n { i + start } else { i + start - n });
+        // Half of the runs in one chain: the order with the most error.
+        interleaved(n, [1, 1, 4, 16][(order & 3) as usize], from)
+    }
+
+    fn of(x: f64) -> Planned {
+        Planned::result(x)
+    }
+    fn to_f64(self) -> f64 {
+        self.0
+    }
+    fn sqrt(self) -> Planned {
+        Planned::function(self.0.sqrt(), |f| f.root)
+    }
+    fn exp(self) -> Planned {
+        Planned::function(self.0.exp(), |f| f.exp)
+    }
+    fn ln_1p(self) -> Planned {
+        Planned::function(self.0.ln_1p(), |f| f.log)
+    }
+    fn ln(self) -> Planned {
+        Planned::function(self.0.ln(), |f| f.log)
+    }
+    fn at(self, site: Site) -> Planned {
+        match STORES.get()[site as usize] {
+            Some(grid) => Planned(round(self.0, grid, HOT.get().random)),
+            None => self,
+        }
+    }
+    #[inline]
+    fn operand(self) -> Planned {
+        let hot = HOT.get();
+        match hot.dot {
+            Some(grid) => Planned(round(self.0, grid, hot.random)),
+            None => self,
+        }
+    }
+    fn table(x: f32) -> Planned {
+        Planned::function(f64::from(x), |f| f.trig)
+    }
+}
+
+impl Element for Planned {
+    fn view(x: ArrayViewD<'_, Planned>) -> View<'_> {
+        View::Wide(x.map(|x| x.0))
+    }
+    fn view_mut(_: ArrayViewMutD<'_, Planned>) -> ViewMut<'_> {
+        ViewMut::Opaque
+    }
+    fn recorded(x: Recorded) -> Option<ArrayD<Planned>> {
+        f64::recorded(x).map(|x| x.mapv(Planned))
+    }
+}
+
+impl Cast<f32> for Planned {
+    fn cast(x: f32) -> Planned {
+        Planned(f64::from(x))
+    }
+}
+
+impl Number for Planned {}
+
+#[cfg(test)]
+mod tests;

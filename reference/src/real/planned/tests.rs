@@ -1,0 +1,75 @@
+use golden::{Dtype, Plan, plan::Grid};
+
+use super::{Planned, Rounding, Site, round, under};
+use crate::Real;
+
+fn nearest(plan: &Plan, f: impl FnOnce() -> Planned) -> f64 {
+    under(plan, None, Rounding::Nearest, f).to_f64()
+}
+
+#[test]
+fn nearest_is_the_arithmetic_of_f32() {
+    let mut rng = golden::Rng::keyed("planned", 0);
+    for _ in 0..20_000 {
+        let (a, b) = (rng.normal(0.0, 3.0), rng.normal(0.0, 3.0));
+        let wide = |x: f32| Planned::of(f64::from(x));
+        let got = |f: fn(Planned, Planned) -> Planned| nearest(&Plan::F32, || f(wide(a), wide(b)));
+        assert_eq!(got(|a, b| a + b), f64::from(a + b));
+        assert_eq!(got(|a, b| a - b), f64::from(a - b));
+        assert_eq!(got(|a, b| a * b), f64::from(a * b));
+        assert_eq!(got(|a, b| a / b), f64::from(a / b));
+        assert_eq!(nearest(&Plan::F32, || wide(a.abs()).sqrt()), f64::from(a.abs().sqrt()));
+    }
+}
+
+#[test]
+fn nearest_stores_as_the_storage_types_do() {
+    let mut rng = golden::Rng::keyed("store", 0);
+    for (grid, dtype) in
+        [(Grid::Bf16, Dtype::Bf16), (Grid::F16, Dtype::F16), (Grid::Fp8, Dtype::Fp8)]
+    {
+        for i in 0..20_000 {
+            // From far below the smallest normal number to above the largest.
+            let x = rng.normal(0.0, 1.0) * 2.0_f32.powi(i % 40 - 22);
+            let plan = Plan::F32.round(Site::Norm, grid);
+            let got = nearest(&plan, || Planned::of(f64::from(x)).at(Site::Norm));
+            assert_eq!(got, f64::from(dtype.round(x)), "{grid} {x}");
+        }
+    }
+}
+
+#[test]
+fn random_rounding_is_fair_and_leaves_exact_numbers_alone() {
+    let third = 1.0 / 3.0;
+    let (mut sum, mut low, mut high) = (0.0, f64::MAX, f64::MIN);
+    let n = 20_000_u32;
+    for seed in 0..u64::from(n) {
+        under(&Plan::F32, None, Rounding::Random(seed), || {
+            let x = round(third, Grid::Bf16, true);
+            assert_eq!(x, round(third, Grid::Bf16, true), "alike within a run");
+            sum += x;
+            (low, high) = (low.min(x), high.max(x));
+            assert_eq!(round(0.375, Grid::Bf16, true), 0.375);
+            assert_eq!((Planned::of(3.0) + Planned::of(4.0)).to_f64(), 7.0);
+        });
+    }
+    assert_eq!(high - low, 2.0_f64.powi(-9), "one step of bf16 below a half");
+    let mean = sum / f64::from(n);
+    // Standard error of the mean of n draws at the odds 1/3 : 2/3.
+    let sigma = (high - low) * (2.0 / 9.0 / f64::from(n)).sqrt();
+    assert!((mean - third).abs() < 6.0 * sigma, "{mean}");
+}
+
+#[test]
+fn seeds_give_different_runs_and_the_same_seed_the_same() {
+    let run = |seed| {
+        under(&Plan::F32, None, Rounding::Random(seed), || {
+            (1..100)
+                .map(|i| Planned::one() / Planned::of(f64::from(i)))
+                .fold(Planned::zero(), |a, b| a + b)
+        })
+        .to_f64()
+    };
+    assert_eq!(run(1), run(1));
+    assert!((2..20).any(|seed| run(seed) != run(1)));
+}
