@@ -538,10 +538,14 @@ impl<'a> Fields<'a> {
             "dequantize",
             "ignored_layers",
             "scale_fmt",
+            "expert_dtype",
         ]])?;
-        for (key, only) in
-            [("quant_method", "fp8"), ("fmt", "e4m3"), ("activation_scheme", "dynamic")]
-        {
+        for (key, only) in [
+            ("quant_method", "fp8"),
+            ("fmt", "e4m3"),
+            ("activation_scheme", "dynamic"),
+            ("expert_dtype", "fp8"),
+        ] {
             let required = key == "quant_method";
             let got = inner.get(key).map(|value| value.as_str() == Some(only));
             if got == Some(false) || (required && got.is_none()) {

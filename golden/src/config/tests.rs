@@ -168,6 +168,17 @@ fn a_window_that_is_not_used_is_accepted() {
 }
 
 #[test]
+fn what_the_official_fp8_config_writes_is_accepted() {
+    let mut fp8 = json!({"quant_method": "fp8", "modules_to_not_convert": null, "modules_to_convert": null,
+        "activation_scheme": "dynamic", "weight_block_size": [128, 128], "dequantize": false,
+        "scale_fmt": "float", "expert_dtype": "fp8"});
+    assert!(parse(&with("quantization_config", fp8.clone())).is_ok());
+    fp8["expert_dtype"] = json!("fp4");
+    let message = parse(&with("quantization_config", fp8)).unwrap_err();
+    assert!(message.contains("quantization_config.expert_dtype: expected \"fp8\""), "{message}");
+}
+
+#[test]
 fn what_save_pretrained_writes_is_accepted() {
     let json = with("transformers_version", json!("5.23.0"));
     assert!(parse(&json).is_ok());
