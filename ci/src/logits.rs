@@ -83,7 +83,8 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     if args.mtp && !engine.has_mtp() {
         return Err(refuse(format!("--mtp: {} has no mtp.* tensors", args.which.model)));
     }
-    let bar = out.bar(0, "tokens", false);
+    let fed: usize = prompt.tokens.iter().map(Vec::len).sum();
+    let bar = out.bar((fed + b * args.decode.unwrap_or(0)) as u64, "tokens", false);
     let request = Request {
         tokens: prompt.tokens.clone(),
         padding: prompt.padding.clone(),

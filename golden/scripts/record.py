@@ -190,7 +190,10 @@ def run(model, head, prompt, batch_times=1):
     mask = torch.tensor(prompt["attention_mask"]).repeat(batch_times, 1) if "attention_mask" in prompt else None
     b, t = ids.shape
     position_ids = None if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
+    # The official cache cannot be asked for its length without a full-attention layer.
+    cache = DynamicCache(config=model.config) if "full_attention" in model.config.layer_types else None
+    if cache is None and ("split" in prompt or prompt["kind"] == "decode"):
+        end(REFUSED, f"{prompt['id']}: the official code cannot go on from a cache without full-attention layers")
     routers = Routers(model)
     pieces = prompt.get("split") or [t]
     logits, hidden, at = [], [], 0
@@ -202,7 +205,7 @@ def run(model, head, prompt, batch_times=1):
                 attention_mask=None if mask is None else mask[:, : at + piece],
                 position_ids=None if position_ids is None else position_ids[:, part],
                 past_key_values=cache,
-                use_cache=True,
+                use_cache=cache is not None,
                 output_hidden_states=True,
             )
             logits.append(out.logits)
@@ -213,9 +216,9 @@ def run(model, head, prompt, batch_times=1):
         layers = [torch.cat(parts, 1) for parts in zip(*hidden)]
         taps |= {f"hidden.{i}": (x * keep).numpy() for i, x in enumerate(layers)}
         for i, kind in enumerate(model.config.layer_types):
-            if kind == "linear_attention":
+            if kind == "linear_attention" and cache is not None:
                 conv = cache.get_conv_state(i, state_idx=0)
-                taps[f"conv_state.{i}"] = conv[:, :, -(model.config.linear_conv_kernel_dim - 1) :].clone().numpy()
+                taps[f"conv_state.{i}"] = conv[:, :, conv.shape[-1] - model.config.linear_conv_kernel_dim + 1 :].clone().numpy()
                 taps[f"recurrent_state.{i}"] = cache.get_recurrent_state(i, state_idx=0).clone().numpy()
         routers.close()
         routing = {}
@@ -251,6 +254,27 @@ def run(model, head, prompt, batch_times=1):
     return taps, routing
 
 
+def in_double(model):
+    """The same model in double.
+
+    A row of padding sees nothing but masked keys. The softmax runs in f32, where the mask of double
+    is minus infinity and such a row NaN, which the next convolution hands to real tokens: the mask
+    is that of f32.
+    """
+    import torch
+
+    def keep_finite(_module, args, kwargs):
+        if kwargs.get("attention_mask") is not None:
+            kwargs["attention_mask"] = kwargs["attention_mask"].clamp(min=torch.finfo(torch.float32).min)
+        return args, kwargs
+
+    wide = copy.deepcopy(model).double()
+    for layer in wide.model.layers:
+        if hasattr(layer, "self_attn"):
+            layer.self_attn.register_forward_pre_hook(keep_finite, with_kwargs=True)
+    return wide
+
+
 def kept_rows(prompt):
     if "attention_mask" not in prompt:
         return None
@@ -283,7 +307,7 @@ def record(question, checkpoint, out):
     load = tensors_of(checkpoint)
     model = load_model(config, load)
     head = mtp_head(config, load) if "mtp.fc.weight" in load else None
-    wide, wide_head = copy.deepcopy(model).double(), copy.deepcopy(head).double() if head else None
+    wide, wide_head = in_double(model), copy.deepcopy(head).double() if head else None
     sdpa = copy.deepcopy(model)
     sdpa.config._attn_implementation = "sdpa"
     half, half_head = copy.deepcopy(model).bfloat16(), copy.deepcopy(head).bfloat16() if head else None

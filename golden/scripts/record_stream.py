@@ -101,8 +101,8 @@ def record_stream(question, checkpoint, out, memory_gib):
                 x[name], chosen[name] = step(config, layer, rotary, i, x[name]), seen.pop() if seen else None
             # The same layer in double; its experts stay as they are and are widened one by one.
             if hasattr(layer.mlp, "experts"):
-                experts = layer.mlp.experts
-                layer.mlp.experts = WideExperts(experts)
+                # Nothing else may hold them: two layers at once would double the memory.
+                layer.mlp.experts = WideExperts(layer.mlp.experts)
             layer.double()
             for name, rows in ids.items():
                 wide[name] = step(config, layer, rotary, i, wide[name])

@@ -80,7 +80,8 @@ pub enum Mlp {
 pub struct Rope {
     /// `rope_theta`.
     pub theta: f64,
-    /// Leading channels of a head that are rotated, even: `head_dim * partial_rotary_factor`.
+    /// `R`, leading channels of a head that are rotated: `head_dim * partial_rotary_factor`, rounded
+    /// down. The official frequencies are those of `0, 2, … < R`, so an odd `R` rotates `R + 1`.
     pub rotary_dim: usize,
     /// Context extension, if any.
     pub yarn: Option<Yarn>,
@@ -127,6 +128,19 @@ impl Config {
     /// All values of a linear-attention layer, `HV * V`.
     pub fn linear_value_dim(&self) -> usize {
         self.linear_num_value_heads * self.linear_value_head_dim
+    }
+}
+
+impl Rope {
+    /// `partial_rotary_factor`, for which `head_dim * factor` rounds down to [`Rope::rotary_dim`].
+    pub fn partial_rotary_factor(&self, head_dim: usize) -> f64 {
+        let factor = self.rotary_dim as f64 / head_dim as f64;
+        // 2 / 98 * 98 is below 2.
+        if ((head_dim as f64 * factor) as usize) < self.rotary_dim {
+            factor.next_up()
+        } else {
+            factor
+        }
     }
 }
 

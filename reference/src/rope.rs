@@ -36,7 +36,7 @@ fn turn(position: i64, inv_freq: f32, attention_factor: f64) -> (f32, f32) {
     (scaled(angle.cos()), scaled(angle.sin()))
 }
 
-/// The frequencies of a config, `[rotary_dim / 2]`, in torch's own f32 steps.
+/// The frequencies of a config, `[rotary_dim / 2]` (rounded up), in torch's own f32 steps.
 ///
 /// `1 / f32(theta^(f32(2 i) / f32(R)))`; with `YaRN`
 /// `inv_i / factor * ramp_i + inv_i * (1 - ramp_i)`, `ramp_i = clamp((i - low) / (high - low), 0, 1)`
@@ -45,7 +45,7 @@ fn turn(position: i64, inv_freq: f32, attention_factor: f64) -> (f32, f32) {
 /// Source: `_compute_default_rope_parameters`, `_compute_yarn_parameters`, transformers 5.23.0.
 pub fn inv_freq(rope: &config::Rope) -> Vec<f32> {
     let dim = rope.rotary_dim;
-    let pos_freqs: Vec<f32> = (0..dim / 2)
+    let pos_freqs: Vec<f32> = (0..dim.div_ceil(2))
         .map(|i| {
             let power = (2 * i) as f32 / dim as f32;
             // Rounded once: this is what torch's `pow` returns for every index of every config seen.
@@ -80,4 +80,18 @@ pub fn inv_freq(rope: &config::Rope) -> Vec<f32> {
             divided * (1.0 - extrapolated) + alone * extrapolated
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use golden::config::Rope;
+
+    use super::inv_freq;
+
+    /// `int(20 * 0.25)` is odd; values of `Qwen3NextRotaryEmbedding`, transformers 5.23.0.
+    #[test]
+    fn an_odd_number_of_channels_turns_one_more() {
+        let rope = Rope { theta: 10_000.0, rotary_dim: 5, yarn: None };
+        assert_eq!(inv_freq(&rope), [1.0, 0.025_118_863, 0.000_630_957_3]);
+    }
 }

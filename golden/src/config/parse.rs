@@ -38,7 +38,6 @@ const HARMLESS: &[&str] = &[
     "problem_type",
     "return_dict",
     "router_aux_loss_coef",
-    "sliding_window",
     "torch_dtype",
     "transformers_version",
     "use_cache",
@@ -230,8 +229,12 @@ impl<'a> Fields<'a> {
                 return self.wrong(key, &format!("{only}: karat computes nothing else"));
             }
         }
+        // The official code reads no window; a file that gives one says that it is not used.
+        if self.get("sliding_window").is_some() && self.get("use_sliding_window").is_none() {
+            return self.wrong("sliding_window", "null, or use_sliding_window false beside it");
+        }
         let fixed: Vec<&str> = FIXED.iter().map(|(key, _)| *key).collect();
-        self.only(&[HARMLESS, READ, &fixed])?;
+        self.only(&[HARMLESS, READ, &fixed, &["sliding_window"]])?;
 
         let layers = self.size("num_hidden_layers", 48)?;
         if 4096 < layers {
@@ -294,13 +297,15 @@ impl<'a> Fields<'a> {
             return self
                 .wrong("num_experts_per_tok", &format!("at most num_experts {}", c.num_experts));
         }
-        if c.rope.rotary_dim == 0
-            || !c.rope.rotary_dim.is_multiple_of(2)
-            || c.head_dim < c.rope.rotary_dim
-        {
+        // An odd number of channels turns one channel more; the ramp of YaRN has no entry for it.
+        let turned = c.rope.rotary_dim.next_multiple_of(2);
+        let odd = turned != c.rope.rotary_dim;
+        if turned == 0 || c.head_dim < turned || (odd && c.rope.yarn.is_some()) {
             let expected = format!(
-                "a factor that rotates an even number of the {} channels of a head, not {}",
-                c.head_dim, c.rope.rotary_dim
+                "a factor that rotates {} of the {} channels of a head, not {}",
+                if c.rope.yarn.is_some() { "an even number" } else { "some" },
+                c.head_dim,
+                c.rope.rotary_dim
             );
             return self.wrong("partial_rotary_factor", &expected);
         }
@@ -413,9 +418,11 @@ impl<'a> Fields<'a> {
         let positive: fn(f64) -> bool = |x| 0.0 < x;
         let theta = self.float("rope_theta", 10_000.0, |x| 1.0 < x, "a number above 1")?;
         let theta = inner.float("rope_theta", theta, |x| 1.0 < x, "a number above 1")?;
+        // Left out it is 0.25; null hides that default from the official code, which then rotates all.
+        let left_out = !self.object.contains_key("partial_rotary_factor");
         let part = self.float(
             "partial_rotary_factor",
-            0.25,
+            if left_out { 0.25 } else { 1.0 },
             |x| 0.0 < x && x <= 1.0,
             "a number in (0, 1]",
         )?;
@@ -531,10 +538,14 @@ impl<'a> Fields<'a> {
             "dequantize",
             "ignored_layers",
             "scale_fmt",
+            "expert_dtype",
         ]])?;
-        for (key, only) in
-            [("quant_method", "fp8"), ("fmt", "e4m3"), ("activation_scheme", "dynamic")]
-        {
+        for (key, only) in [
+            ("quant_method", "fp8"),
+            ("fmt", "e4m3"),
+            ("activation_scheme", "dynamic"),
+            ("expert_dtype", "fp8"),
+        ] {
             let required = key == "quant_method";
             let got = inner.get(key).map(|value| value.as_str() == Some(only));
             if got == Some(false) || (required && got.is_none()) {

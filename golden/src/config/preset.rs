@@ -179,7 +179,7 @@ impl Config {
             "num_hidden_layers": layers,
             "num_key_value_heads": self.num_key_value_heads,
             "output_router_logits": false,
-            "partial_rotary_factor": self.rope.rotary_dim as f64 / self.head_dim as f64,
+            "partial_rotary_factor": self.rope.partial_rotary_factor(self.head_dim),
             "rms_norm_eps": self.rms_norm_eps,
             "rope_theta": self.rope.theta,
             "router_aux_loss_coef": 0.001,
@@ -214,7 +214,7 @@ impl Config {
                 "truncate": yarn.truncate,
                 "attention_factor": yarn.attention_factor,
                 "rope_theta": self.rope.theta,
-                "partial_rotary_factor": self.rope.rotary_dim as f64 / self.head_dim as f64,
+                "partial_rotary_factor": self.rope.partial_rotary_factor(self.head_dim),
             })
         });
         json["eos_token_id"] = match self.eos_token_ids[..] {

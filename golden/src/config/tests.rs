@@ -85,7 +85,8 @@ fn every_bad_field_is_named() {
         ("num_key_value_heads", json!(3), "a divisor of num_attention_heads 4"),
         ("linear_num_key_heads", json!(3), "a divisor of linear_num_value_heads 4"),
         ("num_experts_per_tok", json!(17), "at most num_experts 16"),
-        ("partial_rotary_factor", json!(0.1), "even number"),
+        ("partial_rotary_factor", json!(0.01), "rotates some of the 32 channels of a head, not 0"),
+        ("sliding_window", json!(128), "expected null, or use_sliding_window false"),
         ("layer_types", json!(["full_attention"]), "expected 4 (num_hidden_layers)"),
         (
             "layer_types",
@@ -129,6 +130,52 @@ fn every_bad_field_is_named() {
         );
         assert!(!message.contains('\n'));
     }
+}
+
+#[test]
+fn rotated_channels_are_those_of_the_official_code() {
+    let rotary = |key, value| parse(&with(key, value)).map(|c| c.rope.rotary_dim);
+    // int(32 * 0.1): three channels have two frequencies, and four are turned.
+    assert_eq!(rotary("partial_rotary_factor", json!(0.1)), Ok(3));
+    assert_eq!(rotary("partial_rotary_factor", Value::Null), Ok(32));
+    assert!(rotary("head_dim", json!(1)).is_err());
+    let mut yarn = with("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0}));
+    yarn["partial_rotary_factor"] = json!(0.1);
+    assert!(parse(&yarn).unwrap_err().contains("even number"));
+}
+
+#[test]
+fn every_rotary_width_survives_the_round_trip() {
+    let mut config = Preset::Tiny.config(None, None).unwrap();
+    for head_dim in 2..=256 {
+        for rotary_dim in 1..=head_dim / 2 * 2 {
+            config.head_dim = head_dim;
+            config.rope.rotary_dim = rotary_dim;
+            assert_eq!(
+                parse(&config.to_json()).unwrap().rope,
+                config.rope,
+                "{rotary_dim}/{head_dim}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_window_that_is_not_used_is_accepted() {
+    let mut json = with("sliding_window", json!(4096));
+    json["use_sliding_window"] = json!(false);
+    assert!(parse(&json).is_ok());
+}
+
+#[test]
+fn what_the_official_fp8_config_writes_is_accepted() {
+    let mut fp8 = json!({"quant_method": "fp8", "modules_to_not_convert": null, "modules_to_convert": null,
+        "activation_scheme": "dynamic", "weight_block_size": [128, 128], "dequantize": false,
+        "scale_fmt": "float", "expert_dtype": "fp8"});
+    assert!(parse(&with("quantization_config", fp8.clone())).is_ok());
+    fp8["expert_dtype"] = json!("fp4");
+    let message = parse(&with("quantization_config", fp8)).unwrap_err();
+    assert!(message.contains("quantization_config.expert_dtype: expected \"fp8\""), "{message}");
 }
 
 #[test]
