@@ -4,14 +4,17 @@ mod answer;
 pub mod ask;
 pub mod bound;
 pub mod clock;
+pub mod felt;
 pub mod filter;
 pub mod generate;
 mod guard;
 mod host;
 mod judge;
+pub mod mutate;
 pub mod plan;
 pub mod registry;
 pub mod report;
+pub mod sabotage;
 pub mod verify;
 
 pub use host::{host, peak_memory};

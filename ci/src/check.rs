@@ -195,7 +195,7 @@ impl<'a> Run<'a> {
 }
 
 /// What is wrong, where, and how to see it again.
-fn block(row: &Row) -> String {
+pub(crate) fn block(row: &Row) -> String {
     let mut lines = vec![format!(
         "{:<4} {}",
         row.outcome.name().to_uppercase().replace("FAILED", "FAIL"),

@@ -182,6 +182,14 @@ impl Report {
         }
     }
 
+    /// The first tap over its bound, or the first expert that may not be swapped.
+    pub(crate) fn first_wrong(&self) -> Option<String> {
+        self.verified.iter().filter(|v| !v.ok()).find_map(|v| {
+            let tap = v.first_bad().map(|(tap, _)| tap.clone());
+            Some(format!("{}/{}", v.prompt, tap.or_else(|| v.illegal_flip.clone())?))
+        })
+    }
+
     /// Largest share of an allowance.
     pub(crate) fn budget(&self) -> f64 {
         let findings = self.verified.iter().flat_map(|v| &v.findings);

@@ -26,7 +26,7 @@ pub(crate) struct Selection {
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum SetName {
+pub(crate) enum SetName {
     /// Seconds.
     Smoke,
     /// Every length, ratio and fill.
@@ -43,20 +43,25 @@ enum Device {
     Cuda,
 }
 
+impl From<SetName> for Set {
+    fn from(name: SetName) -> Set {
+        match name {
+            SetName::Smoke => Set::Smoke,
+            SetName::Ci => Set::Ci,
+            SetName::Nightly => Set::Nightly,
+        }
+    }
+}
+
 impl Selection {
     /// The jobs that are meant.
     pub(crate) fn jobs(&self) -> anyhow::Result<Vec<benches::plan::Job>> {
         let filter = Filter::new(&self.filter, self.expression.as_deref()).map_err(refuse)?;
-        let set = match self.set {
-            SetName::Smoke => Set::Smoke,
-            SetName::Ci => Set::Ci,
-            SetName::Nightly => Set::Nightly,
-        };
         let device = self.device.map(|device| match device {
             Device::Cpu => "cpu",
             Device::Cuda => "cuda",
         });
-        plan(set, &filter, device).map_err(refuse)
+        plan(self.set.into(), &filter, device).map_err(refuse)
     }
 
     /// The words, for recordings.

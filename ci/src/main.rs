@@ -17,6 +17,7 @@ mod golden_cmd;
 mod inspect;
 mod list;
 mod logits;
+mod mutate;
 mod out;
 mod schema;
 mod synth;
@@ -92,6 +93,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Write a synthetic checkpoint in the official format
     Synth(synth::Args),
+    /// Plant faults and count those found; draw honest kernels anew and count false alarms
+    Mutate(mutate::Args),
     /// Print the JSON schema of results, goldens or verdicts
     Schema(schema::Args),
     /// Print completions for a shell
@@ -127,6 +130,7 @@ fn main() -> ExitCode {
         Some(Command::Tokenize(args)) => ("tokenize", text::run(args)),
         Some(Command::Inspect(args)) => ("inspect", inspect::run(args, &out)),
         Some(Command::Synth(args)) => ("synth", synth::run(args, &out)),
+        Some(Command::Mutate(args)) => ("mutate", mutate::run(args, &out)),
         Some(Command::Schema(args)) => ("schema", Ok(schema::run(args))),
         Some(Command::Completions { shell }) => {
             clap_complete::generate(*shell, &mut Cli::command(), "karat", &mut std::io::stdout());

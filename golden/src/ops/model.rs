@@ -47,6 +47,8 @@ tensors! {
         pub hidden: Tensor3<R>,
         /// `[L, B T, A]` experts of every layer, most probable first.
         pub ids: Tensor3<i64>,
+        /// `[L, B T, A]` what their outputs are multiplied by.
+        pub weights: Tensor3<R>,
         /// `[L, B T]` see [`moe_router`](super::moe_router).
         pub margins: Tensor2<R>,
     }
