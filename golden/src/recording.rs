@@ -24,7 +24,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -32,6 +31,8 @@ use ndarray::{ArrayD, IxDyn};
 use safetensors::{Dtype as StDtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use crate::file;
 
 /// The schema that this code reads and writes.
 pub const SCHEMA: &str = "karat.golden/1";
@@ -240,7 +241,7 @@ impl Recording {
     /// Reads and hash-checks a recording folder.
     pub fn open(dir: &Path) -> Result<Recording, RecordingError> {
         let path = dir.join("manifest.json");
-        let text = fs::read_to_string(&path).map_err(|e| error(&path, e))?;
+        let text = file::text(&path).map_err(|e| error(&path, e))?;
         let value: Value = serde_json::from_str(&text).map_err(|e| error(&path, e))?;
         let schema = value.get("schema").and_then(Value::as_str).unwrap_or("none");
         if schema != SCHEMA {
@@ -250,8 +251,11 @@ impl Recording {
             ));
         }
         let manifest: Manifest = serde_json::from_value(value).map_err(|e| error(&path, e))?;
+        if !file::is_plain_name(&manifest.id) {
+            return Err(error(&path, format!("id: expected a plain name, got {:?}", manifest.id)));
+        }
         let path = dir.join("recording.safetensors");
-        let bytes = fs::read(&path).map_err(|e| error(&path, e))?;
+        let bytes = file::bytes(&path, manifest.recording.bytes).map_err(|e| error(&path, e))?;
         let hash = blake3::hash(&bytes).to_hex();
         if hash.as_str() != manifest.recording.blake3 {
             let want = &manifest.recording.blake3;
