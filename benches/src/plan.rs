@@ -75,6 +75,10 @@ fn named(word: &str) -> Result<Vec<Job>, String> {
     };
     let Some((op, spec)) = problem.split_once('/') else { return Ok(Vec::new()) };
     let Some(entry) = registry::op(op) else { return Ok(Vec::new()) };
+    // `ops:…` is a case of the recording of that name, which no spec spells.
+    if spec.contains(':') {
+        return Ok(Vec::new());
+    }
     let parsed = entry.parse(spec)?;
     let variants =
         entry.variants().into_iter().filter(|name| variant.is_none_or(|variant| variant == name));
