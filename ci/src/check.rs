@@ -1,8 +1,9 @@
 //! `karat check`: every selected problem, by every way to compute it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use benches::{
+    plan::Job,
     registry::{self, Spoil},
     report::{Outcome, Row},
 };
@@ -43,12 +44,17 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     };
     let jobs = args.selection.jobs()?;
     let mut run = Run::new(out, args.fail_fast);
+    run.plant.clone_from(&args.plant);
+    let memory = benches::host().memory;
     let bar = out.bar(jobs.len() as u64, "check", false);
     for job in &jobs {
         if run.over() {
             break;
         }
-        run.add(&job.entry.check(&job.spec, &job.variant, plant));
+        run.add(
+            &too_large(job, memory)
+                .unwrap_or_else(|| job.entry.check(&job.spec, &job.variant, plant)),
+        );
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -59,6 +65,17 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         return Err(fail(Exit::Nothing, "nothing selected; `karat list` names every problem"));
     }
     run.end()
+}
+
+/// A problem that this machine has no memory for, skipped before it runs: inputs and outputs are held
+/// in f32 and in f64 at once.
+fn too_large(job: &Job, memory: u64) -> Option<Row> {
+    let needed = job.parsed.cost.bytes.saturating_mul(4);
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    (memory != 0 && memory < needed).then(|| {
+        let why = format!("needs {:.1} GiB, this machine has {:.1}", gib(needed), gib(memory));
+        Row::new(job.entry.name(), &job.spec, &job.variant, Outcome::Skipped(why), Duration::ZERO)
+    })
 }
 
 /// Every recorded case of every op whose id holds all the words, in every variant.
@@ -99,6 +116,9 @@ pub(crate) fn recorded(
 pub(crate) struct Run<'a> {
     pub(crate) out: &'a Out,
     pub(crate) rows: usize,
+    /// The fault that was planted, for repro lines.
+    plant: Option<String>,
+    skipped: usize,
     fail_fast: bool,
     ops: Vec<&'static str>,
     sums: BTreeMap<&'static str, Sum>,
@@ -115,7 +135,16 @@ struct Sum {
 
 impl<'a> Run<'a> {
     pub(crate) fn new(out: &'a Out, fail_fast: bool) -> Run<'a> {
-        Run { out, rows: 0, fail_fast, ops: Vec::new(), sums: BTreeMap::new(), exit: Exit::Ok }
+        Run {
+            out,
+            rows: 0,
+            plant: None,
+            skipped: 0,
+            fail_fast,
+            ops: Vec::new(),
+            sums: BTreeMap::new(),
+            exit: Exit::Ok,
+        }
     }
 
     /// Whether nothing more should run.
@@ -143,10 +172,15 @@ impl<'a> Run<'a> {
             Outcome::Cheat(_) => Exit::Cheat,
             Outcome::Error(_) => Exit::Internal,
             // Known beforehand; told, and not green.
-            Outcome::Skipped(_) | Outcome::Unsupported(_) => Exit::Ok,
+            Outcome::Skipped(_) | Outcome::Unsupported(_) => {
+                self.skipped += 1;
+                Exit::Ok
+            }
         };
         if exit != Exit::Ok {
-            self.out.line(&block(row));
+            self.out.line(&block(row, self.plant.as_deref()));
+        } else if let Outcome::Skipped(why) | Outcome::Unsupported(why) = &row.outcome {
+            self.out.line(&format!("{:<11} {}: {why}", row.outcome.name(), row.id()));
         } else if self.out.verbose {
             self.out.line(&format!(
                 "{:<11} {}  budget {:.3}",
@@ -179,19 +213,24 @@ impl<'a> Run<'a> {
             .table(&["op", "cases", "passed", "not passed", "worst use of bound", "time"], &rows);
         let passed: usize = self.sums.values().map(|sum| sum.passed).sum();
         self.out.line(&format!("{passed} passed, {} not passed", self.rows - passed));
+        // A run in which nothing passed is red; where nothing even ran, the machine was unfit for it.
+        let exit = match self.exit {
+            Exit::Ok if passed == 0 && self.skipped == self.rows => Exit::Unfit,
+            Exit::Ok if passed == 0 => Exit::Wrong,
+            exit => exit,
+        };
         self.out.json(&json!({
-            "schema": "karat.result/1", "kind": "summary", "rows": self.rows, "passed": passed, "exit": self.exit as u8,
+            "schema": "karat.result/1", "kind": "summary", "rows": self.rows, "passed": passed, "exit": exit as u8,
         }));
         if out::interrupted() {
             return Err(fail(Exit::Interrupted, "interrupted"));
         }
-        // A run in which nothing passed is red.
-        Ok(if passed == 0 { self.exit.gravest(Exit::Wrong) } else { self.exit })
+        Ok(exit)
     }
 }
 
 /// What is wrong, where, and how to see it again.
-fn block(row: &Row) -> String {
+fn block(row: &Row, plant: Option<&str>) -> String {
     let mut lines = vec![format!(
         "{:<4} {}",
         row.outcome.name().to_uppercase().replace("FAILED", "FAIL"),
@@ -219,7 +258,8 @@ fn block(row: &Row) -> String {
             lines.push(format!("  pattern: {pattern}"));
         }
     }
-    lines.push(format!("  repro: karat check '{}'", row.id()));
+    let plant = plant.map_or(String::new(), |plant| format!(" --plant {plant}"));
+    lines.push(format!("  repro: karat check '{}'{plant}", row.id()));
     lines.join("\n")
 }
 
