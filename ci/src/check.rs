@@ -272,3 +272,24 @@ pub(crate) fn bound(bound: golden::compare::Bound) -> String {
         golden::compare::Bound::Exact => "equal".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use benches::{filter::Filter, plan::plan};
+    use golden::Set;
+
+    use super::too_large;
+
+    #[test]
+    fn a_problem_beyond_the_memory_is_skipped_with_both_sizes() {
+        let word = "linear/N16777216-M64-D64@reference/f32".to_owned();
+        let filter = Filter::new(&[word], None).unwrap();
+        let jobs = plan(Set::Smoke, &filter, None).unwrap();
+        let row = too_large(&jobs[0], 8 << 30).unwrap();
+        assert_eq!(row.outcome.name(), "skipped");
+        assert_eq!(row.outcome.why(), Some("needs 32.0 GiB, this machine has 8.0"));
+        assert!(too_large(&jobs[0], 64 << 30).is_none());
+        // A machine that does not tell is tried.
+        assert!(too_large(&jobs[0], 0).is_none());
+    }
+}
