@@ -307,6 +307,15 @@ pub fn hash_file(dir: &Path, path: &Path) -> io::Result<FileHash> {
     Ok(FileHash { path: name, bytes, blake3: hasher.finalize().to_hex().to_string() })
 }
 
+/// The header of a safetensors file, given as all bytes of the file: name, type and shape of each
+/// tensor, and where its bytes are.
+///
+/// # Errors
+/// What is wrong, without the file's name.
+pub fn parse_header(file: &[u8]) -> Result<Vec<(String, Meta, Range<usize>)>, String> {
+    header::parse(file)
+}
+
 type Index = BTreeMap<String, String>;
 
 /// The weight files of a folder, and the index that names them if there is one.
