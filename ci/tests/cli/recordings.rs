@@ -234,6 +234,35 @@ fn a_new_recording_is_seen_before_it_is_accepted() {
     assert_eq!(home.karat(&["golden", "verify", "decode"]).code, 3);
 }
 
+/// A manifest whose hash of the data is right can still say things of it that are not.
+#[test]
+fn a_manifest_that_lies_about_its_tensors_is_refused() {
+    let home = Home::with(&["decode", "left-pad"]);
+    for (id, key, value) in [
+        ("decode", "tokens", Value::from(1000)),
+        ("decode", "tokens", 64.into()),
+        ("decode", "batch", 7.into()),
+        ("decode", "padded", true.into()),
+        ("decode", "split", serde_json::json!([64])),
+        ("decode", "id", "t2".into()),
+        ("left-pad", "padded", false.into()),
+        ("left-pad", "tokens", 1.into()),
+        ("left-pad", "batch", 1.into()),
+        ("left-pad", "kind", "decode".into()),
+    ] {
+        let path = home.path(&format!("golden/recordings/{id}/manifest.json"));
+        let text = fs::read_to_string(&path).unwrap();
+        let mut manifest: Value = serde_json::from_str(&text).unwrap();
+        manifest["prompts"][0][key] = value.clone();
+        fs::write(&path, manifest.to_string()).unwrap();
+        let ran = home.karat(&["golden", "verify", id]);
+        // A mask that the manifest hides makes other numbers.
+        let want = if key == "padded" && id == "left-pad" { 3 } else { 8 };
+        assert_eq!(ran.code, want, "{id} {key} {value}: {ran:?}");
+        fs::write(&path, text).unwrap();
+    }
+}
+
 /// How the recorder ends is how karat ends. The recorder itself needs packages that a test cannot ask for.
 #[test]
 fn the_recorders_end_is_told() {
