@@ -11,7 +11,7 @@ use golden::{
     Config, Dtype, Weights,
     checkpoint::Checkpoint,
     engine::INTERRUPTED,
-    recording::{FileHash, Manifest, Recording},
+    recording::{FileHash, Manifest, Recording, RecordingError},
     synth,
     synthetic::Synthetic,
 };
@@ -231,6 +231,8 @@ pub(crate) fn verify_one(
         verified.push(result.map_err(|e| {
             if e.to_string() == INTERRUPTED {
                 fail(Exit::Interrupted, INTERRUPTED)
+            } else if e.is::<RecordingError>() {
+                fail(Exit::Recording, e.to_string())
             } else if other_files.is_empty() {
                 refuse(format!("{id}: {}: {e}", prompt.id))
             } else {

@@ -31,8 +31,8 @@ fn prompts_that_mean_nothing_are_refused_and_leave_nothing() {
     home.tokens("hole", &[&[1, 2, 3]], Some(&[&[1, 0, 1]]));
     home.tokens("masked", &[&[1, 2, 3]], Some(&[&[0, 0, 0]]));
     home.tokens("two", &[&[1, 2, 3]], Some(&[&[0, 2, 1]]));
-    home.tokens("long", &[&[1; 4097]], None);
-    home.tokens("fits", &[&[1; 4090]], None);
+    home.tokens("long", &[&vec![1; 4097]], None);
+    home.tokens("fits", &[&vec![1; 4090]], None);
     let left = home.names("");
     for (tokens, more, said) in [
         ("empty", &[][..], "an empty prompt, shape [1, 0]"),
