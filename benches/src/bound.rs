@@ -175,17 +175,6 @@ impl<O: Answer> Question<'_, O> {
     }
 }
 
-/// What the reference returns that rounds to the nearest as the plan says: an honest implementation,
-/// emulated.
-pub(crate) fn emulate<O: Answer>(
-    inputs: &O::Inputs<f32>,
-    plan: &Plan,
-) -> Vec<(&'static str, Vec<f64>)> {
-    let planned = O::wide::<Planned>(inputs);
-    let run = under(plan, None, Rounding::Nearest, || O::answer(&planned, plan.form, None));
-    run.tensors().into_iter().map(|(name, view)| (name, view.to_f64())).collect()
-}
-
 /// What an output is stored in under a plan.
 fn grid_of<O: Answer>(name: &str, plan: &Plan) -> Grid {
     match name {
@@ -200,7 +189,7 @@ fn bytes(x: &[f64]) -> Vec<u8> {
 }
 
 fn raw(moments: &[Moments]) -> Vec<f64> {
-    moments.iter().flat_map(|m| m.raw()).collect()
+    moments.iter().flat_map(Moments::raw).collect()
 }
 
 /// Writes beside the place and renames: another process may do the same at the same time.

@@ -68,17 +68,14 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let mut tell = |id: &str, what: &str, cite: &str, by: Option<String>| {
         out.json(&json!({"schema": "karat.result/1", "kind": "mutant", "mutant": id, "what": what, "cite": cite,
             "killed": by.is_some(), "by": by}));
-        match by {
-            Some(by) => {
-                killed += 1;
-                if out.verbose {
-                    out.line(&format!("killed    {id}  by {by}"));
-                }
+        if let Some(by) = by {
+            killed += 1;
+            if out.verbose {
+                out.line(&format!("killed    {id}  by {by}"));
             }
-            None => {
-                out.line(&format!("SURVIVED  {id}: {what} ({cite})"));
-                survivors.push(id.to_owned());
-            }
+        } else {
+            out.line(&format!("SURVIVED  {id}: {what} ({cite})"));
+            survivors.push(id.to_owned());
         }
         bar.inc(1);
         !out::interrupted()
@@ -184,7 +181,7 @@ fn selftest(args: &Args, out: &Out) -> anyhow::Result<(usize, Vec<String>)> {
         let to = (state.seeds + STEP).min(args.seeds);
         let (drawn, rows) = mutate::false_alarms(&all, state.seeds..to);
         for row in &rows {
-            out.line(&crate::check::block(row));
+            out.line(&crate::check::block(row, None));
             out.json(&row.json());
         }
         state.honest += drawn;

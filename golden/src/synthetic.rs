@@ -299,7 +299,7 @@ mod tests {
         for (index, value) in [(0, -78.685_55_f32), (1_048_575, -13.597_656)] {
             assert_eq!(element(&source, name, index), [fp8::from_f32(value)]);
         }
-        for (block, scale) in [(0, 2.746_582_031_25e-4_f32), (63, 1.220_703_125e-4)] {
+        for (block, scale) in [(0, 0.000_274_658_2_f32), (63, 0.000_122_070_31)] {
             assert_eq!(element(&source, &format!("{name}_scale_inv"), block), scale.to_le_bytes());
         }
     }

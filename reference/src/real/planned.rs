@@ -211,7 +211,7 @@ fn at_the_ends(x: f64, grid: Grid, drop: u32, hot: Hot) -> f64 {
     let step = 2.0_f64.powi(grid.min_exponent() - grid.bits() as i32);
     let units = x / step;
     let whole = if hot.random {
-        (units + (signed(word(x, hot.seed)) + 1.0) / 2.0).floor()
+        (units + f64::midpoint(signed(word(x, hot.seed)), 1.0)).floor()
     } else {
         units.round_ties_even()
     };
