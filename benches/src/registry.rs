@@ -78,11 +78,9 @@ pub trait Entry: Sync {
     fn check_planted(&self, spec: &str, variant: &str, plant: &str) -> Row;
     /// [`check`](Self::check) of a variant that is held to another plan than its own.
     fn check_as(&self, spec: &str, variant: &str, plan: &Plan) -> Row;
-    /// Why this machine or this variant cannot run a spec, if so.
-    ///
-    /// # Errors
-    /// If there is no such variant or spec.
-    fn skips(&self, spec: &str, variant: &str) -> Result<Option<String>, String>;
+    /// Why this machine cannot run it, or this variant does not compute it: known before anything
+    /// runs.
+    fn skip(&self, spec: &str, variant: &str) -> Option<String>;
     /// How a variant rounds.
     ///
     /// # Errors
@@ -370,12 +368,11 @@ impl<O: Answer> Entry for Bench<O> {
         })
     }
 
-    fn skips(&self, text: &str, variant: &str) -> Result<Option<String>, String> {
-        let spec = Self::spec(text)?;
-        Ok(match self.candidate(variant)? {
-            Candidate::Variant(variant) => variant.skip(&crate::host(), &spec),
+    fn skip(&self, text: &str, variant: &str) -> Option<String> {
+        match self.candidate(variant).ok()? {
+            Candidate::Variant(variant) => variant.skip(&crate::host(), &Self::spec(text).ok()?),
             Candidate::Reference(_) | Candidate::Wide(_) => None,
-        })
+        }
     }
 
     fn plan_of(&self, text: &str, variant: &str) -> Result<Plan, String> {

@@ -34,7 +34,11 @@ fn what_is_not_there_is_nothing_and_what_is_wrong_is_refused() {
         home.ends(2, &[command, "--set", "all"]);
     }
     home.says(2, &["explain", "nope"], &["expected an exit code"]);
-    home.says(2, &["check", "--plant", "nope"], &["one-element, nan, unwritten-tail", "chunk-boundary, crash"]);
+    home.says(
+        2,
+        &["check", "--plant", "nope"],
+        &["one-element, nan, unwritten-tail", "chunk-boundary, crash"],
+    );
 }
 
 #[test]
