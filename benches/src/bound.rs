@@ -184,7 +184,7 @@ fn bytes(x: &[f64]) -> Vec<u8> {
 }
 
 fn raw(moments: &[Moments]) -> Vec<f64> {
-    moments.iter().flat_map(|m| m.raw()).collect()
+    moments.iter().flat_map(Moments::raw).collect()
 }
 
 /// Writes beside the place and renames: another process may do the same at the same time.

@@ -77,7 +77,7 @@ pub fn check(jobs: &[Job], plant: Option<Spoil>, take: &mut dyn FnMut(&Row) -> b
                 jobs.iter().map(|job| job.entry.check(&job.spec, &job.variant, plant)).collect()
             })
             .collect();
-        if !rows.iter().flatten().all(|row| take(row)) {
+        if !rows.iter().flatten().all(&mut *take) {
             return;
         }
     }

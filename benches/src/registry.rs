@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use golden::{
-    Cost, Fill, Op, Plan, Rng, Set, Spec, Variant,
+    Cost, Fill, Op, Plan, Plant, Rng, Set, Spec, Variant,
     compare::{self, Finding},
     ops,
     plan::Form as PlanForm,
@@ -65,8 +65,17 @@ pub trait Entry: Sync {
     /// # Errors
     /// One line.
     fn parse(&self, spec: &str) -> Result<Parsed, String>;
+    /// Why this machine cannot run it, or this variant does not compute it: known before anything
+    /// runs.
+    fn skip(&self, spec: &str, variant: &str) -> Option<String>;
+    /// Faults that can be planted in a variant.
+    fn plants(&self, variant: &str) -> &'static [Plant];
     /// Runs one way to compute it on one spec and compares with the oracle.
     fn check(&self, spec: &str, variant: &str, plant: Option<Spoil>) -> Row;
+    /// The same of a variant with a fault planted in it.
+    fn check_planted(&self, spec: &str, variant: &str, plant: &str) -> Row;
+    /// The same under a plan that the variant does not declare.
+    fn check_as(&self, spec: &str, variant: &str, plan: &Plan) -> Row;
     /// Runs one way to compute it on a recorded case and compares with the official answer.
     fn check_recorded(
         &self,
@@ -189,19 +198,56 @@ impl<O: Answer> Bench<O> {
             Candidate::Reference(form) => {
                 (Plan::F32.form(form), O::answer::<f32>(&inputs, form, None))
             }
-            Candidate::Variant(variant) => {
-                if let Some(why) = variant.skip(&crate::host(), spec) {
-                    return Ok(Outcome::Skipped(why));
-                }
-                match guard::run(variant, spec, &inputs)? {
-                    Ok(got) => (variant.plan(spec), got),
-                    Err(outcome) => return Ok(outcome),
-                }
-            }
+            Candidate::Variant(variant) => match run(variant, spec, &inputs)? {
+                Ok(got) => (variant.plan(spec), got),
+                Err(outcome) => return Ok(outcome),
+            },
         };
         spoil(&mut got, plant);
         let case = judge::Case::<O> { spec, inputs: &inputs, plan: &plan };
         Ok(Outcome::of(case.judge(&got)))
+    }
+
+    fn variant(&self, name: &str) -> Result<&'static dyn Variant<O>, String> {
+        match self.candidate(name)? {
+            Candidate::Variant(variant) => Ok(variant),
+            _ => Err(format!("{name} is the reference, not a variant")),
+        }
+    }
+
+    /// What a variant comes to under a plan.
+    fn under(
+        variant: &dyn Variant<O>,
+        spec: &Spec<O::Case>,
+        plan: &Plan,
+    ) -> Result<Outcome, String> {
+        let inputs = Self::inputs(spec);
+        Ok(match run(variant, spec, &inputs)? {
+            Ok(got) => Outcome::of(judge::Case::<O> { spec, inputs: &inputs, plan }.judge(&got)),
+            Err(outcome) => outcome,
+        })
+    }
+
+    /// A job with the outcome of `f`, which is handed the spec that the text says.
+    fn row(
+        text: &str,
+        variant: &str,
+        f: impl FnOnce(&Spec<O::Case>) -> Result<Outcome, String>,
+    ) -> Row {
+        let (outcome, took) = clock::time(|| {
+            let run = || -> Result<Outcome, String> {
+                let spec: Spec<O::Case> = text.parse()?;
+                O::check(&spec)?;
+                f(&spec)
+            };
+            // A panic in one job ends that job, not the run.
+            match catch_unwind(AssertUnwindSafe(run)) {
+                Ok(Ok(outcome)) => outcome,
+                Ok(Err(why)) => Outcome::Error(why),
+                Err(panic) => Outcome::Crashed(message(&*panic)),
+            }
+        });
+        Row::new(O::NAME, text, variant, outcome, took)
     }
 
     fn recorded_findings(
@@ -323,21 +369,41 @@ impl<O: Answer> Entry for Bench<O> {
         Row::new(O::NAME, &format!("{}:{}", recording.id(), case.case), variant, outcome, took)
     }
 
-    fn check(&self, text: &str, variant: &str, plant: Option<Spoil>) -> Row {
-        let (outcome, took) = clock::time(|| {
-            let run = || -> Result<Outcome, String> {
-                let spec: Spec<O::Case> = text.parse()?;
-                O::check(&spec)?;
-                self.outcome(&spec, variant, plant)
-            };
-            // A panic in one job ends that job, not the run.
-            match catch_unwind(AssertUnwindSafe(run)) {
-                Ok(Ok(outcome)) => outcome,
-                Ok(Err(why)) => Outcome::Error(why),
-                Err(panic) => Outcome::Crashed(message(&*panic)),
-            }
-        });
-        Row::new(O::NAME, text, variant, outcome, took)
+    fn skip(&self, spec: &str, variant: &str) -> Option<String> {
+        let (spec, variant) = (spec.parse().ok()?, self.variant(variant).ok()?);
+        variant.skip(&crate::host(), &spec)
+    }
+
+    fn plants(&self, variant: &str) -> &'static [Plant] {
+        self.variant(variant).map_or(&[], Variant::plants)
+    }
+
+    fn check(&self, spec: &str, variant: &str, plant: Option<Spoil>) -> Row {
+        Self::row(spec, variant, |spec| self.outcome(spec, variant, plant))
+    }
+
+    fn check_planted(&self, spec: &str, variant: &str, plant: &str) -> Row {
+        Self::row(spec, variant, |spec| {
+            let planted = self.variant(variant)?.planted(plant);
+            let planted = planted.ok_or_else(|| format!("{variant} has no plant {plant}"))?;
+            Self::under(&*planted, spec, &planted.plan(spec))
+        })
+    }
+
+    fn check_as(&self, spec: &str, variant: &str, plan: &Plan) -> Row {
+        Self::row(spec, variant, |spec| Self::under(self.variant(variant)?, spec, plan))
+    }
+}
+
+/// A variant's outputs, or the outcome that ends the matter.
+fn run<O: Op>(
+    variant: &dyn Variant<O>,
+    spec: &Spec<O::Case>,
+    inputs: &O::Inputs<f32>,
+) -> Result<Result<O::Outputs<f32>, Outcome>, String> {
+    match variant.skip(&crate::host(), spec) {
+        Some(why) => Ok(Err(Outcome::Skipped(why))),
+        None => guard::run(variant, spec, inputs),
     }
 }
 

@@ -27,3 +27,4 @@ pub mod rope;
 pub mod sampling;
 pub mod shared_expert;
 mod stored;
+mod sums;

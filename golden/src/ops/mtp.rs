@@ -81,7 +81,9 @@ impl Op for Mtp {
         let new = |(n, d)| Spec::new(Case { n, d });
         let mut specs = vec![new((1, 1)), new((3, 16)), new((3, 16)).fill("small-gamma")];
         if set >= Set::Ci {
-            specs.extend([new((65, 64)), new((9, 64)).dtype(Dtype::Bf16)]);
+            specs.push(new((65, 64)));
+            let stored = [Dtype::Bf16, Dtype::F16];
+            specs.extend(stored.map(|dtype| new((9, 64)).dtype(dtype)));
         }
         if set >= Set::Nightly {
             specs.push(new((4, 2048)));

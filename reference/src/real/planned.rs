@@ -173,7 +173,7 @@ fn subnormal(x: f64, grid: Grid, random: bool) -> f64 {
     let step = 2.0_f64.powi(grid.min_exponent() - grid.bits() as i32);
     let units = x / step;
     let whole = if random {
-        (units + (signed(word(x)) + 1.0) / 2.0).floor()
+        (units + f64::midpoint(signed(word(x)), 1.0)).floor()
     } else {
         units.round_ties_even()
     };
