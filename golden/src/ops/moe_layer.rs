@@ -96,7 +96,12 @@ impl Op for MoeLayer {
             new((9, 16, 16, 3, 8)).fill("no-renormalise"),
         ];
         if set >= Set::Ci {
-            specs.extend([new((65, 64, 16, 3, 32)), new((33, 32, 16, 3, 16)).dtype(Dtype::Bf16)]);
+            specs.extend([
+                new((65, 64, 16, 3, 32)),
+                new((33, 32, 16, 3, 16)).dtype(Dtype::Bf16),
+                new((17, 32, 16, 3, 16)).fill("no-renormalise").dtype(Dtype::Bf16),
+                new((33, 32, 16, 3, 16)).dtype(Dtype::F16),
+            ]);
         }
         if set >= Set::Nightly {
             specs.push(new((16, 2048, 64, 10, 512)));
