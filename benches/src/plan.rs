@@ -84,7 +84,7 @@ pub fn check(jobs: &[Job], plant: Option<Spoil>, take: &mut dyn FnMut(&Row) -> b
 }
 
 /// Whether a variant runs on a device: the reference is a computation of the CPU.
-fn on(variant: &str, device: &str) -> bool {
+pub(crate) fn on(variant: &str, device: &str) -> bool {
     let first = variant.split('/').next().unwrap_or("");
     first == device || (device == "cpu" && first == "reference")
 }
