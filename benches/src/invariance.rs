@@ -6,6 +6,8 @@
 
 mod model;
 pub(crate) mod ops;
+#[cfg(test)]
+mod tests;
 
 use std::{fmt, sync::OnceLock, time::Duration};
 

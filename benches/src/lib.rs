@@ -4,6 +4,8 @@ mod answer;
 pub mod ask;
 pub mod bound;
 pub mod clock;
+#[cfg(test)]
+mod fake;
 pub mod filter;
 pub mod generate;
 mod guard;

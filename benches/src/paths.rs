@@ -22,6 +22,8 @@ mod list;
 mod model;
 pub(crate) mod ops;
 pub(crate) mod plain;
+#[cfg(test)]
+mod tests;
 pub(crate) mod walk;
 
 use std::{fmt, sync::Arc};

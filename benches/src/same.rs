@@ -167,23 +167,42 @@ fn elements<T: Copy>(
     })
 }
 
-/// What two answers came to: equal bits pass, a difference is judged by the bound of the plan, and a
-/// difference inside that bound is still a broken promise where equal bits were claimed.
+/// Which of two answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The plain one.
+    Want,
+    /// The other one.
+    Got,
+}
+
+/// What two answers came to. Equal bits pass. Where they differ, both are held to the bound of the
+/// plan; inside it a difference is still a broken promise if equal bits were claimed.
 pub(crate) fn verdict(
     claim: Option<&'static str>,
     difference: Option<&Difference>,
-    judge: impl FnOnce() -> Result<Vec<Finding>, Error>,
+    mut judge: impl FnMut(Side) -> Result<Vec<Finding>, Error>,
 ) -> Outcome {
     let Some(difference) = difference else { return Outcome::Passed(Vec::new()) };
-    match (judge(), claim) {
-        (Err(error), _) => Outcome::Error(error.to_string()),
-        (Ok(findings), claim) => match (Outcome::of(findings), claim) {
-            (Outcome::Passed(_), Some(claim)) => Outcome::Cheat(format!(
-                "it claims {claim}, but {} of {} elements of {} differ, the largest by {:.1e}",
-                difference.differing, difference.of, difference.output, difference.max_abs
-            )),
-            (outcome, _) => outcome,
-        },
+    let mut judged = |side| match judge(side) {
+        Ok(findings) => Outcome::of(findings),
+        Err(error) => Outcome::Error(error.to_string()),
+    };
+    let got = judged(Side::Got);
+    if !matches!(got, Outcome::Passed(_)) {
+        return got;
+    }
+    match (judged(Side::Want), claim) {
+        (Outcome::Passed(_), Some(claim)) => Outcome::Cheat(format!(
+            "it claims {claim}, but {} of {} elements of {} differ, the largest by {:.1e}",
+            difference.differing, difference.of, difference.output, difference.max_abs
+        )),
+        (Outcome::Passed(_), None) => got,
+        (Outcome::Failed(mut findings), _) => {
+            findings.iter_mut().for_each(|f| f.output = format!("{} (plain)", f.output));
+            Outcome::Failed(findings)
+        }
+        (other, _) => other,
     }
 }
 

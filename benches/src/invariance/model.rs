@@ -18,7 +18,7 @@ use crate::{
     },
     registry::message,
     report::Outcome,
-    same::{Difference, Row, difference, verdict},
+    same::{Difference, Row, Side, difference, verdict},
 };
 
 /// Every change of a text by an engine.
@@ -114,11 +114,9 @@ impl Asked<'_> {
             }
             Change::Turned(by) => {
                 // Ragged: the text and parts of it, each compared with itself alone.
-                let n = text.len();
-                let mut texts: Vec<Vec<u32>> = [n, 1, n.div_ceil(2), 3.min(n), n]
-                    .iter()
-                    .map(|&n| text[..n].to_vec())
-                    .collect();
+                let (n, half) = (text.len(), text.len().div_ceil(2));
+                let parts = [&text[..], &text[..1], &text[n - half..], &text[..half], &text[1..]];
+                let mut texts: Vec<Vec<u32>> = parts.iter().map(|part| part.to_vec()).collect();
                 texts.rotate_left(by);
                 let got = in_one_step(engine, &texts, *garbage)?;
                 for (text, got) in texts.iter().zip(&got) {
@@ -140,7 +138,9 @@ impl Asked<'_> {
     ) -> Result<(Option<Difference>, Outcome), Error> {
         let want = self.plain.said(engine, text)?;
         let difference = difference(&want.taps, &got.taps);
-        let outcome = verdict(self.claim, difference.as_ref(), || self.plain.judge(text, got));
+        let outcome = verdict(self.claim, difference.as_ref(), |side| {
+            self.plain.judge(text, if side == Side::Got { got } else { &want })
+        });
         Ok((difference, outcome))
     }
 }

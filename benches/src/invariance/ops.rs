@@ -10,7 +10,7 @@ use crate::{
     answer::Answer,
     clock, guard, judge,
     report::Outcome,
-    same::{Difference, Row, difference, not_finite, taps, verdict},
+    same::{Difference, Row, Side, difference, not_finite, taps, verdict},
     sequence::{self, new_rows, resized, taken},
     way::Way,
 };
@@ -177,7 +177,9 @@ impl<O: Answer> Problem<'_, O> {
 
     fn compare(&self, got: &O::Outputs<f32>, claim: Option<&'static str>) -> Ended {
         let difference = difference(&taps(&self.first), &taps(got));
-        let outcome = verdict(claim, difference.as_ref(), || Ok(self.judge(got)));
+        let outcome = verdict(claim, difference.as_ref(), |side| {
+            Ok(self.judge(if side == Side::Got { got } else { &self.first }))
+        });
         Ended { outcome, difference, runs: None }
     }
 

@@ -118,15 +118,17 @@ const BOUNDARIES: [usize; 2] = [64, 128];
 
 /// Pieces: every split at and around boundaries, pieces that do not divide a block, token by token.
 fn splits(t: usize, set: Set) -> Vec<Path> {
-    let mut at: Vec<usize> = vec![1, 2, 3, 4, t / 2, t.saturating_sub(2), t.saturating_sub(1)];
-    at.extend(BOUNDARIES.iter().flat_map(|b| b - 2..=b + 2));
+    let mut at: Vec<usize> = vec![1, t / 2, t.saturating_sub(1)];
+    if t <= 1000 {
+        at.extend([2, 3, 4, t.saturating_sub(2)]);
+        at.extend(BOUNDARIES.iter().flat_map(|b| b - 2..=b + 2));
+    } else {
+        // The first chunk boundary and the last one, and what is around them.
+        let last = (t - 1) / 64 * 64;
+        at.extend([63, 64, 65, last - 1, last, last + 1]);
+    }
     if set >= Set::Nightly && t <= 300 {
         at.extend(1..t);
-    }
-    if 1000 < t {
-        // The last chunk boundary, and what is around it.
-        let last = (t - 1) / 64 * 64;
-        at.extend([last - 1, last, last + 1]);
     }
     at.sort_unstable();
     at.dedup();
@@ -184,7 +186,8 @@ pub(super) fn of_model(t: usize, config: &Config, mtp: bool, set: Set) -> Vec<Pa
 /// right after the prompt, and with prompts that are as long as a step.
 fn drafts(t: usize, set: Set) -> Vec<Path> {
     let mut paths = Vec::new();
-    let places: &[usize] = if set >= Set::Ci { &[1, 2, 3, 61, 62, 63, 64, 65, 130] } else { &[62] };
+    let places: &[usize] =
+        if set >= Set::Ci { &[1, 2, 3, 61, 62, 63, 64, 65, 130] } else { &[3, 62] };
     for wrong in [Wrong::Token, Wrong::Nan] {
         for drafted in 0..=4 {
             let accepted = std::iter::once(None).chain((0..=drafted).map(Some));
@@ -194,7 +197,8 @@ fn drafts(t: usize, set: Set) -> Vec<Path> {
                 paths.extend(
                     places.iter().filter(|&&at| fits(at)).map(|&at| Path::Rollback(draft(at))),
                 );
-                if fits(5) && 0 < drafted {
+                // The text beside it has half of its length.
+                if 0 < drafted && 5 + drafted + 4 < t / 2 {
                     paths.push(Path::Together(draft(5)));
                     paths.push(Path::Prompt(draft(1 + drafted)));
                 }

@@ -23,7 +23,7 @@ use crate::{
     clock,
     registry::message,
     report::Outcome,
-    same::{Difference, Row, Tap, Taps, difference, not_finite, verdict},
+    same::{Difference, Row, Side, Tap, Taps, difference, not_finite, verdict},
     sequence::{stacked, taken},
     spread,
 };
@@ -136,13 +136,14 @@ impl Plain {
                     found.output = format!("text {i}: {}", found.output);
                 }
                 first.get_or_insert(found);
-                wrong.push((i, text, got));
+                wrong.push((i, text, want, got));
             }
         }
-        let outcome = verdict(claim, first.as_ref(), || {
+        let outcome = verdict(claim, first.as_ref(), |side| {
             let mut findings = Vec::new();
-            for (i, text, got) in wrong {
-                for mut finding in self.judge(text, got)? {
+            for (i, text, want, got) in &wrong {
+                let said = if side == Side::Got { got } else { &**want };
+                for mut finding in self.judge(text, said)? {
                     if many {
                         finding.output = format!("text {i}: {}", finding.output);
                     }
@@ -340,7 +341,10 @@ impl Plain {
             }
         }
         let found = difference(&rows(&want.taps, 0, at), &rows(&got.taps, 0, at));
-        let outcome = verdict(claim, found.as_ref(), || {
+        let outcome = verdict(claim, found.as_ref(), |side| {
+            if side == Side::Want {
+                return self.judge(&self.text, &want);
+            }
             // The plain answer with the earlier rows of the other one.
             let mut mixed = (*want).clone();
             for ((name, tap), (_, got)) in mixed.taps.iter_mut().zip(&got.taps) {
@@ -395,7 +399,7 @@ impl Plain {
         };
         let got = taps(join(&logits)?, join(&states)?);
         let found = difference(&want, &got);
-        let outcome = verdict(claim, found.as_ref(), || {
+        let outcome = verdict(claim, found.as_ref(), |side| {
             let oracle = at_once(&mut Model::<f64>::new(self.weights.clone()))?;
             let run = |rounding: Rounding| {
                 let run = under(&self.plan, None, rounding, || {
@@ -404,7 +408,8 @@ impl Plain {
                 Ok(run?.into_iter().map(|(_, tap)| tap.view().to_f64()).collect())
             };
             let grid = |_: &str| self.plan.output;
-            spread::judge(&got, &mut |runs| {
+            let taps = if side == Side::Got { &got } else { &want };
+            spread::judge(taps, &mut |runs| {
                 spread::derive(&oracle, &grid, runs, &run).map(Arc::new)
             })
         });
