@@ -167,7 +167,9 @@ pub fn plan(options: &Options, filter: &Filter) -> Result<Vec<Problem>, Error> {
             let parsed = entry.parse(&spec)?;
             for by in entry.variants() {
                 if by.starts_with("reference/f64")
-                    || plant.is_some_and(|name| !entry.plantable(&by, name))
+                    || plant.is_some_and(|name| {
+                        !entry.plants(&by).iter().any(|plant| plant.name == name)
+                    })
                 {
                     continue;
                 }

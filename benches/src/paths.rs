@@ -271,7 +271,9 @@ pub fn plan(options: &Options, filter: &Filter) -> Result<Vec<Problem>, Error> {
                 if by.starts_with("reference/f64") || (reference && only_variants) {
                     continue;
                 }
-                if plant.is_some_and(|name| !entry.plantable(&by, name)) {
+                if plant
+                    .is_some_and(|name| !entry.plants(&by).iter().any(|plant| plant.name == name))
+                {
                     continue;
                 }
                 planted = true;

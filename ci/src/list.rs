@@ -26,7 +26,7 @@ pub(crate) struct Selection {
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum SetName {
+pub(crate) enum SetName {
     /// Seconds.
     Smoke,
     /// Every length, ratio and fill.
@@ -43,6 +43,16 @@ enum Device {
     Cuda,
 }
 
+impl From<SetName> for Set {
+    fn from(name: SetName) -> Set {
+        match name {
+            SetName::Smoke => Set::Smoke,
+            SetName::Ci => Set::Ci,
+            SetName::Nightly => Set::Nightly,
+        }
+    }
+}
+
 impl Selection {
     /// The jobs that are meant.
     pub(crate) fn jobs(&self) -> anyhow::Result<Vec<benches::plan::Job>> {
@@ -56,11 +66,7 @@ impl Selection {
 
     /// Which problems there are.
     pub(crate) fn set(&self) -> Set {
-        match self.set {
-            SetName::Smoke => Set::Smoke,
-            SetName::Ci => Set::Ci,
-            SetName::Nightly => Set::Nightly,
-        }
+        self.set.into()
     }
 
     /// The set as it is typed, where it is not the one that is meant anyway.

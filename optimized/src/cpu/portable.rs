@@ -19,10 +19,14 @@ pub(crate) trait Kernel<O: Op>: Send {
 
 /// Packs a problem, one function per storage type.
 pub(crate) struct Pack<O: Op> {
-    pub(crate) f32: fn(&Spec<O::Case>, &O::Inputs<f32>) -> Box<dyn Kernel<O>>,
-    pub(crate) bf16: fn(&Spec<O::Case>, &O::Inputs<f32>) -> Box<dyn Kernel<O>>,
-    pub(crate) f16: fn(&Spec<O::Case>, &O::Inputs<f32>) -> Box<dyn Kernel<O>>,
+    pub(crate) f32: Packer<O>,
+    pub(crate) bf16: Packer<O>,
+    pub(crate) f16: Packer<O>,
 }
+
+/// Packs a problem into one storage type.
+pub(crate) type Packer<O> =
+    fn(&Spec<<O as Op>::Case>, &<O as Op>::Inputs<f32>) -> Box<dyn Kernel<O>>;
 
 /// `Pack` of a generic struct `$loaded<E>` that has `new(spec, inputs)`.
 macro_rules! pack {
