@@ -219,7 +219,7 @@ fn in_batches() -> impl Iterator<Item = Change> {
 }
 
 fn of_model(name: &str, options: &Options, filter: &Filter) -> Result<Vec<Problem>, Error> {
-    let weights = golden::open(name)?;
+    let weights = paths::opened(name, &options.engine, &options.number)?;
     let by = paths::engine_name(&options.engine, &options.number);
     let mut problems = Vec::new();
     // A small one that can be asked a thousand times, and one that is longer than a chunk.

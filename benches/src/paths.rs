@@ -297,7 +297,7 @@ pub fn plan(options: &Options, filter: &Filter) -> Result<Vec<Problem>, Error> {
 }
 
 fn of_model(name: &str, options: &Options, filter: &Filter) -> Result<Problem, Error> {
-    let weights = golden::open(name)?;
+    let weights = opened(name, &options.engine, &options.number)?;
     let config = weights.config();
     // Rollback goes on for a few tokens after the last draft.
     let tokens = options.tokens.min(config.context_limit().saturating_sub(8));
@@ -315,6 +315,13 @@ fn of_model(name: &str, options: &Options, filter: &Filter) -> Result<Problem, E
     };
     problem.select(filter, "model", &parsed);
     Ok(problem)
+}
+
+/// A model, for an engine that there is.
+pub(crate) fn opened(name: &str, engine: &str, number: &str) -> Result<Arc<dyn Weights>, Error> {
+    let weights = golden::open(name)?;
+    crate::engine(engine, number, weights.clone(), None)?;
+    Ok(weights)
 }
 
 /// Whether a fault of that name can be planted in or around a model.

@@ -24,9 +24,8 @@ fn options(plant: Option<&str>) -> Options {
     }
 }
 
-fn rows(options: &Options, words: &[&str]) -> Vec<Row> {
-    let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
-    let problems = plan(options, &Filter::new(&words, None).unwrap()).unwrap();
+fn rows(options: &Options, expression: &str) -> Vec<Row> {
+    let problems = plan(options, &Filter::new(&[], Some(expression)).unwrap()).unwrap();
     let mut rows = Vec::new();
     run(&problems, options, &mut |row| {
         rows.push(row.clone());
@@ -37,15 +36,16 @@ fn rows(options: &Options, words: &[&str]) -> Vec<Row> {
 
 /// Kinds of paths of a model that do not pass, and how: `split:failed`.
 fn caught(plant: &str) -> BTreeSet<String> {
-    let rows = rows(&options(Some(plant)), &["model/"]);
-    assert!(100 < rows.len(), "{} paths", rows.len());
+    // Two drafts stand for one, three and four.
+    let rows = rows(&options(Some(plant)), "op(model) & !(id(*,k1,*) | id(*,k3,*) | id(*,k4,*))");
+    assert!(50 < rows.len(), "{} paths", rows.len());
     let caught = rows.iter().filter(|row| !matches!(row.outcome, Outcome::Passed(_)));
     caught.map(|row| format!("{}:{}", row.kind, row.outcome.name())).collect()
 }
 
 #[test]
 fn the_reference_has_equal_bits_on_every_path() {
-    let rows = rows(&options(None), &["model/"]);
+    let rows = rows(&options(None), "op(model)");
     let kinds: BTreeSet<&str> = rows.iter().map(|row| row.kind).collect();
     let wanted = [
         "edit", "every", "fresh", "left-pad", "mtp", "packed", "poisoned", "prompt", "resume",
@@ -57,7 +57,7 @@ fn the_reference_has_equal_bits_on_every_path() {
     }
     // In f64 too: nothing here depends on how a number rounds.
     let wide = Options { number: "f64".to_owned(), ..options(None) };
-    for row in self::rows(&wide, &["model/", "together"]) {
+    for row in self::rows(&wide, "id(model/*/together*)") {
         assert!(row.equal(), "{row:?}");
     }
 }
@@ -65,7 +65,7 @@ fn the_reference_has_equal_bits_on_every_path() {
 #[test]
 fn every_op_with_sequences_passes_on_every_path() {
     let options = Options { max_length: 141, models: Vec::new(), ..options(None) };
-    let rows = rows(&options, &["T141"]);
+    let rows = rows(&options, "T=141 & dtype(f32) & fill(domain)");
     let ops: BTreeSet<&str> = rows.iter().map(|row| row.group.as_str()).collect();
     let wanted = ["attention", "attention_layer", "causal_conv1d", "gated_delta_rule", "gdn_layer"];
     assert_eq!(ops, BTreeSet::from(wanted));
