@@ -27,7 +27,7 @@ impl<O: Answer> Fake<O> {
 }
 
 impl<O: Answer> Variant<O> for Fake<O> {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "cpu/fake"
     }
 

@@ -199,7 +199,9 @@ pub(crate) fn verdict(
         )),
         (Outcome::Passed(_), None) => got,
         (Outcome::Failed(mut findings), _) => {
-            findings.iter_mut().for_each(|f| f.output = format!("{} (plain)", f.output));
+            for finding in &mut findings {
+                finding.output = format!("{} (plain)", finding.output);
+            }
             Outcome::Failed(findings)
         }
         (other, _) => other,

@@ -1,14 +1,19 @@
 //! Ops whose tokens form sequences: what of them belongs to which token, how a sequence is cut, and
 //! what one piece leaves to the next.
 
+pub(crate) mod attention;
+pub(crate) mod attention_layer;
+pub(crate) mod causal_conv1d;
+pub(crate) mod gated_delta_rule;
+pub(crate) mod gdn_layer;
+
 use std::{collections::HashMap, ops::Range};
 
 use golden::{
-    Case, Spec, Tensor1, Tensors, View, ViewMut, ops,
+    Case, Spec, Tensor1, Tensors, View, ViewMut,
     packed::{cu_seqlens, rows},
 };
 use ndarray::{ArcArray, ArrayViewMutD, Axis, RemoveAxis, Slice, concatenate};
-use reference::{Real, real::Site};
 
 use crate::same::{Tap, Taps};
 
@@ -53,198 +58,6 @@ fn after<T: Clone, D: RemoveAxis>(a: &ArcArray<T, D>, b: &ArcArray<T, D>) -> Arc
 fn tokens(cu_seqlens: &Tensor1<i64>, i: usize, at: &Range<usize>) -> Range<usize> {
     let start = rows(cu_seqlens)[i].start;
     start + at.start..start + at.end
-}
-
-pub(crate) mod causal_conv1d {
-    use ops::causal_conv1d::{Inputs, Outputs};
-
-    use super::*;
-
-    pub(crate) const PARTS: Parts = Parts {
-        tokens: &["x", "o"],
-        seen: &[],
-        cached: &[],
-        states: &["state"],
-        heads: &[
-            ("x", 1, Head::Key),
-            ("weight", 0, Head::Key),
-            ("state", 1, Head::Key),
-            ("o", 1, Head::Key),
-        ],
-    };
-
-    pub(crate) fn cut<R: Real>(
-        x: &Inputs<R>,
-        i: usize,
-        at: Range<usize>,
-        before: Before<'_, Inputs<R>, Outputs<R>>,
-    ) -> Inputs<R> {
-        Inputs {
-            x: part(&x.x, &tokens(&x.cu_seqlens, i, &at)),
-            weight: x.weight.clone(),
-            state: before.map_or_else(|| part(&x.state, &(i..i + 1)), |(_, o)| o.state.clone()),
-            cu_seqlens: cu_seqlens(&[at.len()]),
-        }
-    }
-}
-
-pub(crate) mod gated_delta_rule {
-    use ops::gated_delta_rule::{Inputs, Outputs};
-
-    use super::*;
-
-    pub(crate) const PARTS: Parts = Parts {
-        tokens: &["q", "k", "v", "g", "beta", "o"],
-        seen: &[],
-        cached: &[],
-        states: &["state"],
-        heads: &[
-            ("q", 1, Head::Key),
-            ("k", 1, Head::Key),
-            ("v", 1, Head::Value),
-            ("g", 1, Head::Value),
-            ("beta", 1, Head::Value),
-            ("state", 1, Head::Value),
-            ("o", 1, Head::Value),
-        ],
-    };
-
-    /// A state passes from piece to piece as it is stored: the site rounds it where a plan says so.
-    pub(crate) fn cut<R: Real>(
-        x: &Inputs<R>,
-        i: usize,
-        at: Range<usize>,
-        before: Before<'_, Inputs<R>, Outputs<R>>,
-    ) -> Inputs<R> {
-        let rows = tokens(&x.cu_seqlens, i, &at);
-        let carried = |o: &Outputs<R>| o.state.map(|&s| s.at(Site::State)).into_shared();
-        Inputs {
-            q: part(&x.q, &rows),
-            k: part(&x.k, &rows),
-            v: part(&x.v, &rows),
-            g: part(&x.g, &rows),
-            beta: part(&x.beta, &rows),
-            state: before.map_or_else(|| part(&x.state, &(i..i + 1)), |(_, o)| carried(o)),
-            cu_seqlens: cu_seqlens(&[at.len()]),
-            eps: x.eps,
-        }
-    }
-
-    /// The same problem with every gate one, and the answer of the delta rule that has none.
-    pub(crate) fn gate_one<R: Real>(x: &Inputs<R>) -> (Inputs<R>, Outputs<R>) {
-        let x = Inputs { g: x.g.map(|_| R::zero()).into_shared(), ..x.clone() };
-        let o = reference::delta_rule(&x);
-        (x, o)
-    }
-}
-
-pub(crate) mod attention {
-    use ops::attention::{Inputs, Outputs};
-
-    use super::*;
-
-    pub(crate) const PARTS: Parts = Parts {
-        tokens: &["q", "gate", "o"],
-        seen: &["k", "v"],
-        cached: &[],
-        states: &[],
-        heads: &[
-            ("k", 1, Head::Key),
-            ("v", 1, Head::Key),
-            ("q", 1, Head::Value),
-            ("gate", 1, Head::Value),
-            ("o", 1, Head::Value),
-        ],
-    };
-
-    /// The cache of a piece is everything before its last token.
-    pub(crate) fn cut<R: Real>(
-        x: &Inputs<R>,
-        i: usize,
-        at: Range<usize>,
-        _: Before<'_, Inputs<R>, Outputs<R>>,
-    ) -> Inputs<R> {
-        let queries = tokens(&x.cu_seqlens_q, i, &at);
-        let (new, all) = (&rows(&x.cu_seqlens_q)[i], &rows(&x.cu_seqlens_k)[i]);
-        let seen = all.len() - new.len() + at.end;
-        let keys = all.start..all.start + seen;
-        Inputs {
-            q: part(&x.q, &queries),
-            k: part(&x.k, &keys),
-            v: part(&x.v, &keys),
-            gate: x.gate.as_ref().map(|gate| part(gate, &queries)),
-            cu_seqlens_q: cu_seqlens(&[at.len()]),
-            cu_seqlens_k: cu_seqlens(&[seen]),
-        }
-    }
-}
-
-pub(crate) mod gdn_layer {
-    use ops::gdn_layer::{Inputs, Outputs};
-
-    use super::*;
-
-    pub(crate) const PARTS: Parts = Parts {
-        tokens: &["x", "o"],
-        seen: &[],
-        cached: &[],
-        states: &["conv_state", "state"],
-        heads: &[],
-    };
-
-    pub(crate) fn cut<R: Real>(
-        x: &Inputs<R>,
-        i: usize,
-        at: Range<usize>,
-        before: Before<'_, Inputs<R>, Outputs<R>>,
-    ) -> Inputs<R> {
-        let (conv_state, state) = before.map_or_else(
-            || (part(&x.conv_state, &(i..i + 1)), part(&x.state, &(i..i + 1))),
-            |(_, o)| (o.conv_state.clone(), o.state.map(|&s| s.at(Site::State)).into_shared()),
-        );
-        Inputs {
-            x: part(&x.x, &tokens(&x.cu_seqlens, i, &at)),
-            conv_state,
-            state,
-            cu_seqlens: cu_seqlens(&[at.len()]),
-            ..x.clone()
-        }
-    }
-}
-
-pub(crate) mod attention_layer {
-    use ops::attention_layer::{Inputs, Outputs};
-
-    use super::*;
-
-    pub(crate) const PARTS: Parts = Parts {
-        tokens: &["x", "o", "k", "v"],
-        seen: &[],
-        cached: &["k_cache", "v_cache"],
-        states: &[],
-        heads: &[],
-    };
-
-    pub(crate) fn cut<R: Real>(
-        x: &Inputs<R>,
-        i: usize,
-        at: Range<usize>,
-        before: Before<'_, Inputs<R>, Outputs<R>>,
-    ) -> Inputs<R> {
-        let first = rows(&x.cu_seqlens_cache)[i].clone();
-        let (k_cache, v_cache) = before.map_or_else(
-            || (part(&x.k_cache, &first), part(&x.v_cache, &first)),
-            |(before, o)| (after(&before.k_cache, &o.k), after(&before.v_cache, &o.v)),
-        );
-        Inputs {
-            x: part(&x.x, &tokens(&x.cu_seqlens, i, &at)),
-            cu_seqlens_cache: cu_seqlens(&[k_cache.dim().0]),
-            k_cache,
-            v_cache,
-            cu_seqlens: cu_seqlens(&[at.len()]),
-            ..x.clone()
-        }
-    }
 }
 
 /// The spec of the tokens `at` of one sequence of a problem.

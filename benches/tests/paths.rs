@@ -120,7 +120,7 @@ fn invariance_of_an_engine_is_what_it_promises() {
     let options = |plant: Option<&str>| invariance::Options {
         set: Set::Smoke,
         runs: 5,
-        budget: Duration::from_secs(60),
+        budget: Duration::from_mins(1),
         models: vec!["synthetic:ragged,layers=2".to_owned()],
         engine: "reference".to_owned(),
         number: "f32".to_owned(),

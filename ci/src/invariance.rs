@@ -8,7 +8,7 @@ use crate::{
     exit::{Exit, refuse},
     list::Selection,
     out::Out,
-    same::{Models, Tally},
+    same::{Models, Tally, typed},
 };
 
 #[derive(Debug, clap::Args)]
@@ -60,13 +60,8 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
 impl Args {
     /// What has to be typed besides an id to see a row again.
     fn flags(&self) -> String {
-        let mut flags = self.selection.typed().to_owned() + &self.models.typed();
-        if self.runs != 1000 {
-            flags += &format!(" --runs {}", self.runs);
-        }
-        if let Some(plant) = &self.plant {
-            flags += &format!(" --plant {plant}");
-        }
-        flags
+        let flags = self.selection.typed().to_owned() + &self.models.typed();
+        let plant = self.plant.as_ref().map_or(String::new(), |plant| format!(" --plant {plant}"));
+        flags + &typed("runs", self.runs, 1000) + &typed("seconds", self.seconds, 2.0) + &plant
     }
 }

@@ -38,14 +38,15 @@ impl Models {
         if self.model != DEFAULT {
             flags.extend(self.model.iter().map(|model| format!(" --model {model}")));
         }
-        if self.engine != "reference" {
-            flags += &format!(" --engine {}", self.engine);
-        }
-        if self.number != "f32" {
-            flags += &format!(" --number {}", self.number);
-        }
         flags
+            + &typed("engine", &*self.engine, "reference")
+            + &typed("number", &*self.number, "f32")
     }
+}
+
+/// A flag as it is typed, where it is not what is meant anyway.
+pub(crate) fn typed<T: PartialEq + std::fmt::Display>(flag: &str, value: T, usual: T) -> String {
+    if value == usual { String::new() } else { format!(" --{flag} {value}") }
 }
 
 /// Rows that came, by subject and kind.

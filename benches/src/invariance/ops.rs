@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use golden::{Spec, Tensors, View, ViewMut, compare::Finding};
+use golden::{Op, Spec, Tensors, View, ViewMut, compare::Finding};
 use ndarray::{ArrayViewD, ArrayViewMutD, Axis, Slice};
 
 use super::{Change, pool};
@@ -14,6 +14,9 @@ use crate::{
     sequence::{self, new_rows, resized, taken},
     way::Way,
 };
+
+/// Draws the inputs of a spec.
+type Draw<'a, O> = &'a dyn Fn(&Spec<<O as Op>::Case>) -> <O as Op>::Inputs<f32>;
 
 /// A problem, one way to compute it, and its first answer.
 struct Problem<'a, O: Answer> {
@@ -28,7 +31,7 @@ pub(crate) fn run<O: Answer>(
     way: &Way<O>,
     by: &str,
     spec: &Spec<O::Case>,
-    draw: &dyn Fn(&Spec<O::Case>) -> O::Inputs<f32>,
+    draw: Draw<'_, O>,
     changes: &[Change],
     budget: Duration,
 ) -> Vec<Row> {
@@ -60,9 +63,9 @@ pub(crate) fn run<O: Answer>(
             };
             let (ended, took) = clock::time(work);
             match ended {
-                Err(outcome) => Row { took, claim, ..row::<O>(&text, by, change, outcome) },
+                Err(outcome) => Row { claim, took, ..row::<O>(&text, by, change, outcome) },
                 Ok(Ended { outcome, difference, runs }) => {
-                    Row { took, claim, difference, runs, ..row::<O>(&text, by, change, outcome) }
+                    Row { claim, difference, runs, took, ..row::<O>(&text, by, change, outcome) }
                 }
             }
         })
@@ -87,7 +90,7 @@ impl<O: Answer> Problem<'_, O> {
         &self,
         change: Change,
         claim: Option<&'static str>,
-        draw: &dyn Fn(&Spec<O::Case>) -> O::Inputs<f32>,
+        draw: Draw<'_, O>,
         budget: Duration,
     ) -> Result<Ended, Outcome> {
         match change {

@@ -89,8 +89,8 @@ pub(super) fn specs(op: &str, options: &Options) -> Vec<Case> {
 }
 
 fn length(spec: &str) -> usize {
-    let sizes = spec.split(['-', ';']);
-    sizes.filter_map(|size| size.strip_prefix('T')?.parse().ok()).next().unwrap_or(0)
+    let mut sizes = spec.split(['-', ';']);
+    sizes.find_map(|size| size.strip_prefix('T')?.parse().ok()).unwrap_or(0)
 }
 
 /// The paths of one problem of an op.

@@ -105,8 +105,7 @@ impl Plain {
             Path::Resume(at) => cut(&[*at]),
             // What is taken back may be computed again.
             Path::Rollback(_) | Path::Prompt(_) => cut(&[1]),
-            Path::Together(_) | Path::LeftPadded(_) => batch.and(cut(&[1])),
-            Path::Poisoned(_) => batch.and(cut(&[1])),
+            Path::Together(_) | Path::LeftPadded(_) | Path::Poisoned(_) => batch.and(cut(&[1])),
             Path::Packed(_) | Path::Edit(_) => batch,
             Path::Fresh(_) => self.claims.deterministic.then_some("equal bits of two runs"),
             Path::Alone | Path::Heads | Path::GateOne => None,

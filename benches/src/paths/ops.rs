@@ -178,11 +178,7 @@ impl<O: Answer> Problem<'_, O> {
     }
 
     /// The plain answer with some rows of another: of each range, whether the other's are taken.
-    fn with(
-        &self,
-        other: &Taps,
-        choose: &dyn Fn(&[Range<usize>], bool) -> Vec<(Range<usize>, bool)>,
-    ) -> Taps {
+    fn with(&self, other: &Taps, choose: &Choose<'_>) -> Taps {
         let rows = new_rows(&self.inputs);
         let mix = |(name, plain): &(String, crate::same::Tap)| {
             let other = other.iter().find(|(n, _)| n == name).map_or(plain, |(_, tap)| tap);
@@ -342,6 +338,10 @@ impl<O: Answer> Problem<'_, O> {
         Ok(widened(got))
     }
 }
+
+/// Given the rows of each sequence, and whether a tensor has one row per sequence instead: ranges of
+/// rows, and whether they are taken from the other answer.
+type Choose<'a> = dyn Fn(&[Range<usize>], bool) -> Vec<(Range<usize>, bool)> + 'a;
 
 /// What an output is stored in.
 fn grid(plan: &Plan, parts: &Parts, name: &str) -> Grid {

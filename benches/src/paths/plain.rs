@@ -60,6 +60,9 @@ impl Subject<'_> {
     }
 }
 
+/// Bounds of a text, from so many runs.
+type Kept = HashMap<(Vec<u32>, u32), Arc<Bounds>>;
+
 /// The plain answers: each text alone, at once.
 pub(crate) struct Plain {
     pub(crate) weights: Arc<dyn Weights>,
@@ -72,7 +75,7 @@ pub(crate) struct Plain {
     pub(crate) neighbours: Vec<Vec<u32>>,
     said: Mutex<HashMap<Vec<u32>, Arc<Said>>>,
     oracles: Mutex<HashMap<Vec<u32>, Arc<Said>>>,
-    bounds: Mutex<HashMap<(Vec<u32>, u32), Arc<Bounds>>>,
+    bounds: Mutex<Kept>,
 }
 
 impl Plain {
@@ -122,7 +125,7 @@ impl Plain {
         let flips = flips(&own, got, &*self.derive(text, &own, None, crate::bound::SCREEN)?);
         match flips {
             Some(Flip::Illegal(finding)) => {
-                findings.push(finding);
+                findings.push(*finding);
                 return Ok(findings);
             }
             Some(Flip::Legal) => {
@@ -230,7 +233,7 @@ fn tokens(text: &[u32], got: &Said) -> Finding {
 /// Experts that differ from the oracle's.
 enum Flip {
     Legal,
-    Illegal(Finding),
+    Illegal(Box<Finding>),
 }
 
 /// A swap is legal where the oracle's margin is at most what the two sides of it may be off.
@@ -263,7 +266,7 @@ fn flips(own: &Said, got: &Said, bounds: &Bounds) -> Option<Flip> {
             finding.pattern = Some(format!(
                 "token {token}: experts {got_ids}, oracle {own_ids}, margin {margin:.3e}, above what it may be off"
             ));
-            return Some(Flip::Illegal(finding));
+            return Some(Flip::Illegal(Box::new(finding)));
         }
     }
     found
