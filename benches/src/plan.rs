@@ -90,7 +90,7 @@ pub fn check(
 }
 
 /// Whether a variant runs on a device: the reference is a computation of the CPU.
-fn on(variant: &str, device: &str) -> bool {
+pub(crate) fn on(variant: &str, device: &str) -> bool {
     let first = variant.split('/').next().unwrap_or("");
     first == device || (device == "cpu" && first == "reference")
 }

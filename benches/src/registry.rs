@@ -1,6 +1,9 @@
 //! Where an op's question and its answers meet. One line per op.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
+};
 
 use golden::{
     Cost, Fill, Op, Plan, Plant, Rng, Set, Spec, Variant,
@@ -15,10 +18,15 @@ use crate::{
     answer::Answer,
     clock,
     felt::{self, Felt},
-    guard, judge,
+    guard,
+    invariance::{self, Change},
+    judge,
+    paths::{self, Path},
     report::{Outcome, Row},
     sabotage::{self, Spoiled},
+    same,
     verify::Rule,
+    way::Way,
 };
 
 pub use crate::sabotage::Spoil;
@@ -109,6 +117,27 @@ pub trait Entry: Sync {
         variant: &str,
         plant: Option<Spoil>,
     ) -> Row;
+    /// Feeds one problem to one way to compute it along these paths, with a fault of the variant
+    /// planted or not.
+    fn paths(
+        &self,
+        spec: &str,
+        variant: &str,
+        paths: &[Path],
+        plant: Option<&str>,
+    ) -> Vec<same::Row>;
+    /// Asks one way to compute a problem again, with these changes, a fault of the variant planted or
+    /// not; `budget` is what the runs may take.
+    fn invariance(
+        &self,
+        spec: &str,
+        variant: &str,
+        changes: &[Change],
+        budget: Duration,
+        plant: Option<&str>,
+    ) -> Vec<same::Row>;
+    /// Whether its tokens form sequences that can be cut and packed.
+    fn has_sequences(&self) -> bool;
 }
 
 /// What a spec's text says.
@@ -169,6 +198,44 @@ impl<O: Answer> Bench<O> {
             }
         };
         found.ok_or_else(|| format!("no variant {name}"))
+    }
+
+    /// What `run` makes of a problem and the way of that name; or how it came to nothing.
+    fn ways<T>(
+        &self,
+        text: &str,
+        variant: &str,
+        plant: Option<&str>,
+        run: impl Fn(&Way<O>, &Spec<O::Case>) -> T,
+    ) -> Result<T, Outcome> {
+        let run = || -> Result<T, String> {
+            let spec: Spec<O::Case> = text.parse()?;
+            O::check(&spec)?;
+            Ok(run(&self.way(variant, plant)?, &spec))
+        };
+        // A panic in one job ends that job, not the run.
+        match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(Ok(result)) => Ok(result),
+            Ok(Err(why)) => Err(Outcome::Error(why)),
+            Err(panic) => Err(Outcome::Crashed(message(&*panic))),
+        }
+    }
+
+    /// The way of that name, with a fault planted or not.
+    fn way(&self, name: &str, plant: Option<&str>) -> Result<Way<O>, String> {
+        let variant = self.0.iter().find(|variant| variant.name() == name);
+        match (variant, plant) {
+            (Some(variant), None) => Ok(Way::Variant(*variant)),
+            (Some(variant), Some(plant)) => {
+                let planted = variant.planted(plant).map(Way::Planted);
+                planted.ok_or_else(|| format!("{name}: no fault {plant:?}"))
+            }
+            (None, None) => match self.candidate(name)? {
+                Candidate::Reference(form) => Ok(Way::Reference(form)),
+                _ => Err(format!("{name} is compared in f64")),
+            },
+            (None, Some(_)) => Err(format!("{name}: nothing can be planted in the reference")),
+        }
     }
 
     /// What a candidate comes to, under its own plan or another, spoiled or not.
@@ -342,6 +409,43 @@ impl<O: Answer> Entry for Bench<O> {
         Row::new(O::NAME, &format!("{}:{}", recording.id(), case.case), variant, outcome, took)
     }
 
+    fn paths(
+        &self,
+        text: &str,
+        variant: &str,
+        paths: &[Path],
+        plant: Option<&str>,
+    ) -> Vec<same::Row> {
+        let run = |way: &Way<O>, spec: &Spec<O::Case>| {
+            paths::ops::run(way, variant, spec, Self::inputs(spec), paths)
+        };
+        self.ways(text, variant, plant, run).unwrap_or_else(|outcome| {
+            let row = |path| paths::ops::row::<O>(text, variant, path, outcome.clone());
+            paths.iter().map(row).collect()
+        })
+    }
+
+    fn invariance(
+        &self,
+        text: &str,
+        variant: &str,
+        changes: &[Change],
+        budget: Duration,
+        plant: Option<&str>,
+    ) -> Vec<same::Row> {
+        let run = |way: &Way<O>, spec: &Spec<O::Case>| {
+            invariance::ops::run(way, variant, spec, &Self::inputs, changes, budget)
+        };
+        self.ways(text, variant, plant, run).unwrap_or_else(|outcome| {
+            let row = |&change| invariance::ops::row::<O>(text, variant, change, outcome.clone());
+            changes.iter().map(row).collect()
+        })
+    }
+
+    fn has_sequences(&self) -> bool {
+        O::PARTS.is_some()
+    }
+
     fn check(&self, text: &str, variant: &str, plant: Option<Spoil>) -> Row {
         Self::row(text, variant, |spec| Self::outcome(spec, &self.candidate(variant)?, None, plant))
     }
@@ -405,7 +509,8 @@ impl<O: Answer> Entry for Bench<O> {
     }
 }
 
-fn message(panic: &(dyn std::any::Any + Send)) -> String {
+/// What a panic said.
+pub(crate) fn message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panicked").to_owned()
 }

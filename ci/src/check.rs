@@ -248,7 +248,7 @@ pub(crate) fn block(row: &Row, plant: Option<&str>) -> String {
 }
 
 /// What is wrong with an output.
-fn told(f: &Finding) -> Vec<String> {
+pub(crate) fn told(f: &Finding) -> Vec<String> {
     let at = f.at.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let mut lines = vec![format!(
         "  {} of {} elements of {} over, {} not finite",

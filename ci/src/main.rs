@@ -15,10 +15,13 @@ mod files;
 mod generate;
 mod golden_cmd;
 mod inspect;
+mod invariance;
 mod list;
 mod logits;
 mod mutate;
 mod out;
+mod paths;
+mod same;
 mod schema;
 mod synth;
 mod text;
@@ -87,6 +90,10 @@ enum Command {
     Doctor(doctor::Args),
     /// Hold every way to compute an op against the oracle and the recordings
     Check(check::Args),
+    /// Feed one text in every way there is; each must have the answer of the plain way
+    Paths(paths::Args),
+    /// Ask again: other threads, another batch, another place in it
+    Invariance(invariance::Args),
     /// Recordings of the official implementation: record, verify, status, diff, accept
     Golden(golden_cmd::Args),
     /// Compare logits of any other engine with a recording or another file
@@ -172,6 +179,8 @@ fn run(cli: &Cli, out: &Out) -> (&'static str, anyhow::Result<Exit>) {
         Some(Command::List(args)) => ("list", list::run(args, out)),
         Some(Command::Doctor(args)) => ("doctor", Ok(doctor::run(args, out))),
         Some(Command::Check(args)) => ("check", check::run(args, out)),
+        Some(Command::Paths(args)) => ("paths", paths::run(args, out)),
+        Some(Command::Invariance(args)) => ("invariance", invariance::run(args, out)),
         Some(Command::Golden(args)) => ("golden", golden_cmd::run(args, out)),
         Some(Command::Compare(args)) => ("compare", compare::run(args, out)),
         Some(Command::Logits(args)) => ("logits", logits::run(args, out)),

@@ -10,5 +10,6 @@ mod cli {
     pub(crate) mod home;
     mod model;
     mod ops;
+    mod paths;
     mod recordings;
 }

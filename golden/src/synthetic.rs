@@ -149,7 +149,8 @@ impl FromStr for Synthetic {
         let mut parts = rest.split(',');
         let preset: Preset = parts.next().unwrap_or("").parse().map_err(|e: String| wrong(&e))?;
         let (mut layers, mut experts, mut seed) = (None, None, 0);
-        let mut dtype = if preset == Preset::Tiny { Dtype::F32 } else { Dtype::Bf16 };
+        let small = matches!(preset, Preset::Tiny | Preset::Ragged);
+        let mut dtype = if small { Dtype::F32 } else { Dtype::Bf16 };
         for part in parts {
             let (key, value) = part.split_once('=').ok_or_else(|| wrong(&format!("{part:?}")))?;
             let number =

@@ -13,7 +13,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use golden::{
-    Config, Engine, Error, Tensor1, Tensor2, Tensor3, Tensor4, Weights,
+    Claims, Config, Engine, Error, Tensor1, Tensor2, Tensor3, Tensor4, Weights,
     config::{Mixer, Mlp},
     engine::{INTERRUPTED, LinearState, Listener, Routing, Rows, Snapshot, Step, Want},
     ops,
@@ -432,6 +432,12 @@ impl<R: Real> Engine for Model<R> {
 
     fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Every op treats rows one by one, a sum has one order, and a token sees of its past what the
+    /// states hold: how tokens are fed changes no bit.
+    fn claims(&self) -> Claims {
+        Claims { deterministic: true, batch_invariant: true, cuts: Some(1) }
     }
 
     fn reset(&mut self, sequences: usize) -> Result<(), Error> {
