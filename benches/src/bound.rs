@@ -14,7 +14,7 @@ use std::{
 use golden::{
     Plan, Spec, Tensors, View,
     compare::derived::{Derived, Moments},
-    plan::{Form, Grid, Term},
+    plan::{Form, Grid, Site, Term},
 };
 use ndarray::ArrayD;
 use rayon::prelude::*;
@@ -179,6 +179,8 @@ impl<O: Answer> Question<'_, O> {
 fn grid_of<O: Answer>(name: &str, plan: &Plan) -> Grid {
     match name {
         "state" => plan.state,
+        // Routing weights are f32 unless a plan says otherwise, whatever activations are stored in.
+        "weights" => plan.round.get(&Site::RouterWeights).copied().unwrap_or(Grid::F32),
         name if O::TOLD.contains(&name) => Grid::F32,
         _ => plan.output,
     }
