@@ -386,6 +386,7 @@ impl Softmax {
 }
 
 /// What a planted fault changes of the computation of one query.
+#[expect(clippy::struct_excessive_bools, reason = "one per fault, asked outside of loops")]
 struct Faults {
     scale: f32,
     score: fn(f32) -> f32,

@@ -227,9 +227,9 @@ pub(crate) fn moe_experts<O: Stored, E: Stored>(
         if plant.is("sum-in-bf16") { |sum| Dtype::Bf16.round(sum) } else { |sum| sum };
     o.par_chunks_mut(d).enumerate().for_each(|(token, o)| {
         let mut sum = vec![0.0_f32; d];
-        for slot in token * active..(token + 1) * active {
-            let weight = if on_input { 1.0 } else { weights[slot] };
-            let place = groups.places[slot];
+        let slots = token * active..(token + 1) * active;
+        for (&weight, &place) in weights[slots.clone()].iter().zip(&groups.places[slots]) {
+            let weight = if on_input { 1.0 } else { weight };
             for (sum, out) in sum.iter_mut().zip(&outputs[place * d..(place + 1) * d]) {
                 *sum = keep(*sum + weight * out);
             }
