@@ -29,7 +29,7 @@ struct Flips {
 }
 
 impl<O: Answer> Case<'_, O> {
-    fn question<'a>(&'a self, experts: Option<&'a ArrayD<i64>>) -> Question<'a, O> {
+    pub(crate) fn question<'a>(&'a self, experts: Option<&'a ArrayD<i64>>) -> Question<'a, O> {
         Question { spec: self.spec, inputs: self.inputs, plan: self.plan, experts, only: None }
     }
 

@@ -1,8 +1,9 @@
 //! `karat check`: every selected problem, by every way to compute it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use benches::{
+    plan::Job,
     registry::{self, Spoil},
     report::{Outcome, Row},
 };
@@ -46,9 +47,12 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     };
     let jobs = args.selection.jobs()?;
     let mut run = Run::new(out, args.fail_fast);
+    run.plant.clone_from(&args.plant);
+    let memory = benches::host().memory;
     let bar = out.bar(jobs.len() as u64, "check", false);
     benches::bound::keep_in(&files::cache_dir().join("bounds"));
-    benches::plan::check(&jobs, plant, &mut |row| {
+    let screen = |job: &Job| too_large(job, memory);
+    benches::plan::check(&jobs, &screen, plant, &mut |row| {
         run.add(row);
         bar.inc(1);
         !run.over()
@@ -61,6 +65,17 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         return Err(fail(Exit::Nothing, "nothing selected; `karat list` names every problem"));
     }
     run.end()
+}
+
+/// A problem that this machine has no memory for, skipped before it runs: inputs and outputs are held
+/// in f32 and in f64 at once.
+fn too_large(job: &Job, memory: u64) -> Option<Row> {
+    let needed = job.parsed.cost.bytes.saturating_mul(4);
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    (memory != 0 && memory < needed).then(|| {
+        let why = format!("needs {:.1} GiB, this machine has {:.1}", gib(needed), gib(memory));
+        Row::new(job.entry.name(), &job.spec, &job.variant, Outcome::Skipped(why), Duration::ZERO)
+    })
 }
 
 /// Every recorded case of every op whose id holds all the words, in every variant.
@@ -103,6 +118,9 @@ pub(crate) fn recorded(
 pub(crate) struct Run<'a> {
     pub(crate) out: &'a Out,
     pub(crate) rows: usize,
+    /// The fault that was planted, for repro lines.
+    plant: Option<String>,
+    skipped: usize,
     fail_fast: bool,
     ops: Vec<&'static str>,
     sums: BTreeMap<&'static str, Sum>,
@@ -119,7 +137,16 @@ struct Sum {
 
 impl<'a> Run<'a> {
     pub(crate) fn new(out: &'a Out, fail_fast: bool) -> Run<'a> {
-        Run { out, rows: 0, fail_fast, ops: Vec::new(), sums: BTreeMap::new(), exit: Exit::Ok }
+        Run {
+            out,
+            rows: 0,
+            plant: None,
+            skipped: 0,
+            fail_fast,
+            ops: Vec::new(),
+            sums: BTreeMap::new(),
+            exit: Exit::Ok,
+        }
     }
 
     /// Whether nothing more should run.
@@ -147,10 +174,15 @@ impl<'a> Run<'a> {
             Outcome::Cheat(_) => Exit::Cheat,
             Outcome::Error(_) => Exit::Internal,
             // Known beforehand; told, and not green.
-            Outcome::Skipped(_) | Outcome::Unsupported(_) => Exit::Ok,
+            Outcome::Skipped(_) | Outcome::Unsupported(_) => {
+                self.skipped += 1;
+                Exit::Ok
+            }
         };
         if exit != Exit::Ok {
-            self.out.line(&block(row));
+            self.out.line(&block(row, self.plant.as_deref()));
+        } else if let Outcome::Skipped(why) | Outcome::Unsupported(why) = &row.outcome {
+            self.out.line(&format!("{:<11} {}: {why}", row.outcome.name(), row.id()));
         } else if self.out.verbose {
             self.out.line(&format!(
                 "{:<11} {}  budget {:.3}",
@@ -183,19 +215,24 @@ impl<'a> Run<'a> {
             .table(&["op", "cases", "passed", "not passed", "worst use of bound", "time"], &rows);
         let passed: usize = self.sums.values().map(|sum| sum.passed).sum();
         self.out.line(&format!("{passed} passed, {} not passed", self.rows - passed));
+        // A run in which nothing passed is red; where nothing even ran, the machine was unfit for it.
+        let exit = match self.exit {
+            Exit::Ok if passed == 0 && self.skipped == self.rows => Exit::Unfit,
+            Exit::Ok if passed == 0 => Exit::Wrong,
+            exit => exit,
+        };
         self.out.json(&json!({
-            "schema": "karat.result/1", "kind": "summary", "rows": self.rows, "passed": passed, "exit": self.exit as u8,
+            "schema": "karat.result/1", "kind": "summary", "rows": self.rows, "passed": passed, "exit": exit as u8,
         }));
         if out::interrupted() {
             return Err(fail(Exit::Interrupted, "interrupted"));
         }
-        // A run in which nothing passed is red.
-        Ok(if passed == 0 { self.exit.gravest(Exit::Wrong) } else { self.exit })
+        Ok(exit)
     }
 }
 
 /// What is wrong, where, and how to see it again.
-fn block(row: &Row) -> String {
+pub(crate) fn block(row: &Row, plant: Option<&str>) -> String {
     let mut lines = vec![format!(
         "{:<4} {}",
         row.outcome.name().to_uppercase().replace("FAILED", "FAIL"),
@@ -205,12 +242,13 @@ fn block(row: &Row) -> String {
         lines.push(format!("  {why}"));
     }
     lines.extend(row.outcome.findings().iter().filter(|f| !f.ok).flat_map(told));
-    lines.push(format!("  repro: karat check '{}'", row.id()));
+    let plant = plant.map_or(String::new(), |plant| format!(" --plant {plant}"));
+    lines.push(format!("  repro: karat check '{}'{plant}", row.id()));
     lines.join("\n")
 }
 
 /// What is wrong with an output.
-fn told(f: &Finding) -> Vec<String> {
+pub(crate) fn told(f: &Finding) -> Vec<String> {
     let at = f.at.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let mut lines = vec![format!(
         "  {} of {} elements of {} over, {} not finite",
@@ -265,5 +303,26 @@ pub(crate) fn bound(bound: Bound) -> String {
             "7 x spread of {runs} runs in stochastic arithmetic + half an ulp of {grid}; sums of squares; bias"
         ),
         Bound::Exact => "equal".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use benches::{filter::Filter, plan::plan};
+    use golden::Set;
+
+    use super::too_large;
+
+    #[test]
+    fn a_problem_beyond_the_memory_is_skipped_with_both_sizes() {
+        let word = "linear/N16777216-M64-D64@reference/f32".to_owned();
+        let filter = Filter::new(&[word], None).unwrap();
+        let jobs = plan(Set::Smoke, &filter, None).unwrap();
+        let row = too_large(&jobs[0], 8 << 30).unwrap();
+        assert_eq!(row.outcome.name(), "skipped");
+        assert_eq!(row.outcome.why(), Some("needs 32.0 GiB, this machine has 8.0"));
+        assert!(too_large(&jobs[0], 64 << 30).is_none());
+        // A machine that does not tell is tried.
+        assert!(too_large(&jobs[0], 0).is_none());
     }
 }

@@ -26,7 +26,7 @@ pub(crate) struct Selection {
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum SetName {
+pub(crate) enum SetName {
     /// Seconds.
     Smoke,
     /// Every length, ratio and fill.
@@ -43,20 +43,47 @@ enum Device {
     Cuda,
 }
 
-impl Selection {
-    /// The jobs that are meant.
-    pub(crate) fn jobs(&self) -> anyhow::Result<Vec<benches::plan::Job>> {
-        let filter = Filter::new(&self.filter, self.expression.as_deref()).map_err(refuse)?;
-        let set = match self.set {
+impl From<SetName> for Set {
+    fn from(name: SetName) -> Set {
+        match name {
             SetName::Smoke => Set::Smoke,
             SetName::Ci => Set::Ci,
             SetName::Nightly => Set::Nightly,
-        };
-        let device = self.device.map(|device| match device {
+        }
+    }
+}
+
+impl Selection {
+    /// The jobs that are meant.
+    pub(crate) fn jobs(&self) -> anyhow::Result<Vec<benches::plan::Job>> {
+        plan(self.set(), &self.filter()?, self.device()).map_err(refuse)
+    }
+
+    /// Words and expression.
+    pub(crate) fn filter(&self) -> anyhow::Result<Filter> {
+        Filter::new(&self.filter, self.expression.as_deref()).map_err(refuse)
+    }
+
+    /// Which problems there are.
+    pub(crate) fn set(&self) -> Set {
+        self.set.into()
+    }
+
+    /// The set as it is typed, where it is not the one that is meant anyway.
+    pub(crate) fn typed(&self) -> &'static str {
+        match self.set {
+            SetName::Smoke => "",
+            SetName::Ci => " --set ci",
+            SetName::Nightly => " --set nightly",
+        }
+    }
+
+    /// The device that is meant, if one is.
+    pub(crate) fn device(&self) -> Option<&'static str> {
+        self.device.map(|device| match device {
             Device::Cpu => "cpu",
             Device::Cuda => "cuda",
-        });
-        plan(set, &filter, device).map_err(refuse)
+        })
     }
 
     /// The words, for recordings.

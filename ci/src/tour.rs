@@ -26,7 +26,7 @@ pub(crate) fn run(out: &Out) -> anyhow::Result<Exit> {
     let mut checks = Run::new(out, false);
     let bar = out.bar(jobs.len() as u64, "check", false);
     benches::bound::keep_in(&files::cache_dir().join("bounds"));
-    benches::plan::check(&jobs, None, &mut |row| {
+    benches::plan::check(&jobs, &|_| None, None, &mut |row| {
         checks.add(row);
         bar.inc(1);
         !checks.over()

@@ -265,13 +265,16 @@ pub struct Plant {
     pub cite: &'static str,
 }
 
-/// What a variant promises beyond its plan.
+/// What a variant or an engine promises beyond its plan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Claims {
-    /// Two runs give equal bits.
+    /// Two runs give equal bits, on any number of threads.
     pub deterministic: bool,
     /// A sequence or token gets equal bits whatever else is in the batch.
     pub batch_invariant: bool,
+    /// A sequence gets equal bits whole and in pieces, its states carried from piece to piece, if it
+    /// is cut at multiples of so many tokens: 1 is anywhere.
+    pub cuts: Option<usize>,
 }
 
 /// A loaded problem. The timed call and the checked call are the same call.

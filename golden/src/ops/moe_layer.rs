@@ -61,6 +61,8 @@ tensors! {
         pub o: Tensor2<R>,
         /// `[N, A]` experts, most probable first.
         pub ids: Tensor2<i64>,
+        /// `[N, A]` what their outputs are multiplied by.
+        pub weights: Tensor2<R>,
         /// `[N]` see [`moe_router`](super::moe_router).
         pub margins: Tensor1<R>,
     }

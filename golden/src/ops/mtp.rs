@@ -91,6 +91,11 @@ impl Op for Mtp {
         specs
     }
 
+    fn refuse(c: &Case) -> Option<String> {
+        // `fc` is D by 2 D: the product of all letters, which is bounded, has only one of them.
+        (1 << 16 < c.d).then(|| format!("D {}: expected at most 65536", c.d))
+    }
+
     fn inputs(spec: &Spec<Case>, rng: &mut Rng) -> Inputs {
         let Case { n, d } = spec.case;
         let mean = if spec.is("small-gamma") { -0.7 } else { 0.0 };

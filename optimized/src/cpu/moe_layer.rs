@@ -187,6 +187,7 @@ impl<E: Stored> Kernel<MoeLayer> for Loaded<E> {
         Outputs {
             o: unpacked(&self.o, Ix2(n, d)),
             ids: ArcArray::from_shape_vec(Ix2(n, a), self.ids.clone()).expect("N A ids"),
+            weights: unpacked(&self.scratch.weights, Ix2(n, a)),
             margins: unpacked(&self.margins, Ix1(n)),
         }
     }

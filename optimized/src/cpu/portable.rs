@@ -67,7 +67,7 @@ pub(crate) const HONEST: Planted = Planted(None);
 
 /// What the portable kernels promise: every element is summed by one thread in one order, whatever
 /// else is in the batch.
-pub(crate) const CLAIMS: Claims = Claims { deterministic: true, batch_invariant: true };
+pub(crate) const CLAIMS: Claims = Claims { deterministic: true, batch_invariant: true, cuts: None };
 
 impl<O: Op> Portable<O> {
     /// The same variant with the fault of that name.

@@ -1,6 +1,6 @@
 use golden::{Dtype, Plan, plan::Grid};
 
-use super::{Planned, Rounding, Site, round, under};
+use super::{HOT, Planned, Rounding, Site, Step, round, under};
 use crate::Real;
 
 fn nearest(plan: &Plan, f: impl FnOnce() -> Planned) -> f64 {
@@ -41,15 +41,16 @@ fn nearest_stores_as_the_storage_types_do() {
 #[test]
 fn random_rounding_is_fair_and_leaves_exact_numbers_alone() {
     let third = 1.0 / 3.0;
+    let bf16 = |x| round(x, Step::new(Grid::Bf16), HOT.get());
     let (mut sum, mut low, mut high) = (0.0, f64::MAX, f64::MIN);
     let n = 20_000_u32;
     for seed in 0..u64::from(n) {
         under(&Plan::F32, None, Rounding::Random(seed), || {
-            let x = round(third, Grid::Bf16, true);
-            assert_eq!(x, round(third, Grid::Bf16, true), "alike within a run");
+            let x = bf16(third);
+            assert_eq!(x, bf16(third), "alike within a run");
             sum += x;
             (low, high) = (low.min(x), high.max(x));
-            assert_eq!(round(0.375, Grid::Bf16, true), 0.375);
+            assert_eq!(bf16(0.375), 0.375);
             assert_eq!((Planned::of(3.0) + Planned::of(4.0)).to_f64(), 7.0);
         });
     }
