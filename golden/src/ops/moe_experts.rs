@@ -75,8 +75,12 @@ const FILLS: &[Fill] = &[
     },
     Fill {
         name: "outlier",
-        why: "one token 1e3 times the others: rows that share a scale with it lose theirs",
-        cites: &["https://github.com/sgl-project/sglang/issues/31622"],
+        why: "one token 1e3 times the others (30 times in f16): rows that share a scale with it lose theirs, hidden \
+              activations in f16 overflow",
+        cites: &[
+            "https://github.com/sgl-project/sglang/issues/31622",
+            "https://github.com/ollama/ollama/issues/15865",
+        ],
     },
 ];
 
@@ -102,6 +106,7 @@ impl Op for MoeExperts {
                 new((65, 32, 16, 3, 24)).dtype(Dtype::Bf16),
                 new((9, 16, 16, 3, 8)).fill("empty-experts").dtype(Dtype::Bf16),
                 new((33, 32, 16, 3, 24)).dtype(Dtype::F16),
+                new((9, 16, 16, 3, 8)).fill("outlier").dtype(Dtype::F16),
             ]);
         }
         if set >= Set::Nightly {
@@ -143,7 +148,9 @@ impl Op for MoeExperts {
         }
         let mut x = rng.normals((n, d), 0.0, 1.0);
         if spec.is("outlier") {
-            x.row_mut(n / 2).mapv_inplace(|x| x * 1e3);
+            // What comes out of an expert grows with the square, and f16 ends at 65504.
+            let scale = if spec.dtype == Dtype::F16 { 30.0 } else { 1e3 };
+            x.row_mut(n / 2).mapv_inplace(|x| x * scale);
         }
         let (by_d, by_f) = ((d as f32).sqrt().recip(), (f as f32).sqrt().recip());
         Inputs {

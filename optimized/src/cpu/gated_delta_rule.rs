@@ -21,7 +21,7 @@ use recurrent::Recurrent;
 
 mod chunked;
 mod plants;
-mod recurrent;
+pub(crate) mod recurrent;
 
 /// Every CPU variant, plainest first.
 pub static VARIANTS: &[&dyn Variant<GatedDeltaRule>] = &[
