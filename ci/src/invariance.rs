@@ -62,6 +62,6 @@ impl Args {
     fn flags(&self) -> String {
         let flags = self.selection.typed().to_owned() + &self.models.typed();
         let plant = self.plant.as_ref().map_or(String::new(), |plant| format!(" --plant {plant}"));
-        flags + &typed("runs", self.runs, 1000) + &typed("seconds", self.seconds, 2.0) + &plant
+        flags + &typed("runs", &self.runs, &1000) + &typed("seconds", &self.seconds, &2.0) + &plant
     }
 }

@@ -58,6 +58,6 @@ impl Args {
     fn flags(&self) -> String {
         let flags = self.selection.typed().to_owned() + &self.models.typed();
         let plant = self.plant.as_ref().map_or(String::new(), |plant| format!(" --plant {plant}"));
-        flags + &typed("tokens", self.tokens, 141) + &plant
+        flags + &typed("tokens", &self.tokens, &141) + &plant
     }
 }

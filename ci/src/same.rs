@@ -45,7 +45,11 @@ impl Models {
 }
 
 /// A flag as it is typed, where it is not what is meant anyway.
-pub(crate) fn typed<T: PartialEq + std::fmt::Display>(flag: &str, value: T, usual: T) -> String {
+pub(crate) fn typed<T: PartialEq + std::fmt::Display + ?Sized>(
+    flag: &str,
+    value: &T,
+    usual: &T,
+) -> String {
     if value == usual { String::new() } else { format!(" --{flag} {value}") }
 }
 

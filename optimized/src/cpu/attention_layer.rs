@@ -125,8 +125,8 @@ impl<E: Stored> Kernel<AttentionLayer> for Loaded<E> {
             hkv,
             h,
         };
-        let out = Out { o: &mut self.o, k: &mut self.k, v: &mut self.v };
-        layer.run(out, &mut self.scratch, plant);
+        let mut out = Out { o: &mut self.o, k: &mut self.k, v: &mut self.v };
+        layer.run(&mut out, &mut self.scratch, plant);
     }
 
     fn inputs(&self) -> Inputs {
@@ -249,7 +249,7 @@ impl<E: Stored> Scratch<E> {
 
 impl<E: Stored> Layer<'_, E> {
     /// Projections, norms, rotation, attention over cache and new tokens with its gate, projection.
-    pub(crate) fn run(&self, out: Out<'_, E>, scratch: &mut Scratch<E>, plant: Planted) {
+    pub(crate) fn run(&self, out: &mut Out<'_, E>, scratch: &mut Scratch<E>, plant: Planted) {
         let Layer { x, d, hq, hkv, h, eps, .. } = *self;
         let Scratch { both, gate, q, k, positions, table: turns, all_k, all_v, o } = scratch;
         let ([q, q_normed, q_turned], [k, k_normed]) = (q, k);

@@ -116,8 +116,9 @@ impl<E: Stored> Kernel<GdnLayer> for Loaded<E> {
             w,
             sizes: Sizes { hk, hv, k, v },
         };
-        let out = Out { o: &mut self.o, conv_state: &mut self.conv_after, state: &mut self.after };
-        layer.run(out, &mut self.scratch, plant);
+        let mut out =
+            Out { o: &mut self.o, conv_state: &mut self.conv_after, state: &mut self.after };
+        layer.run(&mut out, &mut self.scratch, plant);
     }
 
     fn inputs(&self) -> Inputs {
@@ -256,7 +257,7 @@ impl<E: Stored> Scratch<E> {
 
 impl<E: Stored> Layer<'_, E> {
     /// Projections, convolution, gates, delta rule, gated norm, projection.
-    pub(crate) fn run(&self, out: Out<'_, E>, scratch: &mut Scratch<E>, plant: Planted) {
+    pub(crate) fn run(&self, out: &mut Out<'_, E>, scratch: &mut Scratch<E>, plant: Planted) {
         let Layer { x, d, sizes, .. } = *self;
         let Sizes { hk, hv, k, v } = sizes;
         let s = scratch;

@@ -230,10 +230,10 @@ impl<E: Stored> Layer<'_, E> {
         let active = ids.len() / margins.len();
         let x = self.router.x.x;
         moe_router(Routed { ids, weights, logits, margins }, &self.router, inside(plant));
-        let mut used = ids.to_vec();
+        let (mut used, mut shares) = (ids.to_vec(), weights.clone());
         match plant.0 {
             Some("last-expert-dropped") if 1 < active => {
-                weights.iter_mut().skip(active - 1).step_by(active).for_each(|w| *w = 0.0);
+                shares.iter_mut().skip(active - 1).step_by(active).for_each(|w| *w = 0.0);
             }
             Some("routing-of-previous-token") => {
                 used.copy_within(..ids.len() - active, active);
@@ -244,7 +244,7 @@ impl<E: Stored> Layer<'_, E> {
             }
             _ => {}
         }
-        let routes = Routes { ids: &used, weights, active };
+        let routes = Routes { ids: &used, weights: &shares, active };
         moe_experts(routed, x, &routes, &self.experts, HONEST);
         let fed: Vec<E>;
         let x = if plant.is("shared-reads-routed") {
