@@ -218,6 +218,26 @@ fn at_the_ends(x: f64, grid: Grid, drop: u32, hot: Hot) -> f64 {
     whole * step
 }
 
+/// Whether every partial sum of these terms is on the grid, whatever the order: they are multiples of
+/// one power of two, and together below as many of it as the fraction can count.
+fn exact_in_any_order(terms: &[f64], step: Step) -> bool {
+    let (mut total, mut unit) = (0.0, i32::MAX);
+    for term in terms.iter().filter(|term| **term != 0.0) {
+        let exponent = ((term.to_bits() >> 52) & 0x7ff) as i32 - 1023;
+        let fraction = (term.to_bits() & ((1 << 52) - 1)) | (1 << 52);
+        unit = unit.min(exponent - 52 + fraction.trailing_zeros() as i32);
+        total += term.abs();
+    }
+    unit == i32::MAX || total <= 2.0_f64.powi((unit + 53 - step.drop as i32).clamp(-1074, 1023))
+}
+
+/// An addition on the grid, off by up to half a unit in the last place even where this order happens
+/// to be exact.
+fn inexact(x: f64, hot: Hot) -> f64 {
+    let half = hot.accumulator.grid.map_or(0.0, |grid| grid.half_ulp(x));
+    round(x + half * signed(word(-x, hot.seed)), hot.accumulator, hot)
+}
+
 impl Planned {
     /// The result of an operation.
     #[inline]
@@ -294,17 +314,29 @@ impl PartialOrd for Planned {
 impl Real for Planned {
     const NAME: &'static str = "planned";
 
-    /// A random run adds from a place of its own on, in one chain or in several.
+    /// A random run adds from a place of its own on, in one chain or in several, and no addition is
+    /// taken for exact that in another order would not be.
     fn sum(n: usize, f: impl Fn(usize) -> Planned) -> Planned {
         let hot = HOT.get();
-        if !hot.random || n < 2 {
+        if !hot.random || hot.accumulator.grid.is_none() || n < 2 {
             return interleaved(n, LANES, f);
+        }
+        let terms: Vec<f64> = (0..n).map(|i| f(i).0).collect();
+        if exact_in_any_order(&terms, hot.accumulator) {
+            return Planned(terms.iter().sum());
         }
         let order = mix(hot.seed ^ n as u64);
         let start = (order >> 32) as usize % n;
-        let from = |i: usize| f(if i + start < n { i + start } else { i + start - n });
         // Half of the runs in one chain: the order with the most error.
-        interleaved(n, [1, 1, 4, 16][(order & 3) as usize], from)
+        let width = [1, 1, 4, 16][(order & 3) as usize];
+        let mut lanes = [0.0_f64; LANES];
+        for i in 0..n {
+            let at = if i + start < n { i + start } else { i + start - n };
+            let lane = i % width;
+            lanes[lane] = if i < width { terms[at] } else { inexact(lanes[lane] + terms[at], hot) };
+        }
+        let more = &lanes[1..width.min(n)];
+        Planned(more.iter().fold(lanes[0], |sum, &lane| inexact(sum + lane, hot)))
     }
 
     fn of(x: f64) -> Planned {

@@ -62,6 +62,25 @@ fn random_rounding_is_fair_and_leaves_exact_numbers_alone() {
 }
 
 #[test]
+fn sums_of_small_integers_are_exact_in_every_run_and_others_in_none() {
+    let spread = |terms: &[f64]| {
+        let runs = (0..64).map(|seed| {
+            under(&Plan::F32, None, Rounding::Random(seed), || {
+                Planned::sum(terms.len(), |i| Planned::of(terms[i])).to_f64()
+            })
+        });
+        let all: Vec<f64> = runs.collect();
+        all.iter().fold(f64::MIN, |a, &b| a.max(b)) - all.iter().fold(f64::MAX, |a, &b| a.min(b))
+    };
+    let small: Vec<f64> = (0..300).map(|i| f64::from(i % 17 - 8)).collect();
+    assert_eq!(spread(&small), 0.0);
+    // In this order every partial sum is exact; from the middle on, none is.
+    let mut ordered = vec![2.0_f64.powi(24), -(2.0_f64.powi(24))];
+    ordered.extend([1.0; 6]);
+    assert!(1.0 <= spread(&ordered));
+}
+
+#[test]
 fn seeds_give_different_runs_and_the_same_seed_the_same() {
     let run = |seed| {
         under(&Plan::F32, None, Rounding::Random(seed), || {
