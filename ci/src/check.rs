@@ -120,7 +120,8 @@ pub(crate) struct Run<'a> {
     pub(crate) rows: usize,
     /// The fault that was planted, for repro lines.
     plant: Option<String>,
-    skipped: usize,
+    /// Outcome, op, variant and reason of what was skipped, and how often.
+    skips: BTreeMap<(&'static str, String), usize>,
     fail_fast: bool,
     ops: Vec<&'static str>,
     sums: BTreeMap<&'static str, Sum>,
@@ -131,6 +132,7 @@ pub(crate) struct Run<'a> {
 struct Sum {
     cases: usize,
     passed: usize,
+    skipped: usize,
     budget: f64,
     seconds: f64,
 }
@@ -141,7 +143,7 @@ impl<'a> Run<'a> {
             out,
             rows: 0,
             plant: None,
-            skipped: 0,
+            skips: BTreeMap::new(),
             fail_fast,
             ops: Vec::new(),
             sums: BTreeMap::new(),
@@ -175,14 +177,18 @@ impl<'a> Run<'a> {
             Outcome::Error(_) => Exit::Internal,
             // Known beforehand; told, and not green.
             Outcome::Skipped(_) | Outcome::Unsupported(_) => {
-                self.skipped += 1;
+                sum.skipped += 1;
                 Exit::Ok
             }
         };
         if exit != Exit::Ok {
             self.out.line(&block(row, self.plant.as_deref()));
         } else if let Outcome::Skipped(why) | Outcome::Unsupported(why) = &row.outcome {
-            self.out.line(&format!("{:<11} {}: {why}", row.outcome.name(), row.id()));
+            let whom = format!("{}@{}: {why}", row.op, row.variant);
+            *self.skips.entry((row.outcome.name(), whom)).or_default() += 1;
+            if self.out.verbose {
+                self.out.line(&format!("{:<11} {}: {why}", row.outcome.name(), row.id()));
+            }
         } else if self.out.verbose {
             self.out.line(&format!(
                 "{:<11} {}  budget {:.3}",
@@ -205,24 +211,35 @@ impl<'a> Run<'a> {
                     (*op).to_owned(),
                     sum.cases.to_string(),
                     sum.passed.to_string(),
-                    (sum.cases - sum.passed).to_string(),
+                    (sum.cases - sum.passed - sum.skipped).to_string(),
+                    sum.skipped.to_string(),
                     format!("{:.1} %", 100.0 * sum.budget),
                     format!("{:.0} ms", 1e3 * sum.seconds),
                 ]
             })
             .collect();
-        self.out
-            .table(&["op", "cases", "passed", "not passed", "worst use of bound", "time"], &rows);
+        self.out.table(
+            &["op", "cases", "passed", "not passed", "skipped", "worst use of bound", "time"],
+            &rows,
+        );
+        for ((outcome, whom), n) in &self.skips {
+            let problems = if *n == 1 { "problem" } else { "problems" };
+            self.out.line(&format!("{outcome}: {whom} ({n} {problems})"));
+        }
         let passed: usize = self.sums.values().map(|sum| sum.passed).sum();
-        self.out.line(&format!("{passed} passed, {} not passed", self.rows - passed));
+        let skipped: usize = self.sums.values().map(|sum| sum.skipped).sum();
+        let told = if skipped == 0 { String::new() } else { format!(", {skipped} skipped") };
+        let wrong = self.rows - passed - skipped;
+        self.out.line(&format!("{passed} passed, {wrong} not passed{told}"));
         // A run in which nothing passed is red; where nothing even ran, the machine was unfit for it.
         let exit = match self.exit {
-            Exit::Ok if passed == 0 && self.skipped == self.rows => Exit::Unfit,
+            Exit::Ok if passed == 0 && skipped == self.rows => Exit::Unfit,
             Exit::Ok if passed == 0 => Exit::Wrong,
             exit => exit,
         };
         self.out.json(&json!({
-            "schema": "karat.result/1", "kind": "summary", "rows": self.rows, "passed": passed, "exit": exit as u8,
+            "schema": "karat.result/1", "kind": "summary", "rows": self.rows, "passed": passed, "skipped": skipped,
+            "exit": exit as u8,
         }));
         if out::interrupted() {
             return Err(fail(Exit::Interrupted, "interrupted"));
