@@ -31,7 +31,7 @@ use std::sync::Arc;
 
 use golden::{Engine, Error, Weights};
 
-/// An engine by name: `reference` in `f32` or `f64`, with a fault planted in its wiring if one is
+/// An engine by name: `reference` in `f32` or `f64`, or `cpu`; the reference with a fault planted in its wiring if one is
 /// named.
 ///
 /// # Errors
@@ -57,7 +57,10 @@ pub fn engine(
             Ok(Box::new(reference::Model::<f64>::new(weights).with_plant(plant)))
         }
         ("reference", _) => Err(format!("number {number:?}: expected f32 or f64").into()),
-        _ => Err(format!("engine {name:?}: expected reference").into()),
+        ("cpu", _) if plant.is_some() => Err("plants are of the reference's wiring".into()),
+        ("cpu", "f32") => optimized::cpu::model::engine(weights),
+        ("cpu", _) => Err(format!("number {number:?}: the cpu engine computes in f32").into()),
+        _ => Err(format!("engine {name:?}: expected reference or cpu").into()),
     }
 }
 

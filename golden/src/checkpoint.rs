@@ -11,6 +11,7 @@ use std::{
     io,
     ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use memmap2::Mmap;
@@ -20,7 +21,7 @@ use crate::{
     Config, Dtype, Weights, file, map, names,
     names::{Entry, Role},
     recording::FileHash,
-    weights::{Meta, RawTensor, WeightError},
+    weights::{Kept, Meta, RawTensor, WeightError},
 };
 
 mod header;
@@ -32,7 +33,7 @@ mod tests;
 pub struct Checkpoint {
     dir: PathBuf,
     config: Config,
-    shards: Vec<(PathBuf, Mmap)>,
+    shards: Vec<(PathBuf, Arc<Mmap>)>,
     /// Where each tensor of the files is.
     files: BTreeMap<String, Place>,
     /// Where each official name is answered from.
@@ -79,7 +80,7 @@ impl Checkpoint {
                     return Err(error(path, format!("tensor {name}: also in another shard")));
                 }
             }
-            maps.push((path.clone(), map));
+            maps.push((path.clone(), Arc::new(map)));
         }
         if let Some(index) = index
             && let Some((name, file)) = index.iter().find(|(name, _)| !files.contains_key(*name))
@@ -248,6 +249,29 @@ impl Checkpoint {
         Ok(place.meta.clone())
     }
 
+    /// Where some rows of an official tensor are: shard, type and shape, bytes.
+    fn place(
+        &self,
+        name: &str,
+        rows: Range<usize>,
+    ) -> Result<(usize, Meta, Range<usize>), WeightError> {
+        let Some(answer) = self.answers.get(name) else {
+            return Err(error(&self.dir, format!("tensor {name}: there is none")));
+        };
+        let mut meta = answer.meta.clone();
+        if meta.shape.is_empty() || meta.shape[0] < rows.end {
+            return Err(error(
+                &self.dir,
+                format!("tensor {name}: rows {rows:?} of shape {:?}", meta.shape),
+            ));
+        }
+        let row = meta.shape[1..].iter().product::<usize>() * meta.dtype.size();
+        meta.shape[0] = rows.len();
+        let place = &self.files[&answer.file];
+        let start = place.bytes.start + answer.offset;
+        Ok((place.shard, meta, start + rows.start * row..start + rows.end * row))
+    }
+
     fn wrong(&self, tensor: &str, expected: &str, got: &str) -> WeightError {
         let file = self.files.get(tensor).map_or(&self.dir, |place| &self.shards[place.shard].0);
         error(file, format!("tensor {tensor}: expected {expected}, got {got}"))
@@ -391,22 +415,15 @@ impl Weights for Checkpoint {
     }
 
     fn fetch_rows(&self, name: &str, rows: Range<usize>) -> Result<RawTensor<'_>, WeightError> {
-        let Some(answer) = self.answers.get(name) else {
-            return Err(error(&self.dir, format!("tensor {name}: there is none")));
-        };
-        let mut shape = answer.meta.shape.clone();
-        if shape.is_empty() || shape[0] < rows.end {
-            return Err(error(
-                &self.dir,
-                format!("tensor {name}: rows {rows:?} of shape {shape:?}"),
-            ));
-        }
-        let row = shape[1..].iter().product::<usize>() * answer.meta.dtype.size();
-        shape[0] = rows.len();
-        let place = &self.files[&answer.file];
-        let start = place.bytes.start + answer.offset;
-        let data = &self.shards[place.shard].1[start + rows.start * row..start + rows.end * row];
-        Ok(RawTensor { dtype: answer.meta.dtype, shape, data: Cow::Borrowed(data) })
+        let (shard, meta, bytes) = self.place(name, rows)?;
+        let data = Cow::Borrowed(&self.shards[shard].1[bytes]);
+        Ok(RawTensor { dtype: meta.dtype, shape: meta.shape, data })
+    }
+
+    fn keep(&self, name: &str) -> Result<Kept, WeightError> {
+        let rows = self.answers.get(name).and_then(|answer| answer.meta.shape.first().copied());
+        let (shard, meta, bytes) = self.place(name, 0..rows.unwrap_or(0))?;
+        Ok(Kept { meta, owner: self.shards[shard].1.clone(), bytes })
     }
 
     fn names(&self) -> Vec<String> {

@@ -132,6 +132,53 @@ impl Config {
 }
 
 impl Rope {
+    /// The frequencies `[rotary_dim / 2]` (rounded up), in torch's own f32 steps: input of
+    /// [`rope`](crate::ops::rope), defined in f32 for every number type.
+    ///
+    /// `1 / f32(theta^(f32(2 i) / f32(R)))`; with `YaRN`
+    /// `inv_i / factor * ramp_i + inv_i * (1 - ramp_i)`, `ramp_i = clamp((i - low) / (high - low), 0, 1)`
+    /// where `low` and `high` are the channels that turn `beta_fast` and `beta_slow` times over the
+    /// original context: `R ln(original / (2 pi turns)) / (2 ln theta)`.
+    /// Source: `_compute_default_rope_parameters`, `_compute_yarn_parameters`, transformers 5.23.0.
+    pub fn inv_freq(&self) -> Vec<f32> {
+        let dim = self.rotary_dim;
+        let pos_freqs: Vec<f32> = (0..dim.div_ceil(2))
+            .map(|i| {
+                let power = (2 * i) as f32 / dim as f32;
+                // Rounded once: this is what torch's `pow` returns for every index of every config seen.
+                self.theta.powf(f64::from(power)) as f32
+            })
+            .collect();
+        let Some(yarn) = self.yarn else {
+            return pos_freqs.iter().map(|p| 1.0 / p).collect();
+        };
+        let channel = |turns: f64| {
+            let original = yarn.original_max_position_embeddings as f64;
+            dim as f64 * (original / (turns * 2.0 * std::f64::consts::PI)).ln()
+                / (2.0 * self.theta.ln())
+        };
+        let (mut low, mut high) = (channel(yarn.beta_fast), channel(yarn.beta_slow));
+        if yarn.truncate {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        let (low, mut high) = (low.max(0.0), high.min(dim as f64 - 1.0));
+        if low == high {
+            // The official code widens an empty ramp so that it can be divided by.
+            high += 0.001;
+        }
+        let (low32, width) = (low as f32, (high - low) as f32);
+        pos_freqs
+            .iter()
+            .enumerate()
+            .map(|(i, &p)| {
+                let ramp = ((i as f32 - low32) / width).clamp(0.0, 1.0);
+                let extrapolated = 1.0 - ramp;
+                let (alone, divided) = (1.0 / p, 1.0 / (yarn.factor as f32 * p));
+                divided * (1.0 - extrapolated) + alone * extrapolated
+            })
+            .collect()
+    }
+
     /// `partial_rotary_factor`, for which `head_dim * factor` rounds down to [`Rope::rotary_dim`].
     pub fn partial_rotary_factor(&self, head_dim: usize) -> f64 {
         let factor = self.rotary_dim as f64 / head_dim as f64;

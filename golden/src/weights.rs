@@ -1,6 +1,6 @@
 //! Where weights come from: by checkpoint name, lazily.
 
-use std::{borrow::Cow, fmt, ops::Range};
+use std::{borrow::Cow, fmt, ops::Range, sync::Arc};
 
 use crate::{Config, Dtype};
 
@@ -21,6 +21,13 @@ pub trait Weights: Send + Sync {
     fn fetch(&self, name: &str) -> Result<RawTensor<'_>, WeightError>;
     /// Some rows (indices of the first dimension) of a tensor.
     fn fetch_rows(&self, name: &str, rows: Range<usize>) -> Result<RawTensor<'_>, WeightError>;
+    /// A whole tensor that outlives this source's borrow. Files share their memory map; what is
+    /// generated is copied.
+    fn keep(&self, name: &str) -> Result<Kept, WeightError> {
+        let RawTensor { dtype, shape, data } = self.fetch(name)?;
+        let data = data.into_owned();
+        Ok(Kept { meta: Meta { dtype, shape }, bytes: 0..data.len(), owner: Arc::new(data) })
+    }
     /// Every tensor name that [`fetch`](Self::fetch) answers, sorted as the checkpoint lists them.
     fn names(&self) -> Vec<String>;
 }
@@ -32,6 +39,28 @@ pub struct Meta {
     pub dtype: Dtype,
     /// Sizes, outermost first.
     pub shape: Vec<usize>,
+}
+
+/// A tensor as it is stored, together with the memory that it lies in.
+#[derive(Clone)]
+pub struct Kept {
+    /// Dtype and shape.
+    pub meta: Meta,
+    pub(crate) owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    pub(crate) bytes: Range<usize>,
+}
+
+impl Kept {
+    /// Little-endian elements in row-major order.
+    pub fn data(&self) -> &[u8] {
+        &(*self.owner).as_ref()[self.bytes.clone()]
+    }
+}
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kept").field("meta", &self.meta).finish_non_exhaustive()
+    }
 }
 
 /// A tensor as it is stored: little-endian elements in row-major order.

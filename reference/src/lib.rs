@@ -52,7 +52,7 @@ pub use crate::{
     real::Real,
     rms_norm::rms_norm,
     rms_norm_gated::rms_norm_gated,
-    rope::{inv_freq, rope},
+    rope::rope,
     sampling::sampling,
     shared_expert::{shared_expert, swiglu},
 };

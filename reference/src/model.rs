@@ -21,7 +21,7 @@ use golden::{
 use ndarray::{ArcArray, Array, Array2, Array3, ArrayView, Axis, Dimension, concatenate, s};
 
 use crate::{
-    Plant, Real, attention_layer, gdn_layer, inv_freq, lm_head,
+    Plant, Real, attention_layer, gdn_layer, lm_head,
     load::Load,
     moe_experts::{Expert, moe_experts_from},
     moe_router, mtp, rms_norm,
@@ -90,7 +90,7 @@ impl<R: Real> Model<R> {
     /// A model that holds no sequence yet.
     pub fn new(weights: Arc<dyn Weights>) -> Self {
         let config = weights.config().clone();
-        let inv_freq = Tensor1::from(inv_freq(&config.rope));
+        let inv_freq = Tensor1::from(config.rope.inv_freq());
         Model {
             weights,
             config,

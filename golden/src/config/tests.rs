@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{Config, Mixer, Mlp, Preset};
+use super::{Config, Mixer, Mlp, Preset, Rope};
 use crate::Dtype;
 
 fn tiny() -> Value {
@@ -198,4 +198,11 @@ proptest! {
             let _ = parse(&with(&key, value));
         }
     }
+}
+
+/// `int(20 * 0.25)` is odd; values of `Qwen3NextRotaryEmbedding`, transformers 5.23.0.
+#[test]
+fn an_odd_number_of_rotated_channels_turns_one_more() {
+    let rope = Rope { theta: 10_000.0, rotary_dim: 5, yarn: None };
+    assert_eq!(rope.inv_freq(), [1.0, 0.025_118_863, 0.000_630_957_3]);
 }

@@ -17,6 +17,8 @@ use super::{
     stored::{Stored, widen},
 };
 
+pub(crate) mod fast;
+
 /// Every CPU variant, plainest first.
 pub static VARIANTS: &[&dyn Variant<Attention>] = &[&Portable {
     name: "cpu/portable",

@@ -20,6 +20,7 @@ use chunked::Chunked;
 use recurrent::Recurrent;
 
 mod chunked;
+pub(crate) mod fast;
 mod plants;
 pub(crate) mod recurrent;
 

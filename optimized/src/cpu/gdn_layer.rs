@@ -18,6 +18,7 @@ use super::{
 };
 use plants::inside;
 
+pub(crate) mod fast;
 mod layout;
 mod plants;
 

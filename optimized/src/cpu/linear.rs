@@ -14,6 +14,8 @@ use super::{
     stored::{Stored, widen},
 };
 
+pub(crate) mod fast;
+
 /// Every CPU variant, plainest first.
 pub static VARIANTS: &[&dyn Variant<Linear>] = &[&Portable {
     name: "cpu/portable",

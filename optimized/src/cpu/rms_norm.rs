@@ -13,6 +13,8 @@ use super::{
     stored::Stored,
 };
 
+pub(crate) mod fast;
+
 /// Every CPU variant, plainest first.
 pub static VARIANTS: &[&dyn Variant<RmsNorm>] = &[&Portable {
     name: "cpu/portable",

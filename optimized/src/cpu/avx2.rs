@@ -1,0 +1,248 @@
+//! The words of [`Simd`] in AVX2, FMA and F16C: two registers of eight lanes for sixteen numbers.
+#![expect(unsafe_code, reason = "intrinsics may run only where the processor has them")]
+// One argument holds for every block below: an `Avx2` exists only where `new` found the features,
+// so that their instructions may be executed; pointers come from references of the length that is
+// read or written.
+#![expect(clippy::undocumented_unsafe_blocks, reason = "argued once, above")]
+
+use std::arch::x86_64::{
+    __m128i, __m256, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT,
+    _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_max_ps, _mm_max_ss,
+    _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_epi32, _mm256_add_ps, _mm256_blendv_ps,
+    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cmp_ps, _mm256_cvtepu16_epi32,
+    _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps,
+    _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_round_ps,
+    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
+    _mm256_sub_ps,
+};
+
+use half::{bf16, f16};
+
+use super::simd::{Factor, LANES, Rows, Simd, Wide, outer, tiles};
+
+/// Proof that the processor has AVX2, FMA and F16C.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+/// Eight numbers from memory, widened.
+pub(crate) trait Load: Sized {
+    /// # Safety
+    /// The processor has AVX2 and F16C, and eight numbers lie at `x`.
+    unsafe fn eight(x: *const Self) -> __m256;
+}
+
+impl Load for f32 {
+    #[inline(always)]
+    unsafe fn eight(x: *const f32) -> __m256 {
+        unsafe { _mm256_loadu_ps(x) }
+    }
+}
+
+impl Load for bf16 {
+    #[inline(always)]
+    unsafe fn eight(x: *const bf16) -> __m256 {
+        let bits = unsafe { _mm_loadu_si128(x.cast::<__m128i>()) };
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits))) }
+    }
+}
+
+impl Load for f16 {
+    #[inline(always)]
+    unsafe fn eight(x: *const f16) -> __m256 {
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(x.cast::<__m128i>())) }
+    }
+}
+
+type Eight = __m256;
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn compiled_here<T>(job: impl FnOnce() -> T) -> T {
+    job()
+}
+
+/// A word of two registers from one of one register.
+macro_rules! both {
+    ($a:ident, $word:expr) => {
+        [$a[0], $a[1]].map(|a| unsafe { $word(a) })
+    };
+    ($a:ident, $b:ident, $word:expr) => {
+        unsafe { [$word($a[0], $b[0]), $word($a[1], $b[1])] }
+    };
+}
+
+impl Simd for Avx2 {
+    const NAME: &'static str = "avx2";
+    type F = [Eight; 2];
+
+    fn new() -> Option<Avx2> {
+        let has = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        has.then_some(Avx2(()))
+    }
+
+    #[inline(always)]
+    fn run<T>(self, job: impl FnOnce() -> T) -> T {
+        unsafe { compiled_here(job) }
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        [unsafe { _mm256_set1_ps(x) }; 2]
+    }
+
+    #[inline(always)]
+    fn load<W: Wide>(self, x: &[W; LANES]) -> Self::F {
+        let x = x.as_ptr();
+        unsafe { [W::eight(x), W::eight(x.add(8))] }
+    }
+
+    #[inline(always)]
+    fn store(self, o: &mut [f32; LANES], x: Self::F) {
+        let o = o.as_mut_ptr();
+        unsafe { _mm256_storeu_ps(o, x[0]) };
+        unsafe { _mm256_storeu_ps(o.add(8), x[1]) };
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(a, b, _mm256_add_ps)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(a, b, _mm256_sub_ps)
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(a, b, _mm256_mul_ps)
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(a, b, _mm256_div_ps)
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(a, b, _mm256_max_ps)
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(a, b, _mm256_min_ps)
+    }
+
+    #[inline(always)]
+    fn round(self, x: Self::F) -> Self::F {
+        both!(x, _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>)
+    }
+
+    #[inline(always)]
+    fn pow2(self, n: Self::F) -> Self::F {
+        n.map(|n| {
+            let exponent = unsafe { _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)) };
+            unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)) }
+        })
+    }
+
+    #[inline(always)]
+    fn unless_nan(self, x: Self::F, y: Self::F) -> Self::F {
+        both!(x, y, |x, y| _mm256_blendv_ps(y, x, _mm256_cmp_ps::<_CMP_UNORD_Q>(x, x)))
+    }
+
+    #[inline(always)]
+    fn sum(self, x: Self::F) -> f32 {
+        unsafe { sum(_mm256_add_ps(x[0], x[1])) }
+    }
+
+    #[inline(always)]
+    fn max_lane(self, x: Self::F) -> f32 {
+        let x = unsafe { _mm256_max_ps(x[0], x[1]) };
+        unsafe {
+            let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps::<1>(x, x)))
+        }
+    }
+
+    #[inline(always)]
+    fn dots<W: Wide, X: Wide, const R: usize, const T: usize>(
+        self,
+        w: [&[W]; R],
+        x: [&[X]; T],
+    ) -> [[f32; T]; R] {
+        let len = x.first().map_or(0, |x| x.len());
+        assert!(w.iter().all(|w| w.len() == len) && x.iter().all(|x| x.len() == len));
+        let whole = len / 8 * 8;
+        let mut sums = [[unsafe { _mm256_setzero_ps() }; T]; R];
+        for at in (0..whole).step_by(8) {
+            // `at + 8 <= whole <= len`.
+            let w: [Eight; R] = std::array::from_fn(|r| unsafe { W::eight(w[r].as_ptr().add(at)) });
+            for t in 0..T {
+                let x = unsafe { X::eight(x[t].as_ptr().add(at)) };
+                for r in 0..R {
+                    sums[r][t] = unsafe { _mm256_fmadd_ps(w[r], x, sums[r][t]) };
+                }
+            }
+        }
+        if whole < len {
+            let w = w.map(|w| unsafe { rest(&w[whole..]) });
+            let x = x.map(|x| unsafe { rest(&x[whole..]) });
+            for (sums, w) in sums.iter_mut().zip(w) {
+                for (sum, x) in sums.iter_mut().zip(x) {
+                    *sum = unsafe { _mm256_fmadd_ps(w, x, *sum) };
+                }
+            }
+        }
+        sums.map(|sums| sums.map(|x| unsafe { sum(x) }))
+    }
+
+    #[inline(always)]
+    fn products<W: Wide, X: Wide>(
+        self,
+        w: Rows<'_, W>,
+        x: Rows<'_, X>,
+        put: impl FnMut(usize, usize, f32),
+    ) {
+        // Twelve sums, three rows and one column at hand: sixteen registers.
+        tiles::<_, _, _, 3, 4, 6>(self, w, x, put);
+    }
+
+    #[inline(always)]
+    fn accumulate<B: Wide>(self, o: &mut [f32], a: Factor<'_>, b: &[B], j: usize) {
+        outer::<_, _, 6, 1>(self, o, a, b, j);
+    }
+}
+
+/// Fewer than eight numbers, and zeros.
+///
+/// # Safety
+/// The processor has AVX.
+#[inline(always)]
+unsafe fn rest<W: Wide>(x: &[W]) -> Eight {
+    let mut eight = [0.0; 8];
+    for (o, x) in eight.iter_mut().zip(x) {
+        *o = x.load();
+    }
+    unsafe { _mm256_loadu_ps(eight.as_ptr()) }
+}
+
+/// Halves are added until one is left.
+///
+/// # Safety
+/// The processor has AVX.
+#[inline(always)]
+unsafe fn sum(x: Eight) -> f32 {
+    unsafe {
+        let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+        let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+        _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps::<1>(x, x)))
+    }
+}

@@ -1,0 +1,223 @@
+//! The words of [`Simd`] in AVX-512: one register for sixteen numbers.
+#![expect(unsafe_code, reason = "intrinsics may run only where the processor has them")]
+// One argument holds for every block below: an `Avx512` exists only where `new` found the features,
+// so that their instructions may be executed; pointers come from references of the length that is
+// read or written.
+#![expect(clippy::undocumented_unsafe_blocks, reason = "argued once, above")]
+
+use std::arch::x86_64::{
+    __m256i, __m512, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_add_ps,
+    _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_ps,
+    _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_loadu_si256, _mm512_add_epi32,
+    _mm512_add_ps, _mm512_castps512_ps256, _mm512_castsi512_ps, _mm512_cmp_ps_mask,
+    _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_epi32, _mm512_div_ps,
+    _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_mov_ps, _mm512_max_ps,
+    _mm512_min_ps, _mm512_mul_ps, _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+};
+
+use half::{bf16, f16};
+
+use super::simd::{Factor, LANES, Rows, Simd, Wide, outer, tiles};
+
+/// Proof that the processor has AVX-512 (F, DQ, BW, VL).
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+/// Sixteen numbers from memory, widened.
+pub(crate) trait Load: Sized {
+    /// # Safety
+    /// The processor has AVX-512F, and sixteen numbers lie at `x`.
+    unsafe fn sixteen(x: *const Self) -> __m512;
+}
+
+impl Load for f32 {
+    #[inline(always)]
+    unsafe fn sixteen(x: *const f32) -> __m512 {
+        unsafe { _mm512_loadu_ps(x) }
+    }
+}
+
+impl Load for bf16 {
+    #[inline(always)]
+    unsafe fn sixteen(x: *const bf16) -> __m512 {
+        let bits = unsafe { _mm256_loadu_si256(x.cast::<__m256i>()) };
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits))) }
+    }
+}
+
+impl Load for f16 {
+    #[inline(always)]
+    unsafe fn sixteen(x: *const f16) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.cast::<__m256i>())) }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c")]
+fn compiled_here<T>(job: impl FnOnce() -> T) -> T {
+    job()
+}
+
+impl Simd for Avx512 {
+    const NAME: &'static str = "avx512";
+    type F = __m512;
+
+    fn new() -> Option<Avx512> {
+        let has = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        has.then_some(Avx512(()))
+    }
+
+    #[inline(always)]
+    fn run<T>(self, job: impl FnOnce() -> T) -> T {
+        unsafe { compiled_here(job) }
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    fn load<W: Wide>(self, x: &[W; LANES]) -> __m512 {
+        unsafe { W::sixteen(x.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store(self, o: &mut [f32; LANES], x: __m512) {
+        unsafe { _mm512_storeu_ps(o.as_mut_ptr(), x) };
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_div_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_min_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn round(self, x: __m512) -> __m512 {
+        unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x) }
+    }
+
+    #[inline(always)]
+    fn pow2(self, n: __m512) -> __m512 {
+        let exponent = unsafe { _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)) };
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent)) }
+    }
+
+    #[inline(always)]
+    fn unless_nan(self, x: __m512, y: __m512) -> __m512 {
+        unsafe { _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x), x) }
+    }
+
+    /// Halves are added until one is left.
+    #[inline(always)]
+    fn sum(self, x: __m512) -> f32 {
+        unsafe {
+            let x = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
+            let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps::<1>(x, x)))
+        }
+    }
+
+    #[inline(always)]
+    fn max_lane(self, x: __m512) -> f32 {
+        unsafe { _mm512_reduce_max_ps(x) }
+    }
+
+    #[inline(always)]
+    fn dots<W: Wide, X: Wide, const R: usize, const T: usize>(
+        self,
+        w: [&[W]; R],
+        x: [&[X]; T],
+    ) -> [[f32; T]; R] {
+        let len = x.first().map_or(0, |x| x.len());
+        assert!(w.iter().all(|w| w.len() == len) && x.iter().all(|x| x.len() == len));
+        let whole = len / LANES * LANES;
+        let mut sums = [[unsafe { _mm512_setzero_ps() }; T]; R];
+        for at in (0..whole).step_by(LANES) {
+            // `at + 16 <= whole <= len`.
+            let w: [__m512; R] =
+                std::array::from_fn(|r| unsafe { W::sixteen(w[r].as_ptr().add(at)) });
+            for t in 0..T {
+                let x = unsafe { X::sixteen(x[t].as_ptr().add(at)) };
+                for r in 0..R {
+                    sums[r][t] = unsafe { _mm512_fmadd_ps(w[r], x, sums[r][t]) };
+                }
+            }
+        }
+        if whole < len {
+            let w = w.map(|w| self.rest(&w[whole..]));
+            let x = x.map(|x| self.rest(&x[whole..]));
+            for (sums, w) in sums.iter_mut().zip(w) {
+                for (sum, x) in sums.iter_mut().zip(x) {
+                    *sum = self.fma(w, x, *sum);
+                }
+            }
+        }
+        sums.map(|sums| sums.map(|x| self.sum(x)))
+    }
+
+    #[inline(always)]
+    fn products<W: Wide, X: Wide>(
+        self,
+        w: Rows<'_, W>,
+        x: Rows<'_, X>,
+        put: impl FnMut(usize, usize, f32),
+    ) {
+        // Twenty-four sums, four rows and one column at hand: of thirty-two registers.
+        tiles::<_, _, _, 4, 6, 8>(self, w, x, put);
+    }
+
+    #[inline(always)]
+    fn accumulate<B: Wide>(self, o: &mut [f32], a: Factor<'_>, b: &[B], j: usize) {
+        outer::<_, _, 6, 4>(self, o, a, b, j);
+    }
+}
+
+impl Avx512 {
+    /// Fewer than sixteen numbers, and zeros.
+    #[inline(always)]
+    fn rest<W: Wide>(self, x: &[W]) -> __m512 {
+        let mut sixteen = [0.0; LANES];
+        for (o, x) in sixteen.iter_mut().zip(x) {
+            *o = x.load();
+        }
+        self.load(&sixteen)
+    }
+}

@@ -1,0 +1,213 @@
+//! The delta rule of one value head, token by token and in chunks, on vectors.
+//!
+//! Queries and keys come normed, the query scaled. In chunks there is one right-hand side to solve
+//! for: `Vn = (I + A)^-1 beta (V - exp(G) K S)` by forward substitution, so that neither the inverse
+//! nor `W` and `U` are formed. See [`golden::ops::gated_delta_rule`].
+
+use crate::cpu::simd::{Factor, LANES, Rows, Simd, lanes, lanes_mut, map};
+
+/// Tokens of a chunk: products with the state are shared by so many, and what a chunk adds (scores
+/// and the triangle) is a sixth of the work.
+pub(crate) const CHUNK: usize = 32;
+
+/// Up to [`CHUNK`] tokens of one value head; rows of `q`, `k` and `v` lie `stride` apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Chunk<'a> {
+    /// `[C, K]`, normed and scaled.
+    pub(crate) q: &'a [f32],
+    /// `[C, K]`, normed.
+    pub(crate) k: &'a [f32],
+    /// `[C, V]`.
+    pub(crate) v: &'a [f32],
+    /// Distance of their rows.
+    pub(crate) stride: usize,
+    /// `[C]` log decay.
+    pub(crate) g: &'a [f32],
+    /// `[C]` write strength.
+    pub(crate) beta: &'a [f32],
+    /// Channels of a key.
+    pub(crate) key: usize,
+    /// Channels of a value.
+    pub(crate) value: usize,
+}
+
+/// Room for the intermediates of a chunk.
+#[derive(Default)]
+pub(crate) struct Room {
+    decay: Vec<f32>,
+    a: Vec<f32>,
+    scores: Vec<f32>,
+    read: Vec<f32>,
+    values: Vec<f32>,
+    keys: Vec<f32>,
+}
+
+/// As many elements, whatever they are: each is written before it is read.
+fn sized(x: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    x.resize(len, f32::NAN);
+    &mut x[..len]
+}
+
+/// One token after the other. `o`: `[C, V]`; `state`: `[K, V]`.
+#[inline(always)]
+pub(crate) fn steps<S: Simd>(s: S, o: &mut [f32], state: &mut [f32], x: &Chunk<'_>, room: &mut Room) {
+    let d = sized(&mut room.values, x.value);
+    for (i, o) in o.chunks_exact_mut(x.value).enumerate() {
+        let (q, k) = (&x.q[i * x.stride..][..x.key], &x.k[i * x.stride..][..x.key]);
+        let v = &x.v[i * x.stride..][..x.value];
+        let (decay, beta) = (x.g[i].exp(), x.beta[i]);
+        d.fill(0.0);
+        s.accumulate(d, Factor { data: k, row: x.key, column: 1 }, state, x.value);
+        for (d, v) in d.iter_mut().zip(v) {
+            *d = beta * (v - decay * *d);
+        }
+        write_and_answer(s, o, state, Write { decay, k, q, d });
+    }
+}
+
+struct Write<'a> {
+    decay: f32,
+    k: &'a [f32],
+    q: &'a [f32],
+    d: &'a [f32],
+}
+
+/// `S <- decay S + k d'`, `o = S' q`, in one walk through the state.
+#[inline(always)]
+fn write_and_answer<S: Simd>(s: S, o: &mut [f32], state: &mut [f32], x: Write<'_>) {
+    const C: usize = 2;
+    let j = o.len();
+    let decay = s.splat(x.decay);
+    let mut at = 0;
+    while at + C * LANES <= j {
+        let d: [S::F; C] = std::array::from_fn(|c| s.load(lanes(&x.d[at + c * LANES..])));
+        let mut sums = [s.splat(0.0); C];
+        for ((row, &k), &q) in state.chunks_exact_mut(j).zip(x.k).zip(x.q) {
+            let (k, q) = (s.splat(k), s.splat(q));
+            for c in 0..C {
+                let place = lanes_mut(&mut row[at + c * LANES..]);
+                let new = s.fma(k, d[c], s.mul(decay, s.load(place)));
+                s.store(place, new);
+                sums[c] = s.fma(q, new, sums[c]);
+            }
+        }
+        for (c, sum) in sums.into_iter().enumerate() {
+            s.store(lanes_mut(&mut o[at + c * LANES..]), sum);
+        }
+        at += C * LANES;
+    }
+    if at < j {
+        o[at..].fill(0.0);
+        for ((row, &k), &q) in state.chunks_exact_mut(j).zip(x.k).zip(x.q) {
+            for ((s, d), o) in row[at..].iter_mut().zip(&x.d[at..]).zip(&mut o[at..]) {
+                *s = x.decay * *s + k * d;
+                *o += q * *s;
+            }
+        }
+    }
+}
+
+/// A chunk at once. `o`: `[C, V]`; `state`: `[K, V]`.
+#[inline(always)]
+pub(crate) fn chunk<S: Simd>(s: S, o: &mut [f32], state: &mut [f32], x: &Chunk<'_>, room: &mut Room) {
+    let (c, key, value) = (x.g.len(), x.key, x.value);
+    let Room { decay, a, scores, read, values, keys } = room;
+    // [C, C]: exp(G_i - G_j) on and below the diagonal. G_i - G_j is the sum of the gates between: a
+    // difference of two large sums has lost what a small gate said.
+    let decay = sized(decay, c * c);
+    for i in 0..c {
+        let (done, row) = decay.split_at_mut(i * c);
+        row[..c].fill(f32::NEG_INFINITY);
+        row[i] = 0.0;
+        if 0 < i {
+            for (to, from) in row[..i].iter_mut().zip(&done[(i - 1) * c..]) {
+                *to = from + x.g[i];
+            }
+        }
+    }
+    map(s, decay, |x| s.exp(x));
+    let rows = |data| Rows { data, stride: x.stride, from: 0, len: key };
+    let (q_rows, k_rows) = (&x.q[..(c - 1) * x.stride + key], &x.k[..(c - 1) * x.stride + key]);
+    // [C, C]: strictly lower.
+    let a = sized(a, c * c);
+    s.products(rows(k_rows), rows(k_rows), |i, j, sum| {
+        a[i * c + j] = if j < i { -x.beta[i] * sum * decay[i * c + j] } else { 0.0 };
+    });
+    let scores = sized(scores, c * c);
+    s.products(rows(q_rows), rows(k_rows), |i, j, sum| {
+        scores[i * c + j] = if j <= i { sum * decay[i * c + j] } else { 0.0 };
+    });
+    // [C, V]: what the state says of each key, then of each query.
+    let read = sized(read, c * value);
+    let strided = |data| Factor { data, row: x.stride, column: 1 };
+    read.fill(0.0);
+    s.accumulate(read, strided(k_rows), state, value);
+    let values = sized(values, c * value);
+    let mut sum = 0.0;
+    for i in 0..c {
+        let new = &mut values[i * value..][..value];
+        sum += x.g[i];
+        let (decay, beta) = (sum.exp(), x.beta[i]);
+        let v = &x.v[i * x.stride..][..value];
+        for ((new, v), read) in new.iter_mut().zip(v).zip(&read[i * value..]) {
+            *new = beta * (v - decay * read);
+        }
+    }
+    solve(s, values, a, value);
+    o.fill(0.0);
+    s.accumulate(o, strided(q_rows), state, value);
+    let mut sum = 0.0;
+    for (o, g) in o.chunks_exact_mut(value).zip(x.g) {
+        sum += g;
+        let decay = s.splat(sum.exp());
+        map(s, o, |x| s.mul(x, decay));
+    }
+    add_lower(s, o, scores, values, value);
+    // S <- exp(G_last) S + (exp(G_last - G) K)' Vn
+    let last = s.splat(sum.exp());
+    map(s, state, |x| s.mul(x, last));
+    let keys = sized(keys, c * key);
+    for (i, keys) in keys.chunks_exact_mut(key).enumerate() {
+        let left = decay[(c - 1) * c + i];
+        for (to, from) in keys.iter_mut().zip(&x.k[i * x.stride..]) {
+            *to = left * from;
+        }
+    }
+    s.accumulate(state, Factor { data: keys, row: 1, column: key }, values, value);
+}
+
+/// Rows that are taken together where one row depends on those before it.
+const TOGETHER: usize = 8;
+
+/// `x_i += sum_{j < i} a_ij x_j`, in the order of `i`. `x`: `[C, V]`; `a`: `[C, C]`.
+#[inline(always)]
+fn solve<S: Simd>(s: S, x: &mut [f32], a: &[f32], v: usize) {
+    let c = x.len() / v;
+    for start in (0..c).step_by(TOGETHER) {
+        let end = (start + TOGETHER).min(c);
+        let (done, rest) = x.split_at_mut(start * v);
+        let now = &mut rest[..(end - start) * v];
+        s.accumulate(now, Factor { data: &a[start * c..], row: c, column: 1 }, done, v);
+        for i in start + 1..end {
+            let (done, new) = now.split_at_mut((i - start) * v);
+            let factor = Factor { data: &a[i * c + start..], row: c, column: 1 };
+            s.accumulate(&mut new[..v], factor, done, v);
+        }
+    }
+}
+
+/// `o_i += sum_{j <= i} a_ij x_j`. What stands above the diagonal is left out, not multiplied by
+/// zero: a later token that is NaN is nothing to an earlier one. `o`, `x`: `[C, V]`; `a`: `[C, C]`.
+#[inline(always)]
+fn add_lower<S: Simd>(s: S, o: &mut [f32], a: &[f32], x: &[f32], v: usize) {
+    let c = x.len() / v;
+    for start in (0..c).step_by(TOGETHER) {
+        let end = (start + TOGETHER).min(c);
+        let now = &mut o[start * v..end * v];
+        s.accumulate(now, Factor { data: &a[start * c..], row: c, column: 1 }, &x[..start * v], v);
+        for i in start..end {
+            let factor = Factor { data: &a[i * c + start..], row: c, column: 1 };
+            s.accumulate(&mut now[(i - start) * v..][..v], factor, &x[start * v..(i + 1) * v], v);
+        }
+    }
+}

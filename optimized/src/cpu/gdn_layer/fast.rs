@@ -1,0 +1,242 @@
+//! Between the projections of a Gated DeltaNet layer: convolution, norms, gates, delta rule and gated
+//! norm, one key head of one sequence at a time.
+//!
+//! The rows of `in_proj_qkvz` are grouped per key head, and everything up to the output projection
+//! stays inside a group: one task takes a chunk of tokens through all of it while it is near.
+
+use std::{
+    ops::Range,
+    sync::{Mutex, PoisonError},
+};
+
+use crate::cpu::{
+    gated_delta_rule::fast::{CHUNK, Chunk, Room, chunk, steps},
+    pool,
+    rms_norm::fast::{l2_norm_row, rms_norm_gated_row},
+    simd::{LANES, Simd, lanes, lanes_mut},
+};
+
+/// The small weights of a layer and its sizes.
+pub(crate) struct Gdn<'a> {
+    /// `[HK, W, 2 K + R V]`, `R = HV / HK`: taps by key head, oldest first.
+    pub(crate) taps: &'a [f32],
+    /// `[HV]`: `exp(A_log)`.
+    pub(crate) rates: &'a [f32],
+    /// `[HV]`.
+    pub(crate) dt_bias: &'a [f32],
+    /// `[V]`.
+    pub(crate) norm: &'a [f32],
+    pub(crate) hk: usize,
+    pub(crate) hv: usize,
+    pub(crate) k: usize,
+    pub(crate) v: usize,
+    /// Taps of the convolution.
+    pub(crate) w: usize,
+    pub(crate) eps: f32,
+}
+
+/// eps of the L2 norms of queries and keys; the model has it fixed.
+const L2_EPS: f32 = 1e-6;
+
+/// Tokens up to which the delta rule goes token by token.
+pub(crate) const STEPS: usize = 4;
+
+/// The state of one sequence in one layer.
+#[derive(Clone)]
+pub(crate) struct State {
+    /// `[HK, W - 1, 2 K + R V]`: the convolution's last inputs by key head, oldest first.
+    pub(crate) conv: Vec<f32>,
+    /// `[HV, K, V]`.
+    pub(crate) recurrent: Vec<f32>,
+}
+
+impl Gdn<'_> {
+    /// Value heads of a key head.
+    fn group(&self) -> usize {
+        self.hv / self.hk
+    }
+
+    /// Channels of a key head that the convolution sees.
+    pub(crate) fn channels(&self) -> usize {
+        2 * self.k + self.group() * self.v
+    }
+
+    /// Columns of `in_proj_qkvz` of a key head.
+    pub(crate) fn columns(&self) -> usize {
+        self.channels() + self.group() * self.v
+    }
+
+    /// `o` `[N, HV V]` from `qkvz` `[N, HK (2 K + 2 R V)]` and `ba` `[N, 2 HV]`, as projected; the
+    /// states of the sequences, whose rows are `cu_seqlens`, go on.
+    pub(crate) fn mix<S: Simd>(
+        &self,
+        s: S,
+        o: &mut [f32],
+        qkvz: &[f32],
+        ba: &[f32],
+        states: &mut [&mut State],
+        cu_seqlens: &[usize],
+    ) {
+        let (hk, width) = (self.hk, self.group() * self.v);
+        let (conv, recurrent) = ((self.w - 1) * self.channels(), self.group() * self.k * self.v);
+        let heads: Vec<_> = states
+            .iter_mut()
+            .flat_map(|state| {
+                let State { conv: c, recurrent: r } = &mut **state;
+                // A convolution of one tap keeps nothing.
+                let convs = (0..hk).scan(&mut c[..], move |rest, _| {
+                    let (own, left) = std::mem::take(rest).split_at_mut(conv);
+                    *rest = left;
+                    Some(own)
+                });
+                convs.zip(r.chunks_exact_mut(recurrent)).map(Mutex::new)
+            })
+            .collect();
+        pool::parts(o, cu_seqlens, width, |sequence, mut part| {
+            let head = part.columns.start / width;
+            let mut state =
+                heads[sequence * hk + head].lock().unwrap_or_else(PoisonError::into_inner);
+            let (conv, recurrent) = &mut *state;
+            s.run(|| {
+                let tokens = part.rows.clone();
+                let mut task = Task { layer: self, head, qkvz, ba, conv, recurrent };
+                let mut desk = Desk::default();
+                for start in tokens.clone().step_by(CHUNK) {
+                    let end = (start + CHUNK).min(tokens.end);
+                    task.run(s, start..end, tokens.len(), &mut desk);
+                    for (i, o) in desk.o.chunks_exact(width).enumerate() {
+                        part.row(start - tokens.start + i).copy_from_slice(o);
+                    }
+                }
+            });
+        });
+    }
+}
+
+/// One key head of one sequence.
+struct Task<'a, 'b> {
+    layer: &'a Gdn<'a>,
+    head: usize,
+    qkvz: &'a [f32],
+    ba: &'a [f32],
+    conv: &'b mut [f32],
+    recurrent: &'b mut [f32],
+}
+
+/// Room for a chunk of tokens.
+#[derive(Default)]
+struct Desk {
+    /// `[W - 1 + C, channels]`: inputs of the convolution.
+    inputs: Vec<f32>,
+    /// `[C, channels]`: its outputs; queries and keys are normed in place.
+    mixed: Vec<f32>,
+    g: Vec<f32>,
+    beta: Vec<f32>,
+    /// `[C, V]`, of one value head.
+    head: Vec<f32>,
+    /// `[C, R V]`.
+    o: Vec<f32>,
+    room: Room,
+}
+
+impl Task<'_, '_> {
+    #[inline(always)]
+    fn run<S: Simd>(&mut self, s: S, tokens: Range<usize>, all: usize, desk: &mut Desk) {
+        let Gdn { k, v, .. } = *self.layer;
+        let (group, channels) = (self.layer.group(), self.layer.channels());
+        let c = tokens.len();
+        self.convolve(s, tokens.clone(), desk);
+        let scale = 1.0 / (k as f32).sqrt();
+        for row in desk.mixed.chunks_exact_mut(channels) {
+            l2_norm_row(s, &mut row[..k], L2_EPS, scale);
+            l2_norm_row(s, &mut row[k..2 * k], L2_EPS, 1.0);
+        }
+        desk.o.resize(c * group * v, 0.0);
+        desk.head.resize(c * v, 0.0);
+        for (r, state) in self.recurrent.chunks_exact_mut(k * v).enumerate() {
+            self.layer.gates(self.ba, self.head, r, tokens.clone(), &mut desk.g, &mut desk.beta);
+            let x = Chunk {
+                q: &desk.mixed,
+                k: &desk.mixed[k..],
+                v: &desk.mixed[2 * k + r * v..],
+                stride: channels,
+                g: &desk.g,
+                beta: &desk.beta,
+                key: k,
+                value: v,
+            };
+            if all <= STEPS {
+                steps(s, &mut desk.head, state, &x, &mut desk.room);
+            } else {
+                chunk(s, &mut desk.head, state, &x, &mut desk.room);
+            }
+            for (i, o) in desk.head.chunks_exact_mut(v).enumerate() {
+                let row = (tokens.start + i) * self.layer.hk + self.head;
+                let z = &self.qkvz[row * self.layer.columns() + channels + r * v..][..v];
+                rms_norm_gated_row(s, o, z, self.layer.norm, self.layer.eps);
+                desk.o[(i * group + r) * v..][..v].copy_from_slice(o);
+            }
+        }
+    }
+
+    /// `silu(sum_j taps_j x_{t - W + 1 + j})` of the chunk's tokens; the state goes on.
+    #[inline(always)]
+    fn convolve<S: Simd>(&mut self, s: S, tokens: Range<usize>, desk: &mut Desk) {
+        let (w, channels, columns) = (self.layer.w, self.layer.channels(), self.layer.columns());
+        let c = tokens.len();
+        let inputs = &mut desk.inputs;
+        inputs.clear();
+        inputs.extend_from_slice(self.conv);
+        for t in tokens {
+            let row = (t * self.layer.hk + self.head) * columns;
+            inputs.extend_from_slice(&self.qkvz[row..row + channels]);
+        }
+        self.conv.copy_from_slice(&inputs[c * channels..]);
+        let taps = &self.layer.taps[self.head * w * channels..][..w * channels];
+        desk.mixed.resize(c * channels, 0.0);
+        for (t, o) in desk.mixed.chunks_exact_mut(channels).enumerate() {
+            let x = &inputs[t * channels..][..w * channels];
+            let mut at = 0;
+            while at + LANES <= channels {
+                let mut sum = s.splat(0.0);
+                for j in 0..w {
+                    let place = j * channels + at;
+                    sum = s.fma(s.load(lanes(&x[place..])), s.load(lanes(&taps[place..])), sum);
+                }
+                s.store(lanes_mut(&mut o[at..]), s.silu(sum));
+                at += LANES;
+            }
+            for at in at..channels {
+                let sum: f32 = (0..w).map(|j| x[j * channels + at] * taps[j * channels + at]).sum();
+                o[at] = sum / (1.0 + (-sum).exp());
+            }
+        }
+    }
+}
+
+impl Gdn<'_> {
+    /// `g = -exp(A_log) softplus(a + dt_bias)` and `beta = sigmoid(b)` of value head `r` of a key
+    /// head, for some tokens. Rows of `ba` are key heads of `[b R | a R]`.
+    fn gates(
+        &self,
+        ba: &[f32],
+        head: usize,
+        r: usize,
+        tokens: Range<usize>,
+        g: &mut Vec<f32>,
+        beta: &mut Vec<f32>,
+    ) {
+        let group = self.group();
+        let h = head * group + r;
+        g.clear();
+        beta.clear();
+        for t in tokens {
+            let row = &ba[2 * (t * self.hv + head * group)..][..2 * group];
+            let x = row[group + r] + self.dt_bias[h];
+            // As torch: the identity above 20.
+            let softplus = if 20.0 < x { x } else { x.exp().ln_1p() };
+            g.push(-self.rates[h] * softplus);
+            beta.push(1.0 / (1.0 + (-row[r]).exp()));
+        }
+    }
+}

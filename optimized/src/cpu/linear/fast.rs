@@ -1,0 +1,155 @@
+//! Matrix products on blocks of rows.
+//!
+//! Few tokens: every row of the weight is read once from memory and meets all of them; memory sets
+//! the pace. Many tokens: some rows of the weight are widened at a time and kept near while the
+//! tokens pass by in blocks; arithmetic sets the pace. How an element is summed depends on `D` alone.
+
+use std::cell::RefCell;
+
+use crate::cpu::{
+    pool::{self, Part},
+    simd::{DEPTH, Rows, Simd, Wide},
+};
+
+/// Rows of a weight matrix `[M, D]`, in whatever they are stored.
+pub(crate) trait Source: Sync {
+    /// Rows.
+    fn rows(&self) -> usize;
+    /// Columns.
+    fn columns(&self) -> usize;
+    /// `put(r, t, product)` of rows `from..to` with every row of `x` `[T, D]`.
+    fn products<S: Simd>(
+        &self,
+        s: S,
+        from: usize,
+        to: usize,
+        x: &[f32],
+        put: impl FnMut(usize, usize, f32),
+    );
+    /// Rows `from..to` as f32: borrowed, or widened into `room`.
+    fn widened<'a, S: Simd>(
+        &'a self,
+        s: S,
+        from: usize,
+        to: usize,
+        room: &'a mut Vec<f32>,
+    ) -> &'a [f32];
+}
+
+/// A matrix in a type that loads widen.
+pub(crate) struct Matrix<'a, W> {
+    /// `[M, D]`.
+    pub(crate) data: &'a [W],
+    /// `D`.
+    pub(crate) d: usize,
+}
+
+impl<W: Wide> Source for Matrix<'_, W> {
+    fn rows(&self) -> usize {
+        self.data.len() / self.d
+    }
+
+    fn columns(&self) -> usize {
+        self.d
+    }
+
+    #[inline(always)]
+    fn products<S: Simd>(
+        &self,
+        s: S,
+        from: usize,
+        to: usize,
+        x: &[f32],
+        put: impl FnMut(usize, usize, f32),
+    ) {
+        let d = self.d;
+        s.products(Rows::whole(&self.data[from * d..to * d], d), Rows::whole(x, d), put);
+    }
+
+    #[inline(always)]
+    fn widened<'a, S: Simd>(
+        &'a self,
+        s: S,
+        from: usize,
+        to: usize,
+        room: &'a mut Vec<f32>,
+    ) -> &'a [f32] {
+        let data = &self.data[from * self.d..to * self.d];
+        if let Some(data) = W::as_f32(data) {
+            return data;
+        }
+        room.resize(data.len(), 0.0);
+        crate::cpu::simd::widen(s, room, data);
+        room
+    }
+}
+
+/// Tokens that meet a row of the weight as it comes from memory.
+const FEW: usize = 8;
+
+/// Rows of the weight that are kept widened.
+const PANEL: usize = 24;
+
+/// Tokens that meet a panel together.
+const BLOCK: usize = 8;
+
+/// Elements of a weight that make a task worth handing over: some ten microseconds.
+const GRAIN: usize = 1 << 16;
+
+thread_local! {
+    static ROOM: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// `o[n, m] = sum_d x[n, d] w[m, d]`, summed in f32. `o`: `[N, M]`; `x`: `[N, D]`.
+pub(crate) fn linear<S: Simd>(s: S, o: &mut [f32], x: &[f32], w: &impl Source) {
+    let tokens = x.len() / w.columns();
+    pool::parts(o, &[0, tokens], width(tokens, w), |_, part| rows_of(s, part, x, w));
+}
+
+/// Rows of the weight in a task.
+pub(crate) fn width(tokens: usize, w: &impl Source) -> usize {
+    if tokens <= FEW { GRAIN.div_ceil(w.columns()).next_multiple_of(8) } else { PANEL }
+}
+
+/// The columns of a part of `o`, for the tokens `x` `[rows of the part, D]`.
+pub(crate) fn rows_of<S: Simd>(s: S, mut part: Part<'_, f32>, x: &[f32], w: &impl Source) {
+    s.run(|| {
+        if part.rows.len() <= FEW {
+            few(s, &mut part, x, w);
+        } else {
+            ROOM.with_borrow_mut(|room| many(s, &mut part, x, w, room));
+        }
+    });
+}
+
+#[inline(always)]
+fn few<S: Simd>(s: S, part: &mut Part<'_, f32>, x: &[f32], w: &impl Source) {
+    let columns = part.columns.clone();
+    w.products(s, columns.start, columns.end, x, |r, t, sum| part.row(t)[r] = sum);
+}
+
+#[inline(always)]
+fn many<S: Simd>(
+    s: S,
+    part: &mut Part<'_, f32>,
+    x: &[f32],
+    w: &impl Source,
+    room: &mut Vec<f32>,
+) {
+    let (d, columns) = (w.columns(), part.columns.clone());
+    let width = columns.len();
+    let panel = w.widened(s, columns.start, columns.end, room);
+    for (block, x) in x.chunks(BLOCK * d).enumerate() {
+        let mut sums = [[0.0; BLOCK]; PANEL];
+        for from in (0..d).step_by(DEPTH) {
+            let len = DEPTH.min(d - from);
+            let part = |data| Rows { data, stride: d, from, len };
+            s.products(part(&panel[..width * d]), part(x), |r, t, sum| sums[r][t] += sum);
+        }
+        for t in 0..x.len() / d {
+            for (o, sums) in part.row(block * BLOCK + t).iter_mut().zip(&sums) {
+                *o = sums[t];
+            }
+        }
+    }
+}

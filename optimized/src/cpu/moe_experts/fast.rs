@@ -1,0 +1,116 @@
+//! Experts on vectors: tokens are grouped by expert, and every expert reads its weights once.
+//!
+//! The shared expert is one more group, of all tokens. Two regions do all of it: hidden activations
+//! of every group, then outputs of every group; each is cut into parts of some rows of a weight.
+
+use std::ops::Range;
+
+use crate::cpu::{
+    linear::fast::{Source, rows_of, width},
+    pool,
+    simd::{Simd, add_scaled, map2},
+};
+
+/// The three projections of an expert.
+pub(crate) struct Expert<'a, M> {
+    /// `[F, D]`.
+    pub(crate) gate_proj: &'a M,
+    /// `[F, D]`.
+    pub(crate) up_proj: &'a M,
+    /// `[D, F]`.
+    pub(crate) down_proj: &'a M,
+}
+
+/// Slots (a token's use of an expert) sorted by expert, ascending within one.
+pub(crate) struct Groups {
+    /// First place of each group, and the end.
+    pub(crate) starts: Vec<usize>,
+    /// The token at each place.
+    tokens: Vec<usize>,
+    /// The place of each slot, `[N, A]`.
+    places: Vec<usize>,
+}
+
+impl Groups {
+    /// `ids`: `[N, A]`, each below `experts`.
+    pub(crate) fn new(ids: &[i64], active: usize, experts: usize) -> Groups {
+        let mut starts = vec![0; experts + 1];
+        for &id in ids {
+            starts[id as usize + 1] += 1;
+        }
+        for e in 0..experts {
+            starts[e + 1] += starts[e];
+        }
+        let mut next = starts.clone();
+        let (mut tokens, mut places) = (vec![0; ids.len()], vec![0; ids.len()]);
+        for (slot, &id) in ids.iter().enumerate() {
+            let place = &mut next[id as usize];
+            (tokens[*place], places[slot]) = (slot / active, *place);
+            *place += 1;
+        }
+        Groups { starts, tokens, places }
+    }
+
+    fn of(&self, group: usize) -> Range<usize> {
+        self.starts[group]..self.starts[group + 1]
+    }
+}
+
+/// `o_n += sum_a weights_na down(silu(gate x_n) * (up x_n))` of the expert that slot `(n, a)` is
+/// grouped under. `o`, `x`: `[N, D]`; `weights`: `[N, A]`.
+pub(crate) fn moe_experts<'a, S: Simd, M: Source + 'a>(
+    s: S,
+    o: &mut [f32],
+    x: &[f32],
+    groups: &Groups,
+    weights: &[f32],
+    expert: impl Fn(usize) -> Expert<'a, M> + Sync,
+) {
+    let Some(first) = (0..groups.starts.len() - 1).find(|&group| !groups.of(group).is_empty()) else {
+        return;
+    };
+    let (f, d) = (expert(first).gate_proj.rows(), expert(first).gate_proj.columns());
+    let slots = groups.tokens.len();
+    let most = groups.starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
+    // [N A, D]: the tokens of each group.
+    let mut gathered = vec![0.0; slots * d];
+    pool::pieces(&mut gathered, 8 * d, |i, rows| {
+        for (row, &token) in rows.chunks_exact_mut(d).zip(&groups.tokens[8 * i..]) {
+            row.copy_from_slice(&x[token * d..][..d]);
+        }
+    });
+    let mut gate = vec![0.0; slots * f];
+    let mut up = vec![0.0; slots * f];
+    let wide = width(most, expert(first).gate_proj);
+    for (to, second) in [(&mut gate, false), (&mut up, true)] {
+        pool::parts(to, &groups.starts, wide, |group, part| {
+            let expert = expert(group);
+            let weight = if second { expert.up_proj } else { expert.gate_proj };
+            let rows = part.rows.clone();
+            rows_of(s, part, &gathered[rows.start * d..rows.end * d], weight);
+        });
+    }
+    let mut hidden = vec![0.0; slots * f];
+    pool::pieces(&mut hidden, 1 << 14, |i, hidden| {
+        let range = (i << 14)..(i << 14) + hidden.len();
+        s.run(|| {
+            map2(s, hidden, &gate[range.clone()], &up[range], |gate, up| s.mul(s.silu(gate), up));
+        });
+    });
+    let wide = width(most, expert(first).down_proj);
+    // [N A, D]
+    let mut outputs = gathered;
+    pool::parts(&mut outputs, &groups.starts, wide, |group, part| {
+        let rows = part.rows.clone();
+        rows_of(s, part, &hidden[rows.start * f..rows.end * f], expert(group).down_proj);
+    });
+    let active = weights.len() * d / o.len();
+    pool::pieces(o, d, |token, o| {
+        s.run(|| {
+            for slot in token * active..(token + 1) * active {
+                let output = &outputs[groups.places[slot] * d..][..d];
+                add_scaled(s, o, weights[slot], output);
+            }
+        });
+    });
+}

@@ -1,0 +1,370 @@
+//! Threads for kernels: parallel regions that cost microseconds.
+//!
+//! A decoding step has hundreds of regions of some 20 µs each. Workers therefore spin for a moment
+//! between regions before they sleep, and tasks are taken one by one: a worker that the operating
+//! system has put aside holds up one task, not the region. A region uses as many threads as rayon
+//! would here (`rayon::current_num_threads`), so that one setting governs both; regions inside a
+//! region, or beside one, run on the calling thread alone.
+#![expect(unsafe_code, reason = "a region lends borrowed data to threads that outlive it")]
+
+use std::{
+    any::Any,
+    cell::UnsafeCell,
+    hint,
+    marker::PhantomData,
+    ops::Range,
+    panic::{self, AssertUnwindSafe},
+    sync::{
+        Condvar, Mutex, MutexGuard, TryLockError,
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+/// Calls `task(i)` once for every `i` below `tasks`, on several threads, and waits.
+///
+/// # Panics
+/// If a task does.
+pub(crate) fn each(tasks: usize, task: impl Fn(usize) + Sync) {
+    let threads = rayon::current_num_threads().min(tasks);
+    let region = match POOL.region.try_lock() {
+        Ok(region) => Some(region),
+        // A task panicked; what the lock guards was put in order while it unwound.
+        Err(TryLockError::Poisoned(region)) => Some(region.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    };
+    match region {
+        Some(region) if 1 < threads => POOL.run(region, threads, tasks, &task),
+        _ => (0..tasks).for_each(task),
+    }
+}
+
+/// Cuts `data` into pieces of `len` (the last may be shorter) and calls `task(i, piece)` for each.
+pub(crate) fn pieces<T: Send>(data: &mut [T], len: usize, task: impl Fn(usize, &mut [T]) + Sync) {
+    let parts = Parts::new(data, &[0, 1], len);
+    each(parts.count(), |i| parts.with(i, |_, mut part| task(i, part.row(0))));
+}
+
+/// The same for two slices that have equally many pieces.
+pub(crate) fn pieces2<A: Send, B: Send>(
+    (a, len_a): (&mut [A], usize),
+    (b, len_b): (&mut [B], usize),
+    task: impl Fn(usize, &mut [A], &mut [B]) + Sync,
+) {
+    let (a, b) = (Parts::new(a, &[0, 1], len_a), Parts::new(b, &[0, 1], len_b));
+    assert_eq!(a.count(), b.count(), "as many pieces of one as of the other");
+    each(a.count(), |i| {
+        a.with(i, |_, mut a| b.with(i, |_, mut b| task(i, a.row(0), b.row(0))));
+    });
+}
+
+/// Cuts a matrix into parts: its rows at `starts` (the first is 0, the last the number of rows), its
+/// columns every `width`; calls `task(i, part)` for each, `i` counting the cuts of the rows. Parts
+/// without rows are left out.
+pub(crate) fn parts<T: Send>(
+    data: &mut [T],
+    starts: &[usize],
+    width: usize,
+    task: impl Fn(usize, Part<'_, T>) + Sync,
+) {
+    let parts = Parts::new(data, starts, width);
+    each(parts.count(), |i| parts.with(i, &task));
+}
+
+/// A matrix cut into parts; each is handed out once.
+struct Parts<'a, T> {
+    data: *mut T,
+    columns: usize,
+    width: usize,
+    /// Rows of each part that has some, and which cut it is.
+    rows: Vec<(usize, Range<usize>)>,
+    taken: Vec<AtomicU32>,
+    of: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: a part is handed to one thread only, and `T` may be sent there.
+unsafe impl<T: Send> Sync for Parts<'_, T> {}
+
+impl<'a, T> Parts<'a, T> {
+    fn new(data: &'a mut [T], starts: &[usize], width: usize) -> Parts<'a, T> {
+        let all = starts.last().copied().unwrap_or(0);
+        let columns = data.len().checked_div(all).unwrap_or(0);
+        assert_eq!(columns * all, data.len(), "whole rows");
+        assert!(starts.is_sorted() && starts.first() == Some(&0), "rows are cut in their order");
+        let rows = starts.windows(2).map(|pair| pair[0]..pair[1]);
+        let rows: Vec<_> = rows.enumerate().filter(|(_, rows)| !rows.is_empty()).collect();
+        let mut parts =
+            Parts { data: data.as_mut_ptr(), columns, width: width.max(1), rows, taken: Vec::new(), of: PhantomData };
+        parts.taken = (0..parts.count().div_ceil(32)).map(|_| AtomicU32::new(0)).collect();
+        parts
+    }
+
+    /// Parts side by side.
+    fn across(&self) -> usize {
+        self.columns.div_ceil(self.width)
+    }
+
+    fn count(&self) -> usize {
+        self.rows.len() * self.across()
+    }
+
+    /// Hands out part `i`.
+    ///
+    /// # Panics
+    /// If it was handed out before.
+    fn with(&self, i: usize, task: impl FnOnce(usize, Part<'_, T>)) {
+        assert!(i < self.count(), "part {i} of {}", self.count());
+        let bit = 1 << (i % 32);
+        let before = self.taken[i / 32].fetch_or(bit, Ordering::Relaxed);
+        assert!(before & bit == 0, "part {i} is handed out once");
+        let (cut, rows) = self.rows[i / self.across()].clone();
+        let from = i % self.across() * self.width;
+        let columns = from..(from + self.width).min(self.columns);
+        task(cut, Part { data: self.data, stride: self.columns, rows, columns, of: PhantomData });
+    }
+}
+
+/// Some columns of some rows of a matrix, for one task alone.
+pub(crate) struct Part<'a, T> {
+    data: *mut T,
+    stride: usize,
+    /// Which rows.
+    pub(crate) rows: Range<usize>,
+    /// Which columns.
+    pub(crate) columns: Range<usize>,
+    of: PhantomData<&'a mut [T]>,
+}
+
+impl<T> Part<'_, T> {
+    /// These columns of the `i`-th of these rows.
+    pub(crate) fn row(&mut self, i: usize) -> &mut [T] {
+        assert!(i < self.rows.len(), "row {i} of {}", self.rows.len());
+        let start = (self.rows.start + i) * self.stride + self.columns.start;
+        // SAFETY: the row and the columns are inside the matrix that `Parts::new` was given, and so
+        // is `start`.
+        let data = unsafe { self.data.add(start) };
+        // SAFETY: the elements are inside the matrix (above), which is borrowed for as long as the
+        // part; no other part has them, each part exists once, and `&mut self` keeps two rows of
+        // one part from being borrowed together.
+        unsafe { std::slice::from_raw_parts_mut(data, self.columns.len()) }
+    }
+}
+
+/// What a region does, without its lifetime.
+#[derive(Clone, Copy)]
+struct Job {
+    task: *const (dyn Fn(usize) + Sync),
+    tasks: usize,
+}
+
+struct Pool {
+    /// Held by the one region that runs; how many workers there are.
+    region: Mutex<usize>,
+    job: UnsafeCell<Option<Job>>,
+    next: AtomicUsize,
+    /// Seats left (upper half) and workers inside (lower half).
+    seats: AtomicU64,
+    /// Counts regions; what waiting workers watch.
+    turn: AtomicU32,
+    asleep: AtomicUsize,
+    bed: Mutex<()>,
+    bell: Condvar,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+// SAFETY: `job` is written only by the region's holder while no worker is inside and no seat is
+// open, and read only by workers inside, which the opening of seats lets in.
+unsafe impl Sync for Pool {}
+
+static POOL: Pool = Pool {
+    region: Mutex::new(0),
+    job: UnsafeCell::new(None),
+    next: AtomicUsize::new(0),
+    seats: AtomicU64::new(0),
+    turn: AtomicU32::new(0),
+    asleep: AtomicUsize::new(0),
+    bed: Mutex::new(()),
+    bell: Condvar::new(),
+    panic: Mutex::new(None),
+};
+
+const SEAT: u64 = 1 << 32;
+
+/// Looks at the clock of regions before a worker goes to sleep: some tens of microseconds.
+const PATIENCE: u32 = 4000;
+
+impl Pool {
+    fn run(
+        &'static self,
+        mut workers: MutexGuard<'_, usize>,
+        threads: usize,
+        tasks: usize,
+        task: &(dyn Fn(usize) + Sync),
+    ) {
+        while *workers < threads - 1 {
+            let name = format!("kernel-{}", *workers + 1);
+            if thread::Builder::new().name(name).spawn(|| self.work()).is_err() {
+                break; // with fewer, then
+            }
+            *workers += 1;
+        }
+        // SAFETY: only the lifetime is changed. `Open` below waits, also when it unwinds, until no
+        // worker is inside, and workers do not keep the pointer.
+        let task = unsafe {
+            std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task)
+        };
+        // SAFETY: this thread holds the region, the last one let no worker stay inside, and no seat
+        // is open: nobody reads.
+        unsafe { *self.job.get() = Some(Job { task, tasks }) };
+        self.next.store(0, Ordering::Relaxed);
+        let open = Open(self);
+        self.seats.store((threads as u64 - 1) * SEAT, Ordering::Release);
+        self.turn.fetch_add(1, Ordering::SeqCst);
+        if 0 < self.asleep.load(Ordering::SeqCst) {
+            drop(self.bed.lock());
+            self.bell.notify_all();
+        }
+        self.tasks(task, tasks);
+        drop(open);
+        drop(workers);
+        let panicked = self.panic.lock().ok().and_then(|mut panic| panic.take());
+        if let Some(panicked) = panicked {
+            panic::resume_unwind(panicked);
+        }
+    }
+
+    fn tasks(&self, task: &(dyn Fn(usize) + Sync), tasks: usize) {
+        loop {
+            let i = self.next.fetch_add(1, Ordering::Relaxed);
+            if tasks <= i {
+                return;
+            }
+            task(i);
+        }
+    }
+
+    fn work(&self) {
+        let mut seen = self.turn.load(Ordering::SeqCst);
+        loop {
+            if self.sit() {
+                // SAFETY: inside; whoever opened the seats wrote the job before, and waits.
+                let job = unsafe { *self.job.get() };
+                if let Some(Job { task, tasks }) = job {
+                    // SAFETY: the region that lent it waits until this worker is outside.
+                    let task = unsafe { &*task };
+                    let done = panic::catch_unwind(AssertUnwindSafe(|| self.tasks(task, tasks)));
+                    if let (Err(panicked), Ok(mut panic)) = (done, self.panic.lock()) {
+                        self.next.store(usize::MAX / 2, Ordering::Relaxed);
+                        panic.get_or_insert(panicked);
+                    }
+                }
+                self.seats.fetch_sub(1, Ordering::Release);
+            }
+            seen = self.wait(seen);
+        }
+    }
+
+    /// Takes a seat, if one is free.
+    fn sit(&self) -> bool {
+        let take = |seats| (SEAT <= seats).then(|| seats - SEAT + 1);
+        self.seats.fetch_update(Ordering::Acquire, Ordering::Relaxed, take).is_ok()
+    }
+
+    /// Waits until there was a region after the `seen`th.
+    fn wait(&self, seen: u32) -> u32 {
+        for _ in 0..PATIENCE {
+            let turn = self.turn.load(Ordering::Acquire);
+            if turn != seen {
+                return turn;
+            }
+            hint::spin_loop();
+        }
+        let Ok(mut bed) = self.bed.lock() else { return seen };
+        self.asleep.fetch_add(1, Ordering::SeqCst);
+        while self.turn.load(Ordering::SeqCst) == seen {
+            let Ok(woken) = self.bell.wait(bed) else { break };
+            bed = woken;
+        }
+        self.asleep.fetch_sub(1, Ordering::SeqCst);
+        self.turn.load(Ordering::SeqCst)
+    }
+}
+
+/// A region with open seats; closes them and waits for those inside.
+struct Open<'a>(&'a Pool);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.next.store(usize::MAX / 2, Ordering::Relaxed);
+        }
+        self.0.seats.fetch_and(SEAT - 1, Ordering::Relaxed);
+        let mut looks = 0_u32;
+        while self.0.seats.load(Ordering::Acquire) != 0 {
+            looks += 1;
+            if looks < PATIENCE { hint::spin_loop() } else { thread::yield_now() }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::{each, parts, pieces};
+
+    #[test]
+    fn every_task_runs_once() {
+        for tasks in [0, 1, 2, 3, 100, 1000] {
+            let runs: Vec<_> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+            each(tasks, |i| _ = runs[i].fetch_add(1, Ordering::Relaxed));
+            assert!(runs.iter().all(|n| n.load(Ordering::Relaxed) == 1));
+        }
+    }
+
+    #[test]
+    fn many_regions_from_many_threads() {
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for round in 0..2000 {
+                        let mut data = [0_usize; 37];
+                        pieces(&mut data, 5, |i, piece| piece.fill(round + i));
+                        assert!(data.iter().enumerate().all(|(at, &x)| x == round + at / 5));
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn parts_cover_a_matrix() {
+        let mut data = [0; 5 * 10];
+        parts(&mut data, &[0, 2, 2, 5], 4, |cut, mut part| {
+            assert_eq!(part.rows, [0..2, 2..2, 2..5][cut]);
+            let (first, columns) = (part.rows.start, part.columns.clone());
+            for row in 0..part.rows.len() {
+                for (x, column) in part.row(row).iter_mut().zip(columns.clone()) {
+                    *x = (first + row) * 10 + column;
+                }
+            }
+        });
+        assert!(data.iter().enumerate().all(|(at, &x)| at == x));
+    }
+
+    #[test]
+    fn a_panic_in_a_task_comes_out() {
+        for at in [0, 50, 99] {
+            let caught = std::panic::catch_unwind(|| each(100, |i| assert_ne!(i, at, "planted")));
+            assert!(caught.is_err());
+            each(100, |_| ());
+        }
+    }
+
+    #[test]
+    fn a_region_inside_a_region() {
+        let sum = AtomicUsize::new(0);
+        each(8, |_| each(8, |i| _ = sum.fetch_add(i, Ordering::Relaxed)));
+        assert_eq!(sum.into_inner(), 8 * 28);
+    }
+}

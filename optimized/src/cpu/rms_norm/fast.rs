@@ -1,0 +1,107 @@
+//! Norms on vectors, a row at a time.
+
+use crate::cpu::{
+    pool,
+    simd::{Simd, map, map2},
+};
+
+/// Rows of a task.
+const ROWS: usize = 16;
+
+/// `1 / sqrt(mean(x^2) + eps)`.
+#[inline(always)]
+pub(crate) fn inverse_rms<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
+    let [[sum]] = s.dots([x], [x]);
+    1.0 / (sum / x.len() as f32 + eps).sqrt()
+}
+
+/// `x <- x / rms(x) (1 + weight)`, one row.
+#[inline(always)]
+pub(crate) fn rms_norm_row<S: Simd>(s: S, x: &mut [f32], weight: &[f32], eps: f32) {
+    let scale = s.splat(inverse_rms(s, x, eps));
+    weigh(s, x, weight, |x, w| s.mul(s.mul(x, scale), s.add(s.splat(1.0), w)));
+}
+
+/// `x <- f(x, weight)`.
+#[inline(always)]
+pub(crate) fn weigh<S: Simd>(s: S, x: &mut [f32], weight: &[f32], f: impl Fn(S::F, S::F) -> S::F) {
+    use crate::cpu::simd::LANES;
+    let ((x, x_rest), (w, w_rest)) = (x.as_chunks_mut::<LANES>(), weight.as_chunks::<LANES>());
+    for (x, w) in x.iter_mut().zip(w) {
+        let o = f(s.load(x), s.load(w));
+        s.store(x, o);
+    }
+    if !x_rest.is_empty() {
+        let (mut a, mut b) = ([0.0; LANES], [0.0; LANES]);
+        a[..x_rest.len()].copy_from_slice(x_rest);
+        b[..w_rest.len()].copy_from_slice(w_rest);
+        let o = f(s.load(&a), s.load(&b));
+        s.store(&mut a, o);
+        x_rest.copy_from_slice(&a[..x_rest.len()]);
+    }
+}
+
+/// `o = x / rms(x) (1 + weight)`. `o`, `x`: `[N, D]`.
+pub(crate) fn rms_norm<S: Simd>(s: S, o: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
+    let d = weight.len();
+    pool::pieces(o, ROWS * d, |i, o| {
+        s.run(|| {
+            for (o, x) in o.chunks_exact_mut(d).zip(x[i * ROWS * d..].chunks_exact(d)) {
+                let scale = s.splat(inverse_rms(s, x, eps));
+                map2(s, o, x, weight, |x, w| s.mul(s.mul(x, scale), s.add(s.splat(1.0), w)));
+            }
+        });
+    });
+}
+
+/// `h <- h + x`, `o = h / rms(h) (1 + weight)`. `o`, `h`, `x`: `[N, D]`.
+pub(crate) fn add_rms_norm<S: Simd>(
+    s: S,
+    o: &mut [f32],
+    h: &mut [f32],
+    x: &[f32],
+    weight: &[f32],
+    eps: f32,
+) {
+    let d = weight.len();
+    pool::pieces2((o, ROWS * d), (h, ROWS * d), |i, o, h| {
+        s.run(|| {
+            let rows = o.chunks_exact_mut(d).zip(h.chunks_exact_mut(d));
+            for ((o, h), x) in rows.zip(x[i * ROWS * d..].chunks_exact(d)) {
+                weigh(s, h, x, |h, x| s.add(h, x));
+                let scale = s.splat(inverse_rms(s, h, eps));
+                map2(s, o, h, weight, |x, w| s.mul(s.mul(x, scale), s.add(s.splat(1.0), w)));
+            }
+        });
+    });
+}
+
+/// `o += x`. `[N, D]`.
+pub(crate) fn add<S: Simd>(s: S, o: &mut [f32], x: &[f32]) {
+    const LEN: usize = 1 << 15;
+    pool::pieces(o, LEN, |i, o| {
+        s.run(|| weigh(s, o, &x[i * LEN..][..o.len()], |o, x| s.add(o, x)));
+    });
+}
+
+/// `x <- x / sqrt(sum(x^2) + eps) scale`, one row.
+#[inline(always)]
+pub(crate) fn l2_norm_row<S: Simd>(s: S, x: &mut [f32], eps: f32, scale: f32) {
+    let [[sum]] = s.dots([&*x], [&*x]);
+    let scale = s.splat(scale / (sum + eps).sqrt());
+    map(s, x, |x| s.mul(x, scale));
+}
+
+/// `o <- o / rms(o) weight silu(z)`, one row.
+#[inline(always)]
+pub(crate) fn rms_norm_gated_row<S: Simd>(
+    s: S,
+    o: &mut [f32],
+    z: &[f32],
+    weight: &[f32],
+    eps: f32,
+) {
+    let scale = s.splat(inverse_rms(s, o, eps));
+    weigh(s, o, weight, |x, w| s.mul(s.mul(x, scale), w));
+    weigh(s, o, z, |x, z| s.mul(x, s.silu(z)));
+}

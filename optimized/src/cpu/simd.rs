@@ -1,0 +1,698 @@
+//! The words that fast kernels are written in: sixteen numbers at a time.
+//!
+//! A kernel is a safe function generic over [`Simd`]; the instruction sets ([`super::avx2`],
+//! [`super::avx512`], and plain Rust here) say how its words are done. Sixteen lanes whatever the
+//! machine has. A value of an instruction set's type is the
+//! proof that the processor has it, and [`Simd::run`] is where code begins to be compiled for it;
+//! what it calls must be inlined to be compiled so, hence `#[inline(always)]` on everything here.
+
+use half::{bf16, f16};
+
+use super::stored::Stored;
+
+/// Lanes of a vector.
+pub(crate) const LANES: usize = 16;
+
+/// A storage type that is widened as it is loaded.
+pub(crate) trait Wide: Stored + super::avx2::Load + super::avx512::Load {
+    /// The same elements, if they are f32 already.
+    fn as_f32(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
+}
+
+impl Wide for f32 {
+    fn as_f32(x: &[f32]) -> Option<&[f32]> {
+        Some(x)
+    }
+}
+impl Wide for bf16 {}
+impl Wide for f16 {}
+
+/// An instruction set.
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    /// In variant names: `cpu/avx2`.
+    const NAME: &'static str;
+    /// Sixteen numbers.
+    type F: Copy;
+
+    /// This instruction set, if the processor has it.
+    fn new() -> Option<Self>;
+    /// Runs `job`, compiled for this instruction set.
+    fn run<T>(self, job: impl FnOnce() -> T) -> T;
+
+    /// The same number in every lane.
+    fn splat(self, x: f32) -> Self::F;
+    /// Sixteen numbers, widened.
+    fn load<W: Wide>(self, x: &[W; LANES]) -> Self::F;
+    /// Writes sixteen numbers.
+    fn store(self, o: &mut [f32; LANES], x: Self::F);
+    /// `a + b`.
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a - b`.
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b`.
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a / b`.
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once where the machine can.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The larger one; of a NaN and a number, either.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller one; of a NaN and a number, either.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The nearest integer.
+    fn round(self, x: Self::F) -> Self::F;
+    /// `2^n` of integers from -126 to 127.
+    fn pow2(self, n: Self::F) -> Self::F;
+    /// `y` where `x` is a number, NaN elsewhere.
+    fn unless_nan(self, x: Self::F, y: Self::F) -> Self::F;
+    /// The sum of all lanes, in one order: halves are added until one is left.
+    fn sum(self, x: Self::F) -> f32;
+    /// The largest lane.
+    fn max_lane(self, x: Self::F) -> f32;
+
+    /// Inner products of `R` rows with `T` rows, `[R][T]`, each in the same partial sums along the
+    /// row whatever `R` and `T` are. All rows have one length.
+    fn dots<W: Wide, X: Wide, const R: usize, const T: usize>(
+        self,
+        w: [&[W]; R],
+        x: [&[X]; T],
+    ) -> [[f32; T]; R];
+
+    /// Calls `put(r, t, product)` with the inner product of every row of `w` with every row of `x`,
+    /// in tiles that fit the registers: `w x'`.
+    fn products<W: Wide, X: Wide>(
+        self,
+        w: Rows<'_, W>,
+        x: Rows<'_, X>,
+        put: impl FnMut(usize, usize, f32),
+    );
+
+    /// `o += a b`, in tiles that fit the registers: `o` `[I, J]`, `a` `[I, L]`, `b` `[L, J]`.
+    fn accumulate<B: Wide>(self, o: &mut [f32], a: Factor<'_>, b: &[B], j: usize);
+
+    /// `e^x` within 2 units in the last place, also of results below the smallest normal number.
+    ///
+    /// `x = n ln 2 + r` with `|r| <= ln 2 / 2` (`ln 2` in two parts, so that `n` times the first is
+    /// exact), a polynomial of degree 6 for `e^r` (coefficients of Cephes' `expf`), and `2^n` in two factors, because one of them alone may be no
+    /// number although the result is.
+    #[inline(always)]
+    fn exp(self, x: Self::F) -> Self::F {
+        let c = |x| self.splat(x);
+        let bounded = self.max(self.min(x, c(89.0)), c(-104.0));
+        let n = self.round(self.mul(bounded, c(std::f32::consts::LOG2_E)));
+        let r = self.fma(n, c(-0.693_359_375), bounded);
+        let r = self.fma(n, c(2.121_944_4e-4), r);
+        let mut p = c(1.987_569_1e-4);
+        for term in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+            p = self.fma(p, r, c(term));
+        }
+        let p = self.fma(p, self.mul(r, r), self.add(r, c(1.0)));
+        let half = self.round(self.mul(n, c(0.5)));
+        let powers = (self.pow2(half), self.pow2(self.sub(n, half)));
+        // A NaN was lost to min and max.
+        self.unless_nan(x, self.mul(self.mul(p, powers.0), powers.1))
+    }
+
+    /// `1 / (1 + e^-x)`.
+    #[inline(always)]
+    fn sigmoid(self, x: Self::F) -> Self::F {
+        let one = self.splat(1.0);
+        self.div(one, self.add(one, self.exp(self.sub(self.splat(0.0), x))))
+    }
+
+    /// `x / (1 + e^-x)`.
+    #[inline(always)]
+    fn silu(self, x: Self::F) -> Self::F {
+        let one = self.splat(1.0);
+        self.div(x, self.add(one, self.exp(self.sub(self.splat(0.0), x))))
+    }
+}
+
+/// Some columns of the rows of a matrix.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a, W> {
+    /// The matrix.
+    pub(crate) data: &'a [W],
+    /// Columns of the matrix.
+    pub(crate) stride: usize,
+    /// First of the columns that count.
+    pub(crate) from: usize,
+    /// How many count.
+    pub(crate) len: usize,
+}
+
+impl<'a, W> Rows<'a, W> {
+    /// Whole rows of `d` columns.
+    #[inline(always)]
+    pub(crate) fn whole(data: &'a [W], d: usize) -> Self {
+        Rows { data, stride: d, from: 0, len: d }
+    }
+
+    #[inline(always)]
+    fn count(&self) -> usize {
+        // The last row may end where its columns do.
+        (self.data.len() + self.stride - self.from - self.len) / self.stride
+    }
+
+    #[inline(always)]
+    fn row(&self, i: usize) -> &'a [W] {
+        &self.data[i * self.stride + self.from..][..self.len]
+    }
+
+    #[inline(always)]
+    fn rows<const N: usize>(&self, i: usize) -> [&'a [W]; N] {
+        std::array::from_fn(|n| self.row(i + n))
+    }
+}
+
+/// The left factor of [`Simd::accumulate`]: element `(i, l)` lies at `i * row + l * column`.
+#[derive(Clone, Copy)]
+pub(crate) struct Factor<'a> {
+    /// The elements.
+    pub(crate) data: &'a [f32],
+    /// Distance of rows.
+    pub(crate) row: usize,
+    /// Distance of columns.
+    pub(crate) column: usize,
+}
+
+/// Columns after which an inner product of rows is put aside, so that a sum has one order whether or
+/// not the rows are walked in blocks.
+pub(crate) const DEPTH: usize = 512;
+
+#[inline(always)]
+fn deep<S: Simd, W: Wide, X: Wide, const R: usize, const T: usize>(
+    s: S,
+    w: [&[W]; R],
+    x: [&[X]; T],
+) -> [[f32; T]; R] {
+    let len = x.first().map_or(0, |x| x.len());
+    if len <= DEPTH {
+        return s.dots(w, x);
+    }
+    let mut sums = [[0.0; T]; R];
+    for at in (0..len).step_by(DEPTH) {
+        let block = at..(at + DEPTH).min(len);
+        let parts = s.dots(w.map(|w| &w[block.clone()]), x.map(|x| &x[block.clone()]));
+        for (sums, parts) in sums.iter_mut().zip(parts) {
+            for (sum, part) in sums.iter_mut().zip(parts) {
+                *sum += part;
+            }
+        }
+    }
+    sums
+}
+
+/// [`Simd::products`] in tiles of `R` by `T`, and of `ALONE` rows by what is left of `x`.
+#[inline(always)]
+pub(crate) fn tiles<
+    S: Simd,
+    W: Wide,
+    X: Wide,
+    const R: usize,
+    const T: usize,
+    const ALONE: usize,
+>(
+    s: S,
+    w: Rows<'_, W>,
+    x: Rows<'_, X>,
+    mut put: impl FnMut(usize, usize, f32),
+) {
+    let (rows, columns) = (w.count(), x.count());
+    let whole = columns - columns % T;
+    let mut r = 0;
+    while 0 < whole && r + R <= rows {
+        for t in (0..whole).step_by(T) {
+            hand(deep(s, w.rows::<R>(r), x.rows::<T>(t)), r, t, &mut put);
+        }
+        r += R;
+    }
+    while 0 < whole && r < rows {
+        for t in (0..whole).step_by(T) {
+            hand(deep(s, w.rows::<1>(r), x.rows::<T>(t)), r, t, &mut put);
+        }
+        r += 1;
+    }
+    for t in whole..columns {
+        let mut r = 0;
+        while r + ALONE <= rows {
+            hand(deep(s, w.rows::<ALONE>(r), x.rows::<1>(t)), r, t, &mut put);
+            r += ALONE;
+        }
+        while r < rows {
+            hand(deep(s, w.rows::<1>(r), x.rows::<1>(t)), r, t, &mut put);
+            r += 1;
+        }
+    }
+}
+
+#[inline(always)]
+fn hand<const R: usize, const T: usize>(
+    sums: [[f32; T]; R],
+    r: usize,
+    t: usize,
+    put: &mut impl FnMut(usize, usize, f32),
+) {
+    for (i, sums) in sums.into_iter().enumerate() {
+        for (j, sum) in sums.into_iter().enumerate() {
+            put(r + i, t + j, sum);
+        }
+    }
+}
+
+/// [`Simd::accumulate`] in tiles of `R` rows by `C` vectors.
+#[inline(always)]
+pub(crate) fn outer<S: Simd, B: Wide, const R: usize, const C: usize>(
+    s: S,
+    o: &mut [f32],
+    a: Factor<'_>,
+    b: &[B],
+    j: usize,
+) {
+    let rows = o.len() / j;
+    let mut i = 0;
+    while i < rows {
+        let many = i + R <= rows;
+        let mut at = 0;
+        while many && at + C * LANES <= j {
+            tile::<_, _, R, C>(s, o, a, b, j, i, at);
+            at += C * LANES;
+        }
+        // One row has the registers to itself.
+        while !many && at + 4 * LANES <= j {
+            tile::<_, _, 1, 4>(s, o, a, b, j, i, at);
+            at += 4 * LANES;
+        }
+        while at + LANES <= j {
+            if many {
+                tile::<_, _, R, 1>(s, o, a, b, j, i, at);
+            } else {
+                tile::<_, _, 1, 1>(s, o, a, b, j, i, at);
+            }
+            at += LANES;
+        }
+        let taken = if many { R } else { 1 };
+        for i in i..i + taken {
+            for at in at..j {
+                let mut sum = o[i * j + at];
+                for (l, b) in b.chunks_exact(j).enumerate() {
+                    sum += a.data[i * a.row + l * a.column] * b[at].load();
+                }
+                o[i * j + at] = sum;
+            }
+        }
+        i += taken;
+    }
+}
+
+/// `R` rows by `C` vectors of `o`, from row `i` and column `at` on.
+#[inline(always)]
+fn tile<S: Simd, B: Wide, const R: usize, const C: usize>(
+    s: S,
+    o: &mut [f32],
+    a: Factor<'_>,
+    b: &[B],
+    j: usize,
+    i: usize,
+    at: usize,
+) {
+    let place = |r: usize, c: usize| (i + r) * j + at + c * LANES;
+    let mut sums: [[S::F; C]; R] = std::array::from_fn(|r| {
+        std::array::from_fn(|c| s.load(lanes(&o[place(r, c)..])))
+    });
+    let factors: [&[f32]; R] = std::array::from_fn(|r| &a.data[(i + r) * a.row..]);
+    for (l, b) in b.chunks_exact(j).enumerate() {
+        let b: [S::F; C] = std::array::from_fn(|c| s.load(lanes(&b[at + c * LANES..])));
+        for r in 0..R {
+            let factor = s.splat(factors[r][l * a.column]);
+            for c in 0..C {
+                sums[r][c] = s.fma(factor, b[c], sums[r][c]);
+            }
+        }
+    }
+    for (r, sums) in sums.into_iter().enumerate() {
+        for (c, sum) in sums.into_iter().enumerate() {
+            s.store(lanes_mut(&mut o[place(r, c)..]), sum);
+        }
+    }
+}
+
+/// The first sixteen.
+#[inline(always)]
+pub(crate) fn lanes<W>(x: &[W]) -> &[W; LANES] {
+    x.first_chunk().expect("sixteen elements")
+}
+
+/// The first sixteen.
+#[inline(always)]
+pub(crate) fn lanes_mut<W>(x: &mut [W]) -> &mut [W; LANES] {
+    x.first_chunk_mut().expect("sixteen elements")
+}
+
+/// `o_i = f(a_i, b_i)`.
+#[inline(always)]
+pub(crate) fn map2<S: Simd, A: Wide, B: Wide>(
+    s: S,
+    o: &mut [f32],
+    a: &[A],
+    b: &[B],
+    f: impl Fn(S::F, S::F) -> S::F,
+) {
+    assert!(o.len() == a.len() && o.len() == b.len());
+    let ((o, o_rest), (a, a_rest), (b, b_rest)) =
+        (o.as_chunks_mut::<LANES>(), a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for ((o, a), b) in o.iter_mut().zip(a).zip(b) {
+        s.store(o, f(s.load(a), s.load(b)));
+    }
+    if !o_rest.is_empty() {
+        let mut last = [0.0; LANES];
+        s.store(&mut last, f(s.load(&padded(a_rest)), s.load(&padded(b_rest))));
+        o_rest.copy_from_slice(&last[..o_rest.len()]);
+    }
+}
+
+/// `o_i = x_i`.
+#[inline(always)]
+pub(crate) fn widen<S: Simd, X: Wide>(s: S, o: &mut [f32], x: &[X]) {
+    assert_eq!(o.len(), x.len());
+    let ((o, o_rest), (x, x_rest)) = (o.as_chunks_mut::<LANES>(), x.as_chunks::<LANES>());
+    for (o, x) in o.iter_mut().zip(x) {
+        s.store(o, s.load(x));
+    }
+    for (o, x) in o_rest.iter_mut().zip(x_rest) {
+        *o = x.load();
+    }
+}
+
+/// `o_i = f(o_i)`.
+#[inline(always)]
+pub(crate) fn map<S: Simd>(s: S, o: &mut [f32], f: impl Fn(S::F) -> S::F) {
+    let (o, rest) = o.as_chunks_mut::<LANES>();
+    for o in o {
+        let x = s.load(o);
+        s.store(o, f(x));
+    }
+    if !rest.is_empty() {
+        let mut last = padded(rest);
+        let x = s.load(&last);
+        s.store(&mut last, f(x));
+        rest.copy_from_slice(&last[..rest.len()]);
+    }
+}
+
+/// `o_i += factor * x_i`.
+#[inline(always)]
+pub(crate) fn add_scaled<S: Simd, X: Wide>(s: S, o: &mut [f32], factor: f32, x: &[X]) {
+    let factor = s.splat(factor);
+    let ((o, o_rest), (x, x_rest)) = (o.as_chunks_mut::<LANES>(), x.as_chunks::<LANES>());
+    for (o, x) in o.iter_mut().zip(x) {
+        let sum = s.fma(factor, s.load(x), s.load(o));
+        s.store(o, sum);
+    }
+    if !o_rest.is_empty() {
+        let mut last = padded(o_rest);
+        let sum = s.fma(factor, s.load(&padded(x_rest)), s.load(&last));
+        s.store(&mut last, sum);
+        o_rest.copy_from_slice(&last[..o_rest.len()]);
+    }
+}
+
+/// Fewer than sixteen, and zeros.
+#[inline(always)]
+fn padded<W: Wide>(x: &[W]) -> [f32; LANES] {
+    let mut padded = [0.0; LANES];
+    for (to, from) in padded.iter_mut().zip(x) {
+        *to = from.load();
+    }
+    padded
+}
+
+/// No instruction set beyond the machine's least: plain Rust.
+#[derive(Clone, Copy)]
+pub(crate) struct Plain;
+
+impl Simd for Plain {
+    const NAME: &'static str = "plain";
+    type F = [f32; LANES];
+
+    fn new() -> Option<Plain> {
+        Some(Plain)
+    }
+
+    fn run<T>(self, job: impl FnOnce() -> T) -> T {
+        job()
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn load<W: Wide>(self, x: &[W; LANES]) -> Self::F {
+        x.map(Stored::load)
+    }
+
+    #[inline(always)]
+    fn store(self, o: &mut [f32; LANES], x: Self::F) {
+        *o = x;
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] - b[i])
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] / b[i])
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| if b[i] < a[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+
+    /// By an addition after which the last place is a whole one; for numbers below 2^22.
+    #[inline(always)]
+    fn round(self, x: Self::F) -> Self::F {
+        x.map(|x| (x + 12_582_912.0) - 12_582_912.0)
+    }
+
+    #[inline(always)]
+    fn pow2(self, n: Self::F) -> Self::F {
+        n.map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23))
+    }
+
+    #[inline(always)]
+    fn unless_nan(self, x: Self::F, y: Self::F) -> Self::F {
+        std::array::from_fn(|i| if x[i].is_nan() { x[i] } else { y[i] })
+    }
+
+    #[inline(always)]
+    fn sum(self, x: Self::F) -> f32 {
+        let x: [f32; 8] = std::array::from_fn(|i| x[i] + x[i + 8]);
+        let x: [f32; 4] = std::array::from_fn(|i| x[i] + x[i + 4]);
+        (x[0] + x[2]) + (x[1] + x[3])
+    }
+
+    #[inline(always)]
+    fn max_lane(self, x: Self::F) -> f32 {
+        x.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    #[inline(always)]
+    fn dots<W: Wide, X: Wide, const R: usize, const T: usize>(
+        self,
+        w: [&[W]; R],
+        x: [&[X]; T],
+    ) -> [[f32; T]; R] {
+        w.map(|w| {
+            x.map(|x| {
+                let ((w, w_rest), (x, x_rest)) = (w.as_chunks::<LANES>(), x.as_chunks::<LANES>());
+                let mut sums = [0.0; LANES];
+                for (w, x) in w.iter().zip(x) {
+                    sums = self.fma(self.load(w), self.load(x), sums);
+                }
+                for ((sum, w), x) in sums.iter_mut().zip(w_rest).zip(x_rest) {
+                    *sum += w.load() * x.load();
+                }
+                self.sum(sums)
+            })
+        })
+    }
+
+    #[inline(always)]
+    fn products<W: Wide, X: Wide>(
+        self,
+        w: Rows<'_, W>,
+        x: Rows<'_, X>,
+        put: impl FnMut(usize, usize, f32),
+    ) {
+        tiles::<_, _, _, 1, 2, 1>(self, w, x, put);
+    }
+
+    #[inline(always)]
+    fn accumulate<B: Wide>(self, o: &mut [f32], a: Factor<'_>, b: &[B], j: usize) {
+        outer::<_, _, 2, 1>(self, o, a, b, j);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+
+    use super::{Factor, LANES, Plain, Rows, Simd, Stored, Wide};
+    use crate::cpu::{avx2::Avx2, avx512::Avx512};
+
+    /// Numbers of all sizes, ends of ranges among them.
+    fn numbers() -> Vec<f32> {
+        let ends = [0.0, -0.0, 1.0, -1.0, 88.7, 88.8, -87.3, -87.4, -103.9, -104.1, 1e-40, 3e38];
+        let more = (0..500).map(|i| (f64::from(i) * 0.37 - 90.0) as f32);
+        let small = (0..484).map(|i| ((i as f32) * 0.7).sin() * 2.0_f32.powi(i % 40 - 20));
+        ends.into_iter().chain(more).chain(small).collect()
+    }
+
+    fn map<S: Simd>(s: S, x: &[f32], word: impl Fn(S, S::F) -> S::F) -> Vec<f32> {
+        let mut o = x.to_vec();
+        for o in o.as_chunks_mut::<LANES>().0 {
+            let result = word(s, s.load(o));
+            s.store(o, result);
+        }
+        o.truncate(x.len() / LANES * LANES);
+        o
+    }
+
+    fn words<S: Simd>() {
+        let Some(s) = S::new() else { return };
+        let x = numbers();
+        let exp = s.run(|| map(s, &x, S::exp));
+        for (x, got) in x.iter().zip(exp) {
+            let want = f64::from(*x).exp();
+            let ulp = if want < f64::from(f32::MIN_POSITIVE) {
+                f64::from(f32::from_bits(1))
+            } else {
+                2.0_f64.powi(want.log2().floor() as i32 - 23)
+            };
+            let right = if (want as f32).is_finite() {
+                (f64::from(got) - want).abs() <= 2.0 * ulp
+            } else {
+                got == f32::INFINITY
+            };
+            assert!(right, "{}: exp({x}) = {got}, not {want}", S::NAME);
+        }
+        let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1000.0, -1000.0];
+        let odd: Vec<f32> = odd.into_iter().cycle().take(LANES).collect();
+        let exp = s.run(|| map(s, &odd, S::exp));
+        assert!(exp[0].is_nan());
+        assert_eq!(exp[1..5], [f32::INFINITY, 0.0, f32::INFINITY, 0.0]);
+        for (word, plain) in [
+            (S::round as fn(S, S::F) -> S::F, <Plain as Simd>::round as fn(_, _) -> _),
+            (S::sigmoid, Plain::sigmoid),
+            (S::silu, Plain::silu),
+        ] {
+            let x: Vec<f32> = x.iter().map(|x| x.clamp(-80.0, 80.0)).collect();
+            let (got, want) = (s.run(|| map(s, &x, word)), map(Plain, &x, plain));
+            for ((x, got), want) in x.iter().zip(got).zip(want) {
+                assert!((got - want).abs() <= 4e-7 * want.abs(), "{}: {x}: {got} {want}", S::NAME);
+            }
+        }
+        for x in x.as_chunks::<LANES>().0 {
+            let of = |word: fn(S, S::F) -> f32| s.run(|| word(s, s.load(x)));
+            assert_eq!(of(S::max_lane), x.iter().copied().fold(f32::MIN, f32::max));
+            assert_eq!(of(S::sum), Plain.sum(*x), "one order");
+        }
+    }
+
+    #[test]
+    fn words_mean_the_same() {
+        words::<Plain>();
+        words::<Avx2>();
+        words::<Avx512>();
+    }
+
+    fn inner<S: Simd, W: Wide, X: Wide>() {
+        let Some(s) = S::new() else { return };
+        for len in [0, 1, 7, 8, 15, 16, 17, 31, 33, 64, 130, 2048] {
+            let of = |seed: usize| -> Vec<f32> {
+                (0..len).map(|i| (((i * 7 + seed * 13) % 29) as f32 - 14.0) / 8.0).collect()
+            };
+            let w: [Vec<W>; 3] = std::array::from_fn(|r| of(r).iter().map(|&x| W::store(x)).collect());
+            let x: [Vec<X>; 4] =
+                std::array::from_fn(|t| of(t + 9).iter().map(|&x| X::store(x)).collect());
+            let got = s.run(|| s.dots(w.each_ref().map(|w| &w[..]), x.each_ref().map(|x| &x[..])));
+            for (r, w) in w.iter().enumerate() {
+                for (t, x) in x.iter().enumerate() {
+                    // Eighths of small integers: exact in any order.
+                    let want: f32 = w.iter().zip(x).map(|(w, x)| w.load() * x.load()).sum();
+                    assert_eq!(got[r][t], want, "{} len {len} row {r} column {t}", S::NAME);
+                }
+            }
+        }
+    }
+
+    fn matrices<S: Simd, W: Wide>() {
+        let Some(s) = S::new() else { return };
+        let of = |len: usize, seed: usize| -> Vec<f32> {
+            (0..len).map(|i| (((i * 7 + seed * 13) % 29) as f32 - 14.0) / 8.0).collect()
+        };
+        for (i, l, j) in [(1, 1, 1), (3, 5, 16), (7, 64, 33), (13, 17, 128), (20, 600, 40)] {
+            let (a, b) = (of(i * l, 1), of(l * j, 2));
+            let stored: Vec<W> = b.iter().map(|&x| W::store(x)).collect();
+            let want: Vec<f32> = (0..i * j)
+                .map(|at| 1.0 + (0..l).map(|l2| a[at / j * l + l2] * b[l2 * j + at % j]).sum::<f32>())
+                .collect();
+            let mut got = vec![1.0; i * j];
+            s.run(|| s.accumulate(&mut got, Factor { data: &a, row: l, column: 1 }, &stored, j));
+            assert_eq!(got, want, "{} a b {i} {l} {j}", S::NAME);
+            let turned: Vec<f32> = (0..i * l).map(|at| a[at % i * l + at / i]).collect();
+            let mut got = vec![1.0; i * j];
+            s.run(|| s.accumulate(&mut got, Factor { data: &turned, row: 1, column: i }, &stored, j));
+            assert_eq!(got, want, "{} a' b {i} {l} {j}", S::NAME);
+            let turned: Vec<W> = (0..l * j).map(|at| W::store(b[at % l * j + at / l])).collect();
+            let mut got = vec![1.0; i * j];
+            s.run(|| {
+                s.products(Rows::whole(&turned, l), Rows::whole(&a, l), |r, t, x| got[t * j + r] += x);
+            });
+            assert_eq!(got, want, "{} a b' {i} {l} {j}", S::NAME);
+        }
+    }
+
+    #[test]
+    fn inner_products_are_exact_where_they_can_be() {
+        macro_rules! all {
+            ($($s:ty)*) => { $(
+                inner::<$s, f32, f32>();
+                inner::<$s, bf16, f32>();
+                inner::<$s, f16, f32>();
+                inner::<$s, bf16, bf16>();
+                inner::<$s, f32, f16>();
+                matrices::<$s, f32>();
+                matrices::<$s, bf16>();
+            )* };
+        }
+        all!(Plain Avx2 Avx512);
+    }
+}
