@@ -346,7 +346,7 @@ impl<S: Simd> Model<S> {
         let (mut queries, mut gates) = (vec![0.0; n * hq * h], vec![0.0; n * hq * h]);
         pool::pieces2((&mut queries, hq * h), (&mut gates, hq * h), |token, queries, gates| {
             let turns = &place.turns[token * half..][..half];
-            s.run(|| {
+            s.run(#[inline(always)] || {
                 let both = both[token * hq * 2 * h..].chunks_exact(2 * h);
                 let heads = queries.chunks_exact_mut(h).zip(gates.chunks_exact_mut(h));
                 for ((query, gate), both) in heads.zip(both) {
@@ -360,7 +360,7 @@ impl<S: Simd> Model<S> {
         });
         pool::pieces(&mut keys, hkv * h, |token, keys| {
             let turns = &place.turns[token * half..][..half];
-            s.run(|| {
+            s.run(#[inline(always)] || {
                 for key in keys.chunks_exact_mut(h) {
                     rms_norm_row(s, key, k_norm, eps);
                     turn(key, turns);
@@ -724,8 +724,8 @@ impl<S: Simd> Engine for Model<S> {
             let (e, h) = both.split_at_mut(d);
             e.copy_from_slice(embedded);
             h.iter_mut().zip(hidden).for_each(|(to, from)| *to = *from);
-            s.run(|| rms_norm_row(s, e, &mtp.norm_embedding, eps));
-            s.run(|| rms_norm_row(s, h, &mtp.norm_hidden, eps));
+            s.run(#[inline(always)] || rms_norm_row(s, e, &mtp.norm_embedding, eps));
+            s.run(#[inline(always)] || rms_norm_row(s, h, &mtp.norm_hidden, eps));
         }
         let mut x = vec![0.0; n * d];
         linear(s, &mut x, &both, &mtp.fc);

@@ -4,7 +4,8 @@
 //! [`super::avx512`], and plain Rust here) say how its words are done. Sixteen lanes whatever the
 //! machine has. A value of an instruction set's type is the
 //! proof that the processor has it, and [`Simd::run`] is where code begins to be compiled for it;
-//! what it calls must be inlined to be compiled so, hence `#[inline(always)]` on everything here.
+//! what it calls must be inlined to be compiled so: everything here is `#[inline(always)]`, and so must be
+//! the closures that it is given (a closure that is not runs a hundred times slower, and right).
 
 use half::{bf16, f16};
 

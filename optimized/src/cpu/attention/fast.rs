@@ -159,13 +159,13 @@ pub(crate) fn attention<S: Simd, C: Wide>(
             fresh = (0..stretches(block)).map(|i| Some(query.stretch(i))).collect::<Vec<_>>();
             &fresh
         };
-        s.run(|| {
+        s.run(#[inline(always)] || {
             for (i, token) in part.rows.clone().enumerate() {
                 let o = part.row(i);
                 for (g, o) in o.chunks_exact_mut(h).enumerate() {
                     join(s, o, softmaxes, i * group + g);
                     let gate = &gate[(token * hq + head * group + g) * h..][..h];
-                    crate::cpu::rms_norm::fast::weigh(s, o, gate, |o, gate| {
+                    crate::cpu::rms_norm::fast::weigh(s, o, gate, #[inline(always)] |o, gate| {
                         s.mul(o, s.sigmoid(gate))
                     });
                 }
@@ -197,7 +197,7 @@ struct Softmax {
 
 impl<S: Simd, C: Wide> Query<'_, S, C> {
     fn stretch(&self, stretch: usize) -> Softmax {
-        self.s.run(|| self.stretch_here(stretch))
+        self.s.run(#[inline(always)] || self.stretch_here(stretch))
     }
 
     #[inline(always)]
@@ -257,11 +257,11 @@ impl Softmax {
         let kept = (self.max[row] - max).exp();
         self.max[row] = max;
         let shift = s.splat(max);
-        map(s, scores, |x| s.exp(s.sub(x, shift)));
+        map(s, scores, #[inline(always)] |x| s.exp(s.sub(x, shift)));
         self.total[row] = self.total[row] * kept + scores.iter().sum::<f32>();
         if kept != 1.0 {
             let kept = s.splat(kept);
-            map(s, &mut self.sum[row * h..][..h], |x| s.mul(x, kept));
+            map(s, &mut self.sum[row * h..][..h], #[inline(always)] |x| s.mul(x, kept));
         }
     }
 }
@@ -280,5 +280,5 @@ fn join<S: Simd>(s: S, o: &mut [f32], softmaxes: &[Option<Softmax>], row: usize)
         crate::cpu::simd::add_scaled(s, o, scale, &x.sum[row * h..][..h]);
     }
     let total = s.splat(total);
-    map(s, o, |x| s.div(x, total));
+    map(s, o, #[inline(always)] |x| s.div(x, total));
 }

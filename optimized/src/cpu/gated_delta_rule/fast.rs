@@ -125,7 +125,7 @@ pub(crate) fn chunk<S: Simd>(s: S, o: &mut [f32], state: &mut [f32], x: &Chunk<'
             }
         }
     }
-    map(s, decay, |x| s.exp(x));
+    map(s, decay, #[inline(always)] |x| s.exp(x));
     let rows = |data| Rows { data, stride: x.stride, from: 0, len: key };
     let (q_rows, k_rows) = (&x.q[..(c - 1) * x.stride + key], &x.k[..(c - 1) * x.stride + key]);
     // [C, C]: strictly lower.
@@ -160,12 +160,12 @@ pub(crate) fn chunk<S: Simd>(s: S, o: &mut [f32], state: &mut [f32], x: &Chunk<'
     for (o, g) in o.chunks_exact_mut(value).zip(x.g) {
         sum += g;
         let decay = s.splat(sum.exp());
-        map(s, o, |x| s.mul(x, decay));
+        map(s, o, #[inline(always)] |x| s.mul(x, decay));
     }
     add_lower(s, o, scores, values, value);
     // S <- exp(G_last) S + (exp(G_last - G) K)' Vn
     let last = s.splat(sum.exp());
-    map(s, state, |x| s.mul(x, last));
+    map(s, state, #[inline(always)] |x| s.mul(x, last));
     let keys = sized(keys, c * key);
     for (i, keys) in keys.chunks_exact_mut(key).enumerate() {
         let left = decay[(c - 1) * c + i];

@@ -97,7 +97,7 @@ impl Gdn<'_> {
             let mut state =
                 heads[sequence * hk + head].lock().unwrap_or_else(PoisonError::into_inner);
             let (conv, recurrent) = &mut *state;
-            s.run(|| {
+            s.run(#[inline(always)] || {
                 let tokens = part.rows.clone();
                 let mut task = Task { layer: self, head, qkvz, ba, conv, recurrent };
                 let mut desk = Desk::default();

@@ -113,13 +113,13 @@ pub(crate) fn width(tokens: usize, w: &impl Source) -> usize {
 
 /// The columns of a part of `o`, for the tokens `x` `[rows of the part, D]`.
 pub(crate) fn rows_of<S: Simd>(s: S, mut part: Part<'_, f32>, x: &[f32], w: &impl Source) {
-    s.run(|| {
-        if part.rows.len() <= FEW {
-            few(s, &mut part, x, w);
-        } else {
-            ROOM.with_borrow_mut(|room| many(s, &mut part, x, w, room));
-        }
-    });
+    if part.rows.len() <= FEW {
+        s.run(#[inline(always)] || few(s, &mut part, x, w));
+    } else {
+        let mut room = ROOM.take();
+        s.run(#[inline(always)] || many(s, &mut part, x, w, &mut room));
+        ROOM.set(room);
+    }
 }
 
 #[inline(always)]

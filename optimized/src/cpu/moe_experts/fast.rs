@@ -93,8 +93,8 @@ pub(crate) fn moe_experts<'a, S: Simd, M: Source + 'a>(
     let mut hidden = vec![0.0; slots * f];
     pool::pieces(&mut hidden, 1 << 14, |i, hidden| {
         let range = (i << 14)..(i << 14) + hidden.len();
-        s.run(|| {
-            map2(s, hidden, &gate[range.clone()], &up[range], |gate, up| s.mul(s.silu(gate), up));
+        s.run(#[inline(always)] || {
+            map2(s, hidden, &gate[range.clone()], &up[range], #[inline(always)] |gate, up| s.mul(s.silu(gate), up));
         });
     });
     let wide = width(most, expert(first).down_proj);
@@ -106,7 +106,7 @@ pub(crate) fn moe_experts<'a, S: Simd, M: Source + 'a>(
     });
     let active = weights.len() * d / o.len();
     pool::pieces(o, d, |token, o| {
-        s.run(|| {
+        s.run(#[inline(always)] || {
             for slot in token * active..(token + 1) * active {
                 let output = &outputs[groups.places[slot] * d..][..d];
                 add_scaled(s, o, weights[slot], output);

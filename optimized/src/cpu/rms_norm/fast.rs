@@ -19,7 +19,7 @@ pub(crate) fn inverse_rms<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
 #[inline(always)]
 pub(crate) fn rms_norm_row<S: Simd>(s: S, x: &mut [f32], weight: &[f32], eps: f32) {
     let scale = s.splat(inverse_rms(s, x, eps));
-    weigh(s, x, weight, |x, w| s.mul(s.mul(x, scale), s.add(s.splat(1.0), w)));
+    weigh(s, x, weight, #[inline(always)] |x, w| s.mul(s.mul(x, scale), s.add(s.splat(1.0), w)));
 }
 
 /// `x <- f(x, weight)`.
@@ -45,10 +45,10 @@ pub(crate) fn weigh<S: Simd>(s: S, x: &mut [f32], weight: &[f32], f: impl Fn(S::
 pub(crate) fn rms_norm<S: Simd>(s: S, o: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
     let d = weight.len();
     pool::pieces(o, ROWS * d, |i, o| {
-        s.run(|| {
+        s.run(#[inline(always)] || {
             for (o, x) in o.chunks_exact_mut(d).zip(x[i * ROWS * d..].chunks_exact(d)) {
                 let scale = s.splat(inverse_rms(s, x, eps));
-                map2(s, o, x, weight, |x, w| s.mul(s.mul(x, scale), s.add(s.splat(1.0), w)));
+                map2(s, o, x, weight, #[inline(always)] |x, w| s.mul(s.mul(x, scale), s.add(s.splat(1.0), w)));
             }
         });
     });
@@ -65,12 +65,12 @@ pub(crate) fn add_rms_norm<S: Simd>(
 ) {
     let d = weight.len();
     pool::pieces2((o, ROWS * d), (h, ROWS * d), |i, o, h| {
-        s.run(|| {
+        s.run(#[inline(always)] || {
             let rows = o.chunks_exact_mut(d).zip(h.chunks_exact_mut(d));
             for ((o, h), x) in rows.zip(x[i * ROWS * d..].chunks_exact(d)) {
-                weigh(s, h, x, |h, x| s.add(h, x));
+                weigh(s, h, x, #[inline(always)] |h, x| s.add(h, x));
                 let scale = s.splat(inverse_rms(s, h, eps));
-                map2(s, o, h, weight, |x, w| s.mul(s.mul(x, scale), s.add(s.splat(1.0), w)));
+                map2(s, o, h, weight, #[inline(always)] |x, w| s.mul(s.mul(x, scale), s.add(s.splat(1.0), w)));
             }
         });
     });
@@ -80,7 +80,7 @@ pub(crate) fn add_rms_norm<S: Simd>(
 pub(crate) fn add<S: Simd>(s: S, o: &mut [f32], x: &[f32]) {
     const LEN: usize = 1 << 15;
     pool::pieces(o, LEN, |i, o| {
-        s.run(|| weigh(s, o, &x[i * LEN..][..o.len()], |o, x| s.add(o, x)));
+        s.run(#[inline(always)] || weigh(s, o, &x[i * LEN..][..o.len()], #[inline(always)] |o, x| s.add(o, x)));
     });
 }
 
@@ -89,7 +89,7 @@ pub(crate) fn add<S: Simd>(s: S, o: &mut [f32], x: &[f32]) {
 pub(crate) fn l2_norm_row<S: Simd>(s: S, x: &mut [f32], eps: f32, scale: f32) {
     let [[sum]] = s.dots([&*x], [&*x]);
     let scale = s.splat(scale / (sum + eps).sqrt());
-    map(s, x, |x| s.mul(x, scale));
+    map(s, x, #[inline(always)] |x| s.mul(x, scale));
 }
 
 /// `o <- o / rms(o) weight silu(z)`, one row.
@@ -102,6 +102,6 @@ pub(crate) fn rms_norm_gated_row<S: Simd>(
     eps: f32,
 ) {
     let scale = s.splat(inverse_rms(s, o, eps));
-    weigh(s, o, weight, |x, w| s.mul(s.mul(x, scale), w));
-    weigh(s, o, z, |x, z| s.mul(x, s.silu(z)));
+    weigh(s, o, weight, #[inline(always)] |x, w| s.mul(s.mul(x, scale), w));
+    weigh(s, o, z, #[inline(always)] |x, z| s.mul(x, s.silu(z)));
 }
