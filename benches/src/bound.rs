@@ -14,7 +14,7 @@ use std::{
 use golden::{
     Plan, Spec, Tensors, View,
     compare::derived::{Derived, Moments},
-    plan::{Form, Grid, Term},
+    plan::{Form, Term},
 };
 use ndarray::ArrayD;
 use rayon::prelude::*;
@@ -125,7 +125,7 @@ impl<O: Answer> Question<'_, O> {
                 let output = match view {
                     View::I64(x) => Output::Integers { want: x.to_owned(), runs: Vec::new() },
                     view => {
-                        let grid = grid_of::<O>(name, self.plan);
+                        let grid = O::grid(name, self.plan);
                         Output::Numbers(Derived::new(view.shape(), view.to_f64(), grid))
                     }
                 };
@@ -168,15 +168,6 @@ pub(crate) fn emulate<O: Answer>(
     let planned = O::wide::<Planned>(inputs);
     let run = under(plan, None, Rounding::Nearest, || O::answer(&planned, plan.form, None));
     run.tensors().into_iter().map(|(name, view)| (name, view.to_f64())).collect()
-}
-
-/// What an output is stored in under a plan.
-fn grid_of<O: Answer>(name: &str, plan: &Plan) -> Grid {
-    match name {
-        "state" => plan.state,
-        name if O::TOLD.contains(&name) => Grid::F32,
-        _ => plan.output,
-    }
 }
 
 fn bytes(x: &[f64]) -> Vec<u8> {
@@ -242,7 +233,7 @@ fn read<O: Answer>(file: &Path, runs: u32, plan: &Plan) -> Option<Outputs> {
     let mut outputs = Vec::new();
     for &name in <O::Outputs<f32> as Tensors>::names() {
         if let Some((shape, want)) = numbers(&format!("{name}/want")) {
-            let grid = grid_of::<O>(name, plan);
+            let grid = O::grid(name, plan);
             let empty = Derived::new(&shape, want, grid);
             let derived = Derived {
                 runs,

@@ -5,6 +5,7 @@ pub mod ask;
 pub mod bound;
 pub mod clock;
 pub mod filter;
+pub mod foreign;
 pub mod generate;
 mod guard;
 mod host;
@@ -12,9 +13,11 @@ mod judge;
 pub mod plan;
 pub mod registry;
 pub mod report;
+pub mod shrink;
 pub mod verify;
 
 pub use host::{host, peak_memory};
+pub use optimized::doors::World;
 
 use std::sync::Arc;
 

@@ -1,11 +1,13 @@
 //! From a filter to a list of jobs. No job is run here.
 
-use golden::Set;
+use std::sync::Arc;
 
+use golden::Set;
 use rayon::prelude::*;
 
 use crate::{
     filter::{Filter, Subject},
+    foreign::Kernel,
     registry::{self, Entry, OPS, Parsed, Spoil},
     report::Row,
 };
@@ -21,12 +23,22 @@ pub struct Job {
     pub spec: String,
     /// What it says.
     pub parsed: Parsed,
+    /// The foreign kernel, if the variant is one.
+    pub foreign: Option<Arc<Kernel>>,
 }
 
 impl Job {
     /// `op/spec@device/algorithm`.
     pub fn id(&self) -> String {
         format!("{}/{}@{}", self.entry.name(), self.spec, self.variant)
+    }
+
+    /// Runs it and compares with the oracle.
+    pub fn run(&self, plant: Option<Spoil>) -> Row {
+        match &self.foreign {
+            Some(kernel) => self.entry.check_foreign(&self.spec, kernel, plant),
+            None => self.entry.check(&self.spec, &self.variant, plant),
+        }
     }
 }
 
@@ -42,7 +54,7 @@ pub fn plan(set: Set, filter: &Filter, device: Option<&str>) -> Result<Vec<Job>,
         for spec in entry.specs(set) {
             for variant in entry.variants() {
                 let parsed = entry.parse(&spec)?;
-                jobs.push(Job { entry, variant, spec: spec.clone(), parsed });
+                jobs.push(Job { entry, variant, spec: spec.clone(), parsed, foreign: None });
             }
         }
     }
@@ -71,12 +83,8 @@ pub fn check(jobs: &[Job], plant: Option<Spoil>, take: &mut dyn FnMut(&Row) -> b
     let problems: Vec<&[Job]> =
         jobs.chunk_by(|a, b| (a.entry.name(), &a.spec) == (b.entry.name(), &b.spec)).collect();
     for window in problems.chunks(4 * rayon::current_num_threads()) {
-        let rows: Vec<Vec<Row>> = window
-            .par_iter()
-            .map(|jobs| {
-                jobs.iter().map(|job| job.entry.check(&job.spec, &job.variant, plant)).collect()
-            })
-            .collect();
+        let rows: Vec<Vec<Row>> =
+            window.par_iter().map(|jobs| jobs.iter().map(|job| job.run(plant)).collect()).collect();
         if !rows.iter().flatten().all(|row| take(row)) {
             return;
         }
@@ -106,6 +114,7 @@ fn named(word: &str) -> Result<Vec<Job>, String> {
             variant,
             spec: parsed.canonical.clone(),
             parsed: parsed.clone(),
+            foreign: None,
         })
         .collect())
 }

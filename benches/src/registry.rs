@@ -1,6 +1,9 @@
 //! Where an op's question and its answers meet. One line per op.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+};
 
 use golden::{
     Cost, Fill, Op, Plan, Rng, Set, Spec, Variant,
@@ -13,7 +16,7 @@ use golden::{
 
 use crate::{
     answer::Answer,
-    clock, guard, judge,
+    clock, foreign, guard, judge,
     report::{Outcome, Row},
     verify::Rule,
 };
@@ -67,6 +70,18 @@ pub trait Entry: Sync {
     fn parse(&self, spec: &str) -> Result<Parsed, String>;
     /// Runs one way to compute it on one spec and compares with the oracle.
     fn check(&self, spec: &str, variant: &str, plant: Option<Spoil>) -> Row;
+    /// Runs a foreign kernel on one spec, in a process of its own, and compares with the oracle.
+    fn check_foreign(&self, spec: &str, kernel: &foreign::Kernel, plant: Option<Spoil>) -> Row;
+    /// In that process: runs an opened kernel, and leaves its answers in a file.
+    ///
+    /// # Errors
+    /// If it gave none.
+    fn answer(
+        &self,
+        spec: &str,
+        kernel: &optimized::doors::Foreign,
+        file: &Path,
+    ) -> Result<serde_json::Value, golden::Error>;
     /// Runs one way to compute it on a recorded case and compares with the official answer.
     fn check_recorded(
         &self,
@@ -148,9 +163,14 @@ enum Candidate<O: Op> {
     Variant(&'static dyn Variant<O>),
 }
 
+/// The inputs of a problem: every side that needs them draws the same.
+pub(crate) fn drawn<O: Op>(spec: &Spec<O::Case>) -> O::Inputs<f32> {
+    O::inputs(spec, &mut Rng::keyed(&format!("{}/{spec}", O::NAME), spec.seed))
+}
+
 impl<O: Answer> Bench<O> {
     fn inputs(spec: &Spec<O::Case>) -> O::Inputs<f32> {
-        O::inputs(spec, &mut Rng::keyed(&format!("{}/{spec}", O::NAME), spec.seed))
+        drawn::<O>(spec)
     }
 
     fn candidate(&self, name: &str) -> Result<Candidate<O>, String> {
@@ -256,7 +276,7 @@ impl Source for RecordedCase<'_> {
 }
 
 /// Spoils every output that holds numbers.
-fn spoil(got: &mut impl golden::Tensors, plant: Option<Spoil>) {
+pub(crate) fn spoil(got: &mut impl golden::Tensors, plant: Option<Spoil>) {
     let Some(spoil) = plant else { return };
     assert!(spoil != Spoil::Crash, "planted");
     for (_, view) in got.tensors_mut() {
@@ -323,21 +343,46 @@ impl<O: Answer> Entry for Bench<O> {
         Row::new(O::NAME, &format!("{}:{}", recording.id(), case.case), variant, outcome, took)
     }
 
+    fn check_foreign(&self, text: &str, kernel: &foreign::Kernel, plant: Option<Spoil>) -> Row {
+        let (outcome, took) = clock::time(|| {
+            caught(|| {
+                let spec: Spec<O::Case> = text.parse()?;
+                O::check(&spec)?;
+                foreign::outcome::<O>(&spec, kernel, plant)
+            })
+        });
+        Row::new(O::NAME, text, &kernel.variant(), outcome, took)
+    }
+
+    fn answer(
+        &self,
+        text: &str,
+        kernel: &optimized::doors::Foreign,
+        file: &Path,
+    ) -> Result<serde_json::Value, golden::Error> {
+        let spec: Spec<O::Case> = text.parse()?;
+        O::check(&spec)?;
+        foreign::child::answer::<O>(&spec, kernel, file)
+    }
+
     fn check(&self, text: &str, variant: &str, plant: Option<Spoil>) -> Row {
         let (outcome, took) = clock::time(|| {
-            let run = || -> Result<Outcome, String> {
+            caught(|| {
                 let spec: Spec<O::Case> = text.parse()?;
                 O::check(&spec)?;
                 self.outcome(&spec, variant, plant)
-            };
-            // A panic in one job ends that job, not the run.
-            match catch_unwind(AssertUnwindSafe(run)) {
-                Ok(Ok(outcome)) => outcome,
-                Ok(Err(why)) => Outcome::Error(why),
-                Err(panic) => Outcome::Crashed(message(&*panic)),
-            }
+            })
         });
         Row::new(O::NAME, text, variant, outcome, took)
+    }
+}
+
+/// A panic in one job ends that job, not the run.
+fn caught(run: impl FnOnce() -> Result<Outcome, String>) -> Outcome {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(why)) => Outcome::Error(why),
+        Err(panic) => Outcome::Crashed(message(&*panic)),
     }
 }
 

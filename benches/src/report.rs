@@ -38,6 +38,11 @@ impl Outcome {
         }
     }
 
+    /// Whether something is wrong: neither passed nor known beforehand.
+    pub fn is_red(&self) -> bool {
+        !matches!(self, Outcome::Passed(_) | Outcome::Skipped(_) | Outcome::Unsupported(_))
+    }
+
     /// One word.
     pub fn name(&self) -> &'static str {
         match self {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use benches::{
+    plan::Job,
     registry::{self, Spoil},
     report::{Outcome, Row},
 };
@@ -14,7 +15,7 @@ use serde_json::json;
 
 use crate::{
     exit::{Exit, fail, refuse},
-    files,
+    files, foreign,
     list::Selection,
     out::{self, Out},
 };
@@ -29,6 +30,11 @@ pub(crate) struct Args {
     /// Spoil every answer in this way, to see that the check sees it.
     #[arg(long, value_name = "NAME")]
     plant: Option<String>,
+    /// Of every way to compute an op that fails, find the smallest problem that fails so.
+    #[arg(long)]
+    shrink: bool,
+    #[command(flatten)]
+    foreign: foreign::Kernels,
 }
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
@@ -44,23 +50,62 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
             )
         }
     };
-    let jobs = args.selection.jobs()?;
+    let (kernels, opened) = args.foreign.open(out)?;
+    let jobs = args.selection.jobs(&kernels)?;
     let mut run = Run::new(out, args.fail_fast);
+    run.exit = opened;
+    let mut red: Vec<usize> = Vec::new();
+    let mut at = 0;
     let bar = out.bar(jobs.len() as u64, "check", false);
     benches::bound::keep_in(&files::cache_dir().join("bounds"));
     benches::plan::check(&jobs, plant, &mut |row| {
-        run.add(row);
+        run.add(row, &repro(&jobs[at]));
+        let same = |job: &Job| job.entry.name() == row.op && job.variant == row.variant;
+        if row.outcome.is_red() && !red.iter().any(|&at| same(&jobs[at])) {
+            red.push(at);
+        }
+        at += 1;
         bar.inc(1);
         !run.over()
     });
     bar.finish_and_clear();
-    if args.selection.with_recordings() {
+    if args.shrink {
+        red.iter().for_each(|&at| shrink(&jobs[at], plant, out));
+    }
+    if args.selection.with_recordings() && !args.foreign.given() {
         recorded(&mut run, args.selection.words(), plant)?;
     }
     if run.rows == 0 {
         return Err(fail(Exit::Nothing, "nothing selected; `karat list` names every problem"));
     }
     run.end()
+}
+
+/// What to type to run a job again.
+fn repro(job: &Job) -> String {
+    let kernel = job
+        .foreign
+        .as_ref()
+        .map_or(String::new(), |kernel| format!(" --kernel {}", kernel.manifest.file.display()));
+    format!("karat check '{}'{kernel}", job.id())
+}
+
+/// Tells the smallest problem that fails as this one does.
+fn shrink(job: &Job, plant: Option<Spoil>, out: &Out) {
+    let bar = out.bar(0, "shrink", false);
+    let found = benches::shrink::smallest(job, plant, &mut |_| {
+        bar.inc(1);
+        !out::interrupted()
+    });
+    bar.finish_and_clear();
+    if let Some((smallest, row)) = found {
+        out.line(&format!("smallest that fails as {} does:", job.id()));
+        out.line(&block(&row, &repro(&smallest)));
+        out.json(&json!({
+            "schema": "karat.result/1", "kind": "shrunk", "case": job.id(), "smallest": smallest.id(),
+            "outcome": row.outcome.name(), "why": row.outcome.why(),
+        }));
+    }
 }
 
 /// Every recorded case of every op whose id holds all the words, in every variant.
@@ -92,7 +137,8 @@ pub(crate) fn recorded(
                 return Ok(());
             }
             if words.iter().all(|word| id.contains(word.as_str())) {
-                run.add(&entry.check_recorded(&recording, case, variant, plant));
+                let row = entry.check_recorded(&recording, case, variant, plant);
+                run.add(&row, &format!("karat check '{}'", row.id()));
             }
         }
     }
@@ -127,7 +173,8 @@ impl<'a> Run<'a> {
         out::interrupted() || (self.fail_fast && self.exit != Exit::Ok)
     }
 
-    pub(crate) fn add(&mut self, row: &Row) {
+    /// Takes a row; `repro` is what to type to see it again.
+    pub(crate) fn add(&mut self, row: &Row, repro: &str) {
         self.rows += 1;
         if !self.ops.contains(&row.op) {
             self.ops.push(row.op);
@@ -145,12 +192,14 @@ impl<'a> Run<'a> {
             Outcome::Failed(_) | Outcome::Mistrusted(_) => Exit::Wrong,
             Outcome::Crashed(_) | Outcome::Timeout => Exit::Crashed,
             Outcome::Cheat(_) => Exit::Cheat,
+            // It is not karat that is wrong with a kernel that cannot be called.
+            Outcome::Error(_) if row.variant.starts_with("foreign/") => Exit::Refused,
             Outcome::Error(_) => Exit::Internal,
             // Known beforehand; told, and not green.
             Outcome::Skipped(_) | Outcome::Unsupported(_) => Exit::Ok,
         };
         if exit != Exit::Ok {
-            self.out.line(&block(row));
+            self.out.line(&block(row, repro));
         } else if self.out.verbose {
             self.out.line(&format!(
                 "{:<11} {}  budget {:.3}",
@@ -195,7 +244,7 @@ impl<'a> Run<'a> {
 }
 
 /// What is wrong, where, and how to see it again.
-fn block(row: &Row) -> String {
+fn block(row: &Row, repro: &str) -> String {
     let mut lines = vec![format!(
         "{:<4} {}",
         row.outcome.name().to_uppercase().replace("FAILED", "FAIL"),
@@ -205,7 +254,7 @@ fn block(row: &Row) -> String {
         lines.push(format!("  {why}"));
     }
     lines.extend(row.outcome.findings().iter().filter(|f| !f.ok).flat_map(told));
-    lines.push(format!("  repro: karat check '{}'", row.id()));
+    lines.push(format!("  repro: {repro}"));
     lines.join("\n")
 }
 

@@ -1,6 +1,12 @@
 //! `karat list`: what would run.
 
-use benches::{filter::Filter, plan::plan};
+use std::sync::Arc;
+
+use benches::{
+    filter::Filter,
+    foreign::{self, Kernel},
+    plan::plan,
+};
 use golden::Set;
 use serde_json::json;
 
@@ -44,8 +50,8 @@ enum Device {
 }
 
 impl Selection {
-    /// The jobs that are meant.
-    pub(crate) fn jobs(&self) -> anyhow::Result<Vec<benches::plan::Job>> {
+    /// The jobs that are meant: of these foreign kernels, where there are some.
+    pub(crate) fn jobs(&self, kernels: &[Arc<Kernel>]) -> anyhow::Result<Vec<benches::plan::Job>> {
         let filter = Filter::new(&self.filter, self.expression.as_deref()).map_err(refuse)?;
         let set = match self.set {
             SetName::Smoke => Set::Smoke,
@@ -56,7 +62,11 @@ impl Selection {
             Device::Cpu => "cpu",
             Device::Cuda => "cuda",
         });
-        plan(set, &filter, device).map_err(refuse)
+        if kernels.is_empty() {
+            plan(set, &filter, device).map_err(refuse)
+        } else {
+            foreign::jobs(set, &filter, device, kernels).map_err(refuse)
+        }
     }
 
     /// The words, for recordings.
@@ -78,7 +88,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
-    let jobs = args.selection.jobs()?;
+    let jobs = args.selection.jobs(&[])?;
     if jobs.is_empty() {
         return Err(fail(
             Exit::Nothing,

@@ -7,11 +7,13 @@
 
 mod chat;
 mod check;
+mod child;
 mod compare;
 mod doctor;
 mod exit;
 mod explain;
 mod files;
+mod foreign;
 mod generate;
 mod golden_cmd;
 mod inspect;
@@ -85,6 +87,9 @@ enum Command {
     Logits(logits::Args),
     /// Continue a text with a model's own tokenizer and chat template
     Generate(generate::Args),
+    /// Run a foreign kernel; `check --kernel` starts such processes
+    #[command(hide = true)]
+    Child(child::Args),
     /// Encode, decode or apply the chat template, as JSON lines from standard input
     #[command(hide = true)]
     Tokenize(text::Args),
@@ -112,12 +117,16 @@ fn main() -> ExitCode {
             return if error.use_stderr() { Exit::Refused.into() } else { Exit::Ok.into() };
         }
     };
+    if let Some(Command::Child(args)) = &cli.command {
+        return child::run(args).into();
+    }
     out::listen();
     let Global { format, quiet, verbose, no_progress, verdict } = cli.global;
     let out = Out { format, quiet, verbose, progress: !no_progress };
     let (name, ended) = match &cli.command {
         None => ("tour", tour::run(&out)),
         Some(Command::List(args)) => ("list", list::run(args, &out)),
+        Some(Command::Child(args)) => ("child", Ok(child::run(args))),
         Some(Command::Doctor(args)) => ("doctor", Ok(doctor::run(args, &out))),
         Some(Command::Check(args)) => ("check", check::run(args, &out)),
         Some(Command::Golden(args)) => ("golden", golden_cmd::run(args, &out)),

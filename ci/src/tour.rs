@@ -27,7 +27,7 @@ pub(crate) fn run(out: &Out) -> anyhow::Result<Exit> {
     let bar = out.bar(jobs.len() as u64, "check", false);
     benches::bound::keep_in(&files::cache_dir().join("bounds"));
     benches::plan::check(&jobs, None, &mut |row| {
-        checks.add(row);
+        checks.add(row, &format!("karat check '{}'", row.id()));
         bar.inc(1);
         !checks.over()
     });

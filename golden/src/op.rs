@@ -4,7 +4,7 @@ use std::{error, fmt, str::FromStr};
 
 use ndarray::{ArcArray, Dimension};
 
-use crate::{Dtype, Number, Plan, Rng, Tensors, tensor::Read};
+use crate::{Dtype, Number, Plan, Rng, Tensors, plan::Grid, tensor::Read};
 
 /// A question the model asks: its cases, its inputs, and the least work of an answer.
 ///
@@ -15,12 +15,15 @@ pub trait Op: Sized + 'static {
     /// Outputs that are told but not compared, because they say nothing that a compared output does
     /// not: a margin is the difference of two logits, and as small as it likes.
     const TOLD: &'static [&'static str] = &[];
+    /// Floating-point inputs that are stored in f32 whatever the storage dtype of the problem: decays,
+    /// recurrent states, frequencies.
+    const WIDE: &'static [&'static str] = &[];
     /// The sizes that fix one problem.
     type Case: Case;
     /// Named input tensors; activations are of number type `R`.
     type Inputs<R: Number>: Tensors + Read + Clone + Send + Sync;
     /// Named output tensors.
-    type Outputs<R: Number>: Tensors + Clone + Send + Sync;
+    type Outputs<R: Number>: Tensors + Read + Clone + Send + Sync;
 
     /// The fills this op can draw, the model's own domain first.
     fn fills() -> &'static [Fill];
@@ -64,6 +67,16 @@ pub trait Op: Sized + 'static {
     }
     /// Inputs drawn as the fill says, already rounded to the storage dtype.
     fn inputs(spec: &Spec<Self::Case>, rng: &mut Rng) -> Self::Inputs<f32>;
+    /// Outputs of the shapes that an answer has, before anybody wrote them: NaN, and the least integer.
+    fn unwritten(spec: &Spec<Self::Case>, inputs: &Self::Inputs<f32>) -> Self::Outputs<f32>;
+    /// What an output is stored in under a plan.
+    fn grid(output: &str, plan: &Plan) -> Grid {
+        match output {
+            "state" => plan.state,
+            output if Self::TOLD.contains(&output) => Grid::F32,
+            _ => plan.output,
+        }
+    }
     /// The same inputs in another number type, exactly.
     fn lift<R: Number>(inputs: &Self::Inputs<f32>) -> Self::Inputs<R>;
     /// The least work any implementation must do.
@@ -285,6 +298,14 @@ pub trait Prepared<O: Op> {
     fn execute(&mut self) -> Result<(), Error>;
     /// Waits for the last [`execute`](Self::execute) and returns its outputs.
     fn outputs(&mut self) -> Result<O::Outputs<f32>, Error>;
+    /// Replaces the inputs by others of the same shapes in the same memory; false if it cannot.
+    fn load(&mut self, _inputs: &O::Inputs<f32>) -> Result<bool, Error> {
+        Ok(false)
+    }
+    /// What was written outside of the outputs, if it looks and finds something.
+    fn strayed(&mut self) -> Result<Option<String>, Error> {
+        Ok(None)
+    }
 }
 
 /// Facts about the machine, gathered once.

@@ -29,7 +29,7 @@ use std::{
 };
 
 use ndarray::{ArrayD, IxDyn};
-use safetensors::{Dtype as StDtype, SafeTensors};
+use safetensors::{Dtype as StDtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -236,6 +236,33 @@ pub enum Recorded {
     U8(ArrayD<u8>),
 }
 
+impl Recorded {
+    /// A tensor of a file, if its type is one of these.
+    pub fn of(tensor: &TensorView<'_>) -> Option<Recorded> {
+        let shape = IxDyn(tensor.shape());
+        let data = tensor.data();
+        match tensor.dtype() {
+            StDtype::F32 => {
+                let values =
+                    data.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+                ArrayD::from_shape_vec(shape, values).ok().map(Recorded::F32)
+            }
+            StDtype::F64 => {
+                let values =
+                    data.as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b)).collect();
+                ArrayD::from_shape_vec(shape, values).ok().map(Recorded::F64)
+            }
+            StDtype::I64 => {
+                let values =
+                    data.as_chunks::<8>().0.iter().map(|&b| i64::from_le_bytes(b)).collect();
+                ArrayD::from_shape_vec(shape, values).ok().map(Recorded::I64)
+            }
+            StDtype::U8 => ArrayD::from_shape_vec(shape, data.to_vec()).ok().map(Recorded::U8),
+            _ => None,
+        }
+    }
+}
+
 impl Recording {
     /// Reads and hash-checks a recording folder.
     pub fn open(dir: &Path) -> Result<Recording, RecordingError> {
@@ -286,27 +313,7 @@ impl Recording {
     pub fn get(&self, name: &str) -> Option<Recorded> {
         let parsed = SafeTensors::deserialize(&self.bytes).ok()?;
         let tensor = parsed.tensor(name).ok()?;
-        let shape = IxDyn(tensor.shape());
-        let data = tensor.data();
-        match tensor.dtype() {
-            StDtype::F32 => {
-                let values =
-                    data.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
-                ArrayD::from_shape_vec(shape, values).ok().map(Recorded::F32)
-            }
-            StDtype::F64 => {
-                let values =
-                    data.as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b)).collect();
-                ArrayD::from_shape_vec(shape, values).ok().map(Recorded::F64)
-            }
-            StDtype::I64 => {
-                let values =
-                    data.as_chunks::<8>().0.iter().map(|&b| i64::from_le_bytes(b)).collect();
-                ArrayD::from_shape_vec(shape, values).ok().map(Recorded::I64)
-            }
-            StDtype::U8 => ArrayD::from_shape_vec(shape, data.to_vec()).ok().map(Recorded::U8),
-            _ => None,
-        }
+        Recorded::of(&tensor)
     }
 
     /// A tensor of floats that has to be there.

@@ -1,3 +1,4 @@
 //! What is the answer, fast?
 
 pub mod cpu;
+pub mod doors;

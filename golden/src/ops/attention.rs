@@ -13,6 +13,7 @@
 use crate::{
     Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor3,
     packed::{cu_seqlens, ragged},
+    tensor::unwritten,
 };
 
 /// The op.
@@ -158,6 +159,10 @@ impl Op for Attention {
             cu_seqlens_q: cu_seqlens(&new),
             cu_seqlens_k: cu_seqlens(&all),
         }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs { o: unwritten(x.q.raw_dim()) }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs<R> {

@@ -15,6 +15,7 @@
 use crate::{
     Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, Tensor3,
     packed::{cu_seqlens, ragged},
+    tensor::unwritten,
 };
 
 /// The op.
@@ -113,6 +114,7 @@ const FILLS: &[Fill] = &[
 
 impl Op for AttentionLayer {
     const NAME: &'static str = "attention_layer";
+    const WIDE: &'static [&'static str] = &["inv_freq"];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs<R>;
@@ -171,6 +173,11 @@ impl Op for AttentionLayer {
             hq,
             hkv,
         }
+    }
+
+    fn unwritten(spec: &Spec<Case>, x: &Inputs) -> Outputs {
+        let kv = (x.x.nrows(), spec.case.hkv, spec.case.h);
+        Outputs { o: unwritten(x.x.raw_dim()), k: unwritten(kv), v: unwritten(kv) }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs<R> {

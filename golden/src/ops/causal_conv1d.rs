@@ -14,6 +14,7 @@
 use crate::{
     Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, Tensor3,
     packed::{cu_seqlens, ragged},
+    tensor::unwritten,
 };
 
 /// The op.
@@ -127,6 +128,10 @@ impl Op for CausalConv1d {
             state: spec.round(rng.normals((b, c, w - 1), 0.0, std)),
             cu_seqlens: cu_seqlens(&lengths),
         }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs { o: unwritten(x.x.raw_dim()), state: unwritten(x.state.raw_dim()) }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs<R> {

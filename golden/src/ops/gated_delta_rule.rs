@@ -30,6 +30,7 @@
 use crate::{
     Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, Tensor3, Tensor4,
     packed::{cu_seqlens, ragged},
+    tensor::unwritten,
 };
 
 /// The op.
@@ -157,6 +158,7 @@ const FILLS: &[Fill] = &[
 
 impl Op for GatedDeltaRule {
     const NAME: &'static str = "gated_delta_rule";
+    const WIDE: &'static [&'static str] = &["g", "state"];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs<R>;
@@ -239,6 +241,10 @@ impl Op for GatedDeltaRule {
             cu_seqlens: cu_seqlens(&lengths),
             eps: 1e-6,
         }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs { o: unwritten(x.v.raw_dim()), state: unwritten(x.state.raw_dim()) }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs<R> {

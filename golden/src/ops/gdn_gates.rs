@@ -9,7 +9,9 @@
 //! that hardly forget. Source: `Qwen3NextGatedDeltaNet.forward` in transformers 5.23.0,
 //! `modeling_qwen3_next.py`.
 
-use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2};
+use crate::{
+    Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, tensor::unwritten,
+};
 
 /// The op.
 #[derive(Debug)]
@@ -77,6 +79,7 @@ const FILLS: &[Fill] = &[
 
 impl Op for GdnGates {
     const NAME: &'static str = "gdn_gates";
+    const WIDE: &'static [&'static str] = &["a_log", "dt_bias"];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs<R>;
@@ -113,6 +116,10 @@ impl Op for GdnGates {
         }
         let b = spec.round(rng.normals((n, hv), 0.0, 1.5));
         Inputs { a: spec.round(a), b, a_log, dt_bias: rng.normals(hv, 1.0, 0.1) }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs { g: unwritten(x.a.raw_dim()), beta: unwritten(x.b.raw_dim()) }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs<R> {

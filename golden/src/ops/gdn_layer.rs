@@ -22,6 +22,7 @@
 use crate::{
     Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, Tensor3, Tensor4,
     packed::{cu_seqlens, ragged},
+    tensor::unwritten,
 };
 
 /// The op.
@@ -119,6 +120,7 @@ const FILLS: &[Fill] = &[
 
 impl Op for GdnLayer {
     const NAME: &'static str = "gdn_layer";
+    const WIDE: &'static [&'static str] = &["a_log", "dt_bias", "state"];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs<R>;
@@ -169,6 +171,14 @@ impl Op for GdnLayer {
             eps: 1e-6,
             hk,
             hv,
+        }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs {
+            o: unwritten(x.x.raw_dim()),
+            conv_state: unwritten(x.conv_state.raw_dim()),
+            state: unwritten(x.state.raw_dim()),
         }
     }
 

@@ -8,7 +8,9 @@
 //! Source: `Qwen3NextExperts.forward` in transformers 5.23.0, `modeling_qwen3_next.py` (which holds
 //! gate and up as one tensor, gate rows first; checkpoints hold them apart, one expert at a time).
 
-use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor2, Tensor3};
+use crate::{
+    Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor2, Tensor3, tensor::unwritten,
+};
 
 /// The op.
 #[derive(Debug)]
@@ -77,6 +79,7 @@ const FILLS: &[Fill] = &[
 
 impl Op for MoeExperts {
     const NAME: &'static str = "moe_experts";
+    const WIDE: &'static [&'static str] = &["weights"];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs<R>;
@@ -142,6 +145,10 @@ impl Op for MoeExperts {
             up_proj: spec.round(rng.normals((e, f, d), 0.0, by_d)),
             down_proj: spec.round(rng.normals((e, d, f), 0.0, by_f)),
         }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs { o: unwritten(x.x.raw_dim()) }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs<R> {

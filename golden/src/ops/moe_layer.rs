@@ -4,7 +4,10 @@
 //! The shared expert is added after the routed sum is complete; treating it as an eleventh expert
 //! changes the rounding. Source: transformers 5.23.0, `modeling_qwen3_next.py`.
 
-use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, Tensor3};
+use crate::{
+    Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, Tensor3,
+    tensor::unwritten,
+};
 
 /// The op.
 #[derive(Debug)]
@@ -121,6 +124,14 @@ impl Op for MoeLayer {
             shared_gate: spec.round(rng.normals((1, d), 0.0, by_d)),
             top_k: a,
             norm_topk_prob: !spec.is("no-renormalise"),
+        }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs {
+            o: unwritten(x.x.raw_dim()),
+            ids: unwritten((x.x.nrows(), x.top_k)),
+            margins: unwritten(x.x.nrows()),
         }
     }
 

@@ -10,7 +10,9 @@
 //! the error of the logits is not a mistake.
 //! Source: `Qwen3NextTopKRouter.forward` in transformers 5.23.0, `modeling_qwen3_next.py`.
 
-use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2};
+use crate::{
+    Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, tensor::unwritten,
+};
 
 /// The op.
 #[derive(Debug)]
@@ -132,6 +134,16 @@ impl Op for MoeRouter {
         }
         let norm_topk_prob = !spec.is("no-renormalise");
         Inputs { x: spec.round(x), weight: spec.round(weight), top_k: a, norm_topk_prob }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        let n = x.x.nrows();
+        Outputs {
+            ids: unwritten((n, x.top_k)),
+            weights: unwritten((n, x.top_k)),
+            logits: unwritten((n, x.weight.nrows())),
+            margins: unwritten(n),
+        }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs<R> {

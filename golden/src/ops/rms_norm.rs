@@ -7,7 +7,7 @@
 //! taken in the wide type and rounded once at the end (Llama rounds before the weight).
 //! Source: `Qwen3NextRMSNorm.forward` in transformers 5.23.0, `modeling_qwen3_next.py`.
 
-use crate::{Cost, DOMAIN, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2};
+use crate::{Cost, DOMAIN, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, tensor::unwritten};
 
 /// The op.
 #[derive(Debug)]
@@ -116,6 +116,13 @@ impl Op for RmsNorm {
             residual: residual.map(|r| spec.round(r)),
             weight: spec.round(rng.normals(d, 0.0, std)),
             eps: 1e-6,
+        }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs {
+            o: unwritten(x.x.raw_dim()),
+            h: x.residual.as_ref().map(|residual| unwritten(residual.raw_dim())),
         }
     }
 

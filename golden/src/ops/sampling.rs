@@ -8,7 +8,7 @@
 //! Source: the logits processors of transformers 5.23.0 (`TemperatureLogitsWarper`,
 //! `TopKLogitsWarper`, `TopPLogitsWarper`), with the order of ties defined.
 
-use crate::{Cost, DOMAIN, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2};
+use crate::{Cost, DOMAIN, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, tensor::unwritten};
 
 /// The op.
 #[derive(Debug)]
@@ -68,6 +68,7 @@ const FILLS: &[Fill] = &[
 
 impl Op for Sampling {
     const NAME: &'static str = "sampling";
+    const WIDE: &'static [&'static str] = &["uniform"];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs;
@@ -110,6 +111,10 @@ impl Op for Sampling {
             top_k,
             top_p,
         }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs { ids: unwritten(x.logits.nrows()) }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs<R> {

@@ -1,0 +1,127 @@
+//! The other side: `karat child`, in which foreign code runs.
+//!
+//! Requests come as lines of JSON on standard input, replies go to what was standard output; foreign
+//! code gets neither. It may say what it likes on standard error.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, Write},
+    os::fd::AsFd,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+};
+
+use golden::{Error, Op, Spec, Tensors, View};
+use optimized::doors::{Fault, Foreign, Manifest, World};
+use rustix::{
+    io::dup,
+    process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit},
+    stdio::{dup2_stdin, dup2_stdout},
+};
+use safetensors::{Dtype, tensor::TensorView};
+use serde_json::{Value, json};
+
+use crate::{
+    guard,
+    registry::{self, Entry, drawn},
+    report::Outcome,
+};
+
+/// Opens the door of a kernel and answers until nobody asks any more.
+///
+/// # Errors
+/// If standard input or output are not what a host gives.
+pub fn serve(kernel: &Path, world: &World) -> io::Result<()> {
+    confine(world.memory)?;
+    let requests = BufReader::new(File::from(dup(io::stdin().as_fd())?));
+    let mut replies = File::from(dup(io::stdout().as_fd())?);
+    dup2_stdin(File::open("/dev/null")?)?;
+    dup2_stdout(io::stderr().as_fd())?;
+    let mut reply = |value: Value| replies.write_all(format!("{value}\n").as_bytes());
+    let letters = |name: &str| registry::op(name).map(Entry::letters);
+    let opened = Manifest::read(kernel, &letters)
+        .map_err(Fault::Refused)
+        .and_then(|manifest| Foreign::open(manifest, world));
+    let foreign = match opened {
+        Ok(foreign) => foreign,
+        Err(fault) => {
+            let (door, why) = match fault {
+                Fault::Refused(why) => ("refused", why),
+                Fault::Unfit(why) => ("unfit", why),
+                Fault::Died(why) => ("died", why),
+            };
+            return reply(json!({"door": door, "why": why}));
+        }
+    };
+    reply(json!({"door": "open"}))?;
+    for line in requests.lines() {
+        let request: Value = serde_json::from_str(&line?)?;
+        let text = |name: &str| request[name].as_str().unwrap_or_default().to_owned();
+        let run = || -> Result<Value, Error> {
+            let entry = registry::op(&text("op")).ok_or("no such op")?;
+            entry.answer(&text("spec"), &foreign, Path::new(&text("file")))
+        };
+        reply(match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(Ok(said)) => said,
+            Ok(Err(error)) => match error.downcast_ref::<Fault>() {
+                Some(Fault::Refused(why) | Fault::Unfit(why)) => {
+                    json!({"said": "refused", "why": why})
+                }
+                _ => json!({"said": "died", "why": error.to_string()}),
+            },
+            Err(_) => json!({"said": "died", "why": "it panicked"}),
+        })?;
+    }
+    Ok(())
+}
+
+/// No more memory than that, no core files, no life after the host's.
+///
+/// The limit is on writable private memory (`RLIMIT_DATA`), not on addresses (`RLIMIT_AS`): CUDA and
+/// large frameworks reserve and map far more than they use.
+fn confine(memory: u64) -> io::Result<()> {
+    let limit = |bytes| Rlimit { current: Some(bytes), maximum: Some(bytes) };
+    setrlimit(Resource::Data, limit(memory))?;
+    setrlimit(Resource::Core, limit(0))?;
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    Ok(())
+}
+
+/// Runs a kernel on a problem under watch and leaves its answers in a file.
+pub(crate) fn answer<O: Op>(
+    spec: &Spec<O::Case>,
+    foreign: &Foreign,
+    file: &Path,
+) -> Result<Value, Error> {
+    let (inputs, others) = (drawn::<O>(spec), drawn::<O>(&other(spec)));
+    let answers = match guard::suspect::<O>(foreign, spec, &inputs, &others)? {
+        Ok(answers) => answers,
+        Err(Outcome::Cheat(why)) => return Ok(json!({"said": "cheat", "why": why})),
+        Err(outcome) => {
+            return Ok(json!({"said": "mistrusted", "why": outcome.why()}));
+        }
+    };
+    let all = [("before", &answers.before), ("first", &answers.first), ("moved", &answers.moved)];
+    let mut tensors: Vec<(String, Vec<usize>, Dtype, Vec<u8>)> = Vec::new();
+    for (when, outputs) in all {
+        for (name, view) in outputs.tensors() {
+            let (dtype, data) = match &view {
+                View::F32(x) => (Dtype::F32, x.iter().flat_map(|x| x.to_le_bytes()).collect()),
+                View::I64(x) => (Dtype::I64, x.iter().flat_map(|x| x.to_le_bytes()).collect()),
+                _ => return Err(format!("output {name} is neither f32 nor i64").into()),
+            };
+            tensors.push((format!("{when}/{name}"), view.shape().to_vec(), dtype, data));
+        }
+    }
+    let views = tensors
+        .iter()
+        .map(|(name, shape, dtype, data)| Ok((name, TensorView::new(*dtype, shape.clone(), data)?)))
+        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
+    std::fs::write(file, safetensors::serialize(views, None)?)?;
+    Ok(json!({"said": "answers"}))
+}
+
+/// The same problem with other numbers.
+pub(crate) fn other<C: golden::Case>(spec: &Spec<C>) -> Spec<C> {
+    Spec { seed: spec.seed ^ 0x07e5, ..spec.clone() }
+}

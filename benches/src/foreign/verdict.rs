@@ -1,0 +1,103 @@
+//! What a foreign kernel's answers come to.
+
+use golden::{
+    Spec,
+    recording::Recorded,
+    tensor::{Read, Source},
+};
+use safetensors::SafeTensors;
+
+use super::{Kernel, Said, child::other};
+use crate::{
+    answer::Answer,
+    guard::{Answers, differs},
+    judge,
+    registry::{Spoil, drawn, spoil},
+    report::Outcome,
+};
+
+/// Asks a kernel and judges what it says.
+pub(crate) fn outcome<O: Answer>(
+    spec: &Spec<O::Case>,
+    kernel: &Kernel,
+    plant: Option<Spoil>,
+) -> Result<Outcome, String> {
+    let sizes = golden::Case::sizes(&spec.case);
+    let sizes: Vec<_> = <O::Case as golden::Case>::LETTERS.iter().copied().zip(sizes).collect();
+    if let Some(why) = kernel.refuses(&sizes, spec.dtype) {
+        return Ok(Outcome::Unsupported(why));
+    }
+    let lacks = kernel.manifest.constraints.lacks(&crate::host());
+    if let Some(why) = kernel.unfit.clone().or(lacks) {
+        return Ok(Outcome::Skipped(why));
+    }
+    let answers = match kernel.ask(O::NAME, &spec.to_string(), O::cost(spec).bytes) {
+        Said::Answers(answers) => answers,
+        Said::Cheat(why) => return Ok(Outcome::Cheat(why)),
+        Said::Mistrusted(why) => return Ok(Outcome::Mistrusted(why)),
+        Said::Died(why) => return Ok(Outcome::Crashed(why)),
+        Said::Refused(why) => return Ok(Outcome::Error(why)),
+        Said::Timeout => return Ok(Outcome::Timeout),
+    };
+    let mut answers = read::<O>(&answers)?;
+    spoil(&mut answers.first, plant);
+    judged(spec, kernel, &answers)
+}
+
+fn judged<O: Answer>(
+    spec: &Spec<O::Case>,
+    kernel: &Kernel,
+    answers: &Answers<O>,
+) -> Result<Outcome, String> {
+    let Answers { before, first, moved } = answers;
+    let plan = kernel.plan(spec.dtype);
+    let inputs = drawn::<O>(spec);
+    let judge = |got: &O::Outputs<f32>| {
+        Outcome::of(judge::Case::<O> { spec, inputs: &inputs, plan: &plan }.judge(got))
+    };
+    // The right answer to other inputs, given again for these.
+    let stale = |got: &O::Outputs<f32>| {
+        let spec = &other(spec);
+        let inputs = &drawn::<O>(spec);
+        let of_others = judge::Case::<O> { spec, inputs, plan: &plan };
+        differs(got, before).is_none() && of_others.judge(before).iter().all(|f| f.ok)
+    };
+    let verdict = judge(first);
+    if !matches!(verdict, Outcome::Passed(_)) {
+        let why = "new inputs at the addresses of the call before got the answer of that call";
+        return Ok(if stale(first) { Outcome::Cheat(why.to_owned()) } else { verdict });
+    }
+    let Some(name) = differs(first, moved) else { return Ok(verdict) };
+    let again = judge(moved);
+    if !matches!(again, Outcome::Passed(_)) {
+        let why = "the same inputs at other addresses got the answer to what the old ones hold";
+        return Ok(if stale(moved) { Outcome::Cheat(why.to_owned()) } else { again });
+    }
+    if kernel.claims().deterministic {
+        let why = format!("output {name} differs between two runs, though it claims not to");
+        return Ok(Outcome::Cheat(why));
+    }
+    Ok(verdict)
+}
+
+fn read<O: Answer>(answers: &[u8]) -> Result<Answers<O>, String> {
+    let tensors = SafeTensors::deserialize(answers).map_err(|e| format!("answers: {e}"))?;
+    let read = |when| O::Outputs::<f32>::read(&OneOf { tensors: &tensors, when });
+    Ok(Answers { before: read("before")?, first: read("first")?, moved: read("moved")? })
+}
+
+/// One of the answers as a source of named tensors.
+struct OneOf<'a> {
+    tensors: &'a SafeTensors<'a>,
+    when: &'static str,
+}
+
+impl Source for OneOf<'_> {
+    fn tensor(&self, name: &str) -> Option<Recorded> {
+        Recorded::of(&self.tensors.tensor(&format!("{}/{name}", self.when)).ok()?)
+    }
+
+    fn scalar(&self, _: &str) -> Option<f64> {
+        None
+    }
+}
