@@ -21,7 +21,7 @@ use std::{
 };
 
 use golden::{Claims, Dtype, Plan, Set};
-pub use optimized::doors::{Constraints, Entrance, Manifest};
+pub use optimized::doors::{Constraints, Entrance, Manifest, scaffold};
 use serde_json::{Value, json};
 
 use self::guest::{Ended, Guest};

@@ -17,6 +17,7 @@ mod foreign;
 mod generate;
 mod golden_cmd;
 mod inspect;
+mod kernel_cmd;
 mod list;
 mod logits;
 mod out;
@@ -90,6 +91,8 @@ enum Command {
     /// Run a foreign kernel; `check --kernel` starts such processes
     #[command(hide = true)]
     Child(child::Args),
+    /// Kernels of other hands: new, inspect
+    Kernel(kernel_cmd::Args),
     /// Encode, decode or apply the chat template, as JSON lines from standard input
     #[command(hide = true)]
     Tokenize(text::Args),
@@ -127,6 +130,7 @@ fn main() -> ExitCode {
         None => ("tour", tour::run(&out)),
         Some(Command::List(args)) => ("list", list::run(args, &out)),
         Some(Command::Child(args)) => ("child", Ok(child::run(args))),
+        Some(Command::Kernel(args)) => ("kernel", kernel_cmd::run(args, &out)),
         Some(Command::Doctor(args)) => ("doctor", Ok(doctor::run(args, &out))),
         Some(Command::Check(args)) => ("check", check::run(args, &out)),
         Some(Command::Golden(args)) => ("golden", golden_cmd::run(args, &out)),

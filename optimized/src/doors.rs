@@ -13,6 +13,7 @@ mod frame;
 mod launch;
 mod manifest;
 mod process;
+pub mod scaffold;
 
 use std::sync::Arc;
 
