@@ -1,8 +1,12 @@
 //! The reference of every op, in every number type, by every form. One block per op.
 
+use std::ops::Range;
+
 use golden::{Number, Op, ops, plan::Form};
 use ndarray::{ArrayD, Ix2, Ix3};
 use reference::{self as r, Real};
+
+use crate::sequence::{self, Before, Parts};
 
 /// How the reference answers an op.
 pub(crate) trait Answer: Op {
@@ -27,6 +31,24 @@ pub(crate) trait Answer: Op {
         0
     }
 
+    /// What of it belongs to which token and sequence, where its tokens form sequences.
+    const PARTS: Option<Parts> = None;
+
+    /// The tokens `at` of sequence `i` as a problem of their own, after those `before` them.
+    fn cut<R: Real>(
+        _x: &Self::Inputs<R>,
+        _i: usize,
+        _at: Range<usize>,
+        _before: Before<'_, Self::Inputs<R>, Self::Outputs<R>>,
+    ) -> Option<Self::Inputs<R>> {
+        None
+    }
+
+    /// The same problem with every gate one, and what an op without gates answers to it.
+    fn gate_one<R: Real>(_: &Self::Inputs<R>) -> Option<(Self::Inputs<R>, Self::Outputs<R>)> {
+        None
+    }
+
     /// In the form of a plan, with experts given or not.
     fn answer<R: Real>(
         x: &Self::Inputs<R>,
@@ -48,9 +70,27 @@ pub(crate) trait Answer: Op {
     }
 }
 
+/// How sequences are cut, as a module of [`sequence`] says.
+macro_rules! sequences {
+    ($sequence:ident) => {
+        const PARTS: Option<Parts> = Some(sequence::$sequence::PARTS);
+
+        fn cut<R: Real>(
+            x: &Self::Inputs<R>,
+            i: usize,
+            at: Range<usize>,
+            before: Before<'_, Self::Inputs<R>, Self::Outputs<R>>,
+        ) -> Option<Self::Inputs<R>> {
+            Some(sequence::$sequence::cut(x, i, at, before))
+        }
+    };
+}
+
 macro_rules! answers {
-    ($($op:ident::$name:ident => $f:path;)*) => {$(
+    ($($op:ident::$name:ident => $f:path $(, in $sequence:ident)?;)*) => {$(
         impl Answer for ops::$op::$name {
+            $(sequences! { $sequence })?
+
             fn plain<R: Real>(x: &Self::Inputs<R>) -> Self::Outputs<R> {
                 $f(x)
             }
@@ -62,24 +102,30 @@ answers! {
     embedding::Embedding => r::embedding;
     rms_norm::RmsNorm => r::rms_norm;
     linear::Linear => r::linear;
-    causal_conv1d::CausalConv1d => r::causal_conv1d;
+    causal_conv1d::CausalConv1d => r::causal_conv1d, in causal_conv1d;
     l2_norm::L2Norm => r::l2_norm;
     gdn_gates::GdnGates => r::gdn_gates;
     rms_norm_gated::RmsNormGated => r::rms_norm_gated;
     rope::Rope => r::rope;
-    attention::Attention => r::attention;
+    attention::Attention => r::attention, in attention;
     moe_experts::MoeExperts => r::moe_experts;
     shared_expert::SharedExpert => r::shared_expert;
     lm_head::LmHead => r::lm_head;
     sampling::Sampling => r::sampling;
     mtp::Mtp => r::mtp;
     fp8_dequant::Fp8Dequant => r::fp8_dequant;
-    gdn_layer::GdnLayer => r::gdn_layer;
-    attention_layer::AttentionLayer => r::attention_layer;
+    gdn_layer::GdnLayer => r::gdn_layer, in gdn_layer;
+    attention_layer::AttentionLayer => r::attention_layer, in attention_layer;
 }
 
 impl Answer for ops::gated_delta_rule::GatedDeltaRule {
     const CHUNKS: &'static [usize] = &[64, 7];
+
+    sequences! { gated_delta_rule }
+
+    fn gate_one<R: Real>(x: &Self::Inputs<R>) -> Option<(Self::Inputs<R>, Self::Outputs<R>)> {
+        Some(sequence::gated_delta_rule::gate_one(x))
+    }
 
     fn plain<R: Real>(x: &Self::Inputs<R>) -> Self::Outputs<R> {
         r::gated_delta_rule(x)

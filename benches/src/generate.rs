@@ -45,6 +45,9 @@ pub struct Report {
     pub accepted: Vec<usize>,
 }
 
+/// The error of a step whose logits are NaN or infinite: no choice among them means anything.
+pub const NOT_FINITE: &str = "logits are not finite";
+
 /// Continues `prompt` in an engine, telling each token as it is certain.
 ///
 /// Drafting is exact: the target model's own greedy choice decides every token, the head only says
@@ -52,7 +55,7 @@ pub struct Report {
 /// the text that has a successor, made from the main model's hidden states.
 ///
 /// # Errors
-/// If the engine fails, or drafts are asked for together with a temperature.
+/// If the engine fails, its logits are [`NOT_FINITE`], or drafts are asked for together with a temperature.
 pub fn generate(
     engine: &mut dyn Engine,
     prompt: &[u32],
@@ -93,6 +96,9 @@ pub fn generate(
         on_token(token).is_break() || over
     };
     while report.tokens.len() < options.max_new {
+        if last.logits.iter().any(|x| !x.is_finite()) {
+            return Err(NOT_FINITE.into());
+        }
         let next = choose(&last.logits, options, &mut rng);
         if told(&mut report, next) {
             break;

@@ -36,8 +36,18 @@ pub(crate) fn run<O: Op>(
     Ok(Ok(got))
 }
 
+/// Runs a variant once, on poisoned outputs.
+pub(crate) fn once<O: Op>(
+    variant: &dyn Variant<O>,
+    spec: &Spec<O::Case>,
+    inputs: &O::Inputs<f32>,
+) -> Result<O::Outputs<f32>, Outcome> {
+    let text = |e: Error| Outcome::Error(e.to_string());
+    poisoned(&mut *variant.prepare(spec, inputs).map_err(text)?).map_err(text)?
+}
+
 /// Poisons, looks that the poison took, runs.
-fn poisoned<O: Op>(
+pub(crate) fn poisoned<O: Op>(
     prepared: &mut dyn Prepared<O>,
 ) -> Result<Result<O::Outputs<f32>, Outcome>, Error> {
     prepared.poison()?;

@@ -29,7 +29,7 @@ struct Flips {
 }
 
 impl<O: Answer> Case<'_, O> {
-    fn question<'a>(&'a self, experts: Option<&'a ArrayD<i64>>) -> Question<'a, O> {
+    pub(crate) fn question<'a>(&'a self, experts: Option<&'a ArrayD<i64>>) -> Question<'a, O> {
         Question { spec: self.spec, inputs: self.inputs, plan: self.plan, experts, only: None }
     }
 
@@ -44,6 +44,20 @@ impl<O: Answer> Case<'_, O> {
 
     fn with_runs(&self, got: &O::Outputs<f32>, runs: u32) -> Vec<Finding> {
         let got = got.tensors();
+        let mut findings = self.routed(&got, runs);
+        let why = misplaced(&self.question(None).derive(runs), &got);
+        let ids = findings.iter_mut().find(|finding| finding.output == "ids");
+        if let (Some(ids), Some(why)) = (ids, why) {
+            ids.over += 1;
+            ids.budget = f64::INFINITY;
+            ids.pattern = Some(why);
+            ids.ok = false;
+        }
+        findings
+    }
+
+    /// The same, but for the order of exact ties.
+    fn routed(&self, got: &[(&'static str, View<'_>)], runs: u32) -> Vec<Finding> {
         let derived = self.question(None).derive(runs);
         let chosen = got.iter().find_map(|(name, view)| match view {
             View::I64(ids) if *name == "ids" => Some(ids),
@@ -61,7 +75,7 @@ impl<O: Answer> Case<'_, O> {
             && let Some(flips) = flips(chosen, own, &derived)
         {
             if 0 < flips.illegal {
-                let mut findings = compare_all(&derived, &got, O::TOLD, Some(&flips));
+                let mut findings = compare_all(&derived, got, O::TOLD, Some(&flips));
                 findings.retain(|f| f.output == "ids");
                 return findings;
             }
@@ -70,9 +84,9 @@ impl<O: Answer> Case<'_, O> {
             let forced = self.question(Some(&experts)).derive(runs);
             let mut flips = flips;
             disordered(&forced, &mut flips);
-            return compare_all(&forced, &got, O::TOLD, Some(&flips));
+            return compare_all(&forced, got, O::TOLD, Some(&flips));
         }
-        compare_all(&derived, &got, O::TOLD, None)
+        compare_all(&derived, got, O::TOLD, None)
     }
 }
 
@@ -84,6 +98,42 @@ fn routes(ids: &ArrayViewD<'_, i64>, experts: usize) -> bool {
         seen.windows(2).all(|pair| pair[0] != pair[1])
             && seen.iter().all(|&id| 0 <= id && (id as usize) < experts)
     })
+}
+
+/// The first two experts whose logits the oracle and the candidate both hold equal, but which the
+/// candidate's ids do not take in the order of their index. A near tie may fall either way; an exact
+/// one is defined.
+fn misplaced(derived: &Outputs, got: &[(&'static str, View<'_>)]) -> Option<String> {
+    let find = |wanted: &str| got.iter().find(|(name, _)| *name == wanted).map(|(_, view)| view);
+    let (View::I64(ids), View::F32(logits)) = (find("ids")?, find("logits")?) else { return None };
+    let want = derived.iter().find_map(|(name, output)| match output {
+        Output::Numbers(derived) if *name == "logits" => Some(derived),
+        _ => None,
+    })?;
+    // One row of logits per row of ids: the experts' logits, not those of a vocabulary.
+    let [tokens, experts] = want.shape[..] else { return None };
+    if ids.ndim() != 2 || ids.len_of(Axis(0)) != tokens || logits.shape() != want.shape {
+        return None;
+    }
+    if !routes(ids, experts) {
+        return None;
+    }
+    for (token, ids) in ids.lanes(Axis(1)).into_iter().enumerate() {
+        let equal = |a: usize, b: usize| {
+            logits[[token, a]] == logits[[token, b]]
+                && want.want[token * experts + a] == want.want[token * experts + b]
+        };
+        for (place, &id) in ids.iter().enumerate() {
+            let before = |lower: usize| ids.iter().take(place).any(|&id| id as usize == lower);
+            let id = id as usize;
+            if let Some(lower) = (0..id).find(|&lower| equal(lower, id) && !before(lower)) {
+                return Some(format!(
+                    "token {token}: experts {lower} and {id} have equal logits, and the lower one does not come first"
+                ));
+            }
+        }
+    }
+    None
 }
 
 fn compare_all(

@@ -4,17 +4,28 @@ mod answer;
 pub mod ask;
 pub mod bound;
 pub mod clock;
+#[cfg(test)]
+mod fake;
+pub mod felt;
 pub mod filter;
 pub mod foreign;
 pub mod generate;
 mod guard;
 mod host;
+pub mod invariance;
 mod judge;
+pub mod mutate;
+pub mod paths;
 pub mod plan;
 pub mod registry;
 pub mod report;
+pub mod sabotage;
+mod same;
+mod sequence;
 pub mod shrink;
+mod spread;
 pub mod verify;
+mod way;
 
 pub use host::{host, peak_memory};
 pub use optimized::doors::World;
@@ -51,6 +62,11 @@ pub fn engine(
         ("reference", _) => Err(format!("number {number:?}: expected f32 or f64").into()),
         _ => Err(format!("engine {name:?}: expected reference").into()),
     }
+}
+
+/// Whether a fault of that name can be planted in the reference model.
+fn is_plant(name: &str) -> bool {
+    reference::Plant::by_name(name).is_some()
 }
 
 /// Faults that can be planted in the reference model: name and public report.

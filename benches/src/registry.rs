@@ -2,11 +2,11 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
+    time::Duration,
 };
 
 use golden::{
-    Cost, Fill, Op, Plan, Rng, Set, Spec, Variant,
+    Cost, Fill, Op, Plan, Plant, Rng, Set, Spec, Variant,
     compare::{self, Finding},
     ops,
     plan::Form as PlanForm,
@@ -16,10 +16,20 @@ use golden::{
 
 use crate::{
     answer::Answer,
-    clock, foreign, guard, judge,
+    clock,
+    felt::{self, Felt},
+    foreign, guard,
+    invariance::{self, Change},
+    judge,
+    paths::{self, Path},
     report::{Outcome, Row},
+    sabotage::{self, Spoiled},
+    same,
     verify::Rule,
+    way::Way,
 };
+
+pub use crate::sabotage::Spoil;
 
 /// Every op, in the order in which the model runs them.
 pub static OPS: &[&dyn Entry] = &[
@@ -80,8 +90,37 @@ pub trait Entry: Sync {
         &self,
         spec: &str,
         kernel: &optimized::doors::Foreign,
-        file: &Path,
+        file: &std::path::Path,
     ) -> Result<serde_json::Value, golden::Error>;
+    /// Faults that can be planted in a variant.
+    fn plants(&self, variant: &str) -> &'static [Plant];
+    /// [`check`](Self::check) of a variant with a fault planted.
+    fn check_planted(&self, spec: &str, variant: &str, plant: &str) -> Row;
+    /// [`check`](Self::check) of a variant that is held to another plan than its own.
+    fn check_as(&self, spec: &str, variant: &str, plan: &Plan) -> Row;
+    /// Why this machine cannot run it, or this variant does not compute it: known before anything
+    /// runs.
+    fn skip(&self, spec: &str, variant: &str) -> Option<String>;
+    /// How a variant rounds.
+    ///
+    /// # Errors
+    /// If there is no such variant or spec.
+    fn plan_of(&self, spec: &str, variant: &str) -> Result<Plan, String>;
+    /// Spoiled copies of the right answer under the bound of a plan: see [`sabotage`].
+    ///
+    /// # Errors
+    /// If the spec is none of this op.
+    fn sabotage(&self, spec: &str, plan: &Plan) -> Result<Vec<Spoiled>, String>;
+    /// Which inputs are felt in which outputs, under the bound of a plan: see [`felt`].
+    ///
+    /// # Errors
+    /// If the spec is none of this op.
+    fn felt(&self, spec: &str, plan: &Plan) -> Result<Vec<Felt>, String>;
+    /// Which terms of a variant's plan make its bound: per term the relative spread of each output.
+    ///
+    /// # Errors
+    /// If there is no such variant or spec.
+    fn terms(&self, spec: &str, variant: &str) -> Result<Terms, String>;
     /// Runs one way to compute it on a recorded case and compares with the official answer.
     fn check_recorded(
         &self,
@@ -90,6 +129,27 @@ pub trait Entry: Sync {
         variant: &str,
         plant: Option<Spoil>,
     ) -> Row;
+    /// Feeds one problem to one way to compute it along these paths, with a fault of the variant
+    /// planted or not.
+    fn paths(
+        &self,
+        spec: &str,
+        variant: &str,
+        paths: &[Path],
+        plant: Option<&str>,
+    ) -> Vec<same::Row>;
+    /// Asks one way to compute a problem again, with these changes, a fault of the variant planted or
+    /// not; `budget` is what the runs may take.
+    fn invariance(
+        &self,
+        spec: &str,
+        variant: &str,
+        changes: &[Change],
+        budget: Duration,
+        plant: Option<&str>,
+    ) -> Vec<same::Row>;
+    /// Whether its tokens form sequences that can be cut and packed.
+    fn has_sequences(&self) -> bool;
 }
 
 /// What a spec's text says.
@@ -109,43 +169,8 @@ pub struct Parsed {
     pub cost: Cost,
 }
 
-/// A way to spoil the checked answer, to show that the check sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spoil {
-    /// One element, the last one, off by one percent of the largest.
-    OneElement,
-    /// The last element NaN.
-    Nan,
-    /// Every 64th row zero.
-    ChunkBoundary,
-    /// A panic in place of an answer.
-    Crash,
-}
-
-impl Spoil {
-    /// Every spoil by name.
-    pub const ALL: &[(&str, Spoil)] = &[
-        ("one-element", Spoil::OneElement),
-        ("nan", Spoil::Nan),
-        ("chunk-boundary", Spoil::ChunkBoundary),
-        ("crash", Spoil::Crash),
-    ];
-
-    fn apply(self, mut x: ndarray::ArrayViewMutD<'_, f32>) {
-        let largest = x.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-        let rows = x.shape().first().copied().unwrap_or(1).max(1);
-        let row = (x.len() / rows).max(1);
-        let last = x.len().saturating_sub(1);
-        for (i, x) in x.iter_mut().enumerate() {
-            match self {
-                Spoil::OneElement if i == last => *x += 0.01 * largest + 1e-30,
-                Spoil::Nan if i == last => *x = f32::NAN,
-                Spoil::ChunkBoundary if (i / row).is_multiple_of(64) => *x = 0.0,
-                _ => {}
-            }
-        }
-    }
-}
+/// Per term of a plan: its name, and the relative spread of each output.
+pub type Terms = Vec<(String, Vec<(&'static str, f64)>)>;
 
 /// An op with its variants.
 struct Bench<O: Op>(&'static [&'static dyn Variant<O>]);
@@ -154,13 +179,13 @@ struct Bench<O: Op>(&'static [&'static dyn Variant<O>]);
 const FORM_RULE: compare::Bound = compare::Bound::Relative { rel_rms: 1e-12, worst_token: 1e-10 };
 
 /// What is run: the reference in f32, in a form, or a variant.
-enum Candidate<O: Op> {
+enum Candidate<'a, O: Op> {
     /// The reference in f32.
     Reference(PlanForm),
     /// Another form of the reference, both in f64.
     Wide(PlanForm),
     /// A variant.
-    Variant(&'static dyn Variant<O>),
+    Variant(&'a dyn Variant<O>),
 }
 
 /// The inputs of a problem: every side that needs them draws the same.
@@ -173,7 +198,7 @@ impl<O: Answer> Bench<O> {
         drawn::<O>(spec)
     }
 
-    fn candidate(&self, name: &str) -> Result<Candidate<O>, String> {
+    fn candidate(&self, name: &str) -> Result<Candidate<'_, O>, String> {
         let chunk = |text: &str| {
             let size = text.strip_prefix("chunk")?.parse().ok()?;
             O::CHUNKS.contains(&size).then_some(PlanForm::Chunked(size))
@@ -192,15 +217,53 @@ impl<O: Answer> Bench<O> {
         found.ok_or_else(|| format!("no variant {name}"))
     }
 
-    fn outcome(
+    /// What `run` makes of a problem and the way of that name; or how it came to nothing.
+    fn ways<T>(
         &self,
-        spec: &Spec<O::Case>,
+        text: &str,
         variant: &str,
+        plant: Option<&str>,
+        run: impl Fn(&Way<O>, &Spec<O::Case>) -> T,
+    ) -> Result<T, Outcome> {
+        let run = || -> Result<T, String> {
+            let spec: Spec<O::Case> = text.parse()?;
+            O::check(&spec)?;
+            Ok(run(&self.way(variant, plant)?, &spec))
+        };
+        // A panic in one job ends that job, not the run.
+        match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(Ok(result)) => Ok(result),
+            Ok(Err(why)) => Err(Outcome::Error(why)),
+            Err(panic) => Err(Outcome::Crashed(message(&*panic))),
+        }
+    }
+
+    /// The way of that name, with a fault planted or not.
+    fn way(&self, name: &str, plant: Option<&str>) -> Result<Way<O>, String> {
+        let variant = self.0.iter().find(|variant| variant.name() == name);
+        match (variant, plant) {
+            (Some(variant), None) => Ok(Way::Variant(*variant)),
+            (Some(variant), Some(plant)) => {
+                let planted = variant.planted(plant).map(Way::Planted);
+                planted.ok_or_else(|| format!("{name}: no fault {plant:?}"))
+            }
+            (None, None) => match self.candidate(name)? {
+                Candidate::Reference(form) => Ok(Way::Reference(form)),
+                _ => Err(format!("{name} is compared in f64")),
+            },
+            (None, Some(_)) => Err(format!("{name}: nothing can be planted in the reference")),
+        }
+    }
+
+    /// What a candidate comes to, under its own plan or another, spoiled or not.
+    fn outcome(
+        spec: &Spec<O::Case>,
+        candidate: &Candidate<'_, O>,
+        held_to: Option<&Plan>,
         plant: Option<Spoil>,
     ) -> Result<Outcome, String> {
-        let candidate = self.candidate(variant)?;
         let inputs = Self::inputs(spec);
-        let (plan, mut got) = match candidate {
+        let (plan, mut got) = match *candidate {
             Candidate::Wide(form) => {
                 let wide = O::wide::<f64>(&inputs);
                 let (want, got) = (O::plain(&wide), O::answer(&wide, form, None));
@@ -219,9 +282,40 @@ impl<O: Answer> Bench<O> {
                 }
             }
         };
-        spoil(&mut got, plant);
-        let case = judge::Case::<O> { spec, inputs: &inputs, plan: &plan };
+        sabotage::all(&mut got, plant);
+        let plan = held_to.unwrap_or(&plan);
+        let case = judge::Case::<O> { spec, inputs: &inputs, plan };
         Ok(Outcome::of(case.judge(&got)))
+    }
+
+    /// Runs something on a parsed spec. A panic in one job ends that job, not the run.
+    fn row(
+        text: &str,
+        variant: &str,
+        run: impl FnOnce(&Spec<O::Case>) -> Result<Outcome, String>,
+    ) -> Row {
+        let (outcome, took) = clock::time(|| {
+            let run = || -> Result<Outcome, String> { run(&Self::spec(text)?) };
+            match catch_unwind(AssertUnwindSafe(run)) {
+                Ok(Ok(outcome)) => outcome,
+                Ok(Err(why)) => Outcome::Error(why),
+                Err(panic) => Outcome::Crashed(message(&*panic)),
+            }
+        });
+        Row::new(O::NAME, text, variant, outcome, took)
+    }
+
+    fn spec(text: &str) -> Result<Spec<O::Case>, String> {
+        let spec: Spec<O::Case> = text.parse()?;
+        O::check(&spec)?;
+        Ok(spec)
+    }
+
+    fn own_plan(&self, spec: &Spec<O::Case>, variant: &str) -> Result<Plan, String> {
+        Ok(match self.candidate(variant)? {
+            Candidate::Reference(form) | Candidate::Wide(form) => Plan::F32.form(form),
+            Candidate::Variant(variant) => variant.plan(spec),
+        })
     }
 
     fn recorded_findings(
@@ -236,7 +330,7 @@ impl<O: Answer> Bench<O> {
             Candidate::Reference(form) => O::answer::<f32>(&inputs, form, None),
             _ => return Err(format!("{variant} is no form of the reference")),
         };
-        spoil(&mut got, plant);
+        sabotage::all(&mut got, plant);
         let prefix = format!("{}/{}", O::NAME, case.case);
         let mut findings = Vec::new();
         for (name, got) in golden::Tensors::tensors(&got) {
@@ -272,17 +366,6 @@ impl Source for RecordedCase<'_> {
 
     fn scalar(&self, name: &str) -> Option<f64> {
         self.case.scalars.get(name).copied()
-    }
-}
-
-/// Spoils every output that holds numbers.
-pub(crate) fn spoil(got: &mut impl golden::Tensors, plant: Option<Spoil>) {
-    let Some(spoil) = plant else { return };
-    assert!(spoil != Spoil::Crash, "planted");
-    for (_, view) in got.tensors_mut() {
-        if let golden::ViewMut::F32(x) = view {
-            spoil.apply(x);
-        }
     }
 }
 
@@ -344,49 +427,163 @@ impl<O: Answer> Entry for Bench<O> {
     }
 
     fn check_foreign(&self, text: &str, kernel: &foreign::Kernel, plant: Option<Spoil>) -> Row {
-        let (outcome, took) = clock::time(|| {
-            caught(|| {
-                let spec: Spec<O::Case> = text.parse()?;
-                O::check(&spec)?;
-                foreign::outcome::<O>(&spec, kernel, plant)
-            })
-        });
-        Row::new(O::NAME, text, &kernel.variant(), outcome, took)
+        Self::row(text, &kernel.variant(), |spec| foreign::outcome::<O>(spec, kernel, plant))
     }
 
     fn answer(
         &self,
         text: &str,
         kernel: &optimized::doors::Foreign,
-        file: &Path,
+        file: &std::path::Path,
     ) -> Result<serde_json::Value, golden::Error> {
-        let spec: Spec<O::Case> = text.parse()?;
-        O::check(&spec)?;
-        foreign::child::answer::<O>(&spec, kernel, file)
+        foreign::child::answer::<O>(&Self::spec(text)?, kernel, file)
+    }
+
+    fn paths(
+        &self,
+        text: &str,
+        variant: &str,
+        paths: &[Path],
+        plant: Option<&str>,
+    ) -> Vec<same::Row> {
+        let run = |way: &Way<O>, spec: &Spec<O::Case>| {
+            paths::ops::run(way, variant, spec, Self::inputs(spec), paths)
+        };
+        self.ways(text, variant, plant, run).unwrap_or_else(|outcome| {
+            let row = |path| paths::ops::row::<O>(text, variant, path, outcome.clone());
+            paths.iter().map(row).collect()
+        })
+    }
+
+    fn invariance(
+        &self,
+        text: &str,
+        variant: &str,
+        changes: &[Change],
+        budget: Duration,
+        plant: Option<&str>,
+    ) -> Vec<same::Row> {
+        let run = |way: &Way<O>, spec: &Spec<O::Case>| {
+            invariance::ops::run(way, variant, spec, &Self::inputs, changes, budget)
+        };
+        self.ways(text, variant, plant, run).unwrap_or_else(|outcome| {
+            let row = |&change| invariance::ops::row::<O>(text, variant, change, outcome.clone());
+            changes.iter().map(row).collect()
+        })
+    }
+
+    fn has_sequences(&self) -> bool {
+        O::PARTS.is_some()
     }
 
     fn check(&self, text: &str, variant: &str, plant: Option<Spoil>) -> Row {
-        let (outcome, took) = clock::time(|| {
-            caught(|| {
-                let spec: Spec<O::Case> = text.parse()?;
-                O::check(&spec)?;
-                self.outcome(&spec, variant, plant)
-            })
-        });
-        Row::new(O::NAME, text, variant, outcome, took)
+        Self::row(text, variant, |spec| Self::outcome(spec, &self.candidate(variant)?, None, plant))
+    }
+
+    fn plants(&self, variant: &str) -> &'static [Plant] {
+        let found = self.0.iter().find(|known| known.name() == variant);
+        found.map_or(&[], |variant| variant.plants())
+    }
+
+    fn check_planted(&self, text: &str, variant: &str, plant: &str) -> Row {
+        Self::row(text, variant, |spec| {
+            let Candidate::Variant(honest) = self.candidate(variant)? else {
+                return Err(format!("{variant}: nothing can be planted in the reference"));
+            };
+            let planted = honest.planted(plant);
+            let planted = planted.ok_or_else(|| format!("{variant}: no fault {plant:?}"))?;
+            Self::outcome(spec, &Candidate::Variant(&*planted), None, None)
+        })
+    }
+
+    fn check_as(&self, text: &str, variant: &str, plan: &Plan) -> Row {
+        Self::row(text, variant, |spec| {
+            Self::outcome(spec, &self.candidate(variant)?, Some(plan), None)
+        })
+    }
+
+    fn skip(&self, text: &str, variant: &str) -> Option<String> {
+        match self.candidate(variant).ok()? {
+            Candidate::Variant(variant) => variant.skip(&crate::host(), &Self::spec(text).ok()?),
+            Candidate::Reference(_) | Candidate::Wide(_) => None,
+        }
+    }
+
+    fn plan_of(&self, text: &str, variant: &str) -> Result<Plan, String> {
+        self.own_plan(&Self::spec(text)?, variant)
+    }
+
+    fn sabotage(&self, text: &str, plan: &Plan) -> Result<Vec<Spoiled>, String> {
+        let spec = Self::spec(text)?;
+        let inputs = Self::inputs(&spec);
+        let other = Spec { seed: spec.seed ^ 0x5eed, ..spec.clone() };
+        let stale = O::plain::<f32>(&Self::inputs(&other));
+        Ok(sabotage::each(&judge::Case::<O> { spec: &spec, inputs: &inputs, plan }, &stale))
+    }
+
+    fn felt(&self, text: &str, plan: &Plan) -> Result<Vec<Felt>, String> {
+        let spec = Self::spec(text)?;
+        let inputs = Self::inputs(&spec);
+        let other = Spec { seed: spec.seed ^ 0xfe17, ..spec.clone() };
+        Ok(felt::each(
+            &judge::Case::<O> { spec: &spec, inputs: &inputs, plan },
+            &Self::inputs(&other),
+        ))
+    }
+
+    fn terms(&self, text: &str, variant: &str) -> Result<Terms, String> {
+        let spec = Self::spec(text)?;
+        let plan = self.own_plan(&spec, variant)?;
+        let inputs = Self::inputs(&spec);
+        Ok(judge::explain(&judge::Case::<O> { spec: &spec, inputs: &inputs, plan: &plan }))
     }
 }
 
-/// A panic in one job ends that job, not the run.
-fn caught(run: impl FnOnce() -> Result<Outcome, String>) -> Outcome {
-    match catch_unwind(AssertUnwindSafe(run)) {
-        Ok(Ok(outcome)) => outcome,
-        Ok(Err(why)) => Outcome::Error(why),
-        Err(panic) => Outcome::Crashed(message(&*panic)),
-    }
-}
-
-fn message(panic: &(dyn std::any::Any + Send)) -> String {
+/// What a panic said.
+pub(crate) fn message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panicked").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::OPS;
+
+    #[test]
+    fn every_spec_of_every_set_reads_back() {
+        for op in OPS {
+            for spec in op.specs(golden::Set::Nightly) {
+                assert_eq!(
+                    op.parse(&spec).map(|parsed| parsed.canonical),
+                    Ok(spec),
+                    "{}",
+                    op.name()
+                );
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_spec_panics(text in ".{0,60}", sizes in proptest::collection::vec(
+                              prop_oneof![0_u64..300, Just(1 << 24), any::<u64>()], 16),
+                          fill in 0_usize..12, dtype in "f32|f16|bf16|fp8|i64|u8|f64|x", seed in any::<u64>()) {
+            for op in OPS {
+                let _ = op.parse(&text);
+                let sized: Vec<_> =
+                    op.letters().iter().zip(&sizes).map(|(letter, size)| format!("{letter}{size}")).collect();
+                let case = sized.join("-");
+                let fill = op.fills().get(fill).map_or("domain", |fill| fill.name);
+                for spec in [case.clone(), format!("{case};{text}"), format!("{case}-{text}"), format!("{text}{case}"),
+                             format!("{case};dtype={dtype};fill={fill};seed={seed}")] {
+                    if let Ok(parsed) = op.parse(&spec) {
+                        let again = op.parse(&parsed.canonical);
+                        prop_assert_eq!(again, Ok(parsed), "{}/{}", op.name(), spec);
+                    }
+                }
+            }
+        }
+    }
 }

@@ -174,6 +174,7 @@ pub fn finding_json(f: &Finding) -> Value {
     })
 }
 
-fn number(x: f64) -> Value {
+/// A number as JSON; what JSON lacks is text.
+pub(crate) fn number(x: f64) -> Value {
     if x.is_finite() { json!(x) } else { json!(x.to_string()) }
 }

@@ -10,13 +10,16 @@ fn main() -> ExitCode {
     let jobs =
         plan(Set::Ci, &Filter::default(), None).expect("the sets hold problems of their ops");
     let trials = jobs.into_iter().map(|job| {
-        Trial::test(job.id(), move || {
+        // Known beforehand: a test that ignores itself while running would count as passed.
+        let skipped = job.entry.skip(&job.spec, &job.variant).is_some();
+        let trial = Trial::test(job.id(), move || {
             let row = job.entry.check(&job.spec, &job.variant, None);
             match row.outcome {
                 Outcome::Passed(_) => Ok(()),
                 other => Err(Failed::from(format!("{other:?}"))),
             }
-        })
+        });
+        trial.with_ignored_flag(skipped)
     });
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }

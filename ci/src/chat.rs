@@ -18,11 +18,11 @@ impl Template {
         let jinja = dir.join("chat_template.jinja");
         let config = dir.join("tokenizer_config.json");
         let (text, origin) = if jinja.exists() {
-            let text = std::fs::read_to_string(&jinja)
+            let text = golden::file::text(&jinja)
                 .map_err(|e| refuse(format!("{}: {e}", jinja.display())))?;
             (text, jinja)
         } else if config.exists() {
-            let text = std::fs::read_to_string(&config)
+            let text = golden::file::text(&config)
                 .map_err(|e| refuse(format!("{}: {e}", config.display())))?;
             let value: serde_json::Value = serde_json::from_str(&text)
                 .map_err(|e| refuse(format!("{}: {e}", config.display())))?;

@@ -1,19 +1,17 @@
 //! `karat check`: every selected problem, by every way to compute it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use benches::{
     plan::Job,
     registry::{self, Spoil},
     report::{Outcome, Row},
 };
-use golden::{
-    compare::{Bound, Finding},
-    recording::Recording,
-};
+use golden::recording::Recording;
 use serde_json::json;
 
 use crate::{
+    block::{Again, block},
     exit::{Exit, fail, refuse},
     files, foreign,
     list::Selection,
@@ -54,12 +52,18 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let jobs = args.selection.jobs(&kernels)?;
     let mut run = Run::new(out, args.fail_fast);
     run.exit = opened;
+    run.again.plant.clone_from(&args.plant);
+    for kernel in &kernels {
+        run.again.kernels.insert(kernel.variant(), kernel.manifest.file.clone());
+    }
     let mut red: Vec<usize> = Vec::new();
     let mut at = 0;
+    let memory = benches::host().memory;
     let bar = out.bar(jobs.len() as u64, "check", false);
     benches::bound::keep_in(&files::cache_dir().join("bounds"));
-    benches::plan::check(&jobs, plant, &mut |row| {
-        run.add(row, &repro(&jobs[at]));
+    let screen = |job: &Job| too_large(job, memory);
+    benches::plan::check(&jobs, &screen, plant, &mut |row| {
+        run.add(row);
         let same = |job: &Job| job.entry.name() == row.op && job.variant == row.variant;
         if row.outcome.is_red() && !red.iter().any(|&at| same(&jobs[at])) {
             red.push(at);
@@ -70,7 +74,7 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     });
     bar.finish_and_clear();
     if args.shrink {
-        red.iter().for_each(|&at| shrink(&jobs[at], plant, out));
+        red.iter().for_each(|&at| shrink(&jobs[at], plant, &run));
     }
     if args.selection.with_recordings() && !args.foreign.given() {
         recorded(&mut run, args.selection.words(), plant)?;
@@ -81,31 +85,33 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     run.end()
 }
 
-/// What to type to run a job again.
-fn repro(job: &Job) -> String {
-    let kernel = job
-        .foreign
-        .as_ref()
-        .map_or(String::new(), |kernel| format!(" --kernel {}", kernel.manifest.file.display()));
-    format!("karat check '{}'{kernel}", job.id())
-}
-
 /// Tells the smallest problem that fails as this one does.
-fn shrink(job: &Job, plant: Option<Spoil>, out: &Out) {
-    let bar = out.bar(0, "shrink", false);
+fn shrink(job: &Job, plant: Option<Spoil>, run: &Run<'_>) {
+    let bar = run.out.bar(0, "shrink", false);
     let found = benches::shrink::smallest(job, plant, &mut |_| {
         bar.inc(1);
         !out::interrupted()
     });
     bar.finish_and_clear();
     if let Some((smallest, row)) = found {
-        out.line(&format!("smallest that fails as {} does:", job.id()));
-        out.line(&block(&row, &repro(&smallest)));
-        out.json(&json!({
+        run.out.line(&format!("smallest that fails as {} does:", job.id()));
+        run.out.line(&block(&row, &run.again));
+        run.out.json(&json!({
             "schema": "karat.result/1", "kind": "shrunk", "case": job.id(), "smallest": smallest.id(),
             "outcome": row.outcome.name(), "why": row.outcome.why(),
         }));
     }
+}
+
+/// A problem that this machine has no memory for, skipped before it runs: inputs and outputs are held
+/// in f32 and in f64 at once.
+fn too_large(job: &Job, memory: u64) -> Option<Row> {
+    let needed = job.parsed.cost.bytes.saturating_mul(4);
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    (memory != 0 && memory < needed).then(|| {
+        let why = format!("needs {:.1} GiB, this machine has {:.1}", gib(needed), gib(memory));
+        Row::new(job.entry.name(), &job.spec, &job.variant, Outcome::Skipped(why), Duration::ZERO)
+    })
 }
 
 /// Every recorded case of every op whose id holds all the words, in every variant.
@@ -138,7 +144,7 @@ pub(crate) fn recorded(
             }
             if words.iter().all(|word| id.contains(word.as_str())) {
                 let row = entry.check_recorded(&recording, case, variant, plant);
-                run.add(&row, &format!("karat check '{}'", row.id()));
+                run.add(&row);
             }
         }
     }
@@ -149,6 +155,9 @@ pub(crate) fn recorded(
 pub(crate) struct Run<'a> {
     pub(crate) out: &'a Out,
     pub(crate) rows: usize,
+    again: Again,
+    /// Outcome, op, variant and reason of what was skipped, and how often.
+    skips: BTreeMap<(&'static str, String), usize>,
     fail_fast: bool,
     ops: Vec<&'static str>,
     sums: BTreeMap<&'static str, Sum>,
@@ -159,13 +168,23 @@ pub(crate) struct Run<'a> {
 struct Sum {
     cases: usize,
     passed: usize,
+    skipped: usize,
     budget: f64,
     seconds: f64,
 }
 
 impl<'a> Run<'a> {
     pub(crate) fn new(out: &'a Out, fail_fast: bool) -> Run<'a> {
-        Run { out, rows: 0, fail_fast, ops: Vec::new(), sums: BTreeMap::new(), exit: Exit::Ok }
+        Run {
+            out,
+            rows: 0,
+            again: Again::default(),
+            skips: BTreeMap::new(),
+            fail_fast,
+            ops: Vec::new(),
+            sums: BTreeMap::new(),
+            exit: Exit::Ok,
+        }
     }
 
     /// Whether nothing more should run.
@@ -173,8 +192,8 @@ impl<'a> Run<'a> {
         out::interrupted() || (self.fail_fast && self.exit != Exit::Ok)
     }
 
-    /// Takes a row; `repro` is what to type to see it again.
-    pub(crate) fn add(&mut self, row: &Row, repro: &str) {
+    /// Takes a row.
+    pub(crate) fn add(&mut self, row: &Row) {
         self.rows += 1;
         if !self.ops.contains(&row.op) {
             self.ops.push(row.op);
@@ -196,10 +215,19 @@ impl<'a> Run<'a> {
             Outcome::Error(_) if row.variant.starts_with("foreign/") => Exit::Refused,
             Outcome::Error(_) => Exit::Internal,
             // Known beforehand; told, and not green.
-            Outcome::Skipped(_) | Outcome::Unsupported(_) => Exit::Ok,
+            Outcome::Skipped(_) | Outcome::Unsupported(_) => {
+                sum.skipped += 1;
+                Exit::Ok
+            }
         };
         if exit != Exit::Ok {
-            self.out.line(&block(row, repro));
+            self.out.line(&block(row, &self.again));
+        } else if let Outcome::Skipped(why) | Outcome::Unsupported(why) = &row.outcome {
+            let whom = format!("{}@{}: {why}", row.op, row.variant);
+            *self.skips.entry((row.outcome.name(), whom)).or_default() += 1;
+            if self.out.verbose {
+                self.out.line(&format!("{:<11} {}: {why}", row.outcome.name(), row.id()));
+            }
         } else if self.out.verbose {
             self.out.line(&format!(
                 "{:<11} {}  budget {:.3}",
@@ -222,97 +250,60 @@ impl<'a> Run<'a> {
                     (*op).to_owned(),
                     sum.cases.to_string(),
                     sum.passed.to_string(),
-                    (sum.cases - sum.passed).to_string(),
+                    (sum.cases - sum.passed - sum.skipped).to_string(),
+                    sum.skipped.to_string(),
                     format!("{:.1} %", 100.0 * sum.budget),
                     format!("{:.0} ms", 1e3 * sum.seconds),
                 ]
             })
             .collect();
-        self.out
-            .table(&["op", "cases", "passed", "not passed", "worst use of bound", "time"], &rows);
+        self.out.table(
+            &["op", "cases", "passed", "not passed", "skipped", "worst use of bound", "time"],
+            &rows,
+        );
+        for ((outcome, whom), n) in &self.skips {
+            let problems = if *n == 1 { "problem" } else { "problems" };
+            self.out.line(&format!("{outcome}: {whom} ({n} {problems})"));
+        }
         let passed: usize = self.sums.values().map(|sum| sum.passed).sum();
-        self.out.line(&format!("{passed} passed, {} not passed", self.rows - passed));
+        let skipped: usize = self.sums.values().map(|sum| sum.skipped).sum();
+        let told = if skipped == 0 { String::new() } else { format!(", {skipped} skipped") };
+        let wrong = self.rows - passed - skipped;
+        self.out.line(&format!("{passed} passed, {wrong} not passed{told}"));
+        // A run in which nothing passed is red; where nothing even ran, the machine was unfit for it.
+        let exit = match self.exit {
+            Exit::Ok if passed == 0 && skipped == self.rows => Exit::Unfit,
+            Exit::Ok if passed == 0 => Exit::Wrong,
+            exit => exit,
+        };
         self.out.json(&json!({
-            "schema": "karat.result/1", "kind": "summary", "rows": self.rows, "passed": passed, "exit": self.exit as u8,
+            "schema": "karat.result/1", "kind": "summary", "rows": self.rows, "passed": passed, "skipped": skipped,
+            "exit": exit as u8,
         }));
         if out::interrupted() {
             return Err(fail(Exit::Interrupted, "interrupted"));
         }
-        // A run in which nothing passed is red.
-        Ok(if passed == 0 { self.exit.gravest(Exit::Wrong) } else { self.exit })
+        Ok(exit)
     }
 }
 
-/// What is wrong, where, and how to see it again.
-fn block(row: &Row, repro: &str) -> String {
-    let mut lines = vec![format!(
-        "{:<4} {}",
-        row.outcome.name().to_uppercase().replace("FAILED", "FAIL"),
-        row.id()
-    )];
-    if let Some(why) = row.outcome.why() {
-        lines.push(format!("  {why}"));
-    }
-    lines.extend(row.outcome.findings().iter().filter(|f| !f.ok).flat_map(told));
-    lines.push(format!("  repro: {repro}"));
-    lines.join("\n")
-}
+#[cfg(test)]
+mod tests {
+    use benches::{filter::Filter, plan::plan};
+    use golden::Set;
 
-/// What is wrong with an output.
-fn told(f: &Finding) -> Vec<String> {
-    let at = f.at.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-    let mut lines = vec![format!(
-        "  {} of {} elements of {} over, {} not finite",
-        f.over, f.n, f.output, f.not_finite
-    )];
-    lines.push(format!(
-        "  worst {}[{at}] got {:.6e} want {:.6e} err {:.1e} allowed {} ({:.1}x of what is allowed)",
-        f.output,
-        f.pair.1,
-        f.pair.0,
-        f.max_abs,
-        if f.allowed.is_nan() { "by the row".to_owned() } else { format!("{:.1e}", f.allowed) },
-        f.budget
-    ));
-    let kind = match f.bound {
-        Bound::Derived { grid, .. } => grid.name(),
-        _ => "f32",
-    };
-    lines.push(format!(
-        "  rel-RMS {:.1e} of {:.1e} · worst {} {} at {:.1e} of {:.1e} · ULP({kind}) p99 {} max {}",
-        f.rel_rms,
-        f.rel_rms_allowed,
-        f.worst_is,
-        f.worst_token_at,
-        f.worst_token,
-        f.worst_token_allowed,
-        f.ulp.0,
-        f.ulp.1,
-    ));
-    if let Some(bias) = &f.bias
-        && 1.0 < bias.used()
-    {
-        lines.push(format!(
-            "  bias: {} of the {} is {:.1e}, allowed {:.1e}",
-            bias.what, bias.part, bias.value, bias.allowed
-        ));
-    }
-    lines.push(format!("  bound: {}", bound(f.bound)));
-    if let Some(pattern) = &f.pattern {
-        lines.push(format!("  pattern: {pattern}"));
-    }
-    lines
-}
+    use super::too_large;
 
-/// A bound in words.
-pub(crate) fn bound(bound: Bound) -> String {
-    match bound {
-        Bound::Relative { rel_rms, worst_token } => {
-            format!("rel-RMS {rel_rms:.1e}, row {worst_token:.1e}")
-        }
-        Bound::Derived { runs, grid } => format!(
-            "7 x spread of {runs} runs in stochastic arithmetic + half an ulp of {grid}; sums of squares; bias"
-        ),
-        Bound::Exact => "equal".to_owned(),
+    #[test]
+    fn a_problem_beyond_the_memory_is_skipped_with_both_sizes() {
+        let word = "linear/N16777216-M64-D64@reference/f32".to_owned();
+        let filter = Filter::new(&[word], None).unwrap();
+        let jobs = plan(Set::Smoke, &filter, None).unwrap();
+        let row = too_large(&jobs[0], 8 << 30).unwrap();
+        assert_eq!(row.outcome.name(), "skipped");
+        assert_eq!(row.outcome.why(), Some("needs 32.0 GiB, this machine has 8.0"));
+        assert!(too_large(&jobs[0], 64 << 30).is_none());
+        // A machine that does not tell is tried.
+        assert!(too_large(&jobs[0], 0).is_none());
     }
 }

@@ -1,9 +1,6 @@
 //! `karat compare`: logits of any engine against a recording or another file.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use golden::{
     compare::logits::{Distance, Spread, distance},
@@ -41,11 +38,20 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
+    for (name, allowed) in [("kl", args.max_kl), ("rel-rms", args.max_rel_rms)] {
+        if !(allowed.is_finite() && 0.0 <= allowed) {
+            return Err(refuse(format!("--max-{name} {allowed}: expected a number of at least 0")));
+        }
+    }
     let got = logits(&args.got)?;
     let (want, tokens, noise) = match (&args.golden, &args.want) {
         (Some(dir), _) => recorded(dir, args.prompt.as_deref())?,
         (None, Some(path)) => {
-            (logits(path)?, Prompt::read(path).ok().or_else(|| Prompt::read(&args.got).ok()), 0.0)
+            let tokens = match Prompt::beside(path)? {
+                None => Prompt::beside(&args.got)?,
+                tokens => tokens,
+            };
+            (logits(path)?, tokens, 0.0)
         }
         (None, None) => return Err(refuse("compare: a file or --golden")),
     };
@@ -55,6 +61,16 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
             args.got.display(),
             want.shape(),
             got.shape()
+        )));
+    }
+    if let Some(tokens) = &tokens
+        && (tokens.tokens.len(), tokens.columns) != (got.dim().0, got.dim().1)
+    {
+        return Err(refuse(format!(
+            "tensor input_ids: expected shape {:?}, as the logits beside it have, got [{}, {}]",
+            &got.shape()[..2],
+            tokens.tokens.len(),
+            tokens.columns
         )));
     }
     let (rows_want, rows_got, next) = real_rows(&want, &got, tokens.as_ref());
@@ -105,7 +121,6 @@ fn real_rows(
     tokens: Option<&Prompt>,
 ) -> (Array2<f32>, Array2<f32>, Vec<Option<u32>>) {
     let (b, t, v) = want.dim();
-    let tokens = tokens.filter(|p| p.tokens.len() == b && p.columns == t);
     let (mut rows, mut next) = (Vec::new(), Vec::new());
     for i in 0..b {
         let pad = tokens.map_or(0, |p| p.padding[i]);
@@ -156,7 +171,7 @@ fn recorded(
 
 fn logits(path: &Path) -> anyhow::Result<Array3<f32>> {
     let wrong = |what: &dyn std::fmt::Display| refuse(format!("{}: {what}", path.display()));
-    let data = fs::read(path).map_err(|e| wrong(&e))?;
+    let data = golden::map::map(path).map_err(|e| wrong(&e))?;
     let file = SafeTensors::deserialize(&data).map_err(|e| wrong(&e))?;
     let tensor = file
         .tensor("logits")

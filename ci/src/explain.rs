@@ -63,6 +63,17 @@ const WORDS: &[(&str, &str)] = &[
     ),
     ("budget", "the largest share of an allowance that any output used; above 100 % fails"),
     (
+        "path",
+        "a way to feed one text: split=…, every=n, resume, rollback, together, prompt, packed, poisoned, fresh, left-pad, \
+         mtp; or a relation that needs no oracle: edit, heads, gate-one, alone. All have the answer of the plain way: to the \
+         bit where that is claimed, else within the bound of the plan, from runs along the same path",
+    ),
+    (
+        "claim",
+        "what a variant or an engine promises of its bits: two runs, any batch, any cut. A difference inside the bound of \
+         the plan is then a cheat; a larger one is wrong whatever was promised",
+    ),
+    (
         "recording",
         "what the official implementation answered, with its versions, hashes and own noise: golden/src/recording.rs",
     ),
@@ -95,10 +106,17 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
             ));
         }
     }
+    for fault in benches::paths::FAULTS {
+        let text = format!(
+            "fault that can be planted around an engine (paths --plant, invariance --plant): {} ({})",
+            fault.what, fault.cite
+        );
+        entries.push((fault.name.to_owned(), text));
+    }
     for (name, cite) in benches::plants() {
         entries.push((
             name.to_owned(),
-            format!("fault that can be planted in the model (golden verify --plant): {cite}"),
+            format!("fault that can be planted in the model (golden verify --plant, paths --plant): {cite}"),
         ));
     }
     let wanted: Vec<_> = match &args.what {

@@ -7,7 +7,20 @@ use std::{
 };
 
 /// Writes beside the place and renames: what is there is whole, before and after.
+///
+/// A link is followed: the file it names is replaced, the link stays. What is no regular file
+/// (`/dev/stdout`, a pipe) is written to and not replaced: a device that is renamed over is gone.
 pub(crate) fn replace(path: &Path, data: &[u8]) -> io::Result<()> {
+    let place = match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
+        Ok(meta) if !meta.is_file() => {
+            let mut file = fs::OpenOptions::new().write(true).open(path)?;
+            return file.write_all(data).and_then(|()| file.flush());
+        }
+        Ok(_) => fs::canonicalize(path)?,
+        Err(_) => path.to_owned(),
+    };
+    let path = place.as_path();
     let parent =
         path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent)?;

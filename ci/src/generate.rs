@@ -6,16 +6,19 @@ use std::{
     time::Duration,
 };
 
-use benches::generate::{Options, Report, generate};
+use benches::generate::{NOT_FINITE, Options, Report, generate};
 use serde_json::{Value, json};
 
 use crate::{
     chat::Template,
     exit::{Exit, fail, refuse},
-    logits::{Prompt, Which},
+    logits::{Prompt, Which, scan},
     out::{self, Out},
     text::{Stream, Text},
 };
+
+/// More drafts at a time than any head has ever been right about.
+const MAX_DRAFTS: usize = 64;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -103,9 +106,6 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         (None, None) => return Err(refuse("--prompt needs a tokenizer")),
     };
     let options = options(args, &settings, &weights.config().eos_token_ids)?;
-    if args.max_new == 0 {
-        return Ok(Exit::Ok);
-    }
     let mut stream = text.as_ref().map(Stream::new);
     let mut written = String::new();
     let mut failure = None;
@@ -137,7 +137,15 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     if out::interrupted() {
         return Err(fail(Exit::Interrupted, "interrupted"));
     }
-    let report = result.map_err(refuse)?;
+    let report = match result {
+        Err(error) if error.to_string() == NOT_FINITE => {
+            let model = &args.which.model;
+            out::warn(&format!("karat: {model}: {error}; looking for the weight"));
+            scan(model, out)?;
+            return Err(fail(Exit::Wrong, format!("{model}: {error}, though every weight is")));
+        }
+        result => result.map_err(refuse)?,
+    };
     tell(&report, &prompt, &written, out);
     Ok(Exit::Ok)
 }
@@ -195,7 +203,7 @@ fn worded(args: &Args, dir: &Path) -> anyhow::Result<String> {
 
 /// `generation_config.json`, where there is one.
 fn settings(dir: &Path) -> Value {
-    let text = std::fs::read_to_string(dir.join("generation_config.json")).unwrap_or_default();
+    let text = golden::file::text(&dir.join("generation_config.json")).unwrap_or_default();
     serde_json::from_str(&text).unwrap_or(Value::Null)
 }
 
@@ -217,6 +225,12 @@ fn options(args: &Args, settings: &Value, eos: &[u32]) -> anyhow::Result<Options
     }
     if !(0.0 < top_p && top_p <= 1.0) {
         return Err(refuse(format!("--top-p {top_p}: expected a number in (0, 1]")));
+    }
+    if MAX_DRAFTS < args.speculate {
+        return Err(refuse(format!(
+            "--speculate {}: expected at most {MAX_DRAFTS}",
+            args.speculate
+        )));
     }
     let mut stop = if args.ignore_eos { Vec::new() } else { eos.to_vec() };
     if !args.ignore_eos {

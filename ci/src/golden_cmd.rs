@@ -11,14 +11,14 @@ use golden::{
     Config, Dtype, Weights,
     checkpoint::Checkpoint,
     engine::INTERRUPTED,
-    recording::{FileHash, Manifest, Recording},
+    recording::{FileHash, Manifest, Recording, RecordingError},
     synth,
     synthetic::Synthetic,
 };
 use serde_json::json;
 
 use crate::{
-    check,
+    block,
     exit::{Exit, fail, refuse},
     files,
     out::{self, Out},
@@ -90,6 +90,15 @@ fn ids(dir: &Path) -> Vec<String> {
     ids
 }
 
+/// A name that is one: what is accepted or recorded stays inside the folder of recordings.
+fn plain(id: &str) -> anyhow::Result<()> {
+    if golden::file::is_plain_name(id) && !id.contains('.') {
+        Ok(())
+    } else {
+        Err(refuse(format!("{id:?}: expected the name of a recording")))
+    }
+}
+
 fn open(id: &str) -> anyhow::Result<Recording> {
     // A name, or a folder anywhere.
     let dir = if id.contains('/') { PathBuf::from(id) } else { recordings().join(id) };
@@ -153,7 +162,10 @@ fn write(weights: &dyn Weights, dir: &Path) -> anyhow::Result<()> {
 /// Recorded files that are not in a folder as they were recorded.
 fn mismatches(dir: &Path, recorded: &[FileHash]) -> Vec<String> {
     let same = |file: &FileHash| {
-        golden::checkpoint::hash_file(dir, &dir.join(&file.path)).is_ok_and(|found| found == *file)
+        let path = dir.join(&file.path);
+        // What has another size need not be read to be another file.
+        std::fs::metadata(&path).is_ok_and(|meta| meta.len() == file.bytes)
+            && golden::checkpoint::hash_file(dir, &path).is_ok_and(|found| found == *file)
     };
     recorded.iter().filter(|file| !same(file)).map(|file| file.path.clone()).collect()
 }
@@ -182,6 +194,14 @@ impl Report {
         }
     }
 
+    /// The first tap over its bound, or the first expert that may not be swapped.
+    pub(crate) fn first_wrong(&self) -> Option<String> {
+        self.verified.iter().filter(|v| !v.ok()).find_map(|v| {
+            let tap = v.first_bad().map(|(tap, _)| tap.clone());
+            Some(format!("{}/{}", v.prompt, tap.or_else(|| v.illegal_flip.clone())?))
+        })
+    }
+
     /// Largest share of an allowance.
     pub(crate) fn budget(&self) -> f64 {
         let findings = self.verified.iter().flat_map(|v| &v.findings);
@@ -199,6 +219,11 @@ pub(crate) fn verify_one(
 ) -> anyhow::Result<Report> {
     let watch = benches::clock::Stopwatch::new();
     let recording = open(id)?;
+    if recording.manifest.prompts.is_empty() {
+        return Err(refuse(format!(
+            "{id}: a recording of no whole model; `karat check` holds ops against it"
+        )));
+    }
     let dir = match model {
         Some(model) => PathBuf::from(model),
         None => checkpoint_of(&recording.manifest)?,
@@ -214,8 +239,16 @@ pub(crate) fn verify_one(
         verified.push(result.map_err(|e| {
             if e.to_string() == INTERRUPTED {
                 fail(Exit::Interrupted, INTERRUPTED)
-            } else {
+            } else if e.is::<RecordingError>() {
+                fail(Exit::Recording, e.to_string())
+            } else if other_files.is_empty() {
                 refuse(format!("{id}: {}: {e}", prompt.id))
+            } else {
+                let files = other_files.join(", ");
+                fail(
+                    Exit::Recording,
+                    format!("{id}: {}: {e}; of another checkpoint: {files}", prompt.id),
+                )
             }
         })?);
     }
@@ -303,7 +336,7 @@ fn tell(report: &Report, args: &VerifyArgs, out: &Out) {
                     f.rel_rms,
                     f.worst_token,
                     100.0 * f.budget,
-                    check::bound(f.bound)
+                    block::bound(f.bound)
                 ));
             }
         }
@@ -322,7 +355,7 @@ fn tell(report: &Report, args: &VerifyArgs, out: &Out) {
                 f.worst_token_at,
                 f.worst_token,
                 f.budget,
-                check::bound(f.bound)
+                block::bound(f.bound)
             ));
             if let Some(pattern) = &f.pattern {
                 out.line(&format!("  pattern: {pattern}"));
@@ -391,9 +424,14 @@ fn status(out: &Out) -> Exit {
     }
     out.table(&["recording", "covers", "asked", "taps", "size", "noise s", ""], &rows);
     out.line("");
-    out.line("Qwen/Qwen3-Next-80B-A3B: not recorded here. These are recordings of small synthetic checkpoints made by the");
-    out.line("official code; nothing here comes from the official weights. Where the weights are, one command records them:");
-    out.line("  karat golden record official --checkpoint DIR");
-    out.json(&json!({"schema": "karat.result/1", "kind": "golden", "recording": "official", "recorded": false}));
+    let official = dir.join("official/manifest.json").exists();
+    if official {
+        out.line("Qwen/Qwen3-Next-80B-A3B: recorded here, as \"official\".");
+    } else {
+        out.line("Qwen/Qwen3-Next-80B-A3B: not recorded here. These are recordings of small synthetic checkpoints made by the");
+        out.line("official code; nothing here comes from the official weights. Where the weights are, one command records them:");
+        out.line("  karat golden record official --checkpoint DIR");
+    }
+    out.json(&json!({"schema": "karat.result/1", "kind": "golden", "recording": "official", "recorded": official}));
     exit
 }

@@ -37,9 +37,9 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let inventory = Inventory::of(&*weights);
     let flops = inventory.flops_per_token(args.context);
     let bytes = inventory.bytes_per_token;
-    let cache = inventory.kv_bytes_per_token * args.context;
+    let cache = inventory.kv_bytes_per_token.saturating_mul(args.context);
     let limits = json!({
-        "decode_tokens_per_s": args.bandwidth.map(|rate| rate * 1e9 / (bytes + cache + 2 * inventory.state_bytes) as f64),
+        "decode_tokens_per_s": args.bandwidth.map(|rate| rate * 1e9 / (bytes as f64 + cache as f64 + 2.0 * inventory.state_bytes as f64)),
         "prefill_tokens_per_s": args.flops.map(|rate| rate * 1e12 / flops as f64),
     });
     let answer = json!({
@@ -59,7 +59,7 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         "flops_per_token": flops,
         "kv_bytes_per_token": inventory.kv_bytes_per_token,
         "state_bytes": inventory.state_bytes,
-        "memory_at_context": inventory.payload_bytes + cache + inventory.state_bytes,
+        "memory_at_context": (inventory.payload_bytes + inventory.state_bytes).saturating_add(cache),
         "limits": limits,
         "groups": inventory.groups.iter().map(|group| json!({
             "group": group.name, "tensors": group.tensors, "parameters": group.parameters, "bytes": group.bytes,

@@ -32,7 +32,7 @@ pub(crate) struct Selection {
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum SetName {
+pub(crate) enum SetName {
     /// Seconds.
     Smoke,
     /// Every length, ratio and fill.
@@ -49,24 +49,52 @@ enum Device {
     Cuda,
 }
 
-impl Selection {
-    /// The jobs that are meant: of these foreign kernels, where there are some.
-    pub(crate) fn jobs(&self, kernels: &[Arc<Kernel>]) -> anyhow::Result<Vec<benches::plan::Job>> {
-        let filter = Filter::new(&self.filter, self.expression.as_deref()).map_err(refuse)?;
-        let set = match self.set {
+impl From<SetName> for Set {
+    fn from(name: SetName) -> Set {
+        match name {
             SetName::Smoke => Set::Smoke,
             SetName::Ci => Set::Ci,
             SetName::Nightly => Set::Nightly,
-        };
-        let device = self.device.map(|device| match device {
-            Device::Cpu => "cpu",
-            Device::Cuda => "cuda",
-        });
+        }
+    }
+}
+
+impl Selection {
+    /// The jobs that are meant: of these foreign kernels, where there are some.
+    pub(crate) fn jobs(&self, kernels: &[Arc<Kernel>]) -> anyhow::Result<Vec<benches::plan::Job>> {
+        let (set, filter, device) = (self.set(), self.filter()?, self.device());
         if kernels.is_empty() {
             plan(set, &filter, device).map_err(refuse)
         } else {
             foreign::jobs(set, &filter, device, kernels).map_err(refuse)
         }
+    }
+
+    /// Words and expression.
+    pub(crate) fn filter(&self) -> anyhow::Result<Filter> {
+        Filter::new(&self.filter, self.expression.as_deref()).map_err(refuse)
+    }
+
+    /// Which problems there are.
+    pub(crate) fn set(&self) -> Set {
+        self.set.into()
+    }
+
+    /// The set as it is typed, where it is not the one that is meant anyway.
+    pub(crate) fn typed(&self) -> &'static str {
+        match self.set {
+            SetName::Smoke => "",
+            SetName::Ci => " --set ci",
+            SetName::Nightly => " --set nightly",
+        }
+    }
+
+    /// The device that is meant, if one is.
+    pub(crate) fn device(&self) -> Option<&'static str> {
+        self.device.map(|device| match device {
+            Device::Cpu => "cpu",
+            Device::Cuda => "cuda",
+        })
     }
 
     /// The words, for recordings.

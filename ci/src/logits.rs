@@ -1,6 +1,6 @@
 //! `karat logits`: what a model says, as a file that any other program can read.
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
 use benches::ask::{Decode, INTERRUPTED, Request, Said, ask};
 use golden::{Engine, Weights, checkpoint::Checkpoint};
@@ -73,8 +73,8 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let (mut engine, weights) = args.which.open()?;
     let (b, t) = (prompt.tokens.len(), prompt.columns);
     prompt.check(&args.tokens, &*weights, args.decode.unwrap_or(0))?;
-    if !args.split.is_empty() && (args.split.iter().sum::<usize>() != t || args.split.contains(&0))
-    {
+    let sum = args.split.iter().try_fold(0_usize, |sum, &piece| sum.checked_add(piece));
+    if !args.split.is_empty() && (sum != Some(t) || args.split.contains(&0)) {
         return Err(refuse(format!(
             "--split: expected pieces above 0 that sum to {t}, got {:?}",
             args.split
@@ -116,12 +116,14 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
             refuse(e)
         }
     })?;
-    if said.logits.iter().any(|x| !x.is_finite()) {
-        out::warn(&format!(
-            "karat: {}: logits are not finite; looking for the weight",
-            args.which.model
+    if let Some(what) = not_finite(&said) {
+        let model = &args.which.model;
+        out::warn(&format!("karat: {model}: {what} are not finite; looking for the weight"));
+        scan(model, out)?;
+        return Err(fail(
+            Exit::Wrong,
+            format!("{model}: {what} are not finite, though every weight is; nothing was written"),
         ));
-        return scan(&args.which.model, out);
     }
     let data = pack(&said, &prompt, args)?;
     files::replace(&args.out, &data)
@@ -132,9 +134,20 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     if let Some(peak) = peak {
         out.line(&format!("peak memory {:.2} GB", peak as f64 / 1e9));
     }
-    out.json(&json!({"schema": "karat.result/1", "kind": "logits", "out": args.out, "sequences": b, "tokens": t,
+    out.json(&json!({"schema": "karat.result/1", "kind": "logits", "out": args.out.display().to_string(), "sequences": b, "tokens": t,
         "seconds": seconds, "peak_bytes": peak, "engine": engine.name(), "model": args.which.model}));
     Ok(Exit::Ok)
+}
+
+/// The first of all answers that has a NaN or an infinity.
+fn not_finite(said: &Said) -> Option<String> {
+    let bad = |x: &Array2<f32>| x.iter().any(|x| !x.is_finite());
+    let hidden = said.hidden.iter().position(bad).map(|layer| format!("hidden states {layer}"));
+    let named = |name: &str, found: bool| found.then(|| name.to_owned());
+    named("logits", bad(&said.logits))
+        .or(hidden)
+        .or(named("logits of a decoded token", said.steps.iter().any(bad)))
+        .or(named("MTP logits", said.mtp.as_ref().is_some_and(bad)))
 }
 
 /// Names the first weight that is NaN or infinite.
@@ -177,12 +190,18 @@ pub(crate) struct Prompt {
 impl Prompt {
     /// `input_ids` and `attention_mask` of a safetensors file.
     pub(crate) fn read(path: &std::path::Path) -> anyhow::Result<Prompt> {
+        Prompt::beside(path)?
+            .ok_or_else(|| refuse(format!("{}: tensor input_ids: missing", path.display())))
+    }
+
+    /// The same, where a file need not have them.
+    pub(crate) fn beside(path: &std::path::Path) -> anyhow::Result<Option<Prompt>> {
         let wrong = |what: &dyn std::fmt::Display| refuse(format!("{}: {what}", path.display()));
-        let data = fs::read(path).map_err(|e| wrong(&e))?;
+        let data = golden::map::map(path).map_err(|e| wrong(&e))?;
         let file = SafeTensors::deserialize(&data).map_err(|e| wrong(&e))?;
-        let ids = integers(&file, "input_ids")
-            .map_err(|e| wrong(&e))?
-            .ok_or_else(|| wrong(&"tensor input_ids: missing"))?;
+        let Some(ids) = integers(&file, "input_ids").map_err(|e| wrong(&e))? else {
+            return Ok(None);
+        };
         let mask = integers(&file, "attention_mask").map_err(|e| wrong(&e))?;
         let (b, t) = ids.dim();
         if b == 0 || t == 0 {
@@ -220,7 +239,7 @@ impl Prompt {
             tokens.push(row.iter().enumerate().skip(pad).map(token).collect::<Result<_, _>>()?);
             padding.push(pad);
         }
-        Ok(Prompt { tokens, padding, columns: t })
+        Ok(Some(Prompt { tokens, padding, columns: t }))
     }
 
     /// Ids inside the vocabulary, and room for the prompt and `more` tokens.
@@ -241,7 +260,7 @@ impl Prompt {
                     row[at]
                 )));
             }
-            if config.context_limit() < row.len() + more {
+            if config.context_limit() < row.len().saturating_add(more) {
                 return Err(refuse(format!(
                     "{}: row {i}: {} tokens and {more} more are beyond the context of {} (max_position_embeddings{})",
                     path.display(),

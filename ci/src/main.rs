@@ -5,6 +5,7 @@
 
 #![allow(clippy::doc_markdown, reason = "doc comments of arguments are help texts")]
 
+mod block;
 mod chat;
 mod check;
 mod child;
@@ -17,22 +18,30 @@ mod foreign;
 mod generate;
 mod golden_cmd;
 mod inspect;
+mod invariance;
 mod kernel_cmd;
 mod list;
 mod logits;
+mod mutate;
 mod out;
+mod paths;
+mod same;
 mod schema;
 mod synth;
 mod text;
 mod tour;
 mod verdict;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    panic::{self, AssertUnwindSafe},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::{
-    exit::{Exit, Failure},
+    exit::{Exit, Failure, fail},
     out::{Format, Out},
 };
 
@@ -59,15 +68,20 @@ struct Global {
     #[arg(short, long, global = true)]
     verbose: bool,
     /// Draw no progress bars.
-    #[arg(long, global = true, env = "KARAT_NO_PROGRESS")]
+    #[arg(
+        long,
+        global = true,
+        env = "KARAT_NO_PROGRESS",
+        value_parser = clap::builder::FalseyValueParser::new()
+    )]
     no_progress: bool,
     /// Where the verdict is written.
     #[arg(
         long,
         global = true,
         value_name = "PATH",
-        default_value = "target/karat/verdict.json",
-        env = "KARAT_VERDICT"
+        default_value = verdict::DEFAULT,
+        env = verdict::VARIABLE
     )]
     verdict: PathBuf,
 }
@@ -80,6 +94,10 @@ enum Command {
     Doctor(doctor::Args),
     /// Hold every way to compute an op against the oracle and the recordings
     Check(check::Args),
+    /// Feed one text in every way there is; each must have the answer of the plain way
+    Paths(paths::Args),
+    /// Ask again: other threads, another batch, another place in it
+    Invariance(invariance::Args),
     /// Recordings of the official implementation: record, verify, status, diff, accept
     Golden(golden_cmd::Args),
     /// Compare logits of any other engine with a recording or another file
@@ -100,6 +118,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Write a synthetic checkpoint in the official format
     Synth(synth::Args),
+    /// Plant faults and count those found; draw honest kernels anew and count false alarms
+    Mutate(mutate::Args),
     /// Print the JSON schema of results, goldens or verdicts
     Schema(schema::Args),
     /// Print completions for a shell
@@ -117,36 +137,29 @@ fn main() -> ExitCode {
         Err(error) => {
             // Help and version are answers; everything else is usage.
             let _ = error.print();
-            return if error.use_stderr() { Exit::Refused.into() } else { Exit::Ok.into() };
+            if !error.use_stderr() {
+                return Exit::Ok.into();
+            }
+            let text = error.to_string();
+            let line = text.lines().next().unwrap_or("usage");
+            if let Err(error) =
+                verdict::write(&verdict::place(), "usage", Exit::Refused, Some(line))
+            {
+                out::warn(&format!("karat: {}: {error}", verdict::place().display()));
+            }
+            return Exit::Refused.into();
         }
     };
     if let Some(Command::Child(args)) = &cli.command {
         return child::run(args).into();
     }
     out::listen();
-    let Global { format, quiet, verbose, no_progress, verdict } = cli.global;
+    let Global { format, quiet, verbose, no_progress, ref verdict } = cli.global;
     let out = Out { format, quiet, verbose, progress: !no_progress };
-    let (name, ended) = match &cli.command {
-        None => ("tour", tour::run(&out)),
-        Some(Command::List(args)) => ("list", list::run(args, &out)),
-        Some(Command::Child(args)) => ("child", Ok(child::run(args))),
-        Some(Command::Kernel(args)) => ("kernel", kernel_cmd::run(args, &out)),
-        Some(Command::Doctor(args)) => ("doctor", Ok(doctor::run(args, &out))),
-        Some(Command::Check(args)) => ("check", check::run(args, &out)),
-        Some(Command::Golden(args)) => ("golden", golden_cmd::run(args, &out)),
-        Some(Command::Compare(args)) => ("compare", compare::run(args, &out)),
-        Some(Command::Logits(args)) => ("logits", logits::run(args, &out)),
-        Some(Command::Generate(args)) => ("generate", generate::run(args, &out)),
-        Some(Command::Tokenize(args)) => ("tokenize", text::run(args)),
-        Some(Command::Inspect(args)) => ("inspect", inspect::run(args, &out)),
-        Some(Command::Synth(args)) => ("synth", synth::run(args, &out)),
-        Some(Command::Schema(args)) => ("schema", Ok(schema::run(args))),
-        Some(Command::Completions { shell }) => {
-            clap_complete::generate(*shell, &mut Cli::command(), "karat", &mut std::io::stdout());
-            ("completions", Ok(Exit::Ok))
-        }
-        Some(Command::Explain(args)) => ("explain", explain::run(args, &out)),
-    };
+    let (name, ended) =
+        panic::catch_unwind(AssertUnwindSafe(|| run(&cli, &out))).unwrap_or_else(|_| {
+            ("panic", Err(fail(Exit::Internal, "a fault of karat itself; please report it")))
+        });
     let (exit, line) = match ended {
         Ok(exit) => (exit, None),
         Err(error) => {
@@ -157,8 +170,52 @@ fn main() -> ExitCode {
             (exit, Some(format!("{error:#}")))
         }
     };
-    if let Err(error) = verdict::write(&verdict, name, exit, line.as_deref()) {
+    let (exit, line) = match out::lost() {
+        Some(error) => {
+            let lost = format!("standard output: {error}");
+            out::warn(&format!("karat: {lost}"));
+            (exit.gravest(Exit::Unfit), line.or(Some(lost)))
+        }
+        None => (exit, line),
+    };
+    if let Err(error) = verdict::write(verdict, name, exit, line.as_deref()) {
         out.note(&format!("karat: {}: {error}", verdict.display()));
     }
     exit.into()
+}
+
+/// Runs the command, and says which it was.
+fn run(cli: &Cli, out: &Out) -> (&'static str, anyhow::Result<Exit>) {
+    match &cli.command {
+        None => ("tour", tour::run(out)),
+        Some(Command::List(args)) => ("list", list::run(args, out)),
+        Some(Command::Doctor(args)) => ("doctor", Ok(doctor::run(args, out))),
+        Some(Command::Child(args)) => ("child", Ok(child::run(args))),
+        Some(Command::Kernel(args)) => ("kernel", kernel_cmd::run(args, out)),
+        Some(Command::Check(args)) => ("check", check::run(args, out)),
+        Some(Command::Paths(args)) => ("paths", paths::run(args, out)),
+        Some(Command::Invariance(args)) => ("invariance", invariance::run(args, out)),
+        Some(Command::Golden(args)) => ("golden", golden_cmd::run(args, out)),
+        Some(Command::Compare(args)) => ("compare", compare::run(args, out)),
+        Some(Command::Logits(args)) => ("logits", logits::run(args, out)),
+        Some(Command::Generate(args)) => ("generate", generate::run(args, out)),
+        Some(Command::Tokenize(args)) => ("tokenize", text::run(args)),
+        Some(Command::Inspect(args)) => ("inspect", inspect::run(args, out)),
+        Some(Command::Synth(args)) => ("synth", synth::run(args, out)),
+        Some(Command::Mutate(args)) => ("mutate", mutate::run(args, out)),
+        Some(Command::Schema(args)) => ("schema", schema::run(args, out)),
+        Some(Command::Completions { shell }) => ("completions", Ok(completions(*shell, out))),
+        Some(Command::Explain(args)) => ("explain", explain::run(args, out)),
+    }
+}
+
+fn completions(shell: clap_complete::Shell, out: &Out) -> Exit {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "karat", &mut text);
+    let text = String::from_utf8_lossy(&text);
+    out.text(&text);
+    out.json(&serde_json::json!({
+        "schema": "karat.result/1", "kind": "completions", "shell": shell.to_string(), "text": text,
+    }));
+    Exit::Ok
 }

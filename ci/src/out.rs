@@ -2,7 +2,10 @@
 
 use std::{
     io::{self, IsTerminal, Write},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
@@ -114,10 +117,24 @@ pub(crate) fn warn(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Text on stdout. A reader that has gone away ends the program quietly, as it does every filter.
+/// What went wrong on stdout first, a reader that has gone away aside.
+static STDOUT: Mutex<Result<(), io::Error>> = Mutex::new(Ok(()));
+
+/// Why some of the answer is lost, if it is. That nobody reads on (`| head`) is no loss.
+pub(crate) fn lost() -> Option<String> {
+    let state = STDOUT.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*state {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Some(error.to_string()),
+        _ => None,
+    }
+}
+
+/// Text on stdout. After the first failure nothing more is written, but the work goes on: its exit
+/// code is an answer too, and must not turn green because nobody reads the other one.
 fn print(text: &str) {
-    let mut out = io::stdout().lock();
-    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
-        std::process::exit(0);
+    let mut state = STDOUT.lock().unwrap_or_else(PoisonError::into_inner);
+    if state.is_ok() {
+        let mut out = io::stdout().lock();
+        *state = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     }
 }

@@ -22,12 +22,16 @@ enum Which {
     Verdict,
 }
 
-pub(crate) fn run(args: &Args) -> Exit {
-    let out = Out { format: Format::Human, quiet: false, verbose: false, progress: false };
-    out.text(match args.which {
+pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
+    let text = match args.which {
         Which::Results => include_str!("schema/results.json"),
         Which::Golden => include_str!("schema/golden.json"),
         Which::Verdict => include_str!("schema/verdict.json"),
-    });
-    Exit::Ok
+    };
+    out.text(text);
+    // As one object on one line where that was asked for.
+    if out.format == Format::Jsonl {
+        out.json(&serde_json::from_str(text)?);
+    }
+    Ok(Exit::Ok)
 }

@@ -49,8 +49,8 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let config = match (&args.config, args.preset) {
         (Some(path), _) => {
-            let text = std::fs::read_to_string(path)
-                .map_err(|e| refuse(format!("{}: {e}", path.display())))?;
+            let text =
+                golden::file::text(path).map_err(|e| refuse(format!("{}: {e}", path.display())))?;
             Config::parse(&text, &path.display().to_string()).map_err(refuse)?
         }
         (None, Some(preset)) => {
@@ -80,10 +80,12 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         Err(SynthError::Interrupted) => {
             return Err(fail(Exit::Interrupted, "interrupted; nothing was left behind"));
         }
-        Err(error @ SynthError::Exists(_)) => return Err(refuse(error)),
+        Err(error @ (SynthError::Exists(_) | SynthError::Refused { .. })) => {
+            return Err(refuse(error));
+        }
         Err(error) => return Err(fail(Exit::Unfit, error.to_string())),
     }
     out.line(&format!("{}: {:.3} GB", args.out.display(), bytes as f64 / 1e9));
-    out.json(&json!({"schema": "karat.result/1", "kind": "synth", "out": args.out, "payload_bytes": bytes}));
+    out.json(&json!({"schema": "karat.result/1", "kind": "synth", "out": args.out.display().to_string(), "payload_bytes": bytes}));
     Ok(Exit::Ok)
 }

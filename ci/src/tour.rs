@@ -22,12 +22,12 @@ pub(crate) fn run(out: &Out) -> anyhow::Result<Exit> {
     let mut exit = doctor::run(&doctor::Args {}, out);
 
     out.line("\nevery op: every way to compute it under the bound of its precision plan, f32 against the official functions");
-    let jobs = plan(Set::Ci, &Filter::default(), None).map_err(refuse)?;
+    let jobs = plan(Set::Smoke, &Filter::default(), None).map_err(refuse)?;
     let mut checks = Run::new(out, false);
     let bar = out.bar(jobs.len() as u64, "check", false);
     benches::bound::keep_in(&files::cache_dir().join("bounds"));
-    benches::plan::check(&jobs, None, &mut |row| {
-        checks.add(row, &format!("karat check '{}'", row.id()));
+    benches::plan::check(&jobs, &|_| None, None, &mut |row| {
+        checks.add(row);
         bar.inc(1);
         !checks.over()
     });
@@ -70,7 +70,7 @@ pub(crate) fn run(out: &Out) -> anyhow::Result<Exit> {
         exit = exit.gravest(Exit::Recording);
     }
     out.line("skipped: Qwen/Qwen3-Next-80B-A3B itself: its recording needs the weights (`karat golden status` says how)");
-    out.line("skipped: CPU and CUDA kernels: there are none yet");
+    out.line("skipped: CUDA kernels: there are none yet");
 
     out.line("\nspeed of the plain reference (one thread, f32; synthetic weights are generated as they are used)");
     let mut rows = Vec::new();

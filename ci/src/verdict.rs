@@ -1,10 +1,36 @@
 //! `verdict.json`: how the last run ended, for programs that lost its exit code.
 
-use std::{io, path::Path};
+use std::{
+    env, io,
+    path::{Path, PathBuf},
+};
 
 use serde_json::json;
 
 use crate::{exit::Exit, files};
+
+/// Where it is written if nobody says otherwise.
+pub(crate) const DEFAULT: &str = "target/karat/verdict.json";
+
+/// The environment variable that says otherwise.
+pub(crate) const VARIABLE: &str = "KARAT_VERDICT";
+
+/// Where a command line that cannot be read wants it: its `--verdict`, else the environment's.
+pub(crate) fn place() -> PathBuf {
+    let mut arguments = env::args_os().skip(1);
+    while let Some(argument) = arguments.next() {
+        let text = argument.to_string_lossy();
+        if let Some(path) = text.strip_prefix("--verdict=") {
+            return path.into();
+        }
+        if text == "--verdict"
+            && let Some(path) = arguments.next()
+        {
+            return path.into();
+        }
+    }
+    env::var_os(VARIABLE).filter(|path| !path.is_empty()).map_or(DEFAULT.into(), PathBuf::from)
+}
 
 /// Writes it beside its place and renames.
 pub(crate) fn write(path: &Path, command: &str, exit: Exit, line: Option<&str>) -> io::Result<()> {

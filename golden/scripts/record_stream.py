@@ -74,7 +74,10 @@ def record_stream(question, checkpoint, out, memory_gib):
     if not config.tie_word_embeddings:
         del table
     tensors, noise = {}, {}
-    router_noise, min_margin, closest, flips = 0.0, float("inf"), "no router", 0
+    router_noise = 0.0
+    # Of each prompt: its smallest margin, where that is, and how many tokens route otherwise in double.
+    closest = {name: (float("inf"), "no router") for name in ids}
+    flips = {name: 0 for name in ids}
 
     def tap(name, got, want):
         got = got.numpy()
@@ -113,9 +116,8 @@ def record_stream(question, checkpoint, out, memory_gib):
                 order = torch.sort(logits, -1, descending=True)[0]
                 margin = order[:, a - 1] - order[:, a] if a < e else torch.full((len(order),), float("inf"))
                 router_noise = max(router_noise, float((logits.double() - want).abs().max()))
-                flips += int((picks.sort(-1)[0] != want_picks.sort(-1)[0]).any(-1).sum())
-                if float(margin.min()) < min_margin:
-                    min_margin, closest = float(margin.min()), f"prompt {name}, layer {i}, row {int(margin.argmin())}"
+                flips[name] += int((picks.sort(-1)[0] != want_picks.sort(-1)[0]).any(-1).sum())
+                closest[name] = min(closest[name], (float(margin.min()), f"prompt {name}, layer {i}, row {int(margin.argmin())}"))
                 if tiers["routing"]:
                     shape = ids[name].shape
                     tensors[f"{name}/routing.{i}"] = picks.reshape(*shape, a).numpy().astype(np.int64)
@@ -134,13 +136,29 @@ def record_stream(question, checkpoint, out, memory_gib):
             noise[f"{name}/logits"] = {"f64": distance(logits, exact)}
             tensors[f"{name}/input_ids"] = rows.numpy().astype(np.int64)
             keep_logits(tensors, name, "logits", logits, tiers["logits"])
-    s, worst = max((kinds["f64"]["rel_rms"], name) for name, kinds in noise.items())
-    if s > 1e-5:
-        end(UNCERTAIN, f"{worst} is {s:.1e} from the same code in double, above 1e-5: choose another prompt")
-    if min_margin < 10 * router_noise or flips:
-        end(UNCERTAIN, f"{closest}: router margin {min_margin:.1e} is below ten times its noise {router_noise:.1e} ({flips} flips)")
+    dropped = {}
+    for name in ids:
+        s, worst = max((kinds["f64"]["rel_rms"], tap) for tap, kinds in noise.items() if tap.startswith(f"{name}/"))
+        margin, where = closest[name]
+        why = None
+        if s > 1e-5:
+            why = f"{worst} is {s:.1e} from the same code in double, above 1e-5"
+        if margin < 10 * router_noise or flips[name]:
+            why = f"{where}: router margin {margin:.1e} is below ten times its noise {router_noise:.1e} ({flips[name]} flips)"
+        if why is None:
+            continue
+        if not question.get("drop_uncertain"):
+            end(UNCERTAIN, f"{why}: choose another prompt")
+        note(f"{name} is left out: {why}")
+        dropped[name] = why
+    if len(dropped) == len(ids):
+        end(UNCERTAIN, "every prompt was left out")
+    question = {**question, "prompts": [p for p in question["prompts"] if p["id"] not in dropped]}
+    tensors = {name: x for name, x in tensors.items() if name.split("/")[0] not in dropped}
+    noise = {name: kinds for name, kinds in noise.items() if name.split("/")[0] not in dropped}
+    min_margin, flips = min(closest[name][0] for name in ids if name not in dropped), 0
     router = {"min_margin": min_margin if np.isfinite(min_margin) else None, "noise": router_noise, "routing_flips": flips}
-    finish(question, checkpoint, out, tensors, noise, router, {"stream": True, "memory_gib": memory_gib, "peak_gib": round(peak_gib(), 2)})
+    finish(question, checkpoint, out, tensors, noise, router, {"stream": True, "memory_gib": memory_gib, "peak_gib": round(peak_gib(), 2), "left_out": dropped})
     if peak_gib() > memory_gib:
         end(UNFIT, f"peak memory {peak_gib():.1f} GiB was above the budget of {memory_gib} GiB")
 

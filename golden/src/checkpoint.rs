@@ -8,16 +8,16 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    io,
     ops::Range,
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
 };
 
 use memmap2::Mmap;
 use serde_json::Value;
 
 use crate::{
-    Config, Dtype, Weights, map, names,
+    Config, Dtype, Weights, file, map, names,
     names::{Entry, Role},
     recording::FileHash,
     weights::{Meta, RawTensor, WeightError},
@@ -302,9 +302,18 @@ impl Checkpoint {
 /// If it cannot be read.
 pub fn hash_file(dir: &Path, path: &Path) -> io::Result<FileHash> {
     let mut hasher = blake3::Hasher::new();
-    let bytes = io::copy(&mut fs::File::open(path)?, &mut hasher)?;
+    let bytes = io::copy(&mut file::open(path)?, &mut hasher)?;
     let name = path.strip_prefix(dir).unwrap_or(path).to_string_lossy().replace('\\', "/");
     Ok(FileHash { path: name, bytes, blake3: hasher.finalize().to_hex().to_string() })
+}
+
+/// The header of a safetensors file, given as all bytes of the file: name, type and shape of each
+/// tensor, and where its bytes are.
+///
+/// # Errors
+/// What is wrong, without the file's name.
+pub fn parse_header(file: &[u8]) -> Result<Vec<(String, Meta, Range<usize>)>, String> {
+    header::parse(file)
 }
 
 type Index = BTreeMap<String, String>;
@@ -313,7 +322,7 @@ type Index = BTreeMap<String, String>;
 fn shards(dir: &Path) -> Result<(Vec<PathBuf>, Option<Index>), WeightError> {
     let index_path = dir.join("model.safetensors.index.json");
     let single = dir.join("model.safetensors");
-    let text = match fs::read_to_string(&index_path) {
+    let text = match file::text(&index_path) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             if single.exists() {
@@ -350,16 +359,14 @@ pub fn parse_index(text: &str) -> Result<BTreeMap<String, String>, String> {
     let value: Value = serde_json::from_str(text).map_err(|e| format!("no JSON: {e}"))?;
     let map = value.get("weight_map").and_then(Value::as_object).ok_or("no object weight_map")?;
     map.iter()
-        .map(|(tensor, file)| {
-            let file = file
+        .map(|(tensor, name)| {
+            let name = name
                 .as_str()
-                .ok_or_else(|| format!("tensor {tensor}: expected a file name, got {file}"))?;
-            let mut parts = Path::new(file).components();
-            match (parts.next(), parts.next()) {
-                (Some(Component::Normal(_)), None) => Ok((tensor.clone(), file.to_owned())),
-                _ => {
-                    Err(format!("tensor {tensor}: expected a file inside the folder, got {file:?}"))
-                }
+                .ok_or_else(|| format!("tensor {tensor}: expected a file name, got {name}"))?;
+            if file::is_plain_name(name) {
+                Ok((tensor.clone(), name.to_owned()))
+            } else {
+                Err(format!("tensor {tensor}: expected a file inside the folder, got {name:?}"))
             }
         })
         .collect()

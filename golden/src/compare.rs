@@ -294,7 +294,7 @@ fn unravel(mut flat: usize, shape: &[usize]) -> Vec<usize> {
 }
 
 /// Representable f32 numbers between two values.
-fn ulp(a: f64, b: f64) -> u64 {
+pub fn ulp(a: f64, b: f64) -> u64 {
     // Order-preserving integers: negative floats count down from zero.
     let rank = |x: f64| {
         let bits = i64::from((x as f32).to_bits() as i32);

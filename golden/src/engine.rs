@@ -2,7 +2,7 @@
 
 use ndarray::{Array2, Array3, Array4};
 
-use crate::{Config, Error};
+use crate::{Claims, Config, Error, Plan};
 
 /// A whole model with the states of a number of sequences.
 ///
@@ -15,6 +15,14 @@ pub trait Engine {
     fn name(&self) -> String;
     /// The model.
     fn config(&self) -> &Config;
+    /// How it rounds: the bound it is held to follows from this.
+    fn plan(&self) -> Plan {
+        Plan::F32
+    }
+    /// What it promises of its bits beyond that.
+    fn claims(&self) -> Claims {
+        Claims::default()
+    }
     /// Forgets everything and makes room for `sequences` empty ones.
     fn reset(&mut self, sequences: usize) -> Result<(), Error>;
     /// Tokens that each sequence holds.

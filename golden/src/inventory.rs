@@ -136,10 +136,11 @@ impl Inventory {
         let c = &self.config;
         let full = c.layer_types.iter().filter(|mixer| **mixer == Mixer::Full).count() as u64;
         let linear = c.num_hidden_layers() as u64 - full;
-        let attention = 4 * (c.num_attention_heads * c.head_dim) as u64 * full * context;
+        let attention = 4 * (c.num_attention_heads * c.head_dim) as u64 * full;
         let state =
             (c.linear_num_value_heads * c.linear_key_head_dim * c.linear_value_head_dim) as u64;
-        2 * (self.active + self.head) + attention + 7 * state * linear
+        (2 * (self.active + self.head) + 7 * state * linear)
+            .saturating_add(attention.saturating_mul(context))
     }
 }
 

@@ -4,7 +4,11 @@ use std::{error, fmt, str::FromStr};
 
 use ndarray::{ArcArray, Dimension};
 
-use crate::{Dtype, Number, Plan, Rng, Tensors, plan::Grid, tensor::Read};
+use crate::{
+    Dtype, Number, Plan, Rng, Tensors,
+    plan::{Grid, Site},
+    tensor::Read,
+};
 
 /// A question the model asks: its cases, its inputs, and the least work of an answer.
 ///
@@ -73,6 +77,8 @@ pub trait Op: Sized + 'static {
     fn grid(output: &str, plan: &Plan) -> Grid {
         match output {
             "state" => plan.state,
+            // Routing weights are f32 unless a plan says otherwise, whatever activations are stored in.
+            "weights" => plan.round.get(&Site::RouterWeights).copied().unwrap_or(Grid::F32),
             output if Self::TOLD.contains(&output) => Grid::F32,
             _ => plan.output,
         }
@@ -278,13 +284,16 @@ pub struct Plant {
     pub cite: &'static str,
 }
 
-/// What a variant promises beyond its plan.
+/// What a variant or an engine promises beyond its plan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Claims {
-    /// Two runs give equal bits.
+    /// Two runs give equal bits, on any number of threads.
     pub deterministic: bool,
     /// A sequence or token gets equal bits whatever else is in the batch.
     pub batch_invariant: bool,
+    /// A sequence gets equal bits whole and in pieces, its states carried from piece to piece, if it
+    /// is cut at multiples of so many tokens: 1 is anywhere.
+    pub cuts: Option<usize>,
 }
 
 /// A loaded problem. The timed call and the checked call are the same call.

@@ -161,6 +161,7 @@ pub enum Grid {
 
 impl Grid {
     /// Bits of the fraction.
+    #[inline]
     pub fn bits(self) -> u32 {
         match self {
             Grid::F32 => 23,
@@ -171,6 +172,7 @@ impl Grid {
     }
 
     /// Exponent of the smallest normal number.
+    #[inline]
     pub fn min_exponent(self) -> i32 {
         match self {
             Grid::F32 | Grid::Tf32 | Grid::Bf16 => -126,
@@ -180,6 +182,7 @@ impl Grid {
     }
 
     /// The largest number.
+    #[inline]
     pub fn max(self) -> f64 {
         match self {
             Grid::F32 | Grid::Tf32 | Grid::Bf16 => f64::from(f32::MAX),

@@ -24,7 +24,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -32,6 +31,8 @@ use ndarray::{ArrayD, IxDyn};
 use safetensors::{Dtype as StDtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use crate::file;
 
 /// The schema that this code reads and writes.
 pub const SCHEMA: &str = "karat.golden/1";
@@ -263,22 +264,57 @@ impl Recorded {
     }
 }
 
+impl Manifest {
+    /// Reads one, and checks what the code that uses it relies on.
+    ///
+    /// # Errors
+    /// What is wrong, without the file's name.
+    pub fn parse(text: &str) -> Result<Manifest, String> {
+        let value: Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
+        let schema = value.get("schema").and_then(Value::as_str).unwrap_or("none");
+        if schema != SCHEMA {
+            return Err(format!(
+                "schema {schema:?}, expected {SCHEMA:?}: made by another version of karat"
+            ));
+        }
+        let manifest: Manifest = serde_json::from_value(value).map_err(|e| e.to_string())?;
+        if !file::is_plain_name(&manifest.id) {
+            return Err(format!("id: expected a plain name, got {:?}", manifest.id));
+        }
+        for prompt in &manifest.prompts {
+            prompt.check().map_err(|what| format!("prompt {:?}: {what}", prompt.id))?;
+        }
+        Ok(manifest)
+    }
+}
+
+impl Prompt {
+    /// Sizes that contradict each other, or the tensors of the manifest.
+    fn check(&self) -> Result<(), String> {
+        if self.batch == 0 || self.tokens == 0 {
+            return Err(format!("empty, shape [{}, {}]", self.batch, self.tokens));
+        }
+        if let Some(split) = &self.split {
+            let sum = split.iter().try_fold(0_usize, |sum, &piece| sum.checked_add(piece));
+            if sum != Some(self.tokens) || split.contains(&0) {
+                return Err(format!(
+                    "split: expected pieces above 0 that sum to {}, got {split:?}",
+                    self.tokens
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Recording {
     /// Reads and hash-checks a recording folder.
     pub fn open(dir: &Path) -> Result<Recording, RecordingError> {
         let path = dir.join("manifest.json");
-        let text = fs::read_to_string(&path).map_err(|e| error(&path, e))?;
-        let value: Value = serde_json::from_str(&text).map_err(|e| error(&path, e))?;
-        let schema = value.get("schema").and_then(Value::as_str).unwrap_or("none");
-        if schema != SCHEMA {
-            return Err(error(
-                &path,
-                format!("schema {schema:?}, expected {SCHEMA:?}: made by another version of karat"),
-            ));
-        }
-        let manifest: Manifest = serde_json::from_value(value).map_err(|e| error(&path, e))?;
+        let text = file::text(&path).map_err(|e| error(&path, e))?;
+        let manifest = Manifest::parse(&text).map_err(|e| error(&path, e))?;
         let path = dir.join("recording.safetensors");
-        let bytes = fs::read(&path).map_err(|e| error(&path, e))?;
+        let bytes = file::bytes(&path, manifest.recording.bytes).map_err(|e| error(&path, e))?;
         let hash = blake3::hash(&bytes).to_hex();
         if hash.as_str() != manifest.recording.blake3 {
             let want = &manifest.recording.blake3;
@@ -361,6 +397,7 @@ impl Recording {
         let ids = ids
             .into_dimensionality::<ndarray::Ix2>()
             .map_err(|e| error(&self.dir, format!("{name}: {e}")))?;
+        self.shaped(&name, ids.shape(), prompt)?;
         let token =
             |id: i64| u32::try_from(id).map_err(|_| error(&self.dir, format!("{name}: id {id}")));
         ids.rows()
@@ -377,6 +414,7 @@ impl Recording {
             return Ok(vec![prompt.tokens; prompt.batch]);
         }
         let mask = self.i64(&name)?;
+        self.shaped(&name, mask.shape(), prompt)?;
         mask.outer_iter()
             .map(|row| {
                 let real = row.iter().filter(|&&m| m != 0).count();
@@ -389,8 +427,74 @@ impl Recording {
             })
             .collect()
     }
+
+    /// A tensor of a prompt has its shape.
+    fn shaped(&self, name: &str, shape: &[usize], prompt: &Prompt) -> Result<(), RecordingError> {
+        let want = [prompt.batch, prompt.tokens];
+        if shape == want {
+            Ok(())
+        } else {
+            Err(error(&self.dir, format!("tensor {name}: expected shape {want:?}, got {shape:?}")))
+        }
+    }
 }
 
 fn error(path: &Path, what: impl std::fmt::Display) -> RecordingError {
     RecordingError(format!("{}: {what}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::{Manifest, Question};
+
+    const DECODE: &str = include_str!("../recordings/decode/manifest.json");
+
+    #[test]
+    fn a_manifest_that_contradicts_itself_is_refused() {
+        let with = |change: fn(&mut Value)| {
+            let mut value: Value = serde_json::from_str(DECODE).unwrap();
+            change(&mut value);
+            Manifest::parse(&value.to_string()).map(|_| ())
+        };
+        assert_eq!(with(|_| {}), Ok(()));
+        for (change, said) in [
+            ((|m| m["schema"] = json!("karat.golden/2")) as fn(&mut Value), "another version"),
+            (|m| m["schema"] = Value::Null, "schema \"none\""),
+            (|m| m["id"] = json!("../x"), "expected a plain name"),
+            (|m| m["prompts"][0]["tokens"] = json!(0), "empty, shape [1, 0]"),
+            (|m| m["prompts"][0]["batch"] = json!(0), "empty, shape [0, 65]"),
+            (|m| m["prompts"][0]["batch"] = json!(-1), "invalid value"),
+            (|m| m["prompts"][0]["split"] = json!([64]), "sum to 65"),
+            (|m| m["prompts"][0]["split"] = json!([65, 0]), "pieces above 0"),
+            (|m| m["prompts"][0]["split"] = json!([u64::MAX, 66]), "sum to 65"),
+            (|m| m["prompts"][0]["kind"] = json!("guess"), "unknown variant"),
+            (|m| m["taps"] = json!({}), "expected a sequence"),
+        ] {
+            let error = with(change).expect_err(said);
+            assert!(error.contains(said), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_manifest_panics(text in ".{0,200}", key in "id|prompts|taps|self_noise|recording|cases|checkpoint|[a-z]{1,6}",
+                              number in any::<f64>(), integer in any::<u64>()) {
+            let _ = Manifest::parse(&text);
+            for value in [json!(text), json!(number), json!(integer), json!([integer, text]), json!({ text.clone(): number }),
+                          json!([{"id": text, "kind": "split", "batch": integer, "tokens": integer, "split": [integer, 1]}])] {
+                let mut whole: Value = serde_json::from_str(DECODE).unwrap();
+                whole[&key] = value;
+                let _ = Manifest::parse(&whole.to_string());
+                let _ = serde_json::from_value::<Question>(whole);
+            }
+        }
+
+        #[test]
+        fn no_truncated_manifest_panics(at in 0..DECODE.len()) {
+            let _ = Manifest::parse(DECODE.get(..at).unwrap_or(""));
+        }
+    }
 }

@@ -24,6 +24,14 @@ pub enum SynthError {
     /// The folder exists and is not empty.
     #[error("{}: exists and is not empty; --force replaces it", .0.display())]
     Exists(PathBuf),
+    /// The place is none that a checkpoint may take, whatever was asked.
+    #[error("{}: {why}", path.display())]
+    Refused {
+        /// The place.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
     /// A tensor could not be had.
     #[error(transparent)]
     Weight(#[from] crate::weights::WeightError),
@@ -37,7 +45,7 @@ pub enum SynthError {
 pub struct Options {
     /// Largest shard, in bytes.
     pub shard_bytes: u64,
-    /// Whether an existing folder is replaced.
+    /// Whether an existing checkpoint is replaced. A folder with anything else in it never is.
     pub force: bool,
 }
 
@@ -54,30 +62,94 @@ pub fn write(
     options: Options,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<(), SynthError> {
-    let occupied = fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
-    if occupied && !options.force {
-        return Err(SynthError::Exists(dir.to_owned()));
+    let refused = |why: String| SynthError::Refused { path: dir.to_owned(), why };
+    let at = |source, path: &Path| SynthError::Io { path: path.to_owned(), source };
+    // `..`, `/` and the current folder have no name of their own, and are never to be replaced.
+    let Some(name) = dir.file_name() else {
+        return Err(refused("expected the name of a folder to write".to_owned()));
+    };
+    if fs::symlink_metadata(dir).is_ok_and(|meta| !meta.is_dir()) {
+        return Err(refused("exists and is no folder".to_owned()));
     }
-    let name = dir
-        .file_name()
-        .map_or_else(|| "checkpoint".into(), |name| name.to_string_lossy().into_owned());
+    if let Some(foreign) = foreign(dir).map_err(|e| at(e, dir))? {
+        if !options.force {
+            return Err(SynthError::Exists(dir.to_owned()));
+        }
+        if let Some(foreign) = foreign {
+            return Err(refused(format!(
+                "{foreign:?} in it is no part of a checkpoint; remove the folder yourself"
+            )));
+        }
+    }
     let parent =
         dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let beside = parent.join(format!(".{name}.{}.partial", std::process::id()));
-    let at = |source, path: &Path| SynthError::Io { path: path.to_owned(), source };
-    fs::create_dir_all(&beside).map_err(|e| at(e, &beside))?;
-    let written = fill(weights, &beside, options.shard_bytes, progress);
-    let placed = written.and_then(|()| {
-        if dir.exists() {
-            fs::remove_dir_all(dir).map_err(|e| at(e, dir))?;
+    let beside = |what: &str| {
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}.{what}", std::process::id()));
+        parent.join(hidden)
+    };
+    let (partial, old) = (beside("partial"), beside("old"));
+    fs::create_dir_all(parent).map_err(|e| at(e, parent))?;
+    for stale in [&partial, &old] {
+        // Of a process of the same number that was killed.
+        match fs::remove_dir_all(stale) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(at(e, stale)),
+            _ => {}
         }
-        fs::rename(&beside, dir).map_err(|e| at(e, dir))
+    }
+    fs::create_dir(&partial).map_err(|e| at(e, &partial))?;
+    let written = fill(weights, &partial, options.shard_bytes, progress);
+    let placed = written.and_then(|()| {
+        // The old one is gone only when the new one is in its place.
+        let replaced = dir.exists();
+        if replaced {
+            fs::rename(dir, &old).map_err(|e| at(e, dir))?;
+        }
+        if let Err(error) = fs::rename(&partial, dir) {
+            if replaced {
+                let _ = fs::rename(&old, dir);
+            }
+            return Err(at(error, dir));
+        }
+        if replaced {
+            fs::remove_dir_all(&old).map_err(|e| at(e, &old))?;
+        }
+        Ok(())
     });
     if placed.is_err() {
         // The first error is the one to tell.
-        let _ = fs::remove_dir_all(&beside);
+        let _ = fs::remove_dir_all(&partial);
     }
     placed
+}
+
+/// `None` for a folder that is empty or not there; else the name of something in it that no writer
+/// of checkpoints has put there, if there is such a thing.
+#[expect(clippy::option_option, reason = "nothing there, nothing foreign there, something foreign")]
+fn foreign(dir: &Path) -> io::Result<Option<Option<String>>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let mut occupied = None;
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let part = matches!(
+            name.as_str(),
+            "config.json"
+                | "generation_config.json"
+                | "model.safetensors"
+                | "model.safetensors.index.json"
+        ) || (name.starts_with("model-") && name.ends_with(".safetensors"));
+        if !part || !entry.file_type()?.is_file() {
+            return Ok(Some(Some(name)));
+        }
+        occupied = Some(None);
+    }
+    Ok(occupied)
 }
 
 fn fill(

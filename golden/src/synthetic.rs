@@ -21,9 +21,28 @@
 //! `-19` (0.14 around 0); gated norm `-19` around 1; `A_log` `-16` (1.15 around -1.5: rates from 0.01
 //! to 4); `dt_bias` `-17` around 0.
 //!
-//! | tensor, seed 0 | index | bits (f32) | value |
-//! |---|---|---|---|
-//! | `model.embed_tokens.weight` | 0 | see `known_values` in the tests | |
+//! Known values of the official preset, in f32, computed apart from this code by the four steps above:
+//!
+//! | tensor | index | seed | bits | value |
+//! |---|---|---|---|---|
+//! | `model.embed_tokens.weight` | 0 | 0 | `3e8d0400` | 0.275421142578125 |
+//! | `model.embed_tokens.weight` | 311164927 | 0 | `40020080` | 2.031280517578125 |
+//! | `model.embed_tokens.weight` | 0 | 1 | `bfd3f400` | -1.6558837890625 |
+//! | `lm_head.weight` | 12345 | 0 | `bd10c700` | -0.035346031188964844 |
+//! | `model.norm.weight` | 2047 | 0 | `be0f6200` | -0.14002227783203125 |
+//! | `model.layers.0.linear_attn.in_proj_qkvz.weight` | 0 | 0 | `bbe74c00` | -0.007058620452880859 |
+//! | `model.layers.0.linear_attn.in_proj_ba.weight` | 131071 | 0 | `3ca62600` | 0.02028179168701172 |
+//! | `model.layers.0.linear_attn.out_proj.weight` | 7 | 0 | `bbb76f00` | -0.005597949028015137 |
+//! | `model.layers.0.linear_attn.A_log` | 31 | 0 | `bfd97200` | -1.69879150390625 |
+//! | `model.layers.0.linear_attn.dt_bias` | 0 | 0 | `3f01d200` | 0.507110595703125 |
+//! | `model.layers.0.linear_attn.norm.weight` | 5 | 0 | `3f816bc0` | 1.0111007690429688 |
+//! | `model.layers.0.linear_attn.conv1d.weight` | 3 | 0 | `bfacdf80` | -1.3505706787109375 |
+//! | `model.layers.47.mlp.experts.511.down_proj.weight` | 1048575 | 0 | `3ab0b800` | 0.001348257064819336 |
+//! | `mtp.fc.weight` | 8388607 | 7 | `bce77c00` | -0.028257369995117188 |
+//!
+//! In FP8 `model.layers.0.mlp.experts.0.gate_proj.weight`, seed 0, has the codes of -78.6855 (index 0)
+//! and -13.5977 (index 1048575), and the scales 2.74658203125e-4 (block 0) and 1.220703125e-4 (block
+//! 63).
 
 use std::{borrow::Cow, collections::HashMap, ops::Range, str::FromStr};
 
@@ -130,7 +149,8 @@ impl FromStr for Synthetic {
         let mut parts = rest.split(',');
         let preset: Preset = parts.next().unwrap_or("").parse().map_err(|e: String| wrong(&e))?;
         let (mut layers, mut experts, mut seed) = (None, None, 0);
-        let mut dtype = if preset == Preset::Tiny { Dtype::F32 } else { Dtype::Bf16 };
+        let small = matches!(preset, Preset::Tiny | Preset::Ragged);
+        let mut dtype = if small { Dtype::F32 } else { Dtype::Bf16 };
         for part in parts {
             let (key, value) = part.split_once('=').ok_or_else(|| wrong(&format!("{part:?}")))?;
             let number =
@@ -231,4 +251,57 @@ fn bytes<const N: usize>(indices: Range<u64>, element: impl Fn(u64) -> [u8; N]) 
         *chunk = element(i);
     }
     data
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn official(dtype: &str) -> Synthetic {
+        format!("synthetic:official,dtype={dtype}").parse().unwrap()
+    }
+
+    /// One element, by way of the row that holds it.
+    fn element(source: &Synthetic, name: &str, index: usize) -> Vec<u8> {
+        let shape = source.meta(name).unwrap().shape;
+        let row: usize = shape[1..].iter().product();
+        let raw = source.fetch_rows(name, index / row..index / row + 1).unwrap();
+        let size = raw.dtype.size();
+        raw.data[index % row * size..(index % row + 1) * size].to_vec()
+    }
+
+    #[test]
+    fn known_values() {
+        let table = include_str!("synthetic.rs").lines().filter_map(|line| {
+            let cells: Vec<&str> = line.strip_prefix("//! | `")?.split(" | ").collect();
+            let [name, index, seed, bits, value] = cells[..] else { return None };
+            let bits = u32::from_str_radix(bits.trim_matches('`'), 16).ok()?;
+            let value = value.strip_suffix(" |")?;
+            Some((name.trim_end_matches('`'), index, seed, bits, value))
+        });
+        let mut seen = 0;
+        for (name, index, seed, bits, value) in table {
+            let f32 = Synthetic { seed: seed.parse().unwrap(), ..official("f32") };
+            let got = element(&f32, name, index.parse().unwrap());
+            assert_eq!(got, bits.to_le_bytes(), "{name} {index}");
+            assert_eq!(value.parse::<f32>().unwrap().to_bits(), bits, "{name} {index}");
+            let bf16 = Synthetic { seed: f32.seed, ..official("bf16") };
+            let narrow = half::bf16::from_f32(f32::from_bits(bits)).to_le_bytes();
+            assert_eq!(element(&bf16, name, index.parse().unwrap()), narrow);
+            seen += 1;
+        }
+        assert_eq!(seen, 14);
+    }
+
+    #[test]
+    fn known_values_of_fp8() {
+        let source = official("fp8");
+        let name = "model.layers.0.mlp.experts.0.gate_proj.weight";
+        for (index, value) in [(0, -78.685_55_f32), (1_048_575, -13.597_656)] {
+            assert_eq!(element(&source, name, index), [fp8::from_f32(value)]);
+        }
+        for (block, scale) in [(0, 0.000_274_658_2_f32), (63, 0.000_122_070_31)] {
+            assert_eq!(element(&source, &format!("{name}_scale_inv"), block), scale.to_le_bytes());
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! first thing that is judged. It keeps activations in the storage type of the problem (f32, bf16 or
 //! f16) and computes in f32.
 
+mod activation;
 pub mod attention;
 pub mod attention_layer;
 pub mod causal_conv1d;
@@ -26,3 +27,4 @@ pub mod rope;
 pub mod sampling;
 pub mod shared_expert;
 mod stored;
+mod sums;

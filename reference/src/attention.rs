@@ -59,7 +59,7 @@ pub fn attention<R: Real>(x: &Inputs<R>) -> Outputs<R> {
     }
     if let Some(gate) = &x.gate {
         o.zip_mut_with(gate, |o, gate| {
-            *o = (*o * gate.sigmoid().at(Site::Sigmoid)).at(Site::GateOut)
+            *o = (*o * gate.sigmoid().at(Site::Sigmoid)).at(Site::GateOut);
         });
     }
     Outputs { o: o.into_shared() }

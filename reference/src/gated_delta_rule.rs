@@ -50,7 +50,7 @@ pub fn gated_delta_rule<R: Real>(x: &Inputs<R>) -> Outputs<R> {
 }
 
 /// `sum += S' x`, row by row of `S`.
-fn accumulate<'a, R: Real>(
+pub(crate) fn accumulate<'a, R: Real>(
     sum: &mut [R],
     x: &ArrayView1<'_, R>,
     rows: impl IntoIterator<Item = ArrayView1<'a, R>>,
@@ -64,7 +64,7 @@ fn accumulate<'a, R: Real>(
 }
 
 /// `l2norm(q) / sqrt(K)` and `l2norm(k)`.
-fn normed<R: Real>(x: &Inputs<R>) -> (Tensor3<R>, Tensor3<R>) {
+pub(crate) fn normed<R: Real>(x: &Inputs<R>) -> (Tensor3<R>, Tensor3<R>) {
     let norm = |x: &Tensor3<R>, eps: f64| -> Tensor3<R> {
         let (n, hk, k) = x.dim();
         let rows = x

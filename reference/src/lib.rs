@@ -8,6 +8,7 @@ pub mod real;
 mod attention;
 mod attention_layer;
 mod causal_conv1d;
+mod delta_rule;
 mod embedding;
 mod fp8_dequant;
 mod gated_delta_rule;
@@ -33,6 +34,7 @@ pub use crate::{
     attention::attention,
     attention_layer::attention_layer,
     causal_conv1d::causal_conv1d,
+    delta_rule::delta_rule,
     embedding::embedding,
     fp8_dequant::fp8_dequant,
     gated_delta_rule::{gated_delta_rule, gated_delta_rule_chunked},
@@ -60,6 +62,7 @@ const SOURCES: &[&str] = &[
     include_str!("attention.rs"),
     include_str!("attention_layer.rs"),
     include_str!("causal_conv1d.rs"),
+    include_str!("delta_rule.rs"),
     include_str!("embedding.rs"),
     include_str!("fp8_dequant.rs"),
     include_str!("gated_delta_rule.rs"),

@@ -13,7 +13,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use golden::{
-    Config, Engine, Error, Tensor1, Tensor2, Tensor3, Tensor4, Weights,
+    Claims, Config, Engine, Error, Tensor1, Tensor2, Tensor3, Tensor4, Weights,
     config::{Mixer, Mlp},
     engine::{INTERRUPTED, LinearState, Listener, Routing, Rows, Snapshot, Step, Want},
     ops,
@@ -82,6 +82,7 @@ struct Pass<R> {
 /// How a sparse layer routed.
 struct Routed<R> {
     ids: Tensor2<i64>,
+    weights: Tensor2<R>,
     margins: Tensor1<R>,
 }
 
@@ -297,7 +298,7 @@ impl<R: Real> Model<R> {
         o.zip_mut_with(&shared_expert(&shared).o, |o, &shared| {
             *o = (*o + shared).at(crate::real::Site::MoeOut);
         });
-        Ok((o, Routed { ids: routed.ids, margins: routed.margins }))
+        Ok((o, Routed { ids: routed.ids, weights: routed.weights, margins: routed.margins }))
     }
 
     /// The dense MLP under `prefix`.
@@ -431,6 +432,12 @@ impl<R: Real> Engine for Model<R> {
 
     fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Every op treats rows one by one, a sum has one order, and a token sees of its past what the
+    /// states hold: how tokens are fed changes no bit.
+    fn claims(&self) -> Claims {
+        Claims { deterministic: true, batch_invariant: true, cuts: Some(1) }
     }
 
     fn reset(&mut self, sequences: usize) -> Result<(), Error> {
@@ -679,12 +686,14 @@ fn model_op_routed<R: Real>(
     let hidden: Vec<_> = hidden.iter().map(|x| x.view()).collect();
     let routed: Vec<_> = routing.iter().flatten().collect();
     let ids: Vec<_> = routed.iter().map(|r| r.ids.view()).collect();
+    let weights: Vec<_> = routed.iter().map(|r| r.weights.view()).collect();
     let margins: Vec<_> = routed.iter().map(|r| r.margins.view()).collect();
     let shapes = "every layer of a tiny preset is sparse";
     ops::model::Outputs {
         logits,
         hidden: stack(&hidden).expect("equal shapes"),
         ids: ndarray::stack(Axis(0), &ids).expect(shapes).into_shared(),
+        weights: ndarray::stack(Axis(0), &weights).expect(shapes).into_shared(),
         margins: ndarray::stack(Axis(0), &margins).expect(shapes).into_shared(),
     }
 }

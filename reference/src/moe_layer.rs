@@ -36,7 +36,7 @@ fn layer<R: Real>(x: &Inputs<R>, routed: ops::moe_router::Outputs<R>) -> Outputs
     let mut o = moe_experts(&ops::moe_experts::Inputs {
         x: x.x.clone(),
         ids: routed.ids.clone(),
-        weights: routed.weights,
+        weights: routed.weights.clone(),
         gate_proj: x.gate_proj.clone(),
         up_proj: x.up_proj.clone(),
         down_proj: x.down_proj.clone(),
@@ -50,5 +50,5 @@ fn layer<R: Real>(x: &Inputs<R>, routed: ops::moe_router::Outputs<R>) -> Outputs
         gate: x.shared_gate.clone(),
     });
     o.zip_mut_with(&shared.o, |o, &shared| *o = (*o + shared).at(Site::MoeOut));
-    Outputs { o, ids: routed.ids, margins: routed.margins }
+    Outputs { o, ids: routed.ids, weights: routed.weights, margins: routed.margins }
 }

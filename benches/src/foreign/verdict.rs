@@ -12,8 +12,9 @@ use crate::{
     answer::Answer,
     guard::{Answers, differs},
     judge,
-    registry::{Spoil, drawn, spoil},
+    registry::drawn,
     report::Outcome,
+    sabotage::{self, Spoil},
 };
 
 /// Asks a kernel and judges what it says.
@@ -40,7 +41,7 @@ pub(crate) fn outcome<O: Answer>(
         Said::Timeout => return Ok(Outcome::Timeout),
     };
     let mut answers = read::<O>(&answers)?;
-    spoil(&mut answers.first, plant);
+    sabotage::all(&mut answers.first, plant);
     judged(spec, kernel, &answers)
 }
 

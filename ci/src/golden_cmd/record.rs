@@ -12,7 +12,7 @@ use super::{recordings, synthetic, write};
 use crate::{
     exit::{Exit, fail, refuse},
     files,
-    out::Out,
+    out::{self, Out},
 };
 
 /// The recorder is a Python program (golden/scripts/record.py) that needs the packages of
@@ -51,6 +51,7 @@ pub(super) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         return Err(refuse("--out: expected one question"));
     }
     for id in &ids {
+        super::plain(id)?;
         let place = recordings().join(id);
         let target = args.out.clone().unwrap_or_else(|| recordings().join(format!("{id}.new")));
         let mut command = Command::new(&args.python);
@@ -78,13 +79,20 @@ pub(super) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
                     format!("{id}: {} is unfit to record", args.python.display()),
                 ));
             }
-            None | Some(130) => return Err(fail(Exit::Interrupted, "interrupted")),
+            Some(130) => return Err(fail(Exit::Interrupted, "interrupted")),
+            None if out::interrupted() => return Err(fail(Exit::Interrupted, "interrupted")),
+            None => {
+                return Err(fail(
+                    Exit::Crashed,
+                    format!("{id}: the recorder was killed: {status}"),
+                ));
+            }
             Some(code) => {
                 return Err(fail(Exit::Crashed, format!("{id}: the recorder ended with {code}")));
             }
         }
         Recording::open(&target).map_err(|e| fail(Exit::Recording, e.to_string()))?;
-        out.json(&json!({"schema": "karat.result/1", "kind": "golden", "recording": id, "written": target}));
+        out.json(&json!({"schema": "karat.result/1", "kind": "golden", "recording": id, "written": target.display().to_string()}));
         out.line(&format!(
             "{}: written; `karat golden {} {id}{}` goes on",
             target.display(),
@@ -98,8 +106,7 @@ pub(super) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
 /// Arguments for a question about a checkpoint, which is made if it is synthetic.
 fn ask(args: &Args, id: &str, command: &mut Command) -> anyhow::Result<()> {
     let path = files::golden_dir().join("questions").join(format!("{id}.json"));
-    let text =
-        std::fs::read_to_string(&path).map_err(|e| refuse(format!("{}: {e}", path.display())))?;
+    let text = golden::file::text(&path).map_err(|e| refuse(format!("{}: {e}", path.display())))?;
     let question: Question =
         serde_json::from_str(&text).map_err(|e| refuse(format!("{}: {e}", path.display())))?;
     let checkpoint = match (question.checkpoint.source.as_str(), &args.checkpoint) {
@@ -134,7 +141,7 @@ pub(super) fn amend(dir: &Path, change: impl FnOnce(&mut Value)) -> anyhow::Resu
     let path = dir.join("manifest.json");
     let wrong =
         |e: &dyn std::fmt::Display| fail(Exit::Recording, format!("{}: {e}", path.display()));
-    let text = std::fs::read_to_string(&path).map_err(|e| wrong(&e))?;
+    let text = golden::file::text(&path).map_err(|e| wrong(&e))?;
     let mut value: Value = serde_json::from_str(&text).map_err(|e| wrong(&e))?;
     change(&mut value);
     files::replace(&path, format!("{value:#}\n").as_bytes())

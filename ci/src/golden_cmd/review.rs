@@ -7,7 +7,7 @@ use golden::{
 };
 use serde_json::json;
 
-use super::{open, record::amend, recordings};
+use super::{open, plain, record::amend, recordings};
 use crate::{
     exit::{Exit, fail, refuse},
     out::Out,
@@ -30,6 +30,7 @@ pub(super) struct AcceptArgs {
 
 /// Every tap of the new recording beside the accepted one.
 pub(super) fn diff(args: &DiffArgs, out: &Out) -> anyhow::Result<Exit> {
+    plain(&args.id)?;
     let (old, new) = (open(&args.id)?, fresh(&args.id)?);
     let mut rows = Vec::new();
     let mut same = 0;
@@ -70,6 +71,7 @@ pub(super) fn accept(args: &AcceptArgs, out: &Out) -> anyhow::Result<Exit> {
     if args.reason.trim().is_empty() {
         return Err(refuse("--reason: expected why the new recording is right"));
     }
+    plain(&args.id)?;
     let new = fresh(&args.id)?;
     let place = recordings().join(&args.id);
     let supersedes =

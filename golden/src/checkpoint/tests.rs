@@ -369,4 +369,15 @@ proptest! {
         let _ = parse_index(&text);
         let _ = parse_index(&json!({"weight_map": {"a": text}}).to_string());
     }
+
+    #[test]
+    fn no_name_of_a_synthetic_model_panics(text in ".{0,40}", key in "layers|experts|dtype|seed|[a-z]{0,5}",
+                                           number in any::<u64>(), preset in "tiny|slice") {
+        let _ = text.parse::<Synthetic>();
+        // More layers than this are right, and slow.
+        prop_assume!(!(32..=4096).contains(&number));
+        for value in [text.clone(), number.to_string(), format!("-{number}"), format!("{number}0")] {
+            let _ = format!("synthetic:{preset},{key}={value}").parse::<Synthetic>();
+        }
+    }
 }

@@ -1,11 +1,11 @@
 //! Reading `config.json`: what transformers 5.23.0 would compute with, or one line saying why not.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use super::{Config, Fp8, Mixer, Mlp, Rope, Yarn};
-use crate::Dtype;
+use crate::{Dtype, file};
 
 /// Why a config is refused: file, field, expected, got.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -100,8 +100,8 @@ impl Config {
     /// Reads `config.json` of a checkpoint folder.
     pub fn load(dir: &Path) -> Result<Config, ConfigError> {
         let path = dir.join("config.json");
-        let text = fs::read_to_string(&path)
-            .map_err(|e| ConfigError(format!("{}: {e}", path.display())))?;
+        let text =
+            file::text(&path).map_err(|e| ConfigError(format!("{}: {e}", path.display())))?;
         Config::parse(&text, &path.display().to_string())
     }
 

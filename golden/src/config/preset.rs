@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use serde_json::{Value, json};
 
-use super::{Config, Fp8, Mixer, Mlp, Rope};
+use super::{Config, Fp8, Mixer, Mlp, Rope, Yarn};
 use crate::Dtype;
 
 /// A model known by name.
@@ -12,6 +12,9 @@ use crate::Dtype;
 pub enum Preset {
     /// Every layer kind at sizes for a test: 4 layers, 64 wide, 16 experts.
     Tiny,
+    /// What `Tiny` has equal or in step is not: 5 layers out of step, one of them dense, value heads
+    /// three to a key head, K != V, three taps, `YaRN` beyond the original context.
+    Ragged,
     /// The official sizes and vocabulary; 4 layers, 64 experts unless said otherwise.
     Slice,
     /// Qwen3-Next-80B-A3B-Instruct: 48 layers, 512 experts.
@@ -24,9 +27,10 @@ impl FromStr for Preset {
     fn from_str(s: &str) -> Result<Preset, String> {
         match s {
             "tiny" => Ok(Preset::Tiny),
+            "ragged" => Ok(Preset::Ragged),
             "slice" => Ok(Preset::Slice),
             "official" => Ok(Preset::Official),
-            _ => Err(format!("preset {s:?}: expected tiny, slice or official")),
+            _ => Err(format!("preset {s:?}: expected tiny, ragged, slice or official")),
         }
     }
 }
@@ -40,6 +44,7 @@ impl Preset {
         let mut config = match self {
             Preset::Official | Preset::Slice => official(),
             Preset::Tiny => tiny(),
+            Preset::Ragged => ragged(),
         };
         let (few_layers, few_experts) = if self == Preset::Slice {
             (4, 64)
@@ -63,8 +68,13 @@ impl Preset {
                 config.num_experts
             ));
         }
-        config.layer_types = every_fourth(layers);
-        config.mlp_types = vec![Mlp::Sparse; layers];
+        if self == Preset::Ragged {
+            config.layer_types = config.layer_types.into_iter().cycle().take(layers).collect();
+            config.mlp_types = config.mlp_types.into_iter().cycle().take(layers).collect();
+        } else {
+            config.layer_types = every_fourth(layers);
+            config.mlp_types = vec![Mlp::Sparse; layers];
+        }
         Ok(config)
     }
 }
@@ -130,6 +140,27 @@ fn tiny() -> Config {
         eos_token_ids: Vec::new(),
         dtype: Dtype::F32,
         fp8: None,
+    }
+}
+
+fn ragged() -> Config {
+    let yarn = Yarn {
+        factor: 8.0,
+        original_max_position_embeddings: 64,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        truncate: true,
+        attention_factor: 0.1 * 8.0_f64.ln() + 1.0,
+    };
+    Config {
+        layer_types: vec![Mixer::Linear, Mixer::Full, Mixer::Linear, Mixer::Linear, Mixer::Full],
+        mlp_types: vec![Mlp::Sparse, Mlp::Sparse, Mlp::Dense, Mlp::Sparse, Mlp::Sparse],
+        linear_num_value_heads: 6,
+        linear_value_head_dim: 12,
+        linear_conv_kernel_dim: 3,
+        rope: Rope { yarn: Some(yarn), ..tiny().rope },
+        max_position_embeddings: 64,
+        ..tiny()
     }
 }
 

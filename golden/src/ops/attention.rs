@@ -117,7 +117,11 @@ impl Op for Attention {
         if set >= Set::Ci {
             specs.extend([63, 64, 65, 127, 128, 129, 273].map(|t| new((1, t, t, 4, 2, 32))));
             specs.extend([(2, 64, 129, 4, 4, 32), (3, 1, 273, 16, 2, 64)].map(new));
-            specs.push(new((1, 65, 130, 16, 2, 64)).dtype(Dtype::Bf16));
+            specs.extend([
+                new((1, 65, 130, 16, 2, 64)).dtype(Dtype::Bf16),
+                new((4, 33, 70, 4, 2, 32)).fill("packed").dtype(Dtype::Bf16),
+                new((1, 65, 130, 4, 2, 32)).dtype(Dtype::F16),
+            ]);
         }
         if set >= Set::Nightly {
             specs.extend([(1, 512, 512, 16, 2, 256), (1, 1, 4096, 16, 2, 256)].map(new));
@@ -138,7 +142,7 @@ impl Op for Attention {
         let all: Vec<usize> = new.iter().map(|t_new| t_new + tk - t).collect();
         let scale = match spec.fill.as_str() {
             "flat" => 0.0,
-            "large-scores" => 30.0,
+            "large-scores" => 300.0,
             _ => 1.0,
         };
         let mut k = rng.normals((b * tk, hkv, h), 0.0, 1.0);

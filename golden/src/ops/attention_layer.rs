@@ -131,7 +131,11 @@ impl Op for AttentionLayer {
         if set >= Set::Ci {
             specs.extend([63, 64, 65, 130].map(|t| new((1, t, t, 64, 4, 2, 32, 8))));
             specs.extend([(2, 1, 130, 64, 8, 1, 32, 8), (2, 17, 65, 48, 6, 2, 16, 16)].map(new));
-            specs.push(new((1, 65, 65, 64, 4, 2, 32, 8)).dtype(Dtype::Bf16));
+            specs.extend([
+                new((1, 65, 65, 64, 4, 2, 32, 8)).dtype(Dtype::Bf16),
+                new((3, 9, 40, 48, 6, 2, 16, 8)).fill("packed").dtype(Dtype::Bf16),
+                new((2, 17, 33, 64, 4, 2, 32, 8)).dtype(Dtype::F16),
+            ]);
         }
         if set >= Set::Nightly {
             specs.push(new((1, 65, 130, 2048, 16, 2, 256, 64)));

@@ -105,8 +105,10 @@ impl Op for CausalConv1d {
         if set >= Set::Ci {
             specs.extend([63, 64, 127, 128, 129, 273].map(|t| new((1, t, 24, 4))));
             specs.extend([(3, 9, 10, 3), (2, 4, 10, 7)].map(new));
-            specs.push(new((2, 65, 32, 4)).dtype(Dtype::Bf16));
             specs.push(new((5, 33, 16, 4)).fill("packed"));
+            let stored = [Dtype::Bf16, Dtype::F16];
+            specs.extend(stored.map(|dtype| new((2, 65, 32, 4)).dtype(dtype)));
+            specs.push(new((5, 33, 16, 4)).fill("packed").dtype(Dtype::Bf16));
         }
         if set >= Set::Nightly {
             specs.extend([(1, 1, 8192, 4), (1, 4096, 8192, 4), (64, 1, 8192, 4)].map(new));

@@ -3,7 +3,9 @@
 //! Source: `Qwen3NextModel.embed_tokens` in transformers 5.23.0, `modeling_qwen3_next.py`. The MTP
 //! head uses the same table. A gather: every implementation is exact.
 
-use crate::{Cost, DOMAIN, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, tensor::unwritten};
+use crate::{
+    Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, tensor::unwritten,
+};
 
 /// The op.
 #[derive(Debug)]
@@ -63,6 +65,8 @@ impl Op for Embedding {
         let mut specs = vec![new((1, 1, 1)), new((5, 17, 3)), new((5, 17, 3)).fill("edge-ids")];
         if set >= Set::Ci {
             specs.push(new((65, 1000, 64)));
+            let stored = [Dtype::Bf16, Dtype::F16];
+            specs.extend(stored.map(|dtype| new((33, 1000, 24)).dtype(dtype)));
         }
         if set >= Set::Nightly {
             specs.push(new((273, 151_936, 2048)));

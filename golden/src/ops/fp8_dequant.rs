@@ -8,7 +8,7 @@
 //! Source: `quantization_config` of the official FP8 checkpoint (`fmt: e4m3`,
 //! `weight_block_size: [128, 128]`).
 
-use crate::{Cost, DOMAIN, Fill, Number, Op, Rng, Set, Spec, Tensor2, tensor::unwritten};
+use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor2, tensor::unwritten};
 
 /// The op.
 #[derive(Debug)]
@@ -78,6 +78,8 @@ impl Op for Fp8Dequant {
         ];
         if set >= Set::Ci {
             specs.extend([(192, 300, 128), (256, 128, 128), (1, 129, 128)].map(new));
+            let stored = [Dtype::Bf16, Dtype::F16];
+            specs.extend(stored.map(|dtype| new((130, 200, 64)).dtype(dtype)));
         }
         if set >= Set::Nightly {
             specs.push(new((12288, 2048, 128)));

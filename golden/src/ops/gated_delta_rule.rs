@@ -177,8 +177,13 @@ impl Op for GatedDeltaRule {
         if set >= Set::Ci {
             specs.extend([1, 2, 63, 64, 65, 127, 128, 129, 273].map(|t| new((1, t, 2, 6, 24, 16))));
             specs.extend(FILLS[1..].iter().map(|fill| new((2, 130, 2, 4, 16, 24)).fill(fill.name)));
-            specs.push(new((1, 129, 2, 4, 32, 32)).dtype(Dtype::Bf16));
             specs.push(new((1, 130, 1, 2, 128, 128)));
+            specs.push(new((1, 129, 2, 4, 32, 32)).dtype(Dtype::F16));
+            let stored = |case| new(case).dtype(Dtype::Bf16);
+            specs.push(stored((1, 129, 2, 4, 32, 32)));
+            specs.extend(
+                FILLS[1..].iter().map(|fill| stored((2, 130, 2, 4, 32, 24)).fill(fill.name)),
+            );
         }
         if set >= Set::Nightly {
             specs.extend(

@@ -138,7 +138,11 @@ impl Op for GdnLayer {
         specs.extend(FILLS[1..].iter().map(|fill| new((4, 9, 16, 2, 4, 8, 4, 4)).fill(fill.name)));
         if set >= Set::Ci {
             specs.extend([63, 64, 65, 130].map(|t| new((1, t, 64, 2, 4, 16, 16, 4))));
-            specs.push(new((2, 65, 48, 2, 6, 16, 24, 4)).dtype(Dtype::Bf16));
+            specs.extend([
+                new((2, 65, 48, 2, 6, 16, 24, 4)).dtype(Dtype::Bf16),
+                new((4, 17, 32, 2, 4, 16, 16, 4)).fill("packed").dtype(Dtype::Bf16),
+                new((2, 33, 32, 2, 4, 16, 16, 4)).dtype(Dtype::F16),
+            ]);
         }
         if set >= Set::Nightly {
             specs.push(new((1, 65, 2048, 16, 32, 128, 128, 4)));

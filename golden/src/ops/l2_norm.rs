@@ -81,7 +81,10 @@ impl Op for L2Norm {
         let mut specs: Vec<_> = [(1, 1), (3, 7), (5, 128)].map(new).to_vec();
         specs.extend(FILLS[1..].iter().map(|fill| new((5, 128)).fill(fill.name)));
         if set >= Set::Ci {
-            specs.extend([new((65, 16)), new((32, 128)).dtype(Dtype::Bf16), new((273, 24))]);
+            specs.extend([(65, 16), (273, 24)].map(new));
+            let stored = [Dtype::Bf16, Dtype::F16];
+            specs.extend(stored.map(|dtype| new((32, 128)).dtype(dtype)));
+            specs.push(new((32, 128)).dtype(Dtype::Bf16).fill("tiny-rows"));
         }
         if set >= Set::Nightly {
             specs.push(new((16 * 4096, 128)));

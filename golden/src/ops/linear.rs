@@ -4,7 +4,7 @@
 //! weights are exact in `f32`; FP8 weights enter through [`fp8_dequant`](super::fp8_dequant).
 //! Source: `torch.nn.functional.linear`; no linear layer of the model has a bias.
 
-use crate::{Cost, DOMAIN, Fill, Number, Op, Rng, Set, Spec, Tensor2, tensor::unwritten};
+use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor2, tensor::unwritten};
 
 /// The op.
 #[derive(Debug)]
@@ -79,7 +79,9 @@ impl Op for Linear {
         specs.extend(FILLS[1..].iter().map(|fill| new((3, 5, 48)).fill(fill.name)));
         if set >= Set::Ci {
             specs.extend([(65, 33, 127), (2, 512, 2048), (128, 64, 256)].map(new));
-            specs.push(new((5, 64, 64)).dtype(crate::Dtype::Bf16));
+            specs.extend([(5, 64, 64), (65, 33, 127)].map(|case| new(case).dtype(Dtype::Bf16)));
+            specs.push(new((5, 64, 64)).fill("outlier").dtype(Dtype::Bf16));
+            specs.push(new((7, 40, 51)).dtype(Dtype::F16));
         }
         if set >= Set::Nightly {
             specs.extend([(1, 12288, 2048), (64, 2048, 4096), (64, 8192, 2048)].map(new));

@@ -67,7 +67,9 @@ impl Op for LmHead {
         let mut specs =
             vec![new((1, 1, 1)), new((3, 33, 16)), new((3, 34, 16)).fill("close-logits")];
         if set >= Set::Ci {
-            specs.extend([new((5, 1000, 64)), new((5, 256, 64)).dtype(Dtype::Bf16)]);
+            specs.extend([new((5, 1000, 64)), new((5, 100, 77))]);
+            specs.extend([(5, 256, 64), (5, 100, 77)].map(|case| new(case).dtype(Dtype::Bf16)));
+            specs.push(new((5, 100, 77)).dtype(Dtype::F16));
         }
         if set >= Set::Nightly {
             specs.push(new((1, 151_936, 2048)));

@@ -47,6 +47,8 @@ tensors! {
         pub hidden: Tensor3<R>,
         /// `[L, B T, A]` experts of every layer, most probable first.
         pub ids: Tensor3<i64>,
+        /// `[L, B T, A]` what their outputs are multiplied by.
+        pub weights: Tensor3<R>,
         /// `[L, B T]` see [`moe_router`](super::moe_router).
         pub margins: Tensor2<R>,
     }
@@ -80,7 +82,10 @@ impl Op for Model {
 
     fn refuse(c: &Case) -> Option<String> {
         let config = crate::config::Preset::Tiny.config(Some(c.l), Some(c.e));
-        config.err().or_else(|| (4096 < c.t).then(|| "T is above the context of 4096".to_owned()))
+        config
+            .err()
+            .or_else(|| (4096 < c.t).then(|| "T is above the context of 4096".to_owned()))
+            .or_else(|| (1 << 16 < c.b * c.t).then(|| "B T is above 65536 tokens".to_owned()))
     }
 
     fn inputs(spec: &Spec<Case>, rng: &mut Rng) -> Inputs {
@@ -98,6 +103,7 @@ impl Op for Model {
             logits: unwritten((n, config.vocab_size)),
             hidden: unwritten((l + 1, n, d)),
             ids: unwritten((l, n, config.num_experts_per_tok)),
+            weights: unwritten((l, n, config.num_experts_per_tok)),
             margins: unwritten((l, n)),
         }
     }

@@ -71,9 +71,18 @@ const FILLS: &[Fill] = &[
         cites: &["https://github.com/huggingface/transformers/issues/45315"],
     },
     Fill {
+        name: "no-renormalise",
+        why: "weights that sum to less than one: dividing by their sum here shows",
+        cites: &["https://github.com/1bit-MONSTER/1bit-MONSTER/issues/2134"],
+    },
+    Fill {
         name: "outlier",
-        why: "one token 1e3 times the others: rows that share a scale with it lose theirs",
-        cites: &["https://github.com/sgl-project/sglang/issues/31622"],
+        why: "one token 1e3 times the others (30 times in f16): rows that share a scale with it lose theirs, hidden \
+              activations in f16 overflow",
+        cites: &[
+            "https://github.com/sgl-project/sglang/issues/31622",
+            "https://github.com/ollama/ollama/issues/15865",
+        ],
     },
 ];
 
@@ -94,7 +103,14 @@ impl Op for MoeExperts {
             [(1, 4, 1, 1, 3), (5, 8, 4, 2, 6), (9, 16, 16, 3, 8)].map(new).to_vec();
         specs.extend(FILLS[1..].iter().map(|fill| new((9, 16, 16, 3, 8)).fill(fill.name)));
         if set >= Set::Ci {
-            specs.extend([new((130, 64, 32, 10, 32)), new((65, 32, 16, 3, 24)).dtype(Dtype::Bf16)]);
+            specs.extend([
+                new((130, 64, 32, 10, 32)),
+                new((130, 32, 8, 2, 24)).fill("hot-expert"),
+                new((65, 32, 16, 3, 24)).dtype(Dtype::Bf16),
+                new((9, 16, 16, 3, 8)).fill("empty-experts").dtype(Dtype::Bf16),
+                new((33, 32, 16, 3, 24)).dtype(Dtype::F16),
+                new((9, 16, 16, 3, 8)).fill("outlier").dtype(Dtype::F16),
+            ]);
         }
         if set >= Set::Nightly {
             specs.push(new((64, 2048, 64, 10, 512)));
@@ -130,11 +146,14 @@ impl Op for MoeExperts {
         let mut weights = rng.uniforms((n, a), 0.1, 1.0);
         for mut row in weights.rows_mut() {
             let sum = row.sum();
-            row.mapv_inplace(|w| w / sum);
+            let kept = if spec.is("no-renormalise") { rng.uniform(0.2, 0.8) } else { 1.0 };
+            row.mapv_inplace(|w| w / sum * kept);
         }
         let mut x = rng.normals((n, d), 0.0, 1.0);
         if spec.is("outlier") {
-            x.row_mut(n / 2).mapv_inplace(|x| x * 1e3);
+            // What comes out of an expert grows with the square, and f16 ends at 65504.
+            let scale = if spec.dtype == Dtype::F16 { 30.0 } else { 1e3 };
+            x.row_mut(n / 2).mapv_inplace(|x| x * scale);
         }
         let (by_d, by_f) = ((d as f32).sqrt().recip(), (f as f32).sqrt().recip());
         Inputs {

@@ -64,6 +64,8 @@ tensors! {
         pub o: Tensor2<R>,
         /// `[N, A]` experts, most probable first.
         pub ids: Tensor2<i64>,
+        /// `[N, A]` what their outputs are multiplied by.
+        pub weights: Tensor2<R>,
         /// `[N]` see [`moe_router`](super::moe_router).
         pub margins: Tensor1<R>,
     }
@@ -97,7 +99,12 @@ impl Op for MoeLayer {
             new((9, 16, 16, 3, 8)).fill("no-renormalise"),
         ];
         if set >= Set::Ci {
-            specs.extend([new((65, 64, 16, 3, 32)), new((33, 32, 16, 3, 16)).dtype(Dtype::Bf16)]);
+            specs.extend([
+                new((65, 64, 16, 3, 32)),
+                new((33, 32, 16, 3, 16)).dtype(Dtype::Bf16),
+                new((17, 32, 16, 3, 16)).fill("no-renormalise").dtype(Dtype::Bf16),
+                new((33, 32, 16, 3, 16)).dtype(Dtype::F16),
+            ]);
         }
         if set >= Set::Nightly {
             specs.push(new((16, 2048, 64, 10, 512)));
@@ -131,6 +138,7 @@ impl Op for MoeLayer {
         Outputs {
             o: unwritten(x.x.raw_dim()),
             ids: unwritten((x.x.nrows(), x.top_k)),
+            weights: unwritten((x.x.nrows(), x.top_k)),
             margins: unwritten(x.x.nrows()),
         }
     }

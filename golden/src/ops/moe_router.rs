@@ -97,13 +97,16 @@ impl Op for MoeRouter {
 
     fn specs(set: Set) -> Vec<Spec<Case>> {
         let new = |(n, d, e, a)| Spec::new(Case { n, d, e, a });
-        let mut specs: Vec<_> = [(1, 4, 1, 1), (3, 8, 4, 4), (7, 16, 16, 3)].map(new).to_vec();
+        let mut specs: Vec<_> =
+            [(1, 4, 1, 1), (3, 8, 4, 4), (7, 16, 16, 3), (9, 16, 20, 3)].map(new).to_vec();
         specs.extend(FILLS[1..].iter().map(|fill| new((9, 16, 16, 3)).fill(fill.name)));
         if set >= Set::Ci {
             specs.extend([
                 new((65, 64, 64, 10)),
                 new((130, 64, 512, 10)),
                 new((33, 64, 64, 8)).dtype(Dtype::Bf16),
+                new((9, 16, 16, 3)).fill("ties").dtype(Dtype::Bf16),
+                new((33, 64, 60, 4)).dtype(Dtype::F16),
             ]);
         }
         if set >= Set::Nightly {

@@ -7,7 +7,9 @@
 //! taken in the wide type and rounded once at the end (Llama rounds before the weight).
 //! Source: `Qwen3NextRMSNorm.forward` in transformers 5.23.0, `modeling_qwen3_next.py`.
 
-use crate::{Cost, DOMAIN, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, tensor::unwritten};
+use crate::{
+    Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, tensor::unwritten,
+};
 
 /// The op.
 #[derive(Debug)]
@@ -92,6 +94,9 @@ impl Op for RmsNorm {
         specs.extend(FILLS[1..].iter().map(|fill| new((5, 64)).fill(fill.name)));
         if set >= Set::Ci {
             specs.extend([(2, 256), (65, 2048), (1, 2048)].map(new));
+            let stored = [Dtype::Bf16, Dtype::F16];
+            specs.extend(stored.map(|dtype| new((33, 256)).dtype(dtype)));
+            specs.push(new((33, 256)).dtype(Dtype::Bf16).fill("small-weight"));
         }
         if set >= Set::Nightly {
             specs.push(new((4096, 2048)));

@@ -88,7 +88,9 @@ impl Op for RmsNormGated {
         let mut specs: Vec<_> = [(1, 1), (3, 7), (6, 128)].map(new).to_vec();
         specs.extend(FILLS[1..].iter().map(|fill| new((5, 64)).fill(fill.name)));
         if set >= Set::Ci {
-            specs.extend([new((65 * 4, 24)), new((64, 128)).dtype(Dtype::Bf16)]);
+            specs.push(new((65 * 4, 24)));
+            let stored = [Dtype::Bf16, Dtype::F16];
+            specs.extend(stored.map(|dtype| new((64, 128)).dtype(dtype)));
         }
         if set >= Set::Nightly {
             specs.push(new((4096 * 32, 128)));

@@ -91,7 +91,10 @@ impl Op for Rope {
         let mut specs: Vec<_> = [(1, 1, 2, 2), (5, 2, 32, 8), (7, 3, 16, 16)].map(new).to_vec();
         specs.extend(FILLS[1..].iter().map(|fill| new((9, 2, 256, 64)).fill(fill.name)));
         if set >= Set::Ci {
-            specs.extend([new((273, 4, 64, 16)), new((65, 16, 256, 64)).dtype(Dtype::Bf16)]);
+            specs.push(new((273, 4, 64, 16)));
+            specs.push(new((65, 16, 256, 64)).dtype(Dtype::Bf16));
+            specs.push(new((33, 4, 256, 64)).dtype(Dtype::Bf16).fill("far"));
+            specs.push(new((33, 4, 256, 64)).dtype(Dtype::F16).fill("yarn"));
         }
         if set >= Set::Nightly {
             specs.push(new((4096, 16, 256, 64)));

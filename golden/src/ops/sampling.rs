@@ -8,7 +8,9 @@
 //! Source: the logits processors of transformers 5.23.0 (`TemperatureLogitsWarper`,
 //! `TopKLogitsWarper`, `TopPLogitsWarper`), with the order of ties defined.
 
-use crate::{Cost, DOMAIN, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, tensor::unwritten};
+use crate::{
+    Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, tensor::unwritten,
+};
 
 /// The op.
 #[derive(Debug)]
@@ -82,7 +84,9 @@ impl Op for Sampling {
         let mut specs =
             vec![new((1, 1)), new((7, 33)), new((7, 33)).fill("greedy"), new((7, 33)).fill("all")];
         if set >= Set::Ci {
-            specs.push(new((65, 1000)));
+            specs.extend([new((65, 1000)), new((129, 33))]);
+            let stored = [Dtype::Bf16, Dtype::F16];
+            specs.extend(stored.map(|dtype| new((129, 200)).dtype(dtype)));
         }
         if set >= Set::Nightly {
             specs.push(new((4, 151_936)));

@@ -52,8 +52,11 @@ const FILLS: &[Fill] = &[
     Fill { name: DOMAIN, why: "weights of a fresh initialisation", cites: &[] },
     Fill {
         name: "closed-gate",
-        why: "token gates far below and above zero: leaving the gate out, or gating per channel, shows",
-        cites: &["https://github.com/ROCm/ATOM/issues/755"],
+        why: "token gates hundreds below and above zero: leaving the gate out, or a sigmoid that overflows, shows",
+        cites: &[
+            "https://github.com/ROCm/ATOM/issues/755",
+            "https://github.com/ollama/ollama/issues/15865",
+        ],
     },
 ];
 
@@ -71,7 +74,12 @@ impl Op for SharedExpert {
         let new = |(n, d, f)| Spec::new(Case { n, d, f });
         let mut specs = vec![new((1, 1, 1)), new((3, 8, 5)), new((9, 16, 12)).fill("closed-gate")];
         if set >= Set::Ci {
-            specs.extend([new((65, 64, 48)), new((33, 64, 32)).dtype(Dtype::Bf16)]);
+            specs.extend([
+                new((65, 64, 48)),
+                new((33, 64, 32)).dtype(Dtype::Bf16),
+                new((33, 64, 32)).fill("closed-gate").dtype(Dtype::Bf16),
+                new((33, 64, 32)).dtype(Dtype::F16),
+            ]);
         }
         if set >= Set::Nightly {
             specs.push(new((64, 2048, 512)));
@@ -82,7 +90,7 @@ impl Op for SharedExpert {
     fn inputs(spec: &Spec<Case>, rng: &mut Rng) -> Inputs {
         let Case { n, d, f } = spec.case;
         let (by_d, by_f) = ((d as f32).sqrt().recip(), (f as f32).sqrt().recip());
-        let gate = if spec.is("closed-gate") { 30.0 * by_d } else { by_d };
+        let gate = if spec.is("closed-gate") { 200.0 * by_d } else { by_d };
         Inputs {
             x: spec.round(rng.normals((n, d), 0.0, 1.0)),
             gate_proj: spec.round(rng.normals((f, d), 0.0, by_d)),

@@ -1,6 +1,103 @@
 //! CPU variants of `lm_head`.
 
-use golden::{Variant, ops::lm_head::LmHead};
+use golden::{
+    Dtype, Plan, Plant, Spec, Variant,
+    ops::lm_head::{Case, Inputs, LmHead, Outputs},
+};
+use ndarray::Ix2;
+
+use super::{
+    linear::{Projection, linear},
+    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
+    stored::Stored,
+};
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<LmHead>] = &[];
+pub static VARIANTS: &[&dyn Variant<LmHead>] = &[&Portable {
+    name: "cpu/portable",
+    pack: pack!(Loaded),
+    // Logits stay in f32 whatever activations and weights are stored in.
+    plan: |_| Plan::F32,
+    claims: CLAIMS,
+    plants: PLANTS,
+    plant: HONEST,
+}];
+
+const PLANTS: &[Plant] = &[
+    Plant {
+        name: "logits-in-bf16",
+        what: "logits pass through bf16, whose steps near 16 are 0.125",
+        cite: "https://github.com/sgl-project/sglang/issues/13708",
+    },
+    Plant {
+        name: "ragged-tail-dropped",
+        what: "input channels past the last whole vector are not summed",
+        cite: "https://github.com/huggingface/transformers/issues/40963",
+    },
+    Plant {
+        name: "vocabulary-tail-zero",
+        what: "logits past the last whole group of 32 tokens of the vocabulary are zero",
+        cite: "https://github.com/vllm-project/vllm/issues/28182",
+    },
+    Plant {
+        name: "shard-shifted",
+        what: "the second half of the vocabulary starts one row early",
+        cite: "https://github.com/vllm-project/vllm/issues/35504",
+    },
+    Plant {
+        name: "last-token-stale",
+        what: "the last token's activations are those of the token before it",
+        cite: "https://github.com/vllm-project/vllm/issues/28202",
+    },
+    Plant {
+        name: "activations-in-bf16",
+        what: "activations are rounded to bf16 on their way into the product, whatever they are stored in",
+        cite: "https://github.com/vllm-project/vllm/issues/42960",
+    },
+];
+
+/// A problem in memory.
+struct Loaded<E> {
+    case: Case,
+    x: Vec<E>,
+    weight: Vec<E>,
+    logits: Vec<f32>,
+}
+
+impl<E: Stored> Loaded<E> {
+    fn new(spec: &Spec<Case>, x: &Inputs) -> Self {
+        let case = spec.case.clone();
+        let logits = vec![f32::NAN; case.n * case.m];
+        Loaded { case, x: packed(&x.x), weight: packed(&x.weight), logits }
+    }
+}
+
+impl<E: Stored> Kernel<LmHead> for Loaded<E> {
+    fn poison(&mut self) {
+        self.logits.fill(f32::NAN);
+    }
+
+    fn run(&mut self, plant: Planted) {
+        let Case { m, d, .. } = self.case;
+        linear(&mut self.logits, &Projection { x: &self.x, weight: &self.weight, d }, plant);
+        for logits in self.logits.chunks_mut(m) {
+            match plant.0 {
+                Some("logits-in-bf16") => {
+                    logits.iter_mut().for_each(|x| *x = Dtype::Bf16.round(*x));
+                }
+                Some("vocabulary-tail-zero") => logits[m - m % 32..].fill(0.0),
+                Some("shard-shifted") if 1 < m => logits.copy_within(m / 2 - 1..m - 1, m / 2),
+                _ => {}
+            }
+        }
+    }
+
+    fn inputs(&self) -> Inputs {
+        let Case { n, m, d } = self.case;
+        Inputs { x: unpacked(&self.x, Ix2(n, d)), weight: unpacked(&self.weight, Ix2(m, d)) }
+    }
+
+    fn outputs(&self) -> Outputs {
+        Outputs { logits: unpacked(&self.logits, Ix2(self.case.n, self.case.m)) }
+    }
+}

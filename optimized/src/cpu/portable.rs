@@ -17,11 +17,15 @@ pub(crate) trait Kernel<O: Op>: Send {
     fn outputs(&self) -> O::Outputs<f32>;
 }
 
+/// A problem packed into a storage type.
+pub(crate) type Packer<O> =
+    fn(&Spec<<O as Op>::Case>, &<O as Op>::Inputs<f32>) -> Box<dyn Kernel<O>>;
+
 /// Packs a problem, one function per storage type.
 pub(crate) struct Pack<O: Op> {
-    pub(crate) f32: fn(&Spec<O::Case>, &O::Inputs<f32>) -> Box<dyn Kernel<O>>,
-    pub(crate) bf16: fn(&Spec<O::Case>, &O::Inputs<f32>) -> Box<dyn Kernel<O>>,
-    pub(crate) f16: fn(&Spec<O::Case>, &O::Inputs<f32>) -> Box<dyn Kernel<O>>,
+    pub(crate) f32: Packer<O>,
+    pub(crate) bf16: Packer<O>,
+    pub(crate) f16: Packer<O>,
 }
 
 /// `Pack` of a generic struct `$loaded<E>` that has `new(spec, inputs)`.
@@ -63,7 +67,16 @@ pub(crate) const HONEST: Planted = Planted(None);
 
 /// What the portable kernels promise: every element is summed by one thread in one order, whatever
 /// else is in the batch.
-pub(crate) const CLAIMS: Claims = Claims { deterministic: true, batch_invariant: true };
+pub(crate) const CLAIMS: Claims = Claims { deterministic: true, batch_invariant: true, cuts: None };
+
+impl<O: Op> Portable<O> {
+    /// The same variant with the fault of that name.
+    pub(crate) fn with(&self, name: &str) -> Option<Portable<O>> {
+        let plant = self.plants.iter().find(|plant| plant.name == name)?;
+        let Pack { f32, bf16, f16 } = self.pack;
+        Some(Portable { pack: Pack { f32, bf16, f16 }, plant: Planted(Some(plant.name)), ..*self })
+    }
+}
 
 impl<O: Op> Variant<O> for Portable<O> {
     fn name(&self) -> &str {
@@ -87,13 +100,7 @@ impl<O: Op> Variant<O> for Portable<O> {
     }
 
     fn planted(&self, name: &str) -> Option<Box<dyn Variant<O>>> {
-        let plant = self.plants.iter().find(|plant| plant.name == name)?;
-        let Pack { f32, bf16, f16 } = self.pack;
-        Some(Box::new(Portable {
-            pack: Pack { f32, bf16, f16 },
-            plant: Planted(Some(plant.name)),
-            ..*self
-        }))
+        Some(Box::new(self.with(name)?))
     }
 
     fn prepare(

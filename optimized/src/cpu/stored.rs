@@ -47,3 +47,10 @@ impl Stored for f16 {
         f16::from_f32(x)
     }
 }
+
+/// Every element widened.
+pub(crate) fn widen<E: Stored>(to: &mut [f32], from: &[E]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = from.load();
+    }
+}

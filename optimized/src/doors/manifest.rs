@@ -213,6 +213,7 @@ impl Manifest {
             claims: Claims {
                 deterministic: claims.deterministic,
                 batch_invariant: claims.batch_invariant,
+                cuts: None,
             },
             build,
             entrance,

@@ -44,10 +44,33 @@ const SITES: usize = Site::ALL.len();
 /// What every operation asks.
 #[derive(Clone, Copy)]
 struct Hot {
-    accumulator: Option<Grid>,
+    accumulator: Step,
     dot: Option<Grid>,
+    seed: u64,
     random: bool,
     flush: bool,
+}
+
+/// A grid as rounding to it needs it.
+#[derive(Clone, Copy)]
+struct Step {
+    grid: Option<Grid>,
+    /// Bits of an f64's fraction that are dropped.
+    drop: u32,
+    /// Exponent field of an f64 at the smallest normal number.
+    low: u64,
+    /// Exponents from there on that are rounded by dropping bits: above them numbers may overflow.
+    span: u64,
+}
+
+impl Step {
+    const NONE: Step = Step { grid: None, drop: 0, low: 0, span: 0 };
+
+    fn new(grid: Grid) -> Step {
+        let low = (1023 + grid.min_exponent()) as u64;
+        let top = (grid.max().to_bits() >> 52) & 0x7ff;
+        Step { grid: Some(grid), drop: 52 - grid.bits(), low, span: top - low }
+    }
 }
 
 /// What elementary functions ask: errors in units in the last place of f32.
@@ -62,7 +85,7 @@ struct Functions {
     lean: f64,
 }
 
-const IDLE: Hot = Hot { accumulator: None, dot: None, random: false, flush: false };
+const IDLE: Hot = Hot { accumulator: Step::NONE, dot: None, seed: 0, random: false, flush: false };
 
 const EXACT: Functions = Functions { exp: 0.0, log: 0.0, root: 0.0, trig: 0.0, lean: 0.0 };
 
@@ -72,7 +95,6 @@ thread_local! {
     static HOT: Cell<Hot> = const { Cell::new(IDLE) };
     static FUNCTIONS: Cell<Functions> = const { Cell::new(EXACT) };
     static STORES: Cell<Stores> = const { Cell::new([None; SITES]) };
-    static SEED: Cell<u64> = const { Cell::new(0) };
 }
 
 /// What `f` returns with every [`Planned`] number of this thread under `plan`, or under one term of
@@ -91,8 +113,9 @@ pub fn under<T>(plan: &Plan, only: Option<Term>, rounding: Rounding, f: impl FnO
         Rounding::Random(seed) => mix(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
     };
     let hot = Hot {
-        accumulator: on(Term::Accumulator).then_some(plan.accumulator),
+        accumulator: if on(Term::Accumulator) { Step::new(plan.accumulator) } else { Step::NONE },
         dot: (plan.dot != plan.accumulator && on(Term::Dot)).then_some(plan.dot),
+        seed,
         random: rounding != Rounding::Nearest,
         flush: plan.flush_to_zero,
     };
@@ -104,14 +127,13 @@ pub fn under<T>(plan: &Plan, only: Option<Term>, rounding: Rounding, f: impl FnO
         lean: signed(mix(seed ^ 0x1ea7)),
     };
     let functions = if on(Term::Functions) { functions } else { EXACT };
-    let before = (HOT.get(), FUNCTIONS.get(), STORES.get(), SEED.get());
-    let enter = |(hot, functions, stores, seed): (Hot, Functions, Stores, u64)| {
+    let before = (HOT.get(), FUNCTIONS.get(), STORES.get());
+    let enter = |(hot, functions, stores): (Hot, Functions, Stores)| {
         HOT.set(hot);
         FUNCTIONS.set(functions);
         STORES.set(stores);
-        SEED.set(seed);
     };
-    enter((hot, functions, stores, seed));
+    enter((hot, functions, stores));
     let result = f();
     enter(before);
     result
@@ -125,10 +147,11 @@ fn mix(x: u64) -> u64 {
     x ^ (x >> 33)
 }
 
-/// The word that decides how `x` is rounded in this run.
+/// The word that decides how `x` is rounded in this run; its high bits are good.
 #[inline]
-fn word(x: f64) -> u64 {
-    mix(x.to_bits() ^ SEED.get())
+fn word(x: f64, seed: u64) -> u64 {
+    let x = (x.to_bits() ^ seed).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    (x ^ (x >> 32)).wrapping_mul(0xc4ce_b9fe_1a85_ec53)
 }
 
 /// A word as a number in `[-1, 1)`.
@@ -139,45 +162,80 @@ fn signed(word: u64) -> f64 {
 
 /// `x` on a grid.
 #[inline]
-fn round(x: f64, grid: Grid, random: bool) -> f64 {
+fn round(x: f64, step: Step, hot: Hot) -> f64 {
+    let bits = x.to_bits();
+    let exponent = (bits >> 52) & 0x7ff;
+    if exponent.wrapping_sub(step.low) < step.span {
+        return drop_bits(x, step.drop, hot);
+    }
+    match step.grid {
+        Some(grid) => at_the_ends(x, grid, step.drop, hot),
+        None => x,
+    }
+}
+
+#[inline]
+fn drop_bits(x: f64, drop: u32, hot: Hot) -> f64 {
+    let bits = x.to_bits();
+    let add = if hot.random {
+        word(x, hot.seed) >> (64 - drop)
+    } else {
+        (1 << (drop - 1)) - 1 + ((bits >> drop) & 1)
+    };
+    f64::from_bits(bits.wrapping_add(add) & !((1 << drop) - 1))
+}
+
+/// Zero, infinity, what may overflow, and what is below the smallest normal number, where neighbours
+/// are equally far apart or there is only zero.
+#[cold]
+fn at_the_ends(x: f64, grid: Grid, drop: u32, hot: Hot) -> f64 {
     if x == 0.0 || !x.is_finite() {
         return x;
     }
-    let drop = 52 - grid.bits();
-    let exponent = ((x.to_bits() >> 52) & 0x7ff) as i32 - 1023;
-    let rounded = if exponent < grid.min_exponent() {
-        subnormal(x, grid, random)
-    } else {
-        let bits = x.to_bits();
-        let add = if random {
-            word(x) >> (64 - drop)
+    if 1.0 <= x.abs() {
+        let rounded = drop_bits(x, drop, hot);
+        return if rounded.abs() <= grid.max() {
+            rounded
+        } else if grid == Grid::Fp8 {
+            // FP8 saturates, as the official quantiser does.
+            grid.max().copysign(x)
         } else {
-            (1 << (drop - 1)) - 1 + ((bits >> drop) & 1)
+            f64::INFINITY.copysign(x)
         };
-        f64::from_bits(bits.wrapping_add(add) & !((1 << drop) - 1))
-    };
-    if grid.max() < rounded.abs() {
-        // FP8 saturates, as the official quantiser does.
-        return if grid == Grid::Fp8 { grid.max().copysign(x) } else { f64::INFINITY.copysign(x) };
     }
-    rounded
-}
-
-/// Below the smallest normal number neighbours are equally far apart, or there is only zero.
-#[cold]
-fn subnormal(x: f64, grid: Grid, random: bool) -> f64 {
-    if HOT.get().flush {
+    if hot.flush {
         // An implementation may flush or not: a run does the one or the other.
-        return if random && word(x) >> 63 == 0 { x } else { 0.0_f64.copysign(x) };
+        let kept = hot.random && word(x, hot.seed) >> 63 == 0;
+        return if kept { x } else { 0.0_f64.copysign(x) };
     }
     let step = 2.0_f64.powi(grid.min_exponent() - grid.bits() as i32);
     let units = x / step;
-    let whole = if random {
-        (units + (signed(word(x)) + 1.0) / 2.0).floor()
+    let whole = if hot.random {
+        (units + f64::midpoint(signed(word(x, hot.seed)), 1.0)).floor()
     } else {
         units.round_ties_even()
     };
     whole * step
+}
+
+/// Whether every partial sum of these terms is on the grid, whatever the order: they are multiples of
+/// one power of two, and together below as many of it as the fraction can count.
+fn exact_in_any_order(terms: &[f64], step: Step) -> bool {
+    let (mut total, mut unit) = (0.0, i32::MAX);
+    for term in terms.iter().filter(|term| **term != 0.0) {
+        let exponent = ((term.to_bits() >> 52) & 0x7ff) as i32 - 1023;
+        let fraction = (term.to_bits() & ((1 << 52) - 1)) | (1 << 52);
+        unit = unit.min(exponent - 52 + fraction.trailing_zeros() as i32);
+        total += term.abs();
+    }
+    unit == i32::MAX || total <= 2.0_f64.powi((unit + 53 - step.drop as i32).clamp(-1074, 1023))
+}
+
+/// An addition on the grid, off by up to half a unit in the last place even where this order happens
+/// to be exact.
+fn inexact(x: f64, hot: Hot) -> f64 {
+    let half = hot.accumulator.grid.map_or(0.0, |grid| grid.half_ulp(x));
+    round(x + half * signed(word(-x, hot.seed)), hot.accumulator, hot)
 }
 
 impl Planned {
@@ -185,21 +243,19 @@ impl Planned {
     #[inline]
     fn result(x: f64) -> Planned {
         let hot = HOT.get();
-        match hot.accumulator {
-            Some(grid) => Planned(round(x, grid, hot.random)),
-            None => Planned(x),
-        }
+        Planned(round(x, hot.accumulator, hot))
     }
 
     /// The result of an elementary function that is right to within `ulps` of f32.
     fn function(x: f64, ulps: impl FnOnce(Functions) -> f64) -> Planned {
-        if !HOT.get().random || x == 0.0 {
+        let hot = HOT.get();
+        if !hot.random || x == 0.0 {
             return Planned::result(x);
         }
         let functions = FUNCTIONS.get();
         // Half an ulp is the rounding of the result itself.
         let extra = (ulps(functions) - 0.5).max(0.0) * 2.0 * Grid::F32.half_ulp(x);
-        let own = signed(word(-x));
+        let own = signed(word(-x, hot.seed));
         Planned::result(x + extra * (functions.lean + own) / 2.0)
     }
 }
@@ -258,16 +314,29 @@ impl PartialOrd for Planned {
 impl Real for Planned {
     const NAME: &'static str = "planned";
 
-    /// A random run adds from a place of its own on, in one chain or in several.
+    /// A random run adds from a place of its own on, in one chain or in several, and no addition is
+    /// taken for exact that in another order would not be.
     fn sum(n: usize, f: impl Fn(usize) -> Planned) -> Planned {
-        if !HOT.get().random || n < 2 {
+        let hot = HOT.get();
+        if !hot.random || hot.accumulator.grid.is_none() || n < 2 {
             return interleaved(n, LANES, f);
         }
-        let order = mix(SEED.get() ^ n as u64);
+        let terms: Vec<f64> = (0..n).map(|i| f(i).0).collect();
+        if exact_in_any_order(&terms, hot.accumulator) {
+            return Planned(terms.iter().sum());
+        }
+        let order = mix(hot.seed ^ n as u64);
         let start = (order >> 32) as usize % n;
-        let from = |i: usize| f(if i + start < n { i + start } else { i + start - n });
         // Half of the runs in one chain: the order with the most error.
-        interleaved(n, [1, 1, 4, 16][(order & 3) as usize], from)
+        let width = [1, 1, 4, 16][(order & 3) as usize];
+        let mut lanes = [0.0_f64; LANES];
+        for i in 0..n {
+            let at = if i + start < n { i + start } else { i + start - n };
+            let lane = i % width;
+            lanes[lane] = if i < width { terms[at] } else { inexact(lanes[lane] + terms[at], hot) };
+        }
+        let more = &lanes[1..width.min(n)];
+        Planned(more.iter().fold(lanes[0], |sum, &lane| inexact(sum + lane, hot)))
     }
 
     fn of(x: f64) -> Planned {
@@ -290,7 +359,7 @@ impl Real for Planned {
     }
     fn at(self, site: Site) -> Planned {
         match STORES.get()[site as usize] {
-            Some(grid) => Planned(round(self.0, grid, HOT.get().random)),
+            Some(grid) => Planned(round(self.0, Step::new(grid), HOT.get())),
             None => self,
         }
     }
@@ -298,7 +367,7 @@ impl Real for Planned {
     fn operand(self) -> Planned {
         let hot = HOT.get();
         match hot.dot {
-            Some(grid) => Planned(round(self.0, grid, hot.random)),
+            Some(grid) => Planned(round(self.0, Step::new(grid), hot)),
             None => self,
         }
     }

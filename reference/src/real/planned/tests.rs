@@ -1,6 +1,6 @@
 use golden::{Dtype, Plan, plan::Grid};
 
-use super::{Planned, Rounding, Site, round, under};
+use super::{HOT, Planned, Rounding, Site, Step, round, under};
 use crate::Real;
 
 fn nearest(plan: &Plan, f: impl FnOnce() -> Planned) -> f64 {
@@ -41,15 +41,16 @@ fn nearest_stores_as_the_storage_types_do() {
 #[test]
 fn random_rounding_is_fair_and_leaves_exact_numbers_alone() {
     let third = 1.0 / 3.0;
+    let bf16 = |x| round(x, Step::new(Grid::Bf16), HOT.get());
     let (mut sum, mut low, mut high) = (0.0, f64::MAX, f64::MIN);
     let n = 20_000_u32;
     for seed in 0..u64::from(n) {
         under(&Plan::F32, None, Rounding::Random(seed), || {
-            let x = round(third, Grid::Bf16, true);
-            assert_eq!(x, round(third, Grid::Bf16, true), "alike within a run");
+            let x = bf16(third);
+            assert_eq!(x, bf16(third), "alike within a run");
             sum += x;
             (low, high) = (low.min(x), high.max(x));
-            assert_eq!(round(0.375, Grid::Bf16, true), 0.375);
+            assert_eq!(bf16(0.375), 0.375);
             assert_eq!((Planned::of(3.0) + Planned::of(4.0)).to_f64(), 7.0);
         });
     }
@@ -58,6 +59,25 @@ fn random_rounding_is_fair_and_leaves_exact_numbers_alone() {
     // Standard error of the mean of n draws at the odds 1/3 : 2/3.
     let sigma = (high - low) * (2.0 / 9.0 / f64::from(n)).sqrt();
     assert!((mean - third).abs() < 6.0 * sigma, "{mean}");
+}
+
+#[test]
+fn sums_of_small_integers_are_exact_in_every_run_and_others_in_none() {
+    let spread = |terms: &[f64]| {
+        let runs = (0..64).map(|seed| {
+            under(&Plan::F32, None, Rounding::Random(seed), || {
+                Planned::sum(terms.len(), |i| Planned::of(terms[i])).to_f64()
+            })
+        });
+        let all: Vec<f64> = runs.collect();
+        all.iter().fold(f64::MIN, |a, &b| a.max(b)) - all.iter().fold(f64::MAX, |a, &b| a.min(b))
+    };
+    let small: Vec<f64> = (0..300).map(|i| f64::from(i % 17 - 8)).collect();
+    assert_eq!(spread(&small), 0.0);
+    // In this order every partial sum is exact; from the middle on, none is.
+    let mut ordered = vec![2.0_f64.powi(24), -(2.0_f64.powi(24))];
+    ordered.extend([1.0; 6]);
+    assert!(1.0 <= spread(&ordered));
 }
 
 #[test]

@@ -1,0 +1,196 @@
+//! Trust in the checks themselves: faults that are planted must be found, honest kernels must not be.
+
+use std::collections::BTreeMap;
+
+use golden::{Plan, Plant, Set};
+use rayon::prelude::*;
+
+use crate::{
+    registry::{Entry, OPS, Spoil},
+    report::{Outcome, Row},
+};
+
+/// A fault in a variant.
+#[derive(Clone, Copy)]
+pub struct Mutant {
+    /// The op.
+    pub entry: &'static dyn Entry,
+    /// Which of its variants.
+    pub variant: usize,
+    /// The fault.
+    pub plant: Plant,
+}
+
+impl Mutant {
+    /// `device/algorithm`.
+    pub fn variant(&self) -> String {
+        self.entry.variants()[self.variant].clone()
+    }
+
+    /// `op@device/algorithm+fault`.
+    pub fn id(&self) -> String {
+        format!("{}@{}+{}", self.entry.name(), self.variant(), self.plant.name)
+    }
+
+    /// The first problem of a set whose check sees the fault, cheapest first.
+    pub fn hunt(&self, set: Set) -> Option<Row> {
+        let variant = self.variant();
+        let specs = self.entry.specs(set);
+        let rows =
+            specs.iter().map(|spec| self.entry.check_planted(spec, &variant, self.plant.name));
+        rows.into_iter()
+            .find(|row| !matches!(row.outcome, Outcome::Passed(_) | Outcome::Skipped(_)))
+    }
+}
+
+/// Every fault of every variant of the ops whose name holds all the words.
+pub fn mutants(words: &[String]) -> Vec<Mutant> {
+    let mut all = Vec::new();
+    for &entry in OPS {
+        for (i, variant) in entry.variants().iter().enumerate() {
+            let plants = entry.plants(variant).iter();
+            all.extend(plants.map(|&plant| Mutant { entry, variant: i, plant }));
+        }
+    }
+    all.retain(|mutant| words.iter().all(|word| mutant.id().contains(word.as_str())));
+    all
+}
+
+/// Hunts mutants, several at a time, and hands each over with the problem that killed it, in order;
+/// ends when `take` returns false.
+pub fn hunt(mutants: &[Mutant], set: Set, take: &mut dyn FnMut(&Mutant, Option<&Row>) -> bool) {
+    for window in mutants.chunks(4 * rayon::current_num_threads()) {
+        let killed: Vec<Option<Row>> = window.par_iter().map(|mutant| mutant.hunt(set)).collect();
+        if !window.iter().zip(&killed).all(|(mutant, row)| take(mutant, row.as_ref())) {
+            return;
+        }
+    }
+}
+
+/// What sabotage and feeling came to for one op.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Guarded {
+    /// Spoiled copies that were judged.
+    pub spoiled: usize,
+    /// Those that were let through: spec, output, way.
+    pub missed: Vec<String>,
+    /// Ways that never applied.
+    pub idle: Vec<&'static str>,
+    /// Inputs that no case feels.
+    pub unfelt: Vec<&'static str>,
+}
+
+impl Guarded {
+    /// Nothing let through, nothing idle, nothing unfelt.
+    pub fn ok(&self) -> bool {
+        self.missed.is_empty() && self.idle.is_empty() && self.unfelt.is_empty()
+    }
+}
+
+/// Spoils the right answer to every problem of a set in every way, and draws every input anew.
+///
+/// # Errors
+/// If a set holds what is no problem of its op.
+pub fn guard(entry: &dyn Entry, set: Set) -> Result<Guarded, String> {
+    let mut found = Guarded::default();
+    let mut applied: BTreeMap<&'static str, bool> =
+        Spoil::answers().map(|(name, _)| (name, false)).collect();
+    let mut felt: BTreeMap<&'static str, bool> = BTreeMap::new();
+    let specs = entry.specs(set);
+    let parts: Vec<_> = specs
+        .par_iter()
+        .map(|spec| {
+            let dtype = entry.parse(spec)?.dtype;
+            let plan = Plan::stored(dtype.parse()?);
+            Ok((spec, entry.sabotage(spec, &plan)?, entry.felt(spec, &plan)?))
+        })
+        .collect::<Result<_, String>>()?;
+    for (spec, spoiled, moved) in parts {
+        for one in spoiled {
+            if let Some(caught) = one.caught {
+                found.spoiled += 1;
+                applied.insert(one.name, true);
+                if !caught {
+                    found.missed.push(format!(
+                        "{}/{spec}: {} of {}",
+                        entry.name(),
+                        one.name,
+                        one.output
+                    ));
+                }
+            }
+        }
+        for one in moved {
+            *felt.entry(one.input).or_default() |= one.felt();
+        }
+    }
+    found.idle =
+        applied.into_iter().filter(|(_, applied)| !applied).map(|(name, _)| name).collect();
+    found.unfelt = felt.into_iter().filter(|(_, felt)| !felt).map(|(name, _)| name).collect();
+    Ok(found)
+}
+
+/// Problems of at most so many elements are drawn anew for false alarms.
+const SMALL: u64 = 1 << 14;
+
+/// An honest way to compute an op, to be drawn anew many times.
+#[derive(Clone)]
+pub struct Honest {
+    /// The op.
+    pub entry: &'static dyn Entry,
+    /// `device/algorithm`.
+    pub variant: String,
+    /// Small problems, one per seed in turn.
+    specs: Vec<String>,
+}
+
+/// Every op and honest variant with its small problems, f32 and narrower storage among them.
+pub fn honest(words: &[String]) -> Vec<Honest> {
+    let mut all = Vec::new();
+    for &entry in OPS {
+        let small = |spec: &String| {
+            entry.parse(spec).is_ok_and(|parsed| {
+                // Four bytes an element is the most that an input or an output takes.
+                parsed.cost.bytes <= 4 * SMALL && parsed.cost.flops <= 1 << 22
+            })
+        };
+        let specs: Vec<String> = entry.specs(Set::Ci).into_iter().filter(small).collect();
+        for variant in entry.variants() {
+            let id = format!("{}@{variant}", entry.name());
+            if variant.starts_with("reference/f64-") || !words.iter().all(|word| id.contains(word))
+            {
+                continue;
+            }
+            let runs = |spec: &&String| entry.skip(spec, &variant).is_none();
+            let specs: Vec<String> = specs.iter().filter(runs).cloned().collect();
+            if !specs.is_empty() {
+                all.push(Honest { entry, variant, specs });
+            }
+        }
+    }
+    all
+}
+
+impl Honest {
+    /// Its problem for a seed.
+    fn spec(&self, seed: u64) -> String {
+        let spec = &self.specs[seed as usize % self.specs.len()];
+        let plain = spec.split(";seed=").next().unwrap_or(spec);
+        // Far from the seeds of the sets.
+        format!("{plain};seed={}", 1_000_000 + seed)
+    }
+}
+
+/// Draws seeds `from..to` of every honest variant, hands over what did not pass, and how many were
+/// drawn.
+pub fn false_alarms(all: &[Honest], seeds: std::ops::Range<u64>) -> (usize, Vec<Row>) {
+    let draws: Vec<(&Honest, u64)> =
+        seeds.flat_map(|seed| all.iter().map(move |honest| (honest, seed))).collect();
+    let rows: Vec<Row> = draws
+        .par_iter()
+        .map(|(honest, seed)| honest.entry.check(&honest.spec(*seed), &honest.variant, None))
+        .filter(|row| !matches!(row.outcome, Outcome::Passed(_)))
+        .collect();
+    crate::bound::forget();
+    (draws.len(), rows)
+}

@@ -1,0 +1,104 @@
+//! Bounds of answers that no spec alone describes: fed in pieces, from a whole model, on inputs that
+//! were changed.
+//!
+//! As [`bound`](crate::bound): the oracle, and runs of the reference in stochastic arithmetic, along
+//! the same path as the candidate. Twelve runs screen, 256 decide.
+
+use std::sync::Arc;
+
+use golden::{
+    Error, View,
+    compare::{Finding, derived::Derived, views},
+    plan::Grid,
+};
+use ndarray::ArrayD;
+use rayon::prelude::*;
+use reference::real::Rounding;
+
+use crate::{
+    bound::{DECIDE, SCREEN},
+    same::{Tap, Taps},
+};
+
+/// Bounds by output.
+pub(crate) type Bounds = Vec<(String, Derived)>;
+
+/// A run's tensors, widened, in the order of the oracle.
+pub(crate) type Run = Vec<Vec<f64>>;
+
+/// The bounds that so many runs give around the oracle's answer. `grid` says what each output is
+/// stored in.
+pub(crate) fn derive(
+    oracle: &Taps,
+    grid: &dyn Fn(&str) -> Grid,
+    runs: u32,
+    run: &(dyn Fn(Rounding) -> Result<Run, Error> + Sync),
+) -> Result<Bounds, Error> {
+    let mut bounds: Bounds = oracle
+        .iter()
+        .map(|(name, tap)| {
+            let view = tap.view();
+            (name.clone(), Derived::new(view.shape(), view.to_f64(), grid(name)))
+        })
+        .collect();
+    // The screen and the verdict must not share a run.
+    let first = if runs == SCREEN { 0 } else { 1 << 20 };
+    let seeds: Vec<u64> = (0..runs).map(|i| u64::from(first + i)).collect();
+    for window in seeds.chunks(2 * rayon::current_num_threads()) {
+        let all: Vec<_> = window.par_iter().map(|&seed| run(Rounding::Random(seed))).collect();
+        for run in all {
+            for ((_, bound), run) in bounds.iter_mut().zip(run?) {
+                bound.add(&run);
+            }
+        }
+    }
+    Ok(bounds)
+}
+
+/// Holds an answer against the bounds that `derive` gives for a number of runs.
+pub(crate) fn judge(
+    got: &Taps,
+    derive: &mut dyn FnMut(u32) -> Result<Arc<Bounds>, Error>,
+) -> Result<Vec<Finding>, Error> {
+    let findings = against(&*derive(SCREEN)?, got);
+    if findings.iter().all(|finding| finding.ok) || findings.iter().any(beyond_doubt) {
+        return Ok(findings);
+    }
+    Ok(against(&*derive(DECIDE)?, got))
+}
+
+/// Whether more runs cannot acquit: NaN is never right, and for twelve runs to have seen a hundredth of
+/// the true spread, a chi-square of twelve degrees of freedom has to be below a ten-thousandth of its
+/// mean, which has a probability below 1e-22. Where no run saw any spread the share is infinite, and
+/// nothing is known yet.
+fn beyond_doubt(finding: &Finding) -> bool {
+    0 < finding.not_finite || (100.0 < finding.budget && finding.budget.is_finite())
+}
+
+fn against(bounds: &Bounds, got: &Taps) -> Vec<Finding> {
+    let nothing = Tap::F64(ArrayD::zeros(vec![0]));
+    let got = |name: &str| {
+        got.iter().find(|(other, _)| other == name).map_or(&nothing, |(_, tap)| tap).view()
+    };
+    bounds.iter().map(|(name, bound)| bound.compare(name, &got(name))).collect()
+}
+
+/// Where a dozen runs are too dear: at most twice the error that the reference has when it rounds to
+/// the nearest as the plan says, of the whole and of the worst row.
+pub(crate) fn twice(oracle: &Taps, emulated: &Run, got: &Taps) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for ((name, want), own) in oracle.iter().zip(emulated) {
+        let want = want.view();
+        let own = ArrayD::from_shape_vec(want.shape(), own.clone()).unwrap_or_default();
+        let rule = golden::compare::Bound::Relative { rel_rms: f64::MAX, worst_token: f64::MAX };
+        let own = views(name, &want, &View::F64(own.view()), rule);
+        let rule = golden::compare::Bound::Relative {
+            rel_rms: 2.0 * own.rel_rms,
+            worst_token: 2.0 * own.worst_token,
+        };
+        if let Some((_, got)) = got.iter().find(|(other, _)| other == name) {
+            findings.push(views(name, &want, &got.view(), rule));
+        }
+    }
+    findings
+}

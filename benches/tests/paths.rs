@@ -1,0 +1,159 @@
+//! Every path of a small model passes, and every fault in the keeping of states is caught by the path
+//! that is there to catch it.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use benches::{
+    filter::Filter,
+    invariance,
+    paths::{FAULTS, Options, Row, plan, run},
+    report::Outcome,
+};
+use golden::Set;
+
+fn options(plant: Option<&str>) -> Options {
+    Options {
+        set: Set::Smoke,
+        max_length: 64,
+        tokens: 28,
+        models: vec!["synthetic:ragged,layers=2".to_owned()],
+        engine: "reference".to_owned(),
+        number: "f32".to_owned(),
+        device: None,
+        plant: plant.map(str::to_owned),
+    }
+}
+
+fn rows(options: &Options, expression: &str) -> Vec<Row> {
+    let problems = plan(options, &Filter::new(&[], Some(expression)).unwrap()).unwrap();
+    let mut rows = Vec::new();
+    run(&problems, options, &mut |row| {
+        rows.push(row.clone());
+        true
+    });
+    rows
+}
+
+/// Kinds of paths of a model that do not pass, and how: `split:failed`.
+fn caught(plant: &str) -> BTreeSet<String> {
+    // Two drafts stand for one, three and four.
+    let rows = rows(&options(Some(plant)), "op(model) & !(id(*,k1,*) | id(*,k3,*) | id(*,k4,*))");
+    assert!(50 < rows.len(), "{} paths", rows.len());
+    let caught = rows.iter().filter(|row| !matches!(row.outcome, Outcome::Passed(_)));
+    caught.map(|row| format!("{}:{}", row.kind, row.outcome.name())).collect()
+}
+
+#[test]
+fn the_reference_has_equal_bits_on_every_path() {
+    let rows = rows(&options(None), "op(model)");
+    let kinds: BTreeSet<&str> = rows.iter().map(|row| row.kind).collect();
+    let wanted = [
+        "edit", "every", "fresh", "left-pad", "mtp", "packed", "poisoned", "prompt", "resume",
+        "rollback", "split", "together",
+    ];
+    assert_eq!(kinds, BTreeSet::from(wanted));
+    for row in rows {
+        assert!(row.equal() && row.claim.is_some(), "{row:?}");
+    }
+    // In f64 too: nothing here depends on how a number rounds.
+    let wide = Options { number: "f64".to_owned(), ..options(None) };
+    for row in self::rows(&wide, "id(model/*/together*)") {
+        assert!(row.equal(), "{row:?}");
+    }
+}
+
+#[test]
+fn every_op_with_sequences_passes_on_every_path() {
+    let options = Options { max_length: 141, models: Vec::new(), ..options(None) };
+    let rows = rows(&options, "T=141 & dtype(f32) & fill(domain)");
+    let ops: BTreeSet<&str> = rows.iter().map(|row| row.group.as_str()).collect();
+    let wanted = ["attention", "attention_layer", "causal_conv1d", "gated_delta_rule", "gdn_layer"];
+    assert_eq!(ops, BTreeSet::from(wanted));
+    for row in rows {
+        assert!(matches!(row.outcome, Outcome::Passed(_)), "{row:?}");
+        assert!(row.by != "reference/f32" || row.equal(), "{row:?}");
+    }
+}
+
+#[test]
+fn a_fault_in_the_keeping_of_states_is_caught_by_its_path() {
+    for (name, kinds) in [
+        ("drafts-kept", &["prompt", "rollback", "together"][..]),
+        ("accepted-off-by-one", &["prompt", "rollback", "together"]),
+        ("short-prompt-is-a-draft", &["prompt"]),
+        ("snapshot-is-now", &["fresh", "resume"]),
+        ("slots-close-up", &["left-pad"]),
+        ("draft-cache-kept", &["mtp"]),
+    ] {
+        let wanted: BTreeSet<String> = kinds.iter().map(|kind| format!("{kind}:failed")).collect();
+        assert_eq!(caught(name), wanted, "{name}");
+    }
+    // These are seen by more paths than are named for them.
+    for (name, kind) in [
+        ("slot-not-cleared", "fresh:failed"),
+        ("places-swapped", "together:failed"),
+        ("bits-by-batch", "packed:cheat"),
+        ("bits-by-run", "split:cheat"),
+    ] {
+        let caught = caught(name);
+        assert!(caught.contains(kind), "{name}: {caught:?}");
+    }
+    assert_eq!(FAULTS.len(), 10, "a fault without a test");
+}
+
+#[test]
+fn a_state_that_is_lost_between_layers_is_caught() {
+    for name in ["recurrent-state-lost", "conv-state-lost", "conv-state-shifted", "kv-cache-lost"] {
+        let caught = caught(name);
+        for kind in ["split", "every", "resume", "rollback", "left-pad"] {
+            assert!(caught.contains(&format!("{kind}:failed")), "{name}: {caught:?}");
+        }
+        // Whole texts have no state to lose.
+        assert!(!caught.iter().any(|kind| kind.starts_with("packed")), "{name}: {caught:?}");
+    }
+    // What is wrong on every path alike is for `check` and `golden verify` to see.
+    assert_eq!(caught("missing-plus-one"), BTreeSet::new());
+}
+
+#[test]
+fn invariance_of_an_engine_is_what_it_promises() {
+    let options = |plant: Option<&str>| invariance::Options {
+        set: Set::Smoke,
+        runs: 5,
+        budget: Duration::from_mins(1),
+        models: vec!["synthetic:ragged,layers=2".to_owned()],
+        engine: "reference".to_owned(),
+        number: "f32".to_owned(),
+        device: None,
+        plant: plant.map(str::to_owned),
+    };
+    let rows = |plant: Option<&str>| {
+        let filter = Filter::new(&["model/synthetic".to_owned(), "/T5/".to_owned()], None).unwrap();
+        let options = options(plant);
+        let mut rows = Vec::new();
+        invariance::run(&invariance::plan(&options, &filter).unwrap(), &options, &mut |row| {
+            rows.push(row.clone());
+            true
+        });
+        assert!(10 < rows.len());
+        rows
+    };
+    assert!(rows(None).iter().all(|row| row.equal() && row.claim.is_some()));
+    let caught = |plant| -> BTreeSet<String> {
+        let bad = rows(Some(plant)).into_iter().filter(|row| !row.equal());
+        bad.map(|row| format!("{}:{}", row.kind, row.outcome.name())).collect()
+    };
+    let set = |kinds: &[&str]| kinds.iter().map(|&kind| kind.to_owned()).collect::<BTreeSet<_>>();
+    assert_eq!(caught("bits-by-batch"), set(&["batch:cheat", "turned:cheat"]));
+    assert_eq!(caught("places-swapped"), set(&["batch:failed", "turned:failed"]));
+    assert!(caught("bits-by-run").contains("runs:cheat"));
+}
+
+#[test]
+fn what_cannot_be_planted_or_opened_is_refused() {
+    let none = Filter::default();
+    let error = plan(&options(Some("nope")), &none).err().unwrap().to_string();
+    assert!(error.contains("kv-cache-lost") && error.contains("drafts-kept"), "{error}");
+    let missing = Options { models: vec!["synthetic:nope".to_owned()], ..options(None) };
+    assert!(plan(&missing, &none).is_err());
+}

@@ -1,0 +1,47 @@
+//! A plan is what a variant is held to: rounding where it does not say so fails.
+
+use benches::{
+    registry,
+    report::{Outcome, Row},
+};
+use golden::{Dtype, Plan, plan::Form};
+
+const SPEC: &str = "B1-T129-HK2-HV4-K32-V32;dtype=bf16";
+const NARROW: &str = "cpu/portable-chunk64-bf16";
+
+fn outcome(row: &Row) -> (&'static str, f64) {
+    (row.outcome.name(), row.budget())
+}
+
+#[test]
+fn chunks_in_bf16_pass_under_their_own_plan_only() {
+    let op = registry::op("gated_delta_rule").expect("an op of that name");
+    let own = op.check(SPEC, NARROW, None);
+    assert!(matches!(own.outcome, Outcome::Passed(_)), "{:?}", outcome(&own));
+    let f32 = Plan::stored(Dtype::Bf16);
+    for plan in [f32.clone(), f32.form(Form::Chunked(64))] {
+        let row = op.check_as(SPEC, NARROW, &plan);
+        assert!(matches!(row.outcome, Outcome::Failed(_)), "{plan}: {:?}", outcome(&row));
+        assert!(10.0 < row.budget(), "{plan}: not a near miss: {:?}", outcome(&row));
+    }
+}
+
+#[test]
+fn a_variant_may_round_less_than_a_plan_allows() {
+    let op = registry::op("gated_delta_rule").expect("an op of that name");
+    for variant in ["cpu/portable", "cpu/portable-chunk64"] {
+        let row = op.check_as(SPEC, variant, &Plan::fla_bf16(64));
+        assert!(matches!(row.outcome, Outcome::Passed(_)), "{variant}: {:?}", outcome(&row));
+    }
+}
+
+#[test]
+fn what_a_variant_does_not_compute_is_known_before_running() {
+    let op = registry::op("gated_delta_rule").expect("an op of that name");
+    let spec = "B1-T3-HK1-HV2-K8-V4";
+    assert!(op.skip(spec, NARROW).is_some());
+    assert!(op.skip(SPEC, NARROW).is_none());
+    for row in [op.check(spec, NARROW, None), op.check_planted(spec, NARROW, "no-delta-rule")] {
+        assert!(matches!(row.outcome, Outcome::Skipped(_)), "{:?}", outcome(&row));
+    }
+}

@@ -1,0 +1,293 @@
+//! `golden`: what is recorded here, whether it holds, and how it changes.
+
+use std::{fs, os::unix::fs::PermissionsExt};
+
+use serde_json::Value;
+
+use super::home::{DIGITS, Home, copy};
+
+#[test]
+fn status_says_plainly_that_the_official_model_is_not_recorded() {
+    let home = Home::with(&["decode"]);
+    let ran = home.karat(&["golden", "status"]);
+    assert_eq!(ran.code, 0);
+    let official = ran.out.split("\n\n").nth(1).unwrap();
+    insta::assert_snapshot!(official);
+    // The question that this command asks is there.
+    assert!(home.path("golden/questions/official.json").exists());
+    let lines = home.karat(&["golden", "status", "--format", "jsonl"]).lines();
+    assert_eq!(
+        (&lines[1]["recording"], &lines[1]["recorded"]),
+        (&"official".into(), &false.into())
+    );
+    home.says(2, &["golden", "record", "official"], &["--checkpoint says where the weights are"]);
+}
+
+/// Every fault in the wiring is caught by some recording, which names the first layer that has it.
+#[test]
+fn every_wiring_fault_is_caught_where_it_is() {
+    let faults = [
+        ("swap-b-a", "layers", "hidden.1 (layer 0)"),
+        ("ungrouped-qkvz", "layers", "hidden.1 (layer 0)"),
+        ("interleaved-value-heads", "layers", "hidden.1 (layer 0)"),
+        ("recurrent-state-lost", "splits", "hidden.1 (layer 0)"),
+        ("conv-state-lost", "splits", "hidden.1 (layer 0)"),
+        ("conv-state-shifted", "splits", "hidden.1 (layer 0)"),
+        ("gated-norm-plus-one", "layers", "hidden.1 (layer 0)"),
+        ("dt-bias-dropped", "layers", "hidden.1 (layer 0)"),
+        ("conv-flipped", "layers", "hidden.1 (layer 0)"),
+        ("ungrouped-query-gate", "layers", "hidden.4 (layer 3 or the final norm)"),
+        ("yarn-scale-dropped", "yarn", "hidden.4 (layer 3 or the final norm)"),
+        ("qk-norm-missing-plus-one", "layers", "hidden.4 (layer 3 or the final norm)"),
+        ("kv-cache-lost", "splits", "hidden.4 (layer 3 or the final norm)"),
+        ("missing-plus-one", "layers", "hidden.4 (layer 3 or the final norm)"),
+        ("renormalise-flipped", "layers", "hidden.1 (layer 0)"),
+        ("shared-expert-dropped", "layers", "hidden.1 (layer 0)"),
+        ("swap-gate-up", "layers", "hidden.1 (layer 0)"),
+        ("pre-norm-mtp-hidden", "layers", "hidden.4 (layer 3 or the final norm)"),
+        ("mtp-concat-order", "mtp", "mtp_logits (the MTP head)"),
+    ];
+    let home = Home::with(&["layers", "splits", "yarn", "mtp"]);
+    let known = home.karat(&["explain", "--format", "jsonl"]).lines();
+    let text =
+        |line: &Value| line["text"].as_str().unwrap().starts_with("fault that can be planted");
+    let known: Vec<_> =
+        known.iter().filter(|line| text(line)).map(|line| line["name"].clone()).collect();
+    assert_eq!(known, faults.map(|(name, ..)| Value::from(name)));
+    for (plant, recording, first) in faults {
+        let ran = home.karat(&["golden", "verify", recording, "--plant", plant]);
+        assert_eq!(ran.code, 3, "{plant}: {ran:?}");
+        let found =
+            ran.out.lines().find_map(|line| line.strip_prefix("  first tap over its bound: "));
+        assert_eq!(found, Some(first), "{plant}: {ran:?}");
+        let repro = format!("  repro: karat golden verify {recording} --plant {plant}");
+        assert!(ran.out.lines().any(|line| line == repro), "{plant}: {ran:?}");
+    }
+    home.says(2, &["golden", "verify", "layers", "--plant", "nope"], &["expected one of swap-b-a"]);
+    assert_eq!(home.karat(&["golden", "verify", "--format", "jsonl"]).code, 0);
+}
+
+#[test]
+fn another_checkpoint_is_told_from_a_wrong_one() {
+    let home = Home::with(&["layers", "mtp"]);
+    home.ends(0, &["golden", "verify", "layers"]);
+    let fresh = |name: &str| copy(&home.path("target/karat/checkpoints/layers"), &home.path(name));
+    let verify = |model: &str| home.karat(&["golden", "verify", "layers", "--model", model]);
+    fresh("same");
+    assert_eq!(verify("same").code, 0);
+
+    // A weight that the prompts use.
+    fresh("wrong");
+    home.poke(
+        "wrong/model.safetensors",
+        "model.layers.2.linear_attn.out_proj.weight",
+        0,
+        &1.0_f32.to_le_bytes(),
+    );
+    let ran = verify("wrong");
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert!(ran.out.starts_with("layers: not as recorded: model.safetensors\n"), "{ran:?}");
+    assert!(ran.out.contains("  first tap over its bound: hidden.3 (layer 2)\n"), "{ran:?}");
+    let fail = ran.out.lines().skip(1).take(6).collect::<Vec<_>>().join("\n");
+    insta::with_settings!({filters => DIGITS.to_vec()}, { insta::assert_snapshot!(fail) });
+
+    // One that they do not use.
+    fresh("unused");
+    home.poke("unused/model.safetensors", "mtp.fc.weight", 0, &1.0_f32.to_le_bytes());
+    let ran = verify("unused");
+    assert_eq!(ran.code, 8, "{ran:?}");
+    assert!(ran.out.starts_with("layers: not as recorded: model.safetensors\n"), "{ran:?}");
+    assert!(ran.out.contains("other checkpoint"), "{ran:?}");
+
+    // The same config in other words.
+    fresh("worded");
+    let config = home.path("worded/config.json");
+    let value: Value = serde_json::from_str(&fs::read_to_string(&config).unwrap()).unwrap();
+    fs::write(&config, value.to_string()).unwrap();
+    let ran = verify("worded");
+    assert_eq!(ran.code, 8, "{ran:?}");
+    assert!(ran.out.starts_with("layers: not as recorded: config.json\n"), "{ran:?}");
+    let json =
+        home.karat(&["golden", "verify", "layers", "--model", "worded", "--format", "jsonl"]);
+    assert!(
+        json.lines()
+            .iter()
+            .all(|line| line["ok"] == true && line["other_files"][0] == "config.json")
+    );
+
+    // One that cannot be asked the same: fewer words than the prompts use.
+    home.ends(0, &["synth", "--preset", "tiny", "--out", "tiny"]);
+    let path = home.path("tiny/config.json");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    config["vocab_size"] = 7.into();
+    fs::write(home.path("small.json"), config.to_string()).unwrap();
+    home.ends(0, &["synth", "--config", "small.json", "--out", "small"]);
+    home.says(
+        8,
+        &["golden", "verify", "layers", "--model", "small"],
+        &["of another checkpoint: config.json"],
+    );
+    // One that is no checkpoint.
+    home.says(2, &["golden", "verify", "layers", "--model", "nowhere"], &["nowhere/config.json"]);
+    home.says(2, &["golden", "verify", "--model", "same"], &["expected one recording"]);
+    home.says(8, &["golden", "verify", "nope"], &["no such recording; there are layers, mtp"]);
+}
+
+#[test]
+fn a_recording_that_is_damaged_or_too_new_is_not_used() {
+    let home = Home::with(&["decode", "ops"]);
+    let manifest = home.path("golden/recordings/decode/manifest.json");
+    let data = home.path("golden/recordings/decode/recording.safetensors");
+    let (text, bytes) = (fs::read_to_string(&manifest).unwrap(), fs::read(&data).unwrap());
+    let broken = |said: &str| {
+        for args in [
+            &["golden", "verify", "decode"][..],
+            &["golden", "diff", "decode"],
+            &["golden", "verify"],
+        ] {
+            home.says(8, args, &[said]);
+        }
+        let status = home.karat(&["golden", "status"]);
+        assert!(status.code == 8 && status.out.contains(said), "{status:?}");
+        fs::write(&manifest, &text).unwrap();
+        fs::write(&data, &bytes).unwrap();
+    };
+    let mut flipped = bytes.clone();
+    flipped[bytes.len() / 2] ^= 1;
+    fs::write(&data, flipped).unwrap();
+    broken("recording.safetensors: damaged: blake3");
+    fs::write(&data, &bytes[..bytes.len() - 1]).unwrap();
+    broken("damaged: blake3");
+    fs::remove_file(&data).unwrap();
+    broken("recording.safetensors: No such file");
+    fs::write(&manifest, text.replace("karat.golden/1", "karat.golden/2")).unwrap();
+    broken(
+        "schema \"karat.golden/2\", expected \"karat.golden/1\": made by another version of karat",
+    );
+    fs::write(&manifest, "{").unwrap();
+    broken("manifest.json: EOF");
+    fs::write(&manifest, text.replace("\"id\": \"decode\"", "\"id\": \"../../decode\"")).unwrap();
+    broken("id: expected a plain name");
+    // Per-op recordings are read by check.
+    let data = home.path("golden/recordings/ops/recording.safetensors");
+    let mut bytes = fs::read(&data).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&data, bytes).unwrap();
+    home.says(8, &["check", "l2_norm"], &["damaged: blake3"]);
+    assert_eq!(home.karat(&["golden", "verify", "decode"]).code, 0);
+}
+
+#[test]
+fn a_new_recording_is_seen_before_it_is_accepted() {
+    let home = Home::with(&["decode"]);
+    let (old, new) =
+        (home.path("golden/recordings/decode"), home.path("golden/recordings/decode.new"));
+    home.says(
+        8,
+        &["golden", "diff", "decode"],
+        &["no new recording; `karat golden record decode` makes one"],
+    );
+    home.ends(8, &["golden", "accept", "decode", "--reason", "because"]);
+    copy(&old, &new);
+    let ran = home.karat(&["golden", "diff", "decode"]);
+    assert!(ran.code == 0 && ran.out.contains("taps equal, 0 not"), "{ran:?}");
+
+    let file = "golden/recordings/decode.new/recording.safetensors";
+    home.poke(file, "t1-n8/logits", 0, &9.0_f32.to_le_bytes());
+    let manifest = new.join("manifest.json");
+    let read = |path: &std::path::Path| -> Value {
+        serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+    };
+    let mut value = read(&manifest);
+    let before = value["recording"]["blake3"].clone();
+    value["recording"]["blake3"] =
+        blake3::hash(&fs::read(home.path(file)).unwrap()).to_hex().to_string().into();
+    fs::write(&manifest, value.to_string()).unwrap();
+    let ran = home.karat(&["golden", "diff", "decode"]);
+    assert!(
+        ran.code == 3 && ran.out.contains("1 not") && ran.out.contains("t1-n8/logits"),
+        "{ran:?}"
+    );
+    assert!(home.karat(&["golden", "status"]).out.contains("new one waits"));
+    let lines = home.karat(&["golden", "diff", "decode", "--format", "jsonl"]).lines();
+    assert_eq!(lines[0]["tap"], "t1-n8/logits");
+
+    home.ends(2, &["golden", "accept", "decode"]);
+    home.says(
+        2,
+        &["golden", "accept", "decode", "--reason", " "],
+        &["why the new recording is right"],
+    );
+    for id in ["..", "../decode", "decode.new", "/", ""] {
+        home.says(
+            2,
+            &["golden", "accept", id, "--reason", "x"],
+            &["expected the name of a recording"],
+        );
+    }
+    assert_eq!(home.karat(&["golden", "verify", "decode"]).code, 0);
+    home.ends(0, &["golden", "accept", "decode", "--reason", "a test changes it"]);
+    assert_eq!(home.names("golden/recordings"), ["decode"]);
+    let value = read(&old.join("manifest.json"));
+    assert_eq!(value["reason"], "a test changes it");
+    assert_eq!(value["supersedes"], before);
+    assert_eq!(home.karat(&["golden", "verify", "decode"]).code, 3);
+}
+
+/// A manifest whose hash of the data is right can still say things of it that are not.
+#[test]
+fn a_manifest_that_lies_about_its_tensors_is_refused() {
+    let home = Home::with(&["decode", "left-pad"]);
+    for (id, key, value) in [
+        ("decode", "tokens", Value::from(1000)),
+        ("decode", "tokens", 64.into()),
+        ("decode", "batch", 7.into()),
+        ("decode", "padded", true.into()),
+        ("decode", "split", serde_json::json!([64])),
+        ("decode", "id", "t2".into()),
+        ("left-pad", "padded", false.into()),
+        ("left-pad", "tokens", 1.into()),
+        ("left-pad", "batch", 1.into()),
+        ("left-pad", "kind", "decode".into()),
+    ] {
+        let path = home.path(&format!("golden/recordings/{id}/manifest.json"));
+        let text = fs::read_to_string(&path).unwrap();
+        let mut manifest: Value = serde_json::from_str(&text).unwrap();
+        manifest["prompts"][0][key] = value.clone();
+        fs::write(&path, manifest.to_string()).unwrap();
+        let ran = home.karat(&["golden", "verify", id]);
+        // A mask that the manifest hides makes other numbers.
+        let want = if key == "padded" && id == "left-pad" { 3 } else { 8 };
+        assert_eq!(ran.code, want, "{id} {key} {value}: {ran:?}");
+        fs::write(&path, text).unwrap();
+    }
+}
+
+/// How the recorder ends is how karat ends. The recorder itself needs packages that a test cannot ask for.
+#[test]
+fn the_recorders_end_is_told() {
+    let home = Home::with(&["decode"]);
+    let python = home.path("python");
+    for (script, code, said) in [
+        ("exit 2", 2, "refused by the recorder"),
+        ("exit 8", 8, "not certain enough"),
+        ("exit 9", 9, "unfit to record"),
+        ("exit 1", 10, "the recorder ended with 1"),
+        ("exit 130", 130, "interrupted"),
+        ("kill -KILL $$", 10, "the recorder was killed"),
+        ("exit 0", 8, "manifest.json: No such file"),
+    ] {
+        fs::write(&python, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).unwrap();
+        home.says(code, &["golden", "record", "decode", "--python", "./python"], &[said]);
+    }
+    home.says(
+        9,
+        &["golden", "record", "decode", "--python", "./none"],
+        &["--python names another"],
+    );
+    home.says(2, &["golden", "record", "../x"], &["expected the name of a recording"]);
+    home.says(2, &["golden", "record", "nope"], &["questions/nope.json"]);
+    home.says(2, &["golden", "record"], &["a question by name, or --all"]);
+    assert_eq!(home.names("golden/recordings"), ["decode"]);
+}
