@@ -91,8 +91,8 @@ impl Kernel {
     /// # Errors
     /// If it cannot be used.
     pub fn open(file: &Path, isolation: Isolation) -> Result<Kernel, Unusable> {
-        let letters = |name: &str| registry::op(name).map(Entry::letters);
-        let manifest = Manifest::read(file, &letters).map_err(Unusable::Refused)?;
+        let ops = |name: &str| registry::op(name).map(Entry::known);
+        let manifest = Manifest::read(file, &ops).map_err(Unusable::Refused)?;
         let told = |why: String| Unusable::Refused(format!("{}: {why}", file.display()));
         for op in &manifest.implements {
             // Its weights are a checkpoint, which no door hands over.
@@ -128,7 +128,10 @@ impl Kernel {
             Some("open") => kernel.put_back(guest),
             Some("unfit") => kernel.unfit = Some(why(&ready)),
             Some("refused") => return Err(told(why(&ready))),
-            _ => return Err(Unusable::Died(format!("{}: {}", file.display(), why(&ready)))),
+            _ => {
+                let why = guest.with_last_words(why(&ready));
+                return Err(Unusable::Died(format!("{}: {why}", file.display())));
+            }
         }
         Ok(kernel)
     }
@@ -162,7 +165,10 @@ impl Kernel {
             Some(guest) => Ok(guest),
             None => self.start(limit).and_then(|(guest, ready)| match ready["door"].as_str() {
                 Some("open") => Ok(guest),
-                _ => Err(Ended::Died(ready["why"].as_str().unwrap_or_default().to_owned())),
+                _ => {
+                    let why = ready["why"].as_str().unwrap_or_default().to_owned();
+                    Err(Ended::Died(guest.with_last_words(why)))
+                }
             }),
         };
         let answered = guest.and_then(|mut guest| {
@@ -188,7 +194,7 @@ impl Kernel {
             Some("cheat") => Said::Cheat(why),
             Some("mistrusted") => Said::Mistrusted(why),
             Some("refused") => Said::Refused(why),
-            _ => Said::Died(why),
+            _ => Said::Died(guest.with_last_words(why)),
         }
     }
 

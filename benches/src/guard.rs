@@ -128,14 +128,25 @@ fn watched<O: Op>(
     })
 }
 
-/// The first tensor that is not the same to the bit.
-pub(crate) fn differs(a: &impl Tensors, b: &impl Tensors) -> Option<&'static str> {
-    let same = |a: &View<'_>, b: &View<'_>| match (a, b) {
+/// Whether two tensors are the same to the bit.
+fn same(a: &View<'_>, b: &View<'_>) -> bool {
+    match (a, b) {
         (View::F32(a), View::F32(b)) => {
             a.shape() == b.shape() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
         }
         _ => a.shape() == b.shape() && a.to_f64() == b.to_f64(),
-    };
+    }
+}
+
+/// Tensors that are the same to the bit.
+pub(crate) fn unchanged(a: &impl Tensors, b: &impl Tensors) -> Vec<&'static str> {
+    let (a, b) = (a.tensors(), b.tensors());
+    let pairs = a.iter().zip(&b).filter(|((_, a), (_, b))| same(a, b));
+    pairs.map(|((name, _), _)| *name).collect()
+}
+
+/// The first tensor that is not the same to the bit.
+pub(crate) fn differs(a: &impl Tensors, b: &impl Tensors) -> Option<&'static str> {
     let (a, b) = (a.tensors(), b.tensors());
     if a.len() != b.len() {
         return a.first().map(|(name, _)| *name);

@@ -6,13 +6,14 @@ use std::{
 };
 
 use golden::{
-    Cost, Fill, Op, Plan, Plant, Rng, Set, Spec, Variant,
+    Cost, Fill, Op, Plan, Plant, Rng, Set, Spec, Tensors, Variant,
     compare::{self, Finding},
     ops,
     plan::Form as PlanForm,
     recording::{OpCase, Recorded, Recording},
     tensor::{Read, Source},
 };
+use optimized::doors::Known;
 
 use crate::{
     answer::Answer,
@@ -71,6 +72,8 @@ pub trait Entry: Sync {
     fn fills(&self) -> &'static [Fill];
     /// Letters of its cases, in order.
     fn letters(&self) -> &'static [&'static str];
+    /// Everything of it that has a name.
+    fn known(&self) -> Known;
     /// Specs of a set, as they print.
     fn specs(&self, set: Set) -> Vec<String>;
     /// What a spec's text says, or why it is none of this op.
@@ -388,6 +391,14 @@ impl<O: Answer> Entry for Bench<O> {
 
     fn letters(&self) -> &'static [&'static str] {
         <O::Case as golden::Case>::LETTERS
+    }
+
+    fn known(&self) -> Known {
+        Known {
+            letters: self.letters(),
+            inputs: <O::Inputs<f32> as Tensors>::names(),
+            outputs: <O::Outputs<f32> as Tensors>::names(),
+        }
     }
 
     fn specs(&self, set: Set) -> Vec<String> {

@@ -8,6 +8,7 @@
 mod block;
 mod cabi;
 mod constraint;
+mod cuda;
 mod expr;
 mod frame;
 mod launch;
@@ -27,6 +28,7 @@ use golden::{
 use self::block::{Block, Layout};
 pub use self::{
     constraint::Constraints,
+    launch::Known,
     manifest::{ABI, Build, Code, Entrance, Manifest},
 };
 
@@ -73,6 +75,18 @@ struct Memory {
     workspace: Option<Block>,
     /// What the other side says it did that it should not have.
     confessed: Option<String>,
+}
+
+impl Memory {
+    /// Inputs, outputs, workspace.
+    fn blocks(&self) -> impl Iterator<Item = &Block> {
+        self.inputs.iter().chain(&self.outputs).chain(&self.workspace)
+    }
+
+    /// The same, writable.
+    fn blocks_mut(&mut self) -> impl Iterator<Item = &mut Block> {
+        self.inputs.iter_mut().chain(&mut self.outputs).chain(&mut self.workspace)
+    }
 }
 
 /// Opened foreign code.
@@ -130,7 +144,11 @@ impl Foreign {
                 &manifest.implements,
                 world,
             )?),
-            Entrance::Cuda { .. } => return Err(Fault::Unfit("no CUDA door yet".to_owned())),
+            Entrance::Cuda { code, file, options, targets, launches } => {
+                let folder = &manifest.folder;
+                let source = cuda::Source { code: *code, file, folder, options, targets, launches };
+                Arc::new(cuda::Kernels::open(&source, world)?)
+            }
         };
         Ok(Foreign { name: variant(&manifest), manifest, door })
     }
@@ -266,8 +284,7 @@ impl<O: Op> Prepared<O> for Ready<O> {
     }
 
     fn strayed(&mut self) -> Result<Option<String>, Error> {
-        let Memory { inputs, outputs, workspace, confessed } = &self.memory;
-        let mut blocks = inputs.iter().chain(outputs).chain(workspace);
-        Ok(confessed.clone().or_else(|| blocks.find_map(Block::strayed)))
+        let confessed = self.memory.confessed.clone();
+        Ok(confessed.or_else(|| self.memory.blocks().find_map(Block::strayed)))
     }
 }

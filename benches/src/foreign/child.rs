@@ -38,8 +38,8 @@ pub fn serve(kernel: &Path, world: &World) -> io::Result<()> {
     dup2_stdin(File::open("/dev/null")?)?;
     dup2_stdout(io::stderr().as_fd())?;
     let mut reply = |value: Value| replies.write_all(format!("{value}\n").as_bytes());
-    let letters = |name: &str| registry::op(name).map(Entry::letters);
-    let opened = Manifest::read(kernel, &letters)
+    let ops = |name: &str| registry::op(name).map(Entry::known);
+    let opened = Manifest::read(kernel, &ops)
         .map_err(Fault::Refused)
         .and_then(|manifest| Foreign::open(manifest, world));
     let foreign = match opened {

@@ -23,6 +23,8 @@ pub(super) struct Guest {
     to: Option<ChildStdin>,
     replies: Receiver<Value>,
     timeout: Duration,
+    /// Bytes of its log that belong to earlier requests.
+    said: usize,
     /// The most memory that it may take.
     pub(super) limit: u64,
     /// Where it puts tensors.
@@ -71,13 +73,15 @@ impl Guest {
                 }
             });
         }
-        let mut guest = Guest { process, to, replies, timeout: isolation.timeout, limit, file };
+        let mut guest =
+            Guest { process, to, replies, timeout: isolation.timeout, said: 0, limit, file };
         let ready = guest.reply()?;
         Ok((guest, ready))
     }
 
     /// Sends a request and waits for the reply.
     pub(super) fn ask(&mut self, request: &Value) -> Result<Value, Ended> {
+        self.said = std::fs::metadata(log(&self.file)).map_or(0, |log| log.len() as usize);
         // If it does not read it does not reply.
         let _ = self.to.as_mut().map(|to| to.write_all(format!("{request}\n").as_bytes()));
         self.reply()
@@ -121,13 +125,20 @@ impl Guest {
             }
             None => format!("its process ended with {status}"),
         };
-        self.last_words().map_or(how.clone(), |words| format!("{how}: {words}"))
+        self.with_last_words(how)
     }
 
-    /// The last line that it wrote to standard error.
-    pub(super) fn last_words(&self) -> Option<String> {
+    /// How it failed, with the last line that it wrote to standard error since it was asked.
+    pub(super) fn with_last_words(&self, how: String) -> String {
+        match self.last_words() {
+            Some(words) if !how.contains(&words) => format!("{how}: {words}"),
+            _ => how,
+        }
+    }
+
+    fn last_words(&self) -> Option<String> {
         let log = std::fs::read(log(&self.file)).ok()?;
-        let log = String::from_utf8_lossy(&log);
+        let log = String::from_utf8_lossy(log.get(self.said..)?);
         let line = log.lines().rev().find(|line| !line.trim().is_empty())?;
         Some(line.trim().chars().take(300).collect())
     }

@@ -2,6 +2,7 @@
 
 use golden::{
     Spec,
+    compare::Finding,
     recording::Recorded,
     tensor::{Read, Source},
 };
@@ -10,7 +11,7 @@ use safetensors::SafeTensors;
 use super::{Kernel, Said, child::other};
 use crate::{
     answer::Answer,
-    guard::{Answers, differs},
+    guard::{Answers, differs, unchanged},
     judge,
     registry::drawn,
     report::Outcome,
@@ -56,23 +57,35 @@ fn judged<O: Answer>(
     let judge = |got: &O::Outputs<f32>| {
         Outcome::of(judge::Case::<O> { spec, inputs: &inputs, plan: &plan }.judge(got))
     };
-    // The right answer to other inputs, given again for these.
-    let stale = |got: &O::Outputs<f32>| {
+    // Outputs that are wrong, and to the bit the right ones of the call before.
+    let stale = |got: &O::Outputs<f32>, wrong: &[Finding]| -> Option<String> {
+        let mut kept = unchanged(before, got);
+        kept.retain(|name| wrong.iter().any(|f| f.output == *name && !f.ok));
+        if kept.is_empty() {
+            return None;
+        }
         let spec = &other(spec);
         let inputs = &drawn::<O>(spec);
-        let of_others = judge::Case::<O> { spec, inputs, plan: &plan };
-        differs(got, before).is_none() && of_others.judge(before).iter().all(|f| f.ok)
+        let of_others = judge::Case::<O> { spec, inputs, plan: &plan }.judge(before);
+        kept.retain(|name| of_others.iter().any(|f| f.output == *name && f.ok));
+        (!kept.is_empty()).then(|| kept.join(", "))
     };
     let verdict = judge(first);
-    if !matches!(verdict, Outcome::Passed(_)) {
+    if let Outcome::Failed(findings) = &verdict {
         let why = "new inputs at the addresses of the call before got the answer of that call";
-        return Ok(if stale(first) { Outcome::Cheat(why.to_owned()) } else { verdict });
+        return Ok(match stale(first, findings) {
+            Some(outputs) => Outcome::Cheat(format!("{why}: {outputs}")),
+            None => verdict,
+        });
     }
     let Some(name) = differs(first, moved) else { return Ok(verdict) };
     let again = judge(moved);
-    if !matches!(again, Outcome::Passed(_)) {
+    if let Outcome::Failed(findings) = &again {
         let why = "the same inputs at other addresses got the answer to what the old ones hold";
-        return Ok(if stale(moved) { Outcome::Cheat(why.to_owned()) } else { again });
+        return Ok(match stale(moved, findings) {
+            Some(outputs) => Outcome::Cheat(format!("{why}: {outputs}")),
+            None => again,
+        });
     }
     if kernel.claims().deterministic {
         let why = format!("output {name} differs between two runs, though it claims not to");

@@ -1,8 +1,21 @@
 //! One launch of a CUDA kernel, as `kernel.toml` describes it.
 
+use std::fmt;
+
 use serde::Deserialize;
 
 use super::expr::Expr;
+
+/// What is known of an op by name.
+#[derive(Clone, Copy, Debug)]
+pub struct Known {
+    /// Letters of its cases.
+    pub letters: &'static [&'static str],
+    /// Names of its inputs, scalars too.
+    pub inputs: &'static [&'static str],
+    /// Names of its outputs.
+    pub outputs: &'static [&'static str],
+}
 
 /// One launch: an entry, its grid, and its arguments in order.
 #[derive(Clone, Debug)]
@@ -119,8 +132,12 @@ impl Launch {
         })
     }
 
-    /// Whether all letters are those of the op.
-    pub(super) fn check(&self, letters: &[&str]) -> Result<(), String> {
+    /// Whether all letters, tensors and scalars are those of the op.
+    pub(super) fn check(&self, op: &Known) -> Result<(), String> {
+        for arg in &self.args {
+            arg.check(op)?;
+        }
+        let letters = op.letters;
         let integers = self.args.iter().filter_map(|arg| match arg {
             Arg::Integer(expr, _) => Some(expr),
             _ => None,
@@ -136,7 +153,54 @@ impl Launch {
     }
 }
 
+impl fmt::Display for Arg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Arg::Tensor(Role::Input, name) => write!(f, "in.{name}"),
+            Arg::Tensor(Role::Output, name) => write!(f, "out.{name}"),
+            Arg::Tensor(Role::Either, name) => f.write_str(name),
+            Arg::Workspace => f.write_str("workspace"),
+            Arg::Integer(expr, width) => write!(f, "{expr}:{}", width.name()),
+            Arg::Scalar(name, width) => write!(f, "{name}:{}", width.name()),
+        }
+    }
+}
+
+impl Width {
+    fn name(self) -> &'static str {
+        match self {
+            Width::I32 => "i32",
+            Width::I64 => "i64",
+            Width::F32 => "f32",
+            Width::F64 => "f64",
+        }
+    }
+}
+
 impl Arg {
+    /// Whether its name is one of the op's.
+    fn check(&self, op: &Known) -> Result<(), String> {
+        let (name, input, output) = match self {
+            Arg::Workspace | Arg::Integer(..) => return Ok(()),
+            Arg::Tensor(Role::Input, name) | Arg::Scalar(name, _) => (name, true, false),
+            Arg::Tensor(Role::Output, name) => (name, false, true),
+            Arg::Tensor(Role::Either, name) => (name, true, true),
+        };
+        let has = |all: &[&str]| all.contains(&name.as_str());
+        match (input && has(op.inputs), output && has(op.outputs)) {
+            (true, true) => {
+                Err(format!("args: {name} is an input and an output: in.{name} or out.{name}?"))
+            }
+            (false, false) => {
+                let known =
+                    |wanted, all: &[&str]| if wanted { all.join(" ") } else { String::new() };
+                let all = format!("{} {}", known(input, op.inputs), known(output, op.outputs));
+                Err(format!("args: expected names of {}, got {name}", all.trim()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// `o`, `in.state`, `out.state`, `workspace`, `N`, `B * T`, `eps`, `N:i64`, `eps:f64`.
     ///
     /// What begins with a lower-case letter is a tensor or a scalar, unless a type behind it says
@@ -183,7 +247,7 @@ impl Arg {
 
 #[cfg(test)]
 mod tests {
-    use super::{Arg, Launch, Role, Width};
+    use super::{Arg, Known, Launch, Role, Width};
 
     #[test]
     fn arguments() {
@@ -213,8 +277,25 @@ mod tests {
         let base = "op = 'rms_norm'\nentry = 'f'\nargs = ['o', 'N']\nblock = [256]\n";
         let launch =
             read(&format!("{base}grid = ['ceil_div(N, 4)', 1]\nshared = 'D * 4'")).unwrap();
-        assert_eq!(launch.check(&["N", "D"]), Ok(()));
-        assert_eq!(launch.check(&["N"]), Err("D * 4: expected letters N, got D".to_owned()));
+        let known =
+            |letters| Known { letters, inputs: &["x", "state", "eps"], outputs: &["o", "state"] };
+        assert_eq!(launch.check(&known(&["N", "D"])), Ok(()));
+        let letter = Err("D * 4: expected letters N, got D".to_owned());
+        assert_eq!(launch.check(&known(&["N"])), letter);
+        for (arg, want) in [
+            ("x", ""),
+            ("in.state", ""),
+            ("out.state", ""),
+            ("eps:f32", ""),
+            ("workspace", ""),
+            ("state", "args: state is an input and an output: in.state or out.state?"),
+            ("out.x", "args: expected names of o state, got x"),
+            ("y", "args: expected names of x state eps o state, got y"),
+            ("esp:f32", "args: expected names of x state eps, got esp"),
+        ] {
+            let said = Arg::read(arg).unwrap().check(&known(&["N"]));
+            assert_eq!(said.err().unwrap_or_default(), want);
+        }
         assert_eq!(
             read(&format!("{base}grid = []")).err().as_deref(),
             Some("grid: expected one to three numbers, got 0")

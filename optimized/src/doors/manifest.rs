@@ -9,7 +9,10 @@ use std::{
 use golden::{Claims, Dtype, Plan, plan::Grid};
 use serde::Deserialize;
 
-use super::{constraint::Constraints, launch::Launch};
+use super::{
+    constraint::Constraints,
+    launch::{Known, Launch},
+};
 
 /// The version of the doors: of `kernel.toml`, of the C structs and of the frames.
 pub const ABI: u32 = 1;
@@ -66,6 +69,8 @@ pub enum Entrance {
         file: PathBuf,
         /// Options for the compiler.
         options: Vec<String>,
+        /// What it is for, `sm_90a`; anything, if it does not say.
+        targets: Vec<String>,
         /// What is launched, in order.
         launches: Vec<Launch>,
     },
@@ -135,18 +140,16 @@ struct Door {
     ptx: Option<PathBuf>,
     cubin: Option<PathBuf>,
     options: Option<Vec<String>>,
+    targets: Option<Vec<String>>,
     launch: Option<Vec<toml::Table>>,
 }
 
 impl Manifest {
-    /// Reads and checks a `kernel.toml`; `letters` knows the case letters of every op.
+    /// Reads and checks a `kernel.toml`; `ops` knows every op.
     ///
     /// # Errors
     /// One line: file, key, expected, got.
-    pub fn read(
-        file: &Path,
-        letters: &dyn Fn(&str) -> Option<&'static [&'static str]>,
-    ) -> Result<Manifest, String> {
+    pub fn read(file: &Path, ops: &dyn Fn(&str) -> Option<Known>) -> Result<Manifest, String> {
         let told = |why: String| format!("{}: {why}", file.display());
         let text = fs::read_to_string(file).map_err(|e| told(e.to_string()))?;
         let read: File = toml::from_str(&text).map_err(|error| {
@@ -156,14 +159,15 @@ impl Manifest {
             let line = line.map_or(String::new(), |line| format!("line {line}: "));
             told(format!("{line}{}", error.message().replace('\n', " ")))
         })?;
-        Manifest::checked(file, read, letters).map_err(told)
+        Manifest::checked(file, read, ops).map_err(told)
     }
 
     fn checked(
         file: &Path,
         read: File,
-        letters: &dyn Fn(&str) -> Option<&'static [&'static str]>,
+        ops: &dyn Fn(&str) -> Option<Known>,
     ) -> Result<Manifest, String> {
+        let letters = |op: &str| ops(op).map(|op| op.letters);
         let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty());
         let folder = parent.unwrap_or(Path::new(".")).to_owned();
         let File { name, abi, implements, constraints, plan, claims, build, door } = read;
@@ -195,7 +199,7 @@ impl Manifest {
             }
         }
         let plan = plans(plan).map_err(|why| format!("[plan] {why}"))?;
-        let entrance = door.entrance(&folder, &implements, letters)?;
+        let entrance = door.entrance(&folder, &implements, ops)?;
         if let Some(build) = &build {
             if build.command.is_empty() {
                 return Err("[build] command: expected a program and its arguments".to_owned());
@@ -266,9 +270,10 @@ impl Door {
         self,
         folder: &Path,
         implements: &[String],
-        letters: &dyn Fn(&str) -> Option<&'static [&'static str]>,
+        ops: &dyn Fn(&str) -> Option<Known>,
     ) -> Result<Entrance, String> {
-        let Door { kind, library, symbols, command, source, ptx, cubin, options, launch } = self;
+        let Door { kind, library, symbols, command, source, ptx, cubin, .. } = self;
+        let Door { options, targets, launch, .. } = self;
         let given = [
             ("library", Kind::Cabi, library.is_some()),
             ("symbols", Kind::Cabi, symbols.is_some()),
@@ -277,6 +282,7 @@ impl Door {
             ("ptx", Kind::Cuda, ptx.is_some()),
             ("cubin", Kind::Cuda, cubin.is_some()),
             ("options", Kind::Cuda, options.is_some()),
+            ("targets", Kind::Cuda, targets.is_some()),
             ("launch", Kind::Cuda, launch.is_some()),
         ];
         if let Some((key, of, _)) = given.iter().find(|(_, of, given)| *given && *of != kind) {
@@ -320,13 +326,30 @@ impl Door {
                 }
                 for launch in &launches {
                     let known = implements.contains(&launch.op);
-                    let all = letters(&launch.op).filter(|_| known).ok_or_else(|| {
+                    let op = ops(&launch.op).filter(|_| known).ok_or_else(|| {
                         format!("[[door.launch]] op: {:?} is not in implements", launch.op)
                     })?;
-                    launch.check(all).map_err(|why| format!("[[door.launch]] {why}"))?;
+                    launch.check(&op).map_err(|why| format!("[[door.launch]] {why}"))?;
+                }
+                let (options, targets) = (options.unwrap_or_default(), targets.unwrap_or_default());
+                let own = ["--gpu-architecture", "-arch"];
+                let own = |option: &&String| own.iter().any(|own| option.starts_with(own));
+                if let Some(option) = options.iter().find(own) {
+                    return Err(format!(
+                        "[door] options: {option} is karat's to choose; see targets"
+                    ));
+                }
+                let real = |target: &&String| {
+                    let number = target.strip_prefix("sm_").unwrap_or_default();
+                    number.starts_with(|c: char| c.is_ascii_digit())
+                        && number.chars().all(|c| c.is_ascii_alphanumeric())
+                };
+                if let Some(target) = targets.iter().find(|target| !real(target)) {
+                    let expected = "real targets such as \"sm_90a\"";
+                    return Err(format!("[door] targets: expected {expected}, got {target:?}"));
                 }
                 let file = folder.join(file);
-                Ok(Entrance::Cuda { code, file, options: options.unwrap_or_default(), launches })
+                Ok(Entrance::Cuda { code, file, options, targets, launches })
             }
         }
     }
