@@ -17,7 +17,7 @@ pub(crate) trait Answer: Op {
     fn plain<R: Real>(x: &Self::Inputs<R>) -> Self::Outputs<R>;
 
     /// In another form.
-    fn chunked<R: Real>(x: &Self::Inputs<R>, _: usize) -> Self::Outputs<R> {
+    fn chunked<R: Real>(x: &Self::Inputs<R>, _: usize, _: r::Gates) -> Self::Outputs<R> {
         Self::plain(x)
     }
 
@@ -60,7 +60,8 @@ pub(crate) trait Answer: Op {
         }
         match form {
             Form::Plain => Self::plain(x),
-            Form::Chunked(chunk) => Self::chunked(x, chunk),
+            Form::Chunked(chunk) => Self::chunked(x, chunk, r::Gates::Between),
+            Form::Prefixed(chunk) => Self::chunked(x, chunk, r::Gates::Prefix),
         }
     }
 
@@ -131,8 +132,8 @@ impl Answer for ops::gated_delta_rule::GatedDeltaRule {
         r::gated_delta_rule(x)
     }
 
-    fn chunked<R: Real>(x: &Self::Inputs<R>, chunk: usize) -> Self::Outputs<R> {
-        r::gated_delta_rule_chunked(x, chunk)
+    fn chunked<R: Real>(x: &Self::Inputs<R>, chunk: usize, gates: r::Gates) -> Self::Outputs<R> {
+        r::gated_delta_rule_chunked(x, chunk, gates)
     }
 }
 

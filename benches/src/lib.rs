@@ -24,6 +24,7 @@ mod same;
 mod sequence;
 pub mod shrink;
 mod spread;
+pub mod trace;
 pub mod verify;
 mod way;
 

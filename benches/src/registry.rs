@@ -6,13 +6,14 @@ use std::{
 };
 
 use golden::{
-    Cost, Fill, Op, Plan, Plant, Rng, Set, Spec, Tensors, Variant,
+    Cost, Dtype, Fill, Op, Plan, Plant, Rng, Set, Spec, Tensors, Variant, View,
     compare::{self, Finding},
     ops,
     plan::Form as PlanForm,
     recording::{OpCase, Recorded, Recording},
     tensor::{Read, Source},
 };
+use half::{bf16, f16};
 use optimized::doors::Known;
 
 use crate::{
@@ -74,6 +75,11 @@ pub trait Entry: Sync {
     fn letters(&self) -> &'static [&'static str];
     /// Everything of it that has a name.
     fn known(&self) -> Known;
+    /// The inputs of a problem, in storage types.
+    ///
+    /// # Errors
+    /// If the spec is none of this op.
+    fn draw(&self, spec: &str) -> Result<Drawn, String>;
     /// Specs of a set, as they print.
     fn specs(&self, set: Set) -> Vec<String>;
     /// What a spec's text says, or why it is none of this op.
@@ -172,6 +178,53 @@ pub struct Parsed {
     pub cost: Cost,
 }
 
+/// The inputs of a problem.
+#[derive(Clone, Debug)]
+pub struct Drawn {
+    /// Tensors; optional ones where they are given.
+    pub tensors: Vec<Stored>,
+    /// Scalars.
+    pub scalars: Vec<(&'static str, f64)>,
+}
+
+/// A tensor as it is stored.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// Its name.
+    pub name: &'static str,
+    /// What its elements are.
+    pub dtype: safetensors::Dtype,
+    /// Its sizes.
+    pub shape: Vec<usize>,
+    /// Little-endian elements, the last axis fastest.
+    pub data: Vec<u8>,
+}
+
+impl Stored {
+    fn new(name: &'static str, view: &View<'_>, dtype: Dtype) -> Stored {
+        let (dtype, data) = match (view, dtype) {
+            (View::F32(x), Dtype::Bf16) => {
+                let bytes = x.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes());
+                (safetensors::Dtype::BF16, bytes.collect())
+            }
+            (View::F32(x), Dtype::F16) => {
+                let bytes = x.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes());
+                (safetensors::Dtype::F16, bytes.collect())
+            }
+            (View::I64(x), _) => {
+                let bytes = x.iter().flat_map(|x| x.to_le_bytes());
+                (safetensors::Dtype::I64, bytes.collect())
+            }
+            (View::U8(x), _) => (safetensors::Dtype::U8, x.iter().copied().collect()),
+            (view, _) => {
+                let bytes = view.to_f64().into_iter().flat_map(|x| (x as f32).to_le_bytes());
+                (safetensors::Dtype::F32, bytes.collect())
+            }
+        };
+        Stored { name, dtype, shape: view.shape().to_vec(), data }
+    }
+}
+
 /// Per term of a plan: its name, and the relative spread of each output.
 pub type Terms = Vec<(String, Vec<(&'static str, f64)>)>;
 
@@ -203,8 +256,13 @@ impl<O: Answer> Bench<O> {
 
     fn candidate(&self, name: &str) -> Result<Candidate<'_, O>, String> {
         let chunk = |text: &str| {
-            let size = text.strip_prefix("chunk")?.parse().ok()?;
-            O::CHUNKS.contains(&size).then_some(PlanForm::Chunked(size))
+            let forms = [("chunk", PlanForm::Chunked as fn(usize) -> PlanForm)];
+            // Not listed: what it is held against in `plans.rs` is another plan than its own.
+            let forms = forms.into_iter().chain([("prefix", PlanForm::Prefixed as _)]);
+            let (size, form) = forms
+                .filter_map(|(name, form)| Some((text.strip_prefix(name)?.parse().ok()?, form)))
+                .next()?;
+            O::CHUNKS.contains(&size).then(|| form(size))
         };
         let found = match name.strip_prefix("reference/") {
             Some("f32") => Some(Candidate::Reference(PlanForm::Plain)),
@@ -399,6 +457,19 @@ impl<O: Answer> Entry for Bench<O> {
             inputs: <O::Inputs<f32> as Tensors>::names(),
             outputs: <O::Outputs<f32> as Tensors>::names(),
         }
+    }
+
+    fn draw(&self, text: &str) -> Result<Drawn, String> {
+        let spec = Self::spec(text)?;
+        let inputs = Self::inputs(&spec);
+        let stored = |(name, view): &(&'static str, View<'_>)| {
+            let dtype = if O::WIDE.contains(name) { Dtype::F32 } else { spec.dtype };
+            Stored::new(name, view, dtype)
+        };
+        Ok(Drawn {
+            tensors: inputs.tensors().iter().map(stored).collect(),
+            scalars: inputs.scalars(),
+        })
     }
 
     fn specs(&self, set: Set) -> Vec<String> {

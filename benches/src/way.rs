@@ -39,7 +39,9 @@ impl<O: Answer> Way<O> {
         let reference = |cuts| Claims { deterministic: true, batch_invariant: true, cuts };
         match self {
             Way::Reference(Form::Plain) => reference(Some(1)),
-            Way::Reference(Form::Chunked(tokens)) => reference(Some(*tokens)),
+            Way::Reference(Form::Chunked(tokens) | Form::Prefixed(tokens)) => {
+                reference(Some(*tokens))
+            }
             _ => self.variant().map(Variant::claims).unwrap_or_default(),
         }
     }

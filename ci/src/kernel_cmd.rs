@@ -1,5 +1,7 @@
 //! `karat kernel`: kernels of other hands. New ones, and what is known of one.
 
+mod trace;
+
 use std::path::PathBuf;
 
 use benches::{
@@ -28,6 +30,10 @@ enum Command {
     New(New),
     /// Say whether a kernel.toml is right, whether its door opens, and what would run
     Inspect(Inspect),
+    /// Write problems as FlashInfer Trace definitions and workloads
+    Export(trace::Export),
+    /// Read FlashInfer Trace workloads as problems of karat
+    Import(trace::Import),
 }
 
 #[derive(Debug, clap::Args)]
@@ -78,6 +84,8 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     match &args.command {
         Command::New(new) => write(new, out),
         Command::Inspect(inspect) => inspected(inspect, out),
+        Command::Export(export) => trace::export(export, out),
+        Command::Import(import) => trace::import(import, out),
     }
 }
 

@@ -7,10 +7,14 @@
 #[path = "cli/home.rs"]
 #[allow(dead_code, reason = "the tests of the command line use the rest")]
 mod home;
+#[path = "kernels/peers.rs"]
+mod peers;
 #[path = "kernels/scaffolds.rs"]
 mod scaffolds;
 #[path = "kernels/shrink.rs"]
 mod shrink;
+#[path = "kernels/trace.rs"]
+mod trace;
 #[path = "kernels/zoo.rs"]
 mod zoo;
 
@@ -33,6 +37,7 @@ enum Needs {
     Cc,
     Python,
     Numpy,
+    Transformers,
 }
 
 impl Needs {
@@ -43,6 +48,14 @@ impl Needs {
             Needs::Cc => ("cc".to_owned(), vec!["--version"], "install a C compiler"),
             Needs::Python => (python(), vec!["--version"], "install Python 3"),
             Needs::Numpy => (python(), vec!["-c", "import numpy"], "pip install numpy"),
+            Needs::Transformers => {
+                let install = "pip install torch transformers numpy";
+                (
+                    python(),
+                    vec!["-c", "import numpy, torch, transformers.models.qwen3_next"],
+                    install,
+                )
+            }
         };
         let ran = Command::new(&program)
             .args(&args)
@@ -72,7 +85,7 @@ fn test(name: impl Into<String>, needs: Needs, run: impl FnOnce() + Send + 'stat
 }
 
 fn main() -> ExitCode {
-    let tests = [zoo::tests(), scaffolds::tests(), shrink::tests()];
+    let tests = [zoo::tests(), scaffolds::tests(), shrink::tests(), peers::tests(), trace::tests()];
     let tests: Vec<Test> = tests.into_iter().flatten().collect();
     let needs: BTreeSet<Needs> = tests.iter().map(|test| test.needs).collect();
     let missing: Vec<(Needs, String)> =

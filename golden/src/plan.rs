@@ -105,6 +105,10 @@ pub enum Form {
     Plain,
     /// The delta rule in chunks of so many tokens.
     Chunked(usize),
+    /// The same, where the decay between two tokens of a chunk is the difference of two sums of gates
+    /// from the start of the chunk, as most kernels and the official code have it. Where the sums are
+    /// large and the difference is small it has lost digits: a rounding like any other, to be declared.
+    Prefixed(usize),
 }
 
 impl fmt::Display for Form {
@@ -112,6 +116,7 @@ impl fmt::Display for Form {
         match self {
             Form::Plain => f.write_str("plain"),
             Form::Chunked(tokens) => write!(f, "chunked {tokens}"),
+            Form::Prefixed(tokens) => write!(f, "chunked {tokens}, prefix sums"),
         }
     }
 }
@@ -120,11 +125,18 @@ impl FromStr for Form {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Form, String> {
-        let chunk = || s.strip_prefix("chunked ")?.parse().ok().filter(|n| (1..=4096).contains(n));
-        match (s, chunk()) {
+        let (rest, prefix) = match s.strip_suffix(", prefix sums") {
+            Some(rest) => (rest, true),
+            None => (s, false),
+        };
+        let chunk = rest.strip_prefix("chunked ").and_then(|n| n.parse().ok());
+        match (s, chunk.filter(|n| (1..=4096).contains(n))) {
             ("plain", _) => Ok(Form::Plain),
+            (_, Some(tokens)) if prefix => Ok(Form::Prefixed(tokens)),
             (_, Some(tokens)) => Ok(Form::Chunked(tokens)),
-            _ => Err(format!("form {s:?}: expected \"plain\" or \"chunked N\", N from 1 to 4096")),
+            _ => Err(format!(
+                "form {s:?}: expected \"plain\", \"chunked N\" or \"chunked N, prefix sums\", N from 1 to 4096"
+            )),
         }
     }
 }

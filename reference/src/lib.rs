@@ -37,7 +37,7 @@ pub use crate::{
     delta_rule::delta_rule,
     embedding::embedding,
     fp8_dequant::fp8_dequant,
-    gated_delta_rule::{gated_delta_rule, gated_delta_rule_chunked},
+    gated_delta_rule::{Gates, gated_delta_rule, gated_delta_rule_chunked},
     gdn_gates::gdn_gates,
     gdn_layer::gdn_layer,
     l2_norm::l2_norm,

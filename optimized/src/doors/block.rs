@@ -17,11 +17,6 @@ impl Layout {
     pub(crate) fn size(&self) -> usize {
         self.shape.iter().product::<usize>() * self.dtype.size()
     }
-
-    /// `bf16 [3, 64]`.
-    pub(crate) fn told(&self) -> String {
-        format!("{} {:?}", self.dtype, self.shape)
-    }
 }
 
 /// Bytes of a guard band, on either side.

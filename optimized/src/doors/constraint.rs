@@ -68,7 +68,7 @@ impl fmt::Display for Constraints {
 }
 
 /// Letters with their sizes.
-pub type Sizes = [(&'static str, usize)];
+pub(super) type Sizes = [(&'static str, usize)];
 
 impl Constraints {
     /// Reads the table.
