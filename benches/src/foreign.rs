@@ -163,12 +163,12 @@ impl Kernel {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let guest = match idle.filter(|guest| limit <= guest.limit) {
             Some(guest) => Ok(guest),
-            None => self.start(limit).and_then(|(guest, ready)| match ready["door"].as_str() {
-                Some("open") => Ok(guest),
-                _ => {
-                    let why = ready["why"].as_str().unwrap_or_default().to_owned();
-                    Err(Ended::Died(guest.with_last_words(why)))
+            None => self.start(limit).and_then(|(guest, ready)| {
+                if ready["door"] == "open" {
+                    return Ok(guest);
                 }
+                let why = ready["why"].as_str().unwrap_or_default().to_owned();
+                Err(Ended::Died(guest.with_last_words(why)))
             }),
         };
         let answered = guest.and_then(|mut guest| {
@@ -238,7 +238,7 @@ fn build(manifest: &Manifest) -> Result<(), String> {
     let files = manifest.files();
     let stale =
         |file: &&Path| changed(file).is_none_or(|made| newest.is_some_and(|new| made < new));
-    if !files.is_empty() && !files.iter().any(|file| stale(file)) {
+    if !files.is_empty() && !files.iter().any(stale) {
         return Ok(());
     }
     let words = build.command.join(" ");
@@ -272,7 +272,7 @@ pub fn jobs(
     for &entry in OPS {
         for kernel in kernels {
             if !kernel.manifest.implements.iter().any(|op| op == entry.name())
-                || !device.is_none_or(|device| device == kernel.manifest.device())
+                || device.is_some_and(|device| device != kernel.manifest.device())
             {
                 continue;
             }

@@ -258,10 +258,9 @@ impl<O: Answer> Bench<O> {
         let chunk = |text: &str| {
             let forms = [("chunk", PlanForm::Chunked as fn(usize) -> PlanForm)];
             // Not listed: what it is held against in `plans.rs` is another plan than its own.
-            let forms = forms.into_iter().chain([("prefix", PlanForm::Prefixed as _)]);
+            let mut forms = forms.into_iter().chain([("prefix", PlanForm::Prefixed as _)]);
             let (size, form) = forms
-                .filter_map(|(name, form)| Some((text.strip_prefix(name)?.parse().ok()?, form)))
-                .next()?;
+                .find_map(|(name, form)| Some((text.strip_prefix(name)?.parse().ok()?, form)))?;
             O::CHUNKS.contains(&size).then(|| form(size))
         };
         let found = match name.strip_prefix("reference/") {

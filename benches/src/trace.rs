@@ -1,4 +1,4 @@
-//! FlashInfer Trace: definitions and workloads of ops that both sides know.
+//! `FlashInfer` Trace: definitions and workloads of ops that both sides know.
 //!
 //! Schema: `flashinfer_bench/data/{definition,workload,trace}.py` of flashinfer-bench 40e6ca7 and its
 //! data set `flashinfer-trace`. What is exported is karat's own formula as a definition, with the very
@@ -21,7 +21,7 @@ struct Axis {
     fixed: bool,
 }
 
-/// An op as FlashInfer Trace describes it.
+/// An op as `FlashInfer` Trace describes it.
 struct Described {
     op: &'static str,
     kind: &'static str,
@@ -104,7 +104,7 @@ pub fn ops() -> impl Iterator<Item = &'static str> {
     DESCRIBED.iter().map(|described| described.op)
 }
 
-/// A problem as FlashInfer Trace has it. Paths start from the root of the data set.
+/// A problem as `FlashInfer` Trace has it. Paths start from the root of the data set.
 #[derive(Clone, Debug)]
 pub struct Exported {
     /// Name of its definition.
@@ -121,7 +121,7 @@ pub struct Exported {
     pub tensors: Vec<u8>,
 }
 
-/// Writes a problem in the words of FlashInfer Trace.
+/// Writes a problem in the words of `FlashInfer` Trace.
 ///
 /// # Errors
 /// If the op is not known there.
@@ -204,7 +204,7 @@ fn definition_name(described: &Described, drawn: &Drawn, parsed: &Parsed, whole:
             let found = drawn.tensors.iter().find(|tensor| tensor.name == *input)?;
             found.shape.get(at).copied()
         });
-        name.push_str(&format!("_{}{}", axis.name, size.unwrap_or_default()));
+        name = format!("{name}_{}{}", axis.name, size.unwrap_or_default());
     }
     format!("{name}_{}", storage(parsed.dtype))
 }

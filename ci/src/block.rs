@@ -18,10 +18,10 @@ impl Again {
     fn typed(&self, row: &Row) -> String {
         let mut line = format!("karat check '{}'", row.id());
         if let Some(file) = self.kernels.get(&row.variant) {
-            line.push_str(&format!(" --kernel {}", file.display()));
+            line = format!("{line} --kernel {}", file.display());
         }
         if let Some(plant) = &self.plant {
-            line.push_str(&format!(" --plant {plant}"));
+            line = format!("{line} --plant {plant}");
         }
         line
     }

@@ -43,14 +43,10 @@ pub(crate) fn outcome<O: Answer>(
     };
     let mut answers = read::<O>(&answers)?;
     sabotage::all(&mut answers.first, plant);
-    judged(spec, kernel, &answers)
+    Ok(judged(spec, kernel, &answers))
 }
 
-fn judged<O: Answer>(
-    spec: &Spec<O::Case>,
-    kernel: &Kernel,
-    answers: &Answers<O>,
-) -> Result<Outcome, String> {
+fn judged<O: Answer>(spec: &Spec<O::Case>, kernel: &Kernel, answers: &Answers<O>) -> Outcome {
     let Answers { before, first, moved } = answers;
     let plan = kernel.plan(spec.dtype);
     let inputs = drawn::<O>(spec);
@@ -73,25 +69,25 @@ fn judged<O: Answer>(
     let verdict = judge(first);
     if let Outcome::Failed(findings) = &verdict {
         let why = "new inputs at the addresses of the call before got the answer of that call";
-        return Ok(match stale(first, findings) {
+        return match stale(first, findings) {
             Some(outputs) => Outcome::Cheat(format!("{why}: {outputs}")),
             None => verdict,
-        });
+        };
     }
-    let Some(name) = differs(first, moved) else { return Ok(verdict) };
+    let Some(name) = differs(first, moved) else { return verdict };
     let again = judge(moved);
     if let Outcome::Failed(findings) = &again {
         let why = "the same inputs at other addresses got the answer to what the old ones hold";
-        return Ok(match stale(moved, findings) {
+        return match stale(moved, findings) {
             Some(outputs) => Outcome::Cheat(format!("{why}: {outputs}")),
             None => again,
-        });
+        };
     }
     if kernel.claims().deterministic {
         let why = format!("output {name} differs between two runs, though it claims not to");
-        return Ok(Outcome::Cheat(why));
+        return Outcome::Cheat(why);
     }
-    Ok(verdict)
+    verdict
 }
 
 fn read<O: Answer>(answers: &[u8]) -> Result<Answers<O>, String> {

@@ -61,7 +61,8 @@ pub(crate) fn export(args: &Export, out: &Out) -> anyhow::Result<Exit> {
         write(&args.out.join(&made.blob), &made.tensors)?;
         let folder = args.out.join("workloads").join(made.kind);
         let file = lines.entry(folder.join(format!("{}.jsonl", made.name))).or_default();
-        file.push_str(&format!("{}\n", made.workload));
+        file.push_str(&made.workload.to_string());
+        file.push('\n');
         let id = format!("{}/{}", job.entry.name(), job.spec);
         out.json(&json!({
             "schema": "karat.result/1", "kind": "kernel_export", "case": id, "definition": made.name,

@@ -85,7 +85,6 @@ fn manifests() {
         (("name = \"it\"", "name = \"a b\""), &["name: expected letters", "got \"a b\""]),
         (("[\"rms_norm\"]", "[\"fft\"]"), &["implements: expected ops", "got \"fft\""]),
         (("[\"rms_norm\"]", "[]"), &["implements: expected at least one op"]),
-        (("[\"rms_norm\"]\n[constraints]\nD = \">= 1\"", "[\"model\"]"), &["model is no kernel"]),
         (("D = \">= 1\"", "D = \"<= 0\""), &["[constraints] impossible", "rms_norm"]),
         (("D = \">= 1\"", "\"D * 2\" = 7"), &["[constraints] impossible", "D * 2 = 7"]),
         (("D = \">= 1\"", "HV = 4"), &["[constraints] HV: expected letters of N D"]),
@@ -107,10 +106,12 @@ fn manifests() {
         ),
         (("library", "library ="), &["line 12"]),
         // Everything is right, but for the file.
-        (("\"it.so\"", "\"it.so\""), &["[door] it.so: No such file"]),
+        (("\"it.so\"", "\"it.so\""), &["it.so: No such file"]),
     ] {
         inspected(&with(change), 2, said);
     }
+    let model = "name = \"it\"\nabi = 1\nimplements = [\"model\"]\n[door]\nkind = \"process\"\ncommand = [\"true\"]\n";
+    inspected(model, 2, &["model is no kernel"]);
     let missing = ["kernel", "inspect", "none.toml"];
     Home::new().says(2, &missing, &["none.toml: No such file"]);
     // Bytes that are no text, and text that never ends.

@@ -69,7 +69,7 @@ pub(super) struct Library {
     /// The most that a workspace may take.
     memory: u64,
     // Last, so that it is dropped after everything that points into it.
-    library: Arc<Loaded>,
+    code: Arc<Loaded>,
 }
 
 #[derive(Clone, Copy)]
@@ -111,7 +111,7 @@ impl Library {
             let workspace = workspace.ok().map(|symbol| *symbol);
             functions.insert(op.clone(), Entry { run, workspace });
         }
-        Ok(Library { functions, memory: world.memory, library: Arc::new(library) })
+        Ok(Library { functions, memory: world.memory, code: Arc::new(library) })
     }
 }
 
@@ -142,7 +142,7 @@ impl Door for Library {
             memory.workspace =
                 Some(Block::new(Layout { name: "workspace", dtype: Dtype::U8, shape }));
         }
-        Ok(Box::new(Calling { entry, _library: self.library.clone() }))
+        Ok(Box::new(Calling { entry, _library: self.code.clone() }))
     }
 }
 
