@@ -4,6 +4,7 @@ mod answer;
 pub mod ask;
 pub mod bound;
 pub mod clock;
+mod drawn;
 #[cfg(test)]
 mod fake;
 pub mod felt;
