@@ -4,6 +4,7 @@ mod answer;
 pub mod ask;
 pub mod bound;
 pub mod clock;
+pub mod evidence;
 #[cfg(test)]
 mod fake;
 pub mod felt;
@@ -12,7 +13,7 @@ pub mod generate;
 mod guard;
 mod host;
 pub mod invariance;
-mod judge;
+pub mod judge;
 pub mod mutate;
 pub mod paths;
 pub mod plan;
@@ -25,7 +26,7 @@ mod spread;
 pub mod verify;
 mod way;
 
-pub use host::{host, peak_memory};
+pub use host::{host, peak_memory, use_threads};
 
 use std::sync::Arc;
 

@@ -1,9 +1,9 @@
 //! `karat check`: every selected problem, by every way to compute it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use benches::{
-    plan::Job,
+    evidence::Evidence,
     registry::{self, Spoil},
     report::{Outcome, Row},
 };
@@ -14,10 +14,13 @@ use golden::{
 use serde_json::json;
 
 use crate::{
+    derivation,
     exit::{Exit, fail, refuse},
     files,
     list::Selection,
     out::{self, Out},
+    support::Outcomes,
+    watch::{Watcher, repro},
 };
 
 #[derive(Debug, clap::Args)]
@@ -30,6 +33,13 @@ pub(crate) struct Args {
     /// Spoil every answer in this way, to see that the check sees it.
     #[arg(long, value_name = "NAME")]
     plant: Option<String>,
+    /// Write inputs, answers and bounds of every job that does not pass into this folder: one
+    /// safetensors file each, with in.X, want.O, got.O and allowed.O
+    #[arg(long, value_name = "DIR")]
+    save_failing: Option<PathBuf>,
+    /// Memory that one problem may take; what the machine has without it
+    #[arg(long, value_name = "GIB", env = "KARAT_MEMORY_GIB")]
+    memory_gib: Option<f64>,
 }
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
@@ -47,19 +57,30 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     };
     let jobs = args.selection.jobs()?;
     let mut run = Run::new(out, args.fail_fast);
-    run.plant.clone_from(&args.plant);
-    let memory = benches::host().memory;
+    run.flags = args.plant.as_ref().map_or(String::new(), |plant| format!(" --plant {plant}"));
+    if let Some(dir) = &args.save_failing {
+        std::fs::create_dir_all(dir)
+            .map_err(|e| fail(Exit::Unfit, format!("{}: {e}", dir.display())))?;
+    }
+    let memory = match args.memory_gib {
+        None => benches::host().memory,
+        Some(gib) if gib.is_finite() && 0.0 < gib => (gib * f64::from(1 << 30)) as u64,
+        Some(gib) => return Err(refuse(format!("--memory-gib {gib}: expected a number above 0"))),
+    };
+    let watcher = Watcher::new(memory, &run.flags, out, args.save_failing.as_deref());
     let bar = out.bar(jobs.len() as u64, "check", false);
     benches::bound::keep_in(&files::cache_dir().join("bounds"));
-    let screen = |job: &Job| too_large(job, memory);
-    benches::plan::check(&jobs, &screen, plant, &mut |row| {
+    benches::plan::check(&jobs, &watcher, plant, &mut |row| {
         run.add(row);
         bar.inc(1);
         !run.over()
     });
     bar.finish_and_clear();
     if args.selection.with_recordings() {
-        recorded(&mut run, args.selection.words(), plant)?;
+        recorded(&mut run, args.selection.words(), plant, Some(&watcher))?;
+    }
+    if let Some(lost) = watcher.end() {
+        return Err(fail(Exit::Unfit, lost));
     }
     if run.rows == 0 {
         return Err(fail(Exit::Nothing, "nothing selected; `karat list` names every problem"));
@@ -67,22 +88,12 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     run.end()
 }
 
-/// A problem that this machine has no memory for, skipped before it runs: inputs and outputs are held
-/// in f32 and in f64 at once.
-fn too_large(job: &Job, memory: u64) -> Option<Row> {
-    let needed = job.parsed.cost.bytes.saturating_mul(4);
-    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-    (memory != 0 && memory < needed).then(|| {
-        let why = format!("needs {:.1} GiB, this machine has {:.1}", gib(needed), gib(memory));
-        Row::new(job.entry.name(), &job.spec, &job.variant, Outcome::Skipped(why), Duration::ZERO)
-    })
-}
-
 /// Every recorded case of every op whose id holds all the words, in every variant.
 pub(crate) fn recorded(
     run: &mut Run<'_>,
     words: &[String],
     plant: Option<Spoil>,
+    watcher: Option<&Watcher>,
 ) -> anyhow::Result<()> {
     let dir = files::golden_dir().join("recordings/ops");
     if !dir.exists() {
@@ -107,7 +118,20 @@ pub(crate) fn recorded(
                 return Ok(());
             }
             if words.iter().all(|word| id.contains(word.as_str())) {
-                run.add(&entry.check_recorded(&recording, case, variant, plant));
+                let mut evidence = Evidence::default();
+                let mut check =
+                    || entry.check_recorded(&recording, case, variant, plant, &mut evidence);
+                let Some(watcher) = watcher else {
+                    run.add(&check());
+                    continue;
+                };
+                watcher.begin(&id);
+                let row = check();
+                watcher.done(&id);
+                if !matches!(row.outcome, Outcome::Passed(_)) {
+                    watcher.save(&row, &evidence);
+                }
+                run.add(&row);
             }
         }
     }
@@ -118,11 +142,13 @@ pub(crate) fn recorded(
 pub(crate) struct Run<'a> {
     pub(crate) out: &'a Out,
     pub(crate) rows: usize,
-    /// The fault that was planted, for repro lines.
-    plant: Option<String>,
+    /// What has to be typed besides an id to see a row again.
+    flags: String,
     /// Outcome, op, variant and reason of what was skipped, and how often.
     skips: BTreeMap<(&'static str, String), usize>,
     fail_fast: bool,
+    /// Case and outcome, to be kept for `karat support`.
+    found: Vec<(String, &'static str)>,
     ops: Vec<&'static str>,
     sums: BTreeMap<&'static str, Sum>,
     exit: Exit,
@@ -142,9 +168,10 @@ impl<'a> Run<'a> {
         Run {
             out,
             rows: 0,
-            plant: None,
+            flags: String::new(),
             skips: BTreeMap::new(),
             fail_fast,
+            found: Vec::new(),
             ops: Vec::new(),
             sums: BTreeMap::new(),
             exit: Exit::Ok,
@@ -158,6 +185,10 @@ impl<'a> Run<'a> {
 
     pub(crate) fn add(&mut self, row: &Row) {
         self.rows += 1;
+        // A planted fault says nothing of the variant.
+        if self.flags.is_empty() {
+            self.found.extend(Outcomes::of(row));
+        }
         if !self.ops.contains(&row.op) {
             self.ops.push(row.op);
         }
@@ -182,7 +213,7 @@ impl<'a> Run<'a> {
             }
         };
         if exit != Exit::Ok {
-            self.out.line(&block(row, self.plant.as_deref()));
+            self.out.line(&block(row, &self.flags));
         } else if let Outcome::Skipped(why) | Outcome::Unsupported(why) = &row.outcome {
             let whom = format!("{}@{}: {why}", row.op, row.variant);
             *self.skips.entry((row.outcome.name(), whom)).or_default() += 1;
@@ -197,11 +228,26 @@ impl<'a> Run<'a> {
                 row.budget()
             ));
         }
+        if self.out.verbose {
+            self.derive(row);
+        }
         self.exit = self.exit.gravest(exit);
     }
 
+    /// What the bound of a row is made of. Recorded cases have another rule, told with their findings.
+    fn derive(&self, row: &Row) {
+        let derived = matches!(row.outcome.findings(), [first, ..] if matches!(first.bound, Bound::Derived { .. } | Bound::Exact));
+        if derived
+            && let Some(entry) = registry::op(row.op)
+            && let Ok(found) = entry.derivation(&row.spec, &row.variant)
+        {
+            derivation::lines(&found).iter().for_each(|line| self.out.line(line));
+        }
+    }
+
     /// The table by op, the summary, and the exit code.
-    pub(crate) fn end(self) -> anyhow::Result<Exit> {
+    pub(crate) fn end(mut self) -> anyhow::Result<Exit> {
+        Outcomes::keep(std::mem::take(&mut self.found));
         let rows: Vec<Vec<String>> = self
             .ops
             .iter()
@@ -249,7 +295,7 @@ impl<'a> Run<'a> {
 }
 
 /// What is wrong, where, and how to see it again.
-pub(crate) fn block(row: &Row, plant: Option<&str>) -> String {
+pub(crate) fn block(row: &Row, flags: &str) -> String {
     let mut lines = vec![format!(
         "{:<4} {}",
         row.outcome.name().to_uppercase().replace("FAILED", "FAIL"),
@@ -259,8 +305,7 @@ pub(crate) fn block(row: &Row, plant: Option<&str>) -> String {
         lines.push(format!("  {why}"));
     }
     lines.extend(row.outcome.findings().iter().filter(|f| !f.ok).flat_map(told));
-    let plant = plant.map_or(String::new(), |plant| format!(" --plant {plant}"));
-    lines.push(format!("  repro: karat check '{}'{plant}", row.id()));
+    lines.push(format!("  repro: {}", repro(&row.id(), flags)));
     lines.join("\n")
 }
 
@@ -320,26 +365,5 @@ pub(crate) fn bound(bound: Bound) -> String {
             "7 x spread of {runs} runs in stochastic arithmetic + half an ulp of {grid}; sums of squares; bias"
         ),
         Bound::Exact => "equal".to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use benches::{filter::Filter, plan::plan};
-    use golden::Set;
-
-    use super::too_large;
-
-    #[test]
-    fn a_problem_beyond_the_memory_is_skipped_with_both_sizes() {
-        let word = "linear/N16777216-M64-D64@reference/f32".to_owned();
-        let filter = Filter::new(&[word], None).unwrap();
-        let jobs = plan(Set::Smoke, &filter, None).unwrap();
-        let row = too_large(&jobs[0], 8 << 30).unwrap();
-        assert_eq!(row.outcome.name(), "skipped");
-        assert_eq!(row.outcome.why(), Some("needs 32.0 GiB, this machine has 8.0"));
-        assert!(too_large(&jobs[0], 64 << 30).is_none());
-        // A machine that does not tell is tried.
-        assert!(too_large(&jobs[0], 0).is_none());
     }
 }
