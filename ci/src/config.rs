@@ -212,7 +212,7 @@ impl Config {
                 let first = words.next().unwrap_or_default();
                 let second = words.next();
                 command = command.mut_subcommand(first, |command| match second {
-                    Some(second) => command.mut_subcommand(second, &change),
+                    Some(second) => command.mut_subcommand(second, change),
                     None => change(command),
                 });
             }

@@ -98,7 +98,8 @@ impl Watcher {
     fn change(&self, change: impl FnOnce(&mut BTreeSet<String>)) {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut running.lines);
-        let text: String = running.lines.iter().map(|line| format!("{line}\n")).collect();
+        let mut text = running.lines.iter().map(String::as_str).collect::<Vec<_>>().join("\n");
+        text.push('\n');
         let _ = files::jot(&running.place, text.as_bytes());
     }
 

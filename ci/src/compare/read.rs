@@ -198,10 +198,9 @@ impl Part<'_> {
                 }
                 let mut sorted: Vec<u32> = entries.iter().map(|(id, _)| *id).collect();
                 sorted.sort_unstable();
-                if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+                if let Some([twice, ..]) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
                     return Err(self.wrong(format!(
-                        "tensor {ids_name}: row {i}, column {at}: id {} twice",
-                        pair[0]
+                        "tensor {ids_name}: row {i}, column {at}: id {twice} twice"
                     )));
                 }
                 rows.push(Row::listed(entries));

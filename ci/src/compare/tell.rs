@@ -1,7 +1,7 @@
 //! How far two engines are apart, in words and for programs.
 
 use benches::report::number;
-use golden::compare::logits::{Check, Distance, Flip, Spread};
+use golden::compare::logits::{Check, Distance, Flip, Ratio, Spread};
 use serde_json::{Value, json};
 
 use super::Compared;
@@ -50,7 +50,7 @@ fn rows(compared: &Compared) -> Vec<Vec<String>> {
         });
         all.push(vec![name.to_owned(), value, n, allowed, used]);
     };
-    let mean = |s: &Spread| format!("{:.3e} ± {:.1e}", s.mean, s.error);
+    let mean = |s: &Spread| with_error(format!("{:.3e}", s.mean), s.error);
     let absent = |why: &str| format!("absent: {why}");
     let bound = if d.whole.is_some() { "" } else { "at least " };
     let kl = "KL(want || got), nats";
@@ -60,7 +60,7 @@ fn rows(compared: &Compared) -> Vec<Vec<String>> {
     if let Some(row) = check("KL of a row") {
         add("  row nearest its limit", format!("{:.3e}", row.value), None, Some(row));
     }
-    let share = |s: &Spread| format!("{:.4} ± {:.4}", s.mean, s.error);
+    let share = |s: &Spread| with_error(format!("{:.4}", s.mean), s.error);
     add("top-1 agreement", share(&d.top1), Some(d.top1.n), None);
     add(&format!("top-{} agreement", d.k), share(&d.topk), Some(d.topk.n), None);
     let flips = format!("{} inside the margin, {} beyond", d.flips.legal, d.flips.illegal);
@@ -84,10 +84,10 @@ fn rows(compared: &Compared) -> Vec<Vec<String>> {
     }
     match &d.whole {
         Some(whole) => {
-            let nmse = format!("{:.3e} ± {:.1e}", whole.nmse.value, whole.nmse.error);
+            let ratio = |r: &Ratio| with_error(format!("{:.3e}", r.value), r.error);
+            let nmse = ratio(&whole.nmse);
             add("NMSE, of the variance within rows", nmse, Some(d.rows), None);
-            let rms = format!("{:.3e} ± {:.1e}", whole.rel_rms.value, whole.rel_rms.error);
-            add("relative RMS", rms, Some(d.rows), check("relative RMS"));
+            add("relative RMS", ratio(&whole.rel_rms), Some(d.rows), check("relative RMS"));
             let worst = format!("{:.3e} at {}", whole.worst_row, place(whole.worst_row_at));
             add("  worst row", worst, None, check("worst row"));
         }
@@ -115,14 +115,22 @@ fn rows(compared: &Compared) -> Vec<Vec<String>> {
     all
 }
 
+/// A value and its standard error, where one is known.
+fn with_error(value: String, error: Option<f64>) -> String {
+    match error {
+        Some(error) => format!("{value} ± {error:.1e}"),
+        None => value,
+    }
+}
+
 fn object(compared: &Compared) -> Value {
     let d: &Distance = &compared.distance;
     let spread = |s: &Spread| {
-        json!({"n": s.n, "mean": number(s.mean), "standard_error": number(s.error),
+        json!({"n": s.n, "mean": number(s.mean), "standard_error": s.error.map(number),
             "p99": number(s.p99), "max": number(s.max)})
     };
     let place = |row: usize| json!([compared.places[row].0, compared.places[row].1]);
-    let ratio = |value: f64, error: f64| json!({"n": d.rows, "value": number(value), "standard_error": number(error)});
+    let ratio = |r: Ratio| json!({"n": d.rows, "value": number(r.value), "standard_error": r.error.map(number)});
     json!({
         "schema": "karat.result/1", "kind": "compare", "ok": d.ok(),
         "prompt": compared.prompt, "tap": compared.tap, "plan": compared.plan.name(),
@@ -135,9 +143,9 @@ fn object(compared: &Compared) -> Value {
         "widest_flip": d.flips.widest.map(|f| json!({"at": place(f.row), "want": f.want, "got": f.got,
             "margin": number(f.margin), "allowed": number(f.allowed)})),
         "delta_nll": d.delta_nll.as_ref().map(spread),
-        "nmse": d.whole.map(|w| ratio(w.nmse.value, w.nmse.error)),
+        "nmse": d.whole.map(|w| ratio(w.nmse)),
         "nmse_denominator": d.whole.map(|_| "sum (want - mean of the row)^2"),
-        "rel_rms": d.whole.map(|w| ratio(w.rel_rms.value, w.rel_rms.error)),
+        "rel_rms": d.whole.map(|w| ratio(w.rel_rms)),
         "worst_row": d.whole.map(|w| json!({"at": place(w.worst_row_at), "rel_rms": number(w.worst_row)})),
         "logprobs": d.listed.map(|l| json!({"n": l.n, "rms": number(l.rms), "covered": spread(&l.covered),
             "worst_row": {"at": place(l.worst_row_at), "rms": number(l.worst_row)}})),

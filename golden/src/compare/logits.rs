@@ -33,8 +33,8 @@ pub struct Spread {
     pub n: usize,
     /// Their mean.
     pub mean: f64,
-    /// Its standard error.
-    pub error: f64,
+    /// Its standard error; `None` of a single value.
+    pub error: Option<f64>,
     /// 99th percentile.
     pub p99: f64,
     /// Largest.
@@ -49,11 +49,11 @@ impl Spread {
             return Spread::default();
         }
         let mean = values.iter().sum::<f64>() / n as f64;
-        let variance =
-            values.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / (n.max(2) - 1) as f64;
+        let squares = values.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>();
+        let error = (1 < n).then(|| (squares / ((n - 1) * n) as f64).sqrt());
         values.sort_by(f64::total_cmp);
         let p99 = values[(n * 99).div_ceil(100) - 1];
-        Spread { n, mean, error: (variance / n as f64).sqrt(), p99, max: values[n - 1] }
+        Spread { n, mean, error, p99, max: values[n - 1] }
     }
 }
 
@@ -62,24 +62,26 @@ impl Spread {
 pub struct Ratio {
     /// The ratio.
     pub value: f64,
-    /// Its standard error.
-    pub error: f64,
+    /// Its standard error; `None` of a single row.
+    pub error: Option<f64>,
 }
 
 impl Ratio {
     fn of(a: &[f64], b: &[f64]) -> Ratio {
-        let n = a.len() as f64;
+        let n = a.len();
         let (sum_a, sum_b) = (a.iter().sum::<f64>(), b.iter().sum::<f64>());
         let value = if sum_a == 0.0 { 0.0 } else { sum_a / sum_b };
         let residual2 = a.iter().zip(b).map(|(a, b)| (a - value * b).powi(2)).sum::<f64>();
-        let error = (residual2 / (n * (n - 1.0).max(1.0))).sqrt() / (sum_b / n);
-        Ratio { value, error: if residual2 == 0.0 { 0.0 } else { error } }
+        let error = |residual2: f64| (residual2 / ((n - 1) * n) as f64).sqrt() / (sum_b / n as f64);
+        let error = (1 < n).then(|| if residual2 == 0.0 { 0.0 } else { error(residual2) });
+        Ratio { value, error }
     }
 
     /// Its root: the error follows to first order.
     fn sqrt(self) -> Ratio {
         let value = self.value.sqrt();
-        Ratio { value, error: if value == 0.0 { 0.0 } else { self.error / (2.0 * value) } }
+        let error = |error| if value == 0.0 { 0.0 } else { error / (2.0 * value) };
+        Ratio { value, error: self.error.map(error) }
     }
 }
 
@@ -122,9 +124,9 @@ impl Flips {
     /// Counts one.
     pub(super) fn add(&mut self, flip: Flip) {
         if flip.margin <= flip.allowed {
-            self.legal += 1
+            self.legal += 1;
         } else {
-            self.illegal += 1
+            self.illegal += 1;
         }
         let used = |flip: &Flip| flip.margin / flip.allowed;
         if self.widest.is_none_or(|widest| used(&widest) < used(&flip)) {

@@ -9,7 +9,7 @@
 //! that hardly forget. Source: `Qwen3NextGatedDeltaNet.forward` in transformers 5.23.0,
 //! `modeling_qwen3_next.py`.
 
-use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2};
+use crate::{Apart, Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2};
 
 /// The op.
 #[derive(Debug)]
@@ -77,6 +77,10 @@ const FILLS: &[Fill] = &[
 
 impl Op for GdnGates {
     const NAME: &'static str = "gdn_gates";
+    const APART: &'static [Apart] = &[
+        Apart { output: "beta", inputs: &["a", "a_log", "dt_bias"], why: "beta = sigmoid(b)" },
+        Apart { output: "g", inputs: &["b"], why: "g is of a and the rates of its head" },
+    ];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs<R>;

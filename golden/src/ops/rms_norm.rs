@@ -7,7 +7,7 @@
 //! taken in the wide type and rounded once at the end (Llama rounds before the weight).
 //! Source: `Qwen3NextRMSNorm.forward` in transformers 5.23.0, `modeling_qwen3_next.py`.
 
-use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2};
+use crate::{Apart, Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2};
 
 /// The op.
 #[derive(Debug)]
@@ -78,6 +78,8 @@ const FILLS: &[Fill] = &[
 
 impl Op for RmsNorm {
     const NAME: &'static str = "rms_norm";
+    const APART: &'static [Apart] =
+        &[Apart { output: "h", inputs: &["weight"], why: "the sum is taken before the norm" }];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs<R>;
@@ -100,6 +102,11 @@ impl Op for RmsNorm {
             specs.push(new((4096, 2048)));
         }
         specs
+    }
+
+    fn unfelt(spec: &Spec<Case>, input: &str, output: &str) -> Option<&'static str> {
+        let one = spec.case.d == 1 && (input, output) == ("x", "o");
+        one.then_some("one channel over its own norm is its sign")
     }
 
     fn inputs(spec: &Spec<Case>, rng: &mut Rng) -> Inputs {
