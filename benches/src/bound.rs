@@ -2,7 +2,7 @@
 //!
 //! Twelve runs screen; what is over its bound is derived again from 256 fresh runs, and only that
 //! verdict counts. A bound is kept in memory and, where a folder was given, on disk, by op, problem,
-//! plan and the text of the reference: a second check costs no more than the kernels.
+//! its inputs, plan and the text of the reference: a second check costs no more than the kernels.
 
 use std::{
     collections::HashMap,
@@ -91,6 +91,11 @@ impl<O: Answer> Question<'_, O> {
         let mut hasher = blake3::Hasher::new();
         let text = format!("{}/{}\n{}\n{runs}", O::NAME, self.spec, self.plan);
         hasher.update(text.as_bytes());
+        // A fill that draws otherwise asks another question under the same name.
+        for (name, view) in self.inputs.tensors() {
+            hasher.update(name.as_bytes());
+            hasher.update(&bytes(&view.to_f64()));
+        }
         hasher.update(reference::source_hash().as_bytes());
         hasher.finalize().to_hex()[..32].to_owned()
     }

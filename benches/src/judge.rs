@@ -1,14 +1,17 @@
 //! Holding a candidate's outputs against the bound of its plan.
 
+use std::sync::Arc;
+
 use golden::{
     Plan, Spec, Tensors, View,
     compare::{self, Bound, Finding},
+    plan::Grid,
 };
 use ndarray::{ArrayD, ArrayViewD, Axis};
 
 use crate::{
     answer::Answer,
-    bound::{self, DECIDE, Output, Outputs, Question, SCREEN},
+    bound::{DECIDE, Output, Outputs, Question, SCREEN},
 };
 
 /// What a judgement rests on.
@@ -35,16 +38,21 @@ impl<O: Answer> Case<'_, O> {
 
     /// Every output of `got`. Screened with few runs; what fails is decided with many.
     pub(crate) fn judge(&self, got: &O::Outputs<f32>) -> Vec<Finding> {
-        let findings = self.with_runs(got, SCREEN);
-        if findings.iter().all(|finding| finding.ok) {
-            return findings;
+        self.judged(got).0
+    }
+
+    /// The same, with the bound that it was held to.
+    pub(crate) fn judged(&self, got: &O::Outputs<f32>) -> (Vec<Finding>, Arc<Outputs>) {
+        let screened = self.with_runs(got, SCREEN);
+        if screened.0.iter().all(|finding| finding.ok) {
+            return screened;
         }
         self.with_runs(got, DECIDE)
     }
 
-    fn with_runs(&self, got: &O::Outputs<f32>, runs: u32) -> Vec<Finding> {
+    fn with_runs(&self, got: &O::Outputs<f32>, runs: u32) -> (Vec<Finding>, Arc<Outputs>) {
         let got = got.tensors();
-        let mut findings = self.routed(&got, runs);
+        let (mut findings, bound) = self.routed(&got, runs);
         let why = misplaced(&self.question(None).derive(runs), &got);
         let ids = findings.iter_mut().find(|finding| finding.output == "ids");
         if let (Some(ids), Some(why)) = (ids, why) {
@@ -53,11 +61,11 @@ impl<O: Answer> Case<'_, O> {
             ids.pattern = Some(why);
             ids.ok = false;
         }
-        findings
+        (findings, bound)
     }
 
     /// The same, but for the order of exact ties.
-    fn routed(&self, got: &[(&'static str, View<'_>)], runs: u32) -> Vec<Finding> {
+    fn routed(&self, got: &[(&'static str, View<'_>)], runs: u32) -> (Vec<Finding>, Arc<Outputs>) {
         let derived = self.question(None).derive(runs);
         let chosen = got.iter().find_map(|(name, view)| match view {
             View::I64(ids) if *name == "ids" => Some(ids),
@@ -77,16 +85,16 @@ impl<O: Answer> Case<'_, O> {
             if 0 < flips.illegal {
                 let mut findings = compare_all(&derived, got, O::TOLD, Some(&flips));
                 findings.retain(|f| f.output == "ids");
-                return findings;
+                return (findings, derived);
             }
             // The swap is legal; everything else has to be right with these experts.
             let experts = chosen.to_owned();
             let forced = self.question(Some(&experts)).derive(runs);
             let mut flips = flips;
             disordered(&forced, &mut flips);
-            return compare_all(&forced, got, O::TOLD, Some(&flips));
+            return (compare_all(&forced, got, O::TOLD, Some(&flips)), forced);
         }
-        compare_all(&derived, got, O::TOLD, None)
+        (compare_all(&derived, got, O::TOLD, None), derived)
     }
 }
 
@@ -263,16 +271,64 @@ fn disordered(forced: &Outputs, flips: &mut Flips) {
     }
 }
 
-/// What makes a bound: of each of the plan's terms alone, the relative spread of each output.
-pub(crate) fn explain<O: Answer>(case: &Case<'_, O>) -> Vec<(String, Vec<(&'static str, f64)>)> {
-    let spread = |only| {
-        let question = Question { only, ..case.question(None) };
-        let relative = |(name, output): &(&'static str, Output)| match output {
-            Output::Numbers(derived) => Some((*name, derived.relative_spread())),
-            Output::Integers { .. } => None,
-        };
-        question.derive(bound::SCREEN).iter().filter_map(relative).collect::<Vec<_>>()
+/// What a bound is made of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Derivation {
+    /// How the candidate rounds.
+    pub plan: Plan,
+    /// Runs in stochastic arithmetic that the numbers here are of.
+    pub runs: u32,
+    /// Of each output.
+    pub outputs: Vec<Part>,
+}
+
+/// What the bound of one output is made of; numbers are shares of the RMS of the answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// The output.
+    pub output: &'static str,
+    /// What it is stored in; `None` of integers, which have to be equal.
+    pub grid: Option<Grid>,
+    /// How far runs under the whole plan are from the oracle.
+    pub spread: f64,
+    /// Half a unit in the last place of what the output is stored in.
+    pub half_ulp: f64,
+    /// The spread of each source of rounding alone, in the order of the plan.
+    pub terms: Vec<(String, f64)>,
+}
+
+impl Part {
+    /// The source of rounding that alone gives the largest spread.
+    pub fn dominant(&self) -> Option<&str> {
+        let most = self.terms.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+        most.filter(|(_, spread)| 0.0 < *spread).map(|(name, _)| name.as_str())
+    }
+}
+
+/// What makes a bound: the runs under the whole plan, and under each of its terms alone.
+pub(crate) fn derivation<O: Answer>(case: &Case<'_, O>) -> Derivation {
+    let derive = |only| Question { only, ..case.question(None) }.derive(SCREEN);
+    let terms: Vec<_> =
+        case.plan.terms().into_iter().map(|(name, term)| (name, derive(Some(term)))).collect();
+    let part = |(at, (name, output)): (usize, &(&'static str, Output))| match output {
+        Output::Numbers(derived) => Part {
+            output: name,
+            grid: Some(derived.grid),
+            spread: derived.relative_spread(),
+            half_ulp: derived.relative_half_ulp(),
+            terms: terms
+                .iter()
+                .filter_map(|(term, outputs)| match &outputs.get(at)?.1 {
+                    Output::Numbers(alone) => Some((term.clone(), alone.relative_spread())),
+                    Output::Integers { .. } => None,
+                })
+                .collect(),
+        },
+        Output::Integers { .. } => {
+            Part { output: name, grid: None, spread: 0.0, half_ulp: 0.0, terms: Vec::new() }
+        }
     };
-    let terms = case.plan.terms().into_iter().map(|(name, term)| (name, spread(Some(term))));
-    std::iter::once(("all".to_owned(), spread(None))).chain(terms).collect()
+    let all = derive(None);
+    let compared = all.iter().enumerate().filter(|(_, (name, _))| !O::TOLD.contains(name));
+    Derivation { plan: case.plan.clone(), runs: SCREEN, outputs: compared.map(part).collect() }
 }

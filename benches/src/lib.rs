@@ -5,6 +5,7 @@ pub mod ask;
 pub mod bound;
 pub mod clock;
 mod drawn;
+pub mod evidence;
 #[cfg(test)]
 mod fake;
 pub mod felt;
@@ -14,7 +15,7 @@ pub mod generate;
 mod guard;
 mod host;
 pub mod invariance;
-mod judge;
+pub mod judge;
 pub mod mutate;
 pub mod paths;
 pub mod plan;
@@ -29,7 +30,7 @@ pub mod trace;
 pub mod verify;
 mod way;
 
-pub use host::{host, peak_memory};
+pub use host::{host, peak_memory, use_threads};
 pub use optimized::doors::World;
 
 use std::sync::Arc;

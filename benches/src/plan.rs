@@ -6,10 +6,11 @@ use golden::Set;
 use rayon::prelude::*;
 
 use crate::{
+    evidence::Evidence,
     filter::{Filter, Subject},
     foreign::Kernel,
     registry::{self, Entry, OPS, Parsed, Spoil},
-    report::Row,
+    report::{Outcome, Row},
 };
 
 /// One spec for one way to compute it.
@@ -76,11 +77,34 @@ pub fn plan(set: Set, filter: &Filter, device: Option<&str>) -> Result<Vec<Job>,
     Ok(jobs)
 }
 
+/// Who is told of jobs as they run, several at a time.
+pub trait Watch: Sync {
+    /// What a job comes to that need not run: this machine has no memory for it.
+    fn screen(&self, _job: &Job) -> Option<Row> {
+        None
+    }
+    /// It runs from here on.
+    fn begins(&self, _job: &Job) {}
+    /// It has run.
+    fn ends(&self, _job: &Job) {}
+    /// Whether tensors of a job that does not pass are wanted.
+    fn keeps(&self) -> bool {
+        false
+    }
+    /// The tensors of a job that did not pass.
+    fn keep(&self, _job: &Job, _row: &Row, _evidence: &Evidence) {}
+}
+
+/// Nobody is told.
+pub struct Unwatched;
+
+impl Watch for Unwatched {}
+
 /// Checks jobs, several problems at a time, and hands their rows over in order; ends when `take`
-/// returns false. What `screen` has a row for is not run.
+/// returns false.
 pub fn check(
     jobs: &[Job],
-    screen: &(dyn Fn(&Job) -> Option<Row> + Sync),
+    watch: &dyn Watch,
     plant: Option<Spoil>,
     take: &mut dyn FnMut(&Row) -> bool,
 ) {
@@ -91,14 +115,34 @@ pub fn check(
         let rows: Vec<Vec<Row>> = window
             .par_iter()
             .map(|jobs| {
-                let run = |job: &Job| job.run(plant);
-                jobs.iter().map(|job| screen(job).unwrap_or_else(|| run(job))).collect()
+                let run = |job: &Job| {
+                    watch.begins(job);
+                    let row = one(job, watch, plant);
+                    watch.ends(job);
+                    row
+                };
+                jobs.iter().map(|job| watch.screen(job).unwrap_or_else(|| run(job))).collect()
             })
             .collect();
         if !rows.iter().flatten().all(&mut *take) {
             return;
         }
     }
+}
+
+fn one(job: &Job, watch: &dyn Watch, plant: Option<Spoil>) -> Row {
+    // What a foreign kernel was fed and said stays in its own process.
+    if !watch.keeps() || job.foreign.is_some() {
+        return job.run(plant);
+    }
+    let mut evidence = Evidence::default();
+    let row = job.entry.check_keeping(&job.spec, &job.variant, plant, &mut evidence);
+    let unremarkable =
+        matches!(row.outcome, Outcome::Passed(_) | Outcome::Skipped(_) | Outcome::Unsupported(_));
+    if !unremarkable {
+        watch.keep(job, &row, &evidence);
+    }
+    row
 }
 
 /// Whether a variant runs on a device: the reference is a computation of the CPU.

@@ -18,10 +18,11 @@ use optimized::doors::Known;
 use crate::{
     answer::Answer,
     clock,
+    evidence::Evidence,
     felt::{self, Felt},
     foreign, guard,
     invariance::{self, Change},
-    judge,
+    judge::{self, Derivation},
     paths::{self, Path},
     report::{Outcome, Row},
     sabotage::{self, Spoiled},
@@ -103,6 +104,15 @@ pub trait Entry: Sync {
         kernel: &optimized::doors::Foreign,
         file: &std::path::Path,
     ) -> Result<serde_json::Value, golden::Error>;
+    /// The same, keeping what it was fed, what it answered and what was allowed, where it does not
+    /// pass.
+    fn check_keeping(
+        &self,
+        spec: &str,
+        variant: &str,
+        plant: Option<Spoil>,
+        keep: &mut Evidence,
+    ) -> Row;
     /// Faults that can be planted in a variant.
     fn plants(&self, variant: &str) -> &'static [Plant];
     /// [`check`](Self::check) of a variant with a fault planted.
@@ -127,18 +137,20 @@ pub trait Entry: Sync {
     /// # Errors
     /// If the spec is none of this op.
     fn felt(&self, spec: &str, plan: &Plan) -> Result<Vec<Felt>, String>;
-    /// Which terms of a variant's plan make its bound: per term the relative spread of each output.
+    /// What the bound of a variant is made of, term by term of its plan.
     ///
     /// # Errors
-    /// If there is no such variant or spec.
-    fn terms(&self, spec: &str, variant: &str) -> Result<Terms, String>;
-    /// Runs one way to compute it on a recorded case and compares with the official answer.
+    /// If there is no such variant or spec, or it is held to another rule: which.
+    fn derivation(&self, spec: &str, variant: &str) -> Result<Derivation, String>;
+    /// Runs one way to compute it on a recorded case and compares with the official answer; keeps
+    /// what it was fed, what it answered and what was recorded.
     fn check_recorded(
         &self,
         recording: &Recording,
         case: &OpCase,
         variant: &str,
         plant: Option<Spoil>,
+        keep: &mut Evidence,
     ) -> Row;
     /// Feeds one problem to one way to compute it along these paths, with a fault of the variant
     /// planted or not.
@@ -179,9 +191,6 @@ pub struct Parsed {
     /// The least work.
     pub cost: Cost,
 }
-
-/// Per term of a plan: its name, and the relative spread of each output.
-pub type Terms = Vec<(String, Vec<(&'static str, f64)>)>;
 
 /// An op with its variants.
 struct Bench<O: Op>(&'static [&'static dyn Variant<O>]);
@@ -270,18 +279,27 @@ impl<O: Answer> Bench<O> {
         }
     }
 
-    /// What a candidate comes to, under its own plan or another, spoiled or not.
+    /// What a candidate comes to, under its own plan or another, spoiled or not; keeps its inputs
+    /// from before it runs, and the rest where it fails.
     fn outcome(
         spec: &Spec<O::Case>,
         candidate: &Candidate<'_, O>,
         held_to: Option<&Plan>,
         plant: Option<Spoil>,
+        mut keep: Option<&mut Evidence>,
     ) -> Result<Outcome, String> {
         let inputs = Self::inputs(spec);
+        if let Some(keep) = &mut keep {
+            keep.add("in", &inputs);
+        }
         let (plan, mut got) = match *candidate {
             Candidate::Wide(form) => {
                 let wide = O::wide::<f64>(&inputs);
                 let (want, got) = (O::plain(&wide), O::answer(&wide, form, None));
+                if let Some(keep) = keep {
+                    keep.add("want", &want);
+                    keep.add("got", &got);
+                }
                 return Ok(Outcome::of(compare::outputs(&want, &got, FORM_RULE, O::TOLD)));
             }
             Candidate::Reference(form) => {
@@ -300,7 +318,14 @@ impl<O: Answer> Bench<O> {
         sabotage::all(&mut got, plant);
         let plan = held_to.unwrap_or(&plan);
         let case = judge::Case::<O> { spec, inputs: &inputs, plan };
-        Ok(Outcome::of(case.judge(&got)))
+        let (findings, bound) = case.judged(&got);
+        if let Some(keep) = keep
+            && !findings.iter().all(|finding| finding.ok)
+        {
+            keep.add("got", &got);
+            keep.bound(&bound);
+        }
+        Ok(Outcome::of(findings))
     }
 
     /// Runs something on a parsed spec. A panic in one job ends that job, not the run.
@@ -339,13 +364,16 @@ impl<O: Answer> Bench<O> {
         case: &OpCase,
         variant: &str,
         plant: Option<Spoil>,
+        keep: &mut Evidence,
     ) -> Result<Vec<Finding>, String> {
         let inputs: O::Inputs<f32> = Read::read(&RecordedCase { recording, case })?;
+        keep.add("in", &inputs);
         let mut got = match self.candidate(variant)? {
             Candidate::Reference(form) => O::answer::<f32>(&inputs, form, None),
             _ => return Err(format!("{variant} is no form of the reference")),
         };
         sabotage::all(&mut got, plant);
+        keep.add("got", &got);
         let prefix = format!("{}/{}", O::NAME, case.case);
         let mut findings = Vec::new();
         for (name, got) in golden::Tensors::tensors(&got) {
@@ -355,6 +383,7 @@ impl<O: Answer> Bench<O> {
                 // What the official function does not return cannot be compared.
                 _ => continue,
             };
+            keep.one("want", name, Recorded::F64(want.clone()));
             let bound = Rule::F32.bound(recording.noise(&format!("{prefix}/{name}")));
             let exact = matches!(got, golden::View::I64(_));
             let bound = if exact { compare::Bound::Exact } else { bound };
@@ -450,9 +479,10 @@ impl<O: Answer> Entry for Bench<O> {
         case: &OpCase,
         variant: &str,
         plant: Option<Spoil>,
+        keep: &mut Evidence,
     ) -> Row {
         let (outcome, took) = clock::time(|| {
-            let run = || self.recorded_findings(recording, case, variant, plant);
+            let run = || self.recorded_findings(recording, case, variant, plant, keep);
             match catch_unwind(AssertUnwindSafe(run)) {
                 Ok(Ok(findings)) => Outcome::of(findings),
                 Ok(Err(why)) => Outcome::Error(why),
@@ -513,7 +543,21 @@ impl<O: Answer> Entry for Bench<O> {
     }
 
     fn check(&self, text: &str, variant: &str, plant: Option<Spoil>) -> Row {
-        Self::row(text, variant, |spec| Self::outcome(spec, &self.candidate(variant)?, None, plant))
+        Self::row(text, variant, |spec| {
+            Self::outcome(spec, &self.candidate(variant)?, None, plant, None)
+        })
+    }
+
+    fn check_keeping(
+        &self,
+        text: &str,
+        variant: &str,
+        plant: Option<Spoil>,
+        keep: &mut Evidence,
+    ) -> Row {
+        Self::row(text, variant, |spec| {
+            Self::outcome(spec, &self.candidate(variant)?, None, plant, Some(keep))
+        })
     }
 
     fn plants(&self, variant: &str) -> &'static [Plant] {
@@ -528,13 +572,13 @@ impl<O: Answer> Entry for Bench<O> {
             };
             let planted = honest.planted(plant);
             let planted = planted.ok_or_else(|| format!("{variant}: no fault {plant:?}"))?;
-            Self::outcome(spec, &Candidate::Variant(&*planted), None, None)
+            Self::outcome(spec, &Candidate::Variant(&*planted), None, None, None)
         })
     }
 
     fn check_as(&self, text: &str, variant: &str, plan: &Plan) -> Row {
         Self::row(text, variant, |spec| {
-            Self::outcome(spec, &self.candidate(variant)?, Some(plan), None)
+            Self::outcome(spec, &self.candidate(variant)?, Some(plan), None, None)
         })
     }
 
@@ -567,11 +611,16 @@ impl<O: Answer> Entry for Bench<O> {
         ))
     }
 
-    fn terms(&self, text: &str, variant: &str) -> Result<Terms, String> {
+    fn derivation(&self, text: &str, variant: &str) -> Result<Derivation, String> {
         let spec = Self::spec(text)?;
+        if let Candidate::Wide(form) = self.candidate(variant)? {
+            return Err(format!(
+                "{form} against plain, both in f64: relative RMS 1e-12, no plan and no runs"
+            ));
+        }
         let plan = self.own_plan(&spec, variant)?;
         let inputs = Self::inputs(&spec);
-        Ok(judge::explain(&judge::Case::<O> { spec: &spec, inputs: &inputs, plan: &plan }))
+        Ok(judge::derivation(&judge::Case::<O> { spec: &spec, inputs: &inputs, plan: &plan }))
     }
 }
 

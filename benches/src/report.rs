@@ -175,6 +175,6 @@ pub fn finding_json(f: &Finding) -> Value {
 }
 
 /// A number as JSON; what JSON lacks is text.
-pub(crate) fn number(x: f64) -> Value {
+pub fn number(x: f64) -> Value {
     if x.is_finite() { json!(x) } else { json!(x.to_string()) }
 }

@@ -26,6 +26,9 @@ impl Rule {
     pub const F32: Rule = Rule { rel_rms: 2e-5, worst_token: 1e-4, noise: 4.0 };
     /// A computation in `f64`: relative RMS at most `max(1e-5, 2 s)`, worst token `max(1e-4, 2 w)`.
     pub const F64: Rule = Rule { rel_rms: 1e-5, worst_token: 1e-4, noise: 2.0 };
+    /// A computation in `bf16` against a recording in `f32`, of whose noise the official `bf16` run is
+    /// taken: at most twice as far off as that.
+    pub const BF16: Rule = Rule { rel_rms: 0.0, worst_token: 0.0, noise: 2.0 };
 
     /// The bound for a tap of this noise.
     pub fn bound(self, Noise { rel_rms, worst_token }: Noise) -> Bound {

@@ -15,9 +15,11 @@ pub(crate) struct Again {
 }
 
 impl Again {
-    fn typed(&self, row: &Row) -> String {
-        let mut line = format!("karat check '{}'", row.id());
-        if let Some(file) = self.kernels.get(&row.variant) {
+    /// The line for a job.
+    pub(crate) fn typed(&self, id: &str) -> String {
+        let mut line = format!("karat check '{id}'");
+        let variant = id.rsplit_once('@').map_or("", |(_, variant)| variant);
+        if let Some(file) = self.kernels.get(variant) {
             line = format!("{line} --kernel {}", file.display());
         }
         if let Some(plant) = &self.plant {
@@ -38,7 +40,7 @@ pub(crate) fn block(row: &Row, again: &Again) -> String {
         lines.push(format!("  {why}"));
     }
     lines.extend(row.outcome.findings().iter().filter(|f| !f.ok).flat_map(told));
-    lines.push(format!("  repro: {}", again.typed(row)));
+    lines.push(format!("  repro: {}", again.typed(&row.id())));
     lines.join("\n")
 }
 

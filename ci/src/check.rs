@@ -1,21 +1,25 @@
 //! `karat check`: every selected problem, by every way to compute it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use benches::{
+    evidence::Evidence,
     plan::Job,
     registry::{self, Spoil},
     report::{Outcome, Row},
 };
-use golden::recording::Recording;
+use golden::{compare::Bound, recording::Recording};
 use serde_json::json;
 
 use crate::{
     block::{Again, block},
+    derivation,
     exit::{Exit, fail, refuse},
     files, foreign,
     list::Selection,
     out::{self, Out},
+    support::Outcomes,
+    watch::Watcher,
 };
 
 #[derive(Debug, clap::Args)]
@@ -33,6 +37,13 @@ pub(crate) struct Args {
     shrink: bool,
     #[command(flatten)]
     foreign: foreign::Kernels,
+    /// Write inputs, answers and bounds of every job that does not pass into this folder: one
+    /// safetensors file each, with in.X, want.O, got.O and allowed.O
+    #[arg(long, value_name = "DIR")]
+    save_failing: Option<PathBuf>,
+    /// Memory that one problem may take; what the machine has without it
+    #[arg(long, value_name = "GIB", env = "KARAT_MEMORY_GIB")]
+    memory_gib: Option<f64>,
 }
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
@@ -56,13 +67,21 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     for kernel in &kernels {
         run.again.kernels.insert(kernel.variant(), kernel.manifest.file.clone());
     }
+    if let Some(dir) = &args.save_failing {
+        std::fs::create_dir_all(dir)
+            .map_err(|e| fail(Exit::Unfit, format!("{}: {e}", dir.display())))?;
+    }
+    let memory = match args.memory_gib {
+        None => benches::host().memory,
+        Some(gib) if gib.is_finite() && 0.0 < gib => (gib * f64::from(1 << 30)) as u64,
+        Some(gib) => return Err(refuse(format!("--memory-gib {gib}: expected a number above 0"))),
+    };
+    let watcher = Watcher::new(memory, &run.again, out, args.save_failing.as_deref());
     let mut red: Vec<usize> = Vec::new();
     let mut at = 0;
-    let memory = benches::host().memory;
     let bar = out.bar(jobs.len() as u64, "check", false);
     benches::bound::keep_in(&files::cache_dir().join("bounds"));
-    let screen = |job: &Job| too_large(job, memory);
-    benches::plan::check(&jobs, &screen, plant, &mut |row| {
+    benches::plan::check(&jobs, &watcher, plant, &mut |row| {
         run.add(row);
         let same = |job: &Job| job.entry.name() == row.op && job.variant == row.variant;
         if row.outcome.is_red() && !red.iter().any(|&at| same(&jobs[at])) {
@@ -77,7 +96,10 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         red.iter().for_each(|&at| shrink(&jobs[at], plant, &run));
     }
     if args.selection.with_recordings() && !args.foreign.given() {
-        recorded(&mut run, args.selection.words(), plant)?;
+        recorded(&mut run, args.selection.words(), plant, Some(&watcher))?;
+    }
+    if let Some(lost) = watcher.end() {
+        return Err(fail(Exit::Unfit, lost));
     }
     if run.rows == 0 {
         return Err(fail(Exit::Nothing, "nothing selected; `karat list` names every problem"));
@@ -103,22 +125,12 @@ fn shrink(job: &Job, plant: Option<Spoil>, run: &Run<'_>) {
     }
 }
 
-/// A problem that this machine has no memory for, skipped before it runs: inputs and outputs are held
-/// in f32 and in f64 at once.
-fn too_large(job: &Job, memory: u64) -> Option<Row> {
-    let needed = job.parsed.cost.bytes.saturating_mul(4);
-    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-    (memory != 0 && memory < needed).then(|| {
-        let why = format!("needs {:.1} GiB, this machine has {:.1}", gib(needed), gib(memory));
-        Row::new(job.entry.name(), &job.spec, &job.variant, Outcome::Skipped(why), Duration::ZERO)
-    })
-}
-
 /// Every recorded case of every op whose id holds all the words, in every variant.
 pub(crate) fn recorded(
     run: &mut Run<'_>,
     words: &[String],
     plant: Option<Spoil>,
+    watcher: Option<&Watcher>,
 ) -> anyhow::Result<()> {
     let dir = files::golden_dir().join("recordings/ops");
     if !dir.exists() {
@@ -143,7 +155,19 @@ pub(crate) fn recorded(
                 return Ok(());
             }
             if words.iter().all(|word| id.contains(word.as_str())) {
-                let row = entry.check_recorded(&recording, case, variant, plant);
+                let mut evidence = Evidence::default();
+                let mut check =
+                    || entry.check_recorded(&recording, case, variant, plant, &mut evidence);
+                let Some(watcher) = watcher else {
+                    run.add(&check());
+                    continue;
+                };
+                watcher.begin(&id);
+                let row = check();
+                watcher.done(&id);
+                if !matches!(row.outcome, Outcome::Passed(_)) {
+                    watcher.save(&row, &evidence);
+                }
                 run.add(&row);
             }
         }
@@ -159,6 +183,8 @@ pub(crate) struct Run<'a> {
     /// Outcome, op, variant and reason of what was skipped, and how often.
     skips: BTreeMap<(&'static str, String), usize>,
     fail_fast: bool,
+    /// Case and outcome, to be kept for `karat support`.
+    found: Vec<(String, &'static str)>,
     ops: Vec<&'static str>,
     sums: BTreeMap<&'static str, Sum>,
     exit: Exit,
@@ -181,6 +207,7 @@ impl<'a> Run<'a> {
             again: Again::default(),
             skips: BTreeMap::new(),
             fail_fast,
+            found: Vec::new(),
             ops: Vec::new(),
             sums: BTreeMap::new(),
             exit: Exit::Ok,
@@ -195,6 +222,10 @@ impl<'a> Run<'a> {
     /// Takes a row.
     pub(crate) fn add(&mut self, row: &Row) {
         self.rows += 1;
+        // A planted fault says nothing of the variant.
+        if self.again.plant.is_none() {
+            self.found.extend(Outcomes::of(row));
+        }
         if !self.ops.contains(&row.op) {
             self.ops.push(row.op);
         }
@@ -236,11 +267,26 @@ impl<'a> Run<'a> {
                 row.budget()
             ));
         }
+        if self.out.verbose {
+            self.derive(row);
+        }
         self.exit = self.exit.gravest(exit);
     }
 
+    /// What the bound of a row is made of. Recorded cases have another rule, told with their findings.
+    fn derive(&self, row: &Row) {
+        let derived = matches!(row.outcome.findings(), [first, ..] if matches!(first.bound, Bound::Derived { .. } | Bound::Exact));
+        if derived
+            && let Some(entry) = registry::op(row.op)
+            && let Ok(found) = entry.derivation(&row.spec, &row.variant)
+        {
+            derivation::lines(&found).iter().for_each(|line| self.out.line(line));
+        }
+    }
+
     /// The table by op, the summary, and the exit code.
-    pub(crate) fn end(self) -> anyhow::Result<Exit> {
+    pub(crate) fn end(mut self) -> anyhow::Result<Exit> {
+        Outcomes::keep(std::mem::take(&mut self.found));
         let rows: Vec<Vec<String>> = self
             .ops
             .iter()
@@ -284,26 +330,5 @@ impl<'a> Run<'a> {
             return Err(fail(Exit::Interrupted, "interrupted"));
         }
         Ok(exit)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use benches::{filter::Filter, plan::plan};
-    use golden::Set;
-
-    use super::too_large;
-
-    #[test]
-    fn a_problem_beyond_the_memory_is_skipped_with_both_sizes() {
-        let word = "linear/N16777216-M64-D64@reference/f32".to_owned();
-        let filter = Filter::new(&[word], None).unwrap();
-        let jobs = plan(Set::Smoke, &filter, None).unwrap();
-        let row = too_large(&jobs[0], 8 << 30).unwrap();
-        assert_eq!(row.outcome.name(), "skipped");
-        assert_eq!(row.outcome.why(), Some("needs 32.0 GiB, this machine has 8.0"));
-        assert!(too_large(&jobs[0], 64 << 30).is_none());
-        // A machine that does not tell is tried.
-        assert!(too_large(&jobs[0], 0).is_none());
     }
 }

@@ -19,6 +19,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(crate) struct Selection {
     /// Words that must be in the id; a whole id selects its problem even if no set holds it.
+    #[arg(env = "KARAT_FILTER", value_delimiter = ' ')]
     filter: Vec<String>,
     /// An expression: op(gated_delta_rule) & dtype(bf16) & T>=4096 & !fill(domain)
     #[arg(short = 'E', long, value_name = "EXPR")]
@@ -27,7 +28,7 @@ pub(crate) struct Selection {
     #[arg(long, value_enum, default_value = "smoke", env = "KARAT_SET")]
     set: SetName,
     /// Only what runs on this device.
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, env = "KARAT_DEVICE")]
     device: Option<Device>,
 }
 
@@ -42,7 +43,7 @@ pub(crate) enum SetName {
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Device {
+pub(crate) enum Device {
     /// This processor.
     Cpu,
     /// A GPU.

@@ -18,13 +18,13 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(crate) struct Which {
     /// A checkpoint folder, or synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S]
-    #[arg(long)]
+    #[arg(long, env = "KARAT_MODEL")]
     pub(crate) model: String,
     /// What computes it
     #[arg(long, default_value = "reference", env = "KARAT_ENGINE")]
     pub(crate) engine: String,
     /// Number type of the reference: f32, or f64 for the oracle
-    #[arg(long, default_value = "f32")]
+    #[arg(long, default_value = "f32", env = "KARAT_NUMBER")]
     pub(crate) number: String,
 }
 
@@ -199,22 +199,27 @@ impl Prompt {
         let wrong = |what: &dyn std::fmt::Display| refuse(format!("{}: {what}", path.display()));
         let data = golden::map::map(path).map_err(|e| wrong(&e))?;
         let file = SafeTensors::deserialize(&data).map_err(|e| wrong(&e))?;
-        let Some(ids) = integers(&file, "input_ids").map_err(|e| wrong(&e))? else {
+        Prompt::within(&file, "").map_err(|e| wrong(&e))
+    }
+
+    /// The same of tensors whose names begin so: what is wrong comes without the file's name.
+    pub(crate) fn within(file: &SafeTensors<'_>, prefix: &str) -> Result<Option<Prompt>, String> {
+        let Some(ids) = integers(file, &format!("{prefix}input_ids"))? else {
             return Ok(None);
         };
-        let mask = integers(&file, "attention_mask").map_err(|e| wrong(&e))?;
+        let mask = integers(file, &format!("{prefix}attention_mask"))?;
         let (b, t) = ids.dim();
         if b == 0 || t == 0 {
-            return Err(wrong(&format!("tensor input_ids: an empty prompt, shape [{b}, {t}]")));
+            return Err(format!("tensor {prefix}input_ids: an empty prompt, shape [{b}, {t}]"));
         }
         let (mut tokens, mut padding) = (Vec::new(), Vec::new());
         if let Some(mask) = &mask
             && mask.dim() != (b, t)
         {
-            return Err(wrong(&format!(
-                "tensor attention_mask: expected shape [{b}, {t}], got {:?}",
+            return Err(format!(
+                "tensor {prefix}attention_mask: expected shape [{b}, {t}], got {:?}",
                 mask.shape()
-            )));
+            ));
         }
         for (i, row) in ids.rows().into_iter().enumerate() {
             let pad = match &mask {
@@ -225,16 +230,16 @@ impl Prompt {
                     let left =
                         row.iter().enumerate().all(|(at, &m)| m == i64::from(t - real <= at));
                     if !left || real == 0 {
-                        return Err(wrong(&format!(
-                            "tensor attention_mask: row {i}: expected zeros, then at least one 1 (left padding)"
-                        )));
+                        return Err(format!(
+                            "tensor {prefix}attention_mask: row {i}: expected zeros, then at least one 1 (left padding)"
+                        ));
                     }
                     t - real
                 }
             };
             let token = |(at, &id): (usize, &i64)| {
                 u32::try_from(id)
-                    .map_err(|_| wrong(&format!("tensor input_ids: row {i}, column {at}: id {id}")))
+                    .map_err(|_| format!("tensor {prefix}input_ids: row {i}, column {at}: id {id}"))
             };
             tokens.push(row.iter().enumerate().skip(pad).map(token).collect::<Result<_, _>>()?);
             padding.push(pad);
@@ -274,7 +279,8 @@ impl Prompt {
     }
 }
 
-fn integers(file: &SafeTensors<'_>, name: &str) -> Result<Option<Array2<i64>>, String> {
+/// `[B, T]` integers, if they are there.
+pub(crate) fn integers(file: &SafeTensors<'_>, name: &str) -> Result<Option<Array2<i64>>, String> {
     let Ok(tensor) = file.tensor(name) else { return Ok(None) };
     let (dtype, shape) = (tensor.dtype(), tensor.shape());
     let (Dtype::I64, [b, t]) = (dtype, shape) else {

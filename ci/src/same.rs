@@ -24,7 +24,7 @@ pub(crate) struct Models {
     #[arg(long, default_value = "reference", env = "KARAT_ENGINE")]
     pub(crate) engine: String,
     /// Number type of the reference: f32 or f64
-    #[arg(long, default_value = "f32")]
+    #[arg(long, default_value = "f32", env = "KARAT_NUMBER")]
     pub(crate) number: String,
 }
 

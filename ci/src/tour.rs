@@ -10,29 +10,30 @@ use serde_json::json;
 
 use crate::{
     check::{self, Run},
+    config::InForce,
     doctor,
     exit::{Exit, refuse},
     files, golden_cmd,
     out::{self, Out},
 };
 
-pub(crate) fn run(out: &Out) -> anyhow::Result<Exit> {
+pub(crate) fn run(settings: &[InForce], out: &Out) -> anyhow::Result<Exit> {
     let watch = benches::clock::Stopwatch::new();
     out.line("machine");
-    let mut exit = doctor::run(&doctor::Args {}, out);
+    let mut exit = doctor::run(&doctor::Args {}, settings, out);
 
     out.line("\nevery op: every way to compute it under the bound of its precision plan, f32 against the official functions");
     let jobs = plan(Set::Smoke, &Filter::default(), None).map_err(refuse)?;
     let mut checks = Run::new(out, false);
     let bar = out.bar(jobs.len() as u64, "check", false);
     benches::bound::keep_in(&files::cache_dir().join("bounds"));
-    benches::plan::check(&jobs, &|_| None, None, &mut |row| {
+    benches::plan::check(&jobs, &benches::plan::Unwatched, None, &mut |row| {
         checks.add(row);
         bar.inc(1);
         !checks.over()
     });
     bar.finish_and_clear();
-    check::recorded(&mut checks, &[], None)?;
+    check::recorded(&mut checks, &[], None, None)?;
     exit = exit.gravest(checks.end()?);
 
     out.line("\nthe whole model: the reference against recordings of the official implementation, on real files");

@@ -6,6 +6,9 @@
 //! a verdict that says the same.
 
 mod cli {
+    mod check;
+    mod compare;
+    mod config;
     mod contract;
     pub(crate) mod home;
     mod model;

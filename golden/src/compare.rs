@@ -7,6 +7,7 @@ use ndarray::{Array2, ArrayView2};
 use crate::{Tensors, View, plan::Grid};
 
 pub mod derived;
+pub mod listed;
 pub mod logits;
 mod pattern;
 #[cfg(test)]

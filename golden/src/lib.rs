@@ -32,7 +32,10 @@ pub use crate::{
     config::Config,
     dtype::Dtype,
     engine::Engine,
-    op::{Case, Claims, Cost, DOMAIN, Error, Fill, Host, Op, Plant, Prepared, Set, Spec, Variant},
+    op::{
+        Apart, Case, Claims, Cost, DOMAIN, Error, Fill, Host, Op, Plant, Prepared, Set, Spec,
+        Variant,
+    },
     plan::Plan,
     rng::Rng,
     tensor::{Cast, Element, Number, Tensor1, Tensor2, Tensor3, Tensor4, Tensors, View, ViewMut},

@@ -22,6 +22,9 @@ pub trait Op: Sized + 'static {
     /// Floating-point inputs that are stored in f32 whatever the storage dtype of the problem: decays,
     /// recurrent states, frequencies.
     const WIDE: &'static [&'static str] = &[];
+    /// Inputs and outputs of which the formula does not let the one move the other. Otherwise every
+    /// output depends on every input.
+    const APART: &'static [Apart] = &[];
     /// The sizes that fix one problem.
     type Case: Case;
     /// Named input tensors; activations are of number type `R`.
@@ -68,6 +71,11 @@ pub trait Op: Sized + 'static {
         let bytes = Self::cost(spec).bytes;
         (MAX_BYTES < bytes)
             .then(|| format!("moves {} GiB, more than {} GiB", bytes >> 30, MAX_BYTES >> 30))
+    }
+    /// Why an output does not feel an input that it depends on, as this fill draws or at these sizes:
+    /// a gate of -60 forgets, one key has the weight one whatever its score.
+    fn unfelt(_spec: &Spec<Self::Case>, _input: &str, _output: &str) -> Option<&'static str> {
+        None
     }
     /// Inputs drawn as the fill says, already rounded to the storage dtype.
     fn inputs(spec: &Spec<Self::Case>, rng: &mut Rng) -> Self::Inputs<f32>;
@@ -223,6 +231,17 @@ pub struct Fill {
     pub why: &'static str,
     /// Public reports of that mistake; empty only for the model's own domain.
     pub cites: &'static [&'static str],
+}
+
+/// Inputs that an output does not depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Apart {
+    /// The output.
+    pub output: &'static str,
+    /// The inputs.
+    pub inputs: &'static [&'static str],
+    /// Why, by the formula.
+    pub why: &'static str,
 }
 
 /// Least bytes moved and operations done.

@@ -381,12 +381,13 @@ impl Recording {
 
     /// How far the official f32 run is from the same code in double, at a tap.
     pub fn noise(&self, tap: &str) -> Noise {
-        self.manifest
-            .self_noise
-            .get(tap)
-            .and_then(|kinds| kinds.get("f64"))
-            .copied()
-            .unwrap_or_default()
+        self.noise_of(tap, "f64").unwrap_or_default()
+    }
+
+    /// How far a run of another kind (`f64`, `bf16`, `sdpa`, `batch4`) is from the official f32 run,
+    /// where that was measured.
+    pub fn noise_of(&self, tap: &str, kind: &str) -> Option<Noise> {
+        self.manifest.self_noise.get(tap).and_then(|kinds| kinds.get(kind)).copied()
     }
 
     /// A prompt's tokens, one list per sequence, without left padding.

@@ -136,6 +136,14 @@ impl Op for Attention {
         (c.tk < c.t).then(|| format!("TK {} is below T {}", c.tk, c.t))
     }
 
+    fn unfelt(spec: &Spec<Case>, input: &str, output: &str) -> Option<&'static str> {
+        match (input, output) {
+            ("q" | "k", "o") if spec.case.tk == 1 => Some("one key has the weight one"),
+            ("k", "o") if spec.is("flat") => Some("queries are zero: so are all scores"),
+            _ => None,
+        }
+    }
+
     fn inputs(spec: &Spec<Case>, rng: &mut Rng) -> Inputs {
         let Case { b, t, tk, hq, hkv, h } = spec.case;
         let new = if spec.is("packed") { ragged(b, t, rng) } else { vec![t; b] };

@@ -13,7 +13,7 @@
 //! Source: `Qwen3NextAttention` in transformers 5.23.0, `modeling_qwen3_next.py`.
 
 use crate::{
-    Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, Tensor3,
+    Apart, Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, Tensor3,
     packed::{cu_seqlens, ragged},
     tensor::unwritten,
 };
@@ -115,6 +115,18 @@ const FILLS: &[Fill] = &[
 impl Op for AttentionLayer {
     const NAME: &'static str = "attention_layer";
     const WIDE: &'static [&'static str] = &["inv_freq"];
+    const APART: &'static [Apart] = &[
+        Apart {
+            output: "k",
+            inputs: &["q_proj", "v_proj", "o_proj", "q_norm", "k_cache", "v_cache"],
+            why: "new keys are of x, k_proj and k_norm",
+        },
+        Apart {
+            output: "v",
+            inputs: &["q_proj", "k_proj", "o_proj", "q_norm", "k_norm", "k_cache", "v_cache"],
+            why: "new values are of x and v_proj",
+        },
+    ];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs<R>;
@@ -151,6 +163,12 @@ impl Op for AttentionLayer {
             return Some(format!("R {}: expected an even number up to H {}", c.r, c.h));
         }
         (c.tk < c.t).then(|| format!("TK {} is below T {}", c.tk, c.t))
+    }
+
+    fn unfelt(spec: &Spec<Case>, input: &str, output: &str) -> Option<&'static str> {
+        let one =
+            spec.case.tk == 1 && output == "o" && matches!(input, "k_proj" | "q_norm" | "k_norm");
+        one.then_some("one key has the weight one")
     }
 
     fn inputs(spec: &Spec<Case>, rng: &mut Rng) -> Inputs {

@@ -10,7 +10,8 @@
 //! `modeling_qwen3_next.py`.
 
 use crate::{
-    Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, tensor::unwritten,
+    Apart, Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2,
+    tensor::unwritten,
 };
 
 /// The op.
@@ -80,6 +81,10 @@ const FILLS: &[Fill] = &[
 impl Op for GdnGates {
     const NAME: &'static str = "gdn_gates";
     const WIDE: &'static [&'static str] = &["a_log", "dt_bias"];
+    const APART: &'static [Apart] = &[
+        Apart { output: "beta", inputs: &["a", "a_log", "dt_bias"], why: "beta = sigmoid(b)" },
+        Apart { output: "g", inputs: &["b"], why: "g is of a and the rates of its head" },
+    ];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs<R>;

@@ -5,7 +5,7 @@
 //! changes the rounding. Source: transformers 5.23.0, `modeling_qwen3_next.py`.
 
 use crate::{
-    Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, Tensor3,
+    Apart, Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, Tensor3,
     tensor::unwritten,
 };
 
@@ -83,6 +83,34 @@ const FILLS: &[Fill] = &[
 impl Op for MoeLayer {
     const NAME: &'static str = "moe_layer";
     const TOLD: &'static [&'static str] = &["margins"];
+    const APART: &'static [Apart] = &[
+        Apart {
+            output: "ids",
+            inputs: &[
+                "gate_proj",
+                "up_proj",
+                "down_proj",
+                "shared_gate_proj",
+                "shared_up_proj",
+                "shared_down_proj",
+                "shared_gate",
+            ],
+            why: "experts are chosen before they are asked",
+        },
+        Apart {
+            output: "weights",
+            inputs: &[
+                "gate_proj",
+                "up_proj",
+                "down_proj",
+                "shared_gate_proj",
+                "shared_up_proj",
+                "shared_down_proj",
+                "shared_gate",
+            ],
+            why: "experts are weighed before they are asked",
+        },
+    ];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs<R>;
@@ -114,6 +142,13 @@ impl Op for MoeLayer {
 
     fn refuse(c: &Case) -> Option<String> {
         (c.e < c.a).then(|| format!("A {} is above E {}", c.a, c.e))
+    }
+
+    fn unfelt(spec: &Spec<Case>, input: &str, output: &str) -> Option<&'static str> {
+        let one = spec.case.a == 1
+            && !spec.is("no-renormalise")
+            && matches!((input, output), ("x" | "router", "weights"));
+        one.then_some("one expert over its own sum has the weight one")
     }
 
     fn inputs(spec: &Spec<Case>, rng: &mut Rng) -> Inputs {

@@ -119,6 +119,12 @@ impl Op for MoeRouter {
         (c.e < c.a).then(|| format!("A {} is above E {}", c.a, c.e))
     }
 
+    fn unfelt(spec: &Spec<Case>, input: &str, output: &str) -> Option<&'static str> {
+        let one =
+            spec.case.e == 1 && matches!((input, output), ("x" | "weight", "ids" | "weights"));
+        one.then_some("the only expert is chosen, with the weight one")
+    }
+
     fn inputs(spec: &Spec<Case>, rng: &mut Rng) -> Inputs {
         let Case { n, d, e, a } = spec.case;
         let scale = if spec.is("large-logits") { 200.0 } else { 1.0 };

@@ -8,7 +8,8 @@
 //! Source: `Qwen3NextRMSNorm.forward` in transformers 5.23.0, `modeling_qwen3_next.py`.
 
 use crate::{
-    Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, tensor::unwritten,
+    Apart, Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2,
+    tensor::unwritten,
 };
 
 /// The op.
@@ -80,6 +81,8 @@ const FILLS: &[Fill] = &[
 
 impl Op for RmsNorm {
     const NAME: &'static str = "rms_norm";
+    const APART: &'static [Apart] =
+        &[Apart { output: "h", inputs: &["weight"], why: "the sum is taken before the norm" }];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs<R>;
@@ -102,6 +105,11 @@ impl Op for RmsNorm {
             specs.push(new((4096, 2048)));
         }
         specs
+    }
+
+    fn unfelt(spec: &Spec<Case>, input: &str, output: &str) -> Option<&'static str> {
+        let one = spec.case.d == 1 && (input, output) == ("x", "o");
+        one.then_some("one channel over its own norm is its sign")
     }
 
     fn inputs(spec: &Spec<Case>, rng: &mut Rng) -> Inputs {
