@@ -110,6 +110,7 @@ const TAPS: [&str; 3] = ["logits", "step_logits", "mtp_logits"];
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let got = File::open(&args.got)?;
+    got.check()?;
     let mut all = Vec::new();
     match (&args.golden, &args.want) {
         (Some(dir), _) => {

@@ -67,6 +67,22 @@ impl File {
         Ok(Part { path: &self.path, file, prefix })
     }
 
+    /// Refuses a file in which no prompt has an answer, before anything is asked of a recording.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        let part = self.part(None)?;
+        let last = |name: &str| {
+            name.rsplit('/').next().is_some_and(|name| {
+                name.ends_with("logits")
+                    || name.ends_with("topk_ids")
+                    || name.ends_with("topk_logprobs")
+            })
+        };
+        if part.file.names().iter().any(|name| last(name)) {
+            return Ok(());
+        }
+        part.said("logits").map(|_| ())
+    }
+
     /// Whether it holds the tap `logits` of no named prompt.
     pub(crate) fn is_plain(&self) -> anyhow::Result<bool> {
         let part = self.part(None)?;

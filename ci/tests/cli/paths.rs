@@ -20,7 +20,7 @@ fn paths_of_a_model_and_of_an_op_pass() {
     assert_eq!((&summary["exit"], &summary["rows"]), (&0.into(), &rows.len().into()));
     assert_eq!(summary["equal"], rows.len());
     // Of two forms one promises equal bits, the other holds its bound.
-    let op = ["gated_delta_rule/B1-T141-HK2-HV6", "split=65,76@"];
+    let op = ["gated_delta_rule/B1-T141-HK2-HV6", "split=65,76@reference"];
     let lines = home.karat(&[&["paths", "--format", "jsonl"], &op[..]].concat()).lines();
     let equal: Vec<_> = lines
         .iter()
