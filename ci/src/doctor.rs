@@ -28,7 +28,7 @@ pub(crate) fn run(_: &Args, settings: &[InForce], out: &Out) -> Exit {
     out.line("\nsettings: flags, then KARAT_* in the environment, then karat.toml, then what is built in");
     for InForce { key, value, from } in settings {
         let value = if value.is_empty() { "-" } else { value };
-        out.line(&format!("     {key:<24}{value:<24}{from}"));
+        out.line(&format!("     {key:<24}{value:<24} {from}"));
     }
     out.json(&json!({
         "schema": "karat.result/1", "kind": "env", "cpu": host.cpu, "threads": host.threads, "memory": host.memory,
