@@ -83,7 +83,7 @@ fn what_is_not_known_is_refused_by_name() {
             &|_, w| w["axes"] = json!({"total_seq_len": 1, "num_seqs": 0, "len_cu_seqlens": 1}),
             "num_seqs: expected at least 1",
         ),
-        (&|_, w| w["axes"] = json!({"total_seq_len": 66}), "axis len_cu_seqlens: expected a size"),
+        (&|_, w| w["axes"] = json!({"total_seq_len": 66}), "axis num_seqs: expected a size"),
         (&|_, w| w["axes"]["total_seq_len"] = json!(-4), "axis total_seq_len: expected a size"),
         (&|_, w| w["axes"]["total_seq_len"] = json!(u64::MAX), "expected T<n>"),
         (
