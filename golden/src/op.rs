@@ -4,7 +4,7 @@ use std::{error, fmt, str::FromStr};
 
 use ndarray::{ArcArray, Dimension};
 
-use crate::{Dtype, Number, Plan, Rng, Tensors, tensor::Read};
+use crate::{Dtype, Number, Plan, Rng, Tensors, tap::Tap, tensor::Read};
 
 /// A question the model asks: its cases, its inputs, and the least work of an answer.
 ///
@@ -288,6 +288,12 @@ pub trait Prepared<O: Op> {
     fn execute(&mut self) -> Result<(), Error>;
     /// Waits for the last [`execute`](Self::execute) and returns its outputs.
     fn outputs(&mut self) -> Result<O::Outputs<f32>, Error>;
+    /// What a composite op held between inputs and outputs in the last [`execute`](Self::execute),
+    /// under the reference's names and in the order of the computation. One that tells nothing can be
+    /// found wrong, but not where.
+    fn inside(&mut self) -> Result<Vec<Tap>, Error> {
+        Ok(Vec::new())
+    }
 }
 
 /// Facts about the machine, gathered once.

@@ -15,6 +15,7 @@
 //! | `P/recurrent_state.l` | f32 `[B, HV, K, V]` | after the prompt |
 //! | `P/generated`, `P/step_logits` | i64 `[B, N]`, f32 `[B, N+1, V]` | cached greedy decode |
 //! | `P/mtp_logits` | f32 `[B, T-1, V]` | MTP head |
+//! | `P/bf16.hidden.l`, `P/bf16.logits`, `P/bf16.routing.l` | as without `bf16.` | the official code in bf16 |
 //! | `P/….sketch` | f64 `[99]` | in place of a tap that is too large: see [`sketch`](crate::sketch) |
 //! | `P/topk.ids`, `P/topk.logits`, `P/logsumexp` | i64, f32 `[B, T, 256]`, f64 `[B, T]` | in place of `logits` where those are too large |
 //!
@@ -372,12 +373,13 @@ impl Recording {
         }
     }
 
-    /// How far the official f32 run is from the same code in double, at a tap.
-    pub fn noise(&self, tap: &str) -> Noise {
+    /// How far the official implementation is from itself at a tap: of kind `f64`, its f32 run from the
+    /// same code in double; of kind `bf16`, its bf16 run from that in f32.
+    pub fn noise(&self, tap: &str, kind: &str) -> Noise {
         self.manifest
             .self_noise
             .get(tap)
-            .and_then(|kinds| kinds.get("f64"))
+            .and_then(|kinds| kinds.get(kind))
             .copied()
             .unwrap_or_default()
     }
