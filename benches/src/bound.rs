@@ -176,7 +176,7 @@ impl<O: Answer> Question<'_, O> {
 }
 
 /// What an output is stored in under a plan.
-fn grid_of<O: Answer>(name: &str, plan: &Plan) -> Grid {
+pub(crate) fn grid_of<O: Answer>(name: &str, plan: &Plan) -> Grid {
     match name {
         "state" => plan.state,
         // Routing weights are f32 unless a plan says otherwise, whatever activations are stored in.

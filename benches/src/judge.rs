@@ -9,6 +9,7 @@ use ndarray::{ArrayD, ArrayViewD, Axis};
 use crate::{
     answer::Answer,
     bound::{self, DECIDE, Output, Outputs, Question, SCREEN},
+    dear,
 };
 
 /// What a judgement rests on.
@@ -33,8 +34,17 @@ impl<O: Answer> Case<'_, O> {
         Question { spec: self.spec, inputs: self.inputs, plan: self.plan, experts, only: None }
     }
 
-    /// Every output of `got`. Screened with few runs; what fails is decided with many.
+    /// Every output of `got`. Screened with few runs; what fails is decided with many. Problems that
+    /// are too dear for that are judged by [`dear`].
     pub(crate) fn judge(&self, got: &O::Outputs<f32>) -> Vec<Finding> {
+        self.judge_above(dear::TOO_DEAR, got)
+    }
+
+    /// The same with another threshold.
+    pub(crate) fn judge_above(&self, threshold: u64, got: &O::Outputs<f32>) -> Vec<Finding> {
+        if dear::is::<O>(self.spec, threshold) {
+            return dear::judge(self, got);
+        }
         let findings = self.with_runs(got, SCREEN);
         if findings.iter().all(|finding| finding.ok) {
             return findings;
@@ -91,7 +101,7 @@ impl<O: Answer> Case<'_, O> {
 }
 
 /// Whether ids are experts at all, so that they can be forced.
-fn routes(ids: &ArrayViewD<'_, i64>, experts: usize) -> bool {
+pub(crate) fn routes(ids: &ArrayViewD<'_, i64>, experts: usize) -> bool {
     ids.lanes(Axis(ids.ndim() - 1)).into_iter().all(|row| {
         let mut seen = row.to_vec();
         seen.sort_unstable();

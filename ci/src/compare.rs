@@ -165,7 +165,7 @@ fn recorded(
     Ok((
         want,
         Some(Prompt { tokens, padding, columns: found.tokens }),
-        recording.noise(&name).rel_rms,
+        recording.noise(&name, "f64").rel_rms,
     ))
 }
 
