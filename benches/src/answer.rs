@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use golden::{Number, Op, ops, plan::Form};
 use ndarray::{ArrayD, Ix2, Ix3};
-use reference::{self as r, Real};
+use reference::{self as r, Probe, Real};
 
 use crate::sequence::{self, Before, Parts};
 
@@ -23,6 +23,16 @@ pub(crate) trait Answer: Op {
 
     /// With the experts given, where the op chooses experts: `ids` of the shape of its own.
     fn forced<R: Real>(_: &Self::Inputs<R>, _: &ArrayD<i64>) -> Option<Self::Outputs<R>> {
+        None
+    }
+
+    /// A composite op, with experts given or not, each op inside shown to a probe; `None` where there
+    /// is none inside.
+    fn seen<R: Real>(
+        _: &Self::Inputs<R>,
+        _: Option<&ArrayD<i64>>,
+        _: &mut Probe<'_>,
+    ) -> Option<Self::Outputs<R>> {
         None
     }
 
@@ -88,9 +98,17 @@ macro_rules! sequences {
 }
 
 macro_rules! answers {
-    ($($op:ident::$name:ident => $f:path $(, in $sequence:ident)?;)*) => {$(
+    ($($op:ident::$name:ident => $f:path $(, in $sequence:ident)? $(, seen $seen:path)?;)*) => {$(
         impl Answer for ops::$op::$name {
             $(sequences! { $sequence })?
+
+            $(fn seen<R: Real>(
+                x: &Self::Inputs<R>,
+                _: Option<&ArrayD<i64>>,
+                probe: &mut Probe<'_>,
+            ) -> Option<Self::Outputs<R>> {
+                Some($seen(x, probe))
+            })?
 
             fn plain<R: Real>(x: &Self::Inputs<R>) -> Self::Outputs<R> {
                 $f(x)
@@ -115,8 +133,8 @@ answers! {
     sampling::Sampling => r::sampling;
     mtp::Mtp => r::mtp;
     fp8_dequant::Fp8Dequant => r::fp8_dequant;
-    gdn_layer::GdnLayer => r::gdn_layer, in gdn_layer;
-    attention_layer::AttentionLayer => r::attention_layer, in attention_layer;
+    gdn_layer::GdnLayer => r::gdn_layer, in gdn_layer, seen r::gdn_layer_seen;
+    attention_layer::AttentionLayer => r::attention_layer, in attention_layer, seen r::attention_layer_seen;
 }
 
 impl Answer for ops::gated_delta_rule::GatedDeltaRule {
@@ -158,6 +176,15 @@ impl Answer for ops::moe_layer::MoeLayer {
 
     fn forced<R: Real>(x: &Self::Inputs<R>, ids: &ArrayD<i64>) -> Option<Self::Outputs<R>> {
         Some(r::moe_layer_forced(x, &ids.clone().into_dimensionality::<Ix2>().ok()?))
+    }
+
+    fn seen<R: Real>(
+        x: &Self::Inputs<R>,
+        ids: Option<&ArrayD<i64>>,
+        probe: &mut Probe<'_>,
+    ) -> Option<Self::Outputs<R>> {
+        let ids = ids.and_then(|ids| ids.clone().into_dimensionality::<Ix2>().ok());
+        Some(r::moe_layer_seen(x, ids.as_ref(), probe))
     }
 
     fn experts(x: &Self::Inputs<f32>) -> usize {

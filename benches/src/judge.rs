@@ -12,6 +12,7 @@ use ndarray::{ArrayD, ArrayViewD, Axis};
 use crate::{
     answer::Answer,
     bound::{DECIDE, Output, Outputs, Question, SCREEN},
+    dear,
 };
 
 /// What a judgement rests on.
@@ -36,18 +37,32 @@ impl<O: Answer> Case<'_, O> {
         Question { spec: self.spec, inputs: self.inputs, plan: self.plan, experts, only: None }
     }
 
-    /// Every output of `got`. Screened with few runs; what fails is decided with many.
+    /// Every output of `got`. Screened with few runs; what fails is decided with many. Problems that
+    /// are too dear for that are judged by [`dear`].
     pub(crate) fn judge(&self, got: &O::Outputs<f32>) -> Vec<Finding> {
         self.judged(got).0
     }
 
-    /// The same, with the bound that it was held to.
-    pub(crate) fn judged(&self, got: &O::Outputs<f32>) -> (Vec<Finding>, Arc<Outputs>) {
-        let screened = self.with_runs(got, SCREEN);
-        if screened.0.iter().all(|finding| finding.ok) {
-            return screened;
+    /// The same, with the bound that it was held to; of a problem that is too dear none was derived.
+    pub(crate) fn judged(&self, got: &O::Outputs<f32>) -> (Vec<Finding>, Option<Arc<Outputs>>) {
+        self.judged_above(dear::TOO_DEAR, got)
+    }
+
+    /// The same with another threshold.
+    pub(crate) fn judged_above(
+        &self,
+        threshold: u64,
+        got: &O::Outputs<f32>,
+    ) -> (Vec<Finding>, Option<Arc<Outputs>>) {
+        if dear::is::<O>(self.spec, threshold) {
+            return (dear::judge(self, got), None);
         }
-        self.with_runs(got, DECIDE)
+        let (findings, bound) = self.with_runs(got, SCREEN);
+        if findings.iter().all(|finding| finding.ok) {
+            return (findings, Some(bound));
+        }
+        let (findings, bound) = self.with_runs(got, DECIDE);
+        (findings, Some(bound))
     }
 
     fn with_runs(&self, got: &O::Outputs<f32>, runs: u32) -> (Vec<Finding>, Arc<Outputs>) {
@@ -99,7 +114,7 @@ impl<O: Answer> Case<'_, O> {
 }
 
 /// Whether ids are experts at all, so that they can be forced.
-fn routes(ids: &ArrayViewD<'_, i64>, experts: usize) -> bool {
+pub(crate) fn routes(ids: &ArrayViewD<'_, i64>, experts: usize) -> bool {
     ids.lanes(Axis(ids.ndim() - 1)).into_iter().all(|row| {
         let mut seen = row.to_vec();
         seen.sort_unstable();

@@ -17,7 +17,7 @@ use optimized::doors::Known;
 
 use crate::{
     answer::Answer,
-    clock,
+    bisect, clock,
     evidence::Evidence,
     felt::{self, Felt},
     foreign, guard,
@@ -171,6 +171,17 @@ pub trait Entry: Sync {
         budget: Duration,
         plant: Option<&str>,
     ) -> Vec<same::Row>;
+    /// Which output of a way to compute it is wrong, with a fault of the variant planted or not, and of a
+    /// composite op which op inside.
+    ///
+    /// # Errors
+    /// If there is no such variant, spec or fault, or it cannot run.
+    fn bisect(
+        &self,
+        spec: &str,
+        variant: &str,
+        plant: Option<&str>,
+    ) -> Result<bisect::Report, String>;
     /// Whether its tokens form sequences that can be cut and packed.
     fn has_sequences(&self) -> bool;
 }
@@ -323,7 +334,9 @@ impl<O: Answer> Bench<O> {
             && !findings.iter().all(|finding| finding.ok)
         {
             keep.add("got", &got);
-            keep.bound(&bound);
+            if let Some(bound) = bound {
+                keep.bound(&bound);
+            }
         }
         Ok(Outcome::of(findings))
     }
@@ -384,7 +397,7 @@ impl<O: Answer> Bench<O> {
                 _ => continue,
             };
             keep.one("want", name, Recorded::F64(want.clone()));
-            let bound = Rule::F32.bound(recording.noise(&format!("{prefix}/{name}")));
+            let bound = Rule::F32.bound(recording.noise(&format!("{prefix}/{name}"), "f64"));
             let exact = matches!(got, golden::View::I64(_));
             let bound = if exact { compare::Bound::Exact } else { bound };
             findings.push(compare::views(name, &golden::View::F64(want.view()), &got, bound));
@@ -536,6 +549,45 @@ impl<O: Answer> Entry for Bench<O> {
             let row = |&change| invariance::ops::row::<O>(text, variant, change, outcome.clone());
             changes.iter().map(row).collect()
         })
+    }
+
+    fn bisect(
+        &self,
+        text: &str,
+        variant: &str,
+        plant: Option<&str>,
+    ) -> Result<bisect::Report, String> {
+        let spec = Self::spec(text)?;
+        let way = self.way(variant, plant)?;
+        if let Some(why) = way.skip(&spec) {
+            return Err(why);
+        }
+        let inputs = Self::inputs(&spec);
+        let plan = way.plan(&spec);
+        let run = || -> Result<bisect::Report, golden::Error> {
+            let (got, inside) = if let Some(variant) = way.variant() {
+                let mut prepared = variant.prepare(&spec, &inputs)?;
+                prepared.poison()?;
+                prepared.execute()?;
+                (prepared.outputs()?, prepared.inside()?)
+            } else {
+                let mut told = Vec::new();
+                O::seen(&inputs, None, &mut reference::Probe::new(Some(&mut told), None));
+                (O::answer(&inputs, plan.form, None), told)
+            };
+            let asked = bisect::Kernel::<O> {
+                spec: &spec,
+                inputs: &inputs,
+                plan: &plan,
+                got: &got,
+                inside: &inside,
+            };
+            bisect::kernel(format!("{}/{spec}@{variant}", O::NAME), &asked)
+        };
+        match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(report) => report.map_err(|error| error.to_string()),
+            Err(panic) => Err(message(&*panic)),
+        }
     }
 
     fn has_sequences(&self) -> bool {

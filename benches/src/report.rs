@@ -139,6 +139,7 @@ impl Row {
 pub fn finding_json(f: &Finding) -> Value {
     let (rule, runs, grid) = match f.bound {
         Bound::Relative { .. } => ("relative", None, None),
+        Bound::Twice { .. } => ("twice the emulated plan", None, None),
         Bound::Derived { runs, grid } => ("derived", Some(runs), Some(grid.name())),
         Bound::Exact => ("exact", None, None),
     };

@@ -87,7 +87,9 @@ impl Plan {
         match self.rule().0.bound(noise) {
             Bound::Relative { rel_rms, worst_token } => Allowed { rel_rms, worst_row: worst_token },
             // A rule on noise is relative; what is not would allow nothing.
-            Bound::Exact | Bound::Derived { .. } => Allowed { rel_rms: 0.0, worst_row: 0.0 },
+            Bound::Exact | Bound::Twice { .. } | Bound::Derived { .. } => {
+                Allowed { rel_rms: 0.0, worst_row: 0.0 }
+            }
         }
     }
 }

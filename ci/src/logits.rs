@@ -23,7 +23,7 @@ pub(crate) struct Which {
     /// What computes it
     #[arg(long, default_value = "reference", env = "KARAT_ENGINE")]
     pub(crate) engine: String,
-    /// Number type of the reference: f32, or f64 for the oracle
+    /// Number type of the reference: f32, f64 for the oracle, or bf16, which emulates the official code in bf16
     #[arg(long, default_value = "f32", env = "KARAT_NUMBER")]
     pub(crate) number: String,
 }

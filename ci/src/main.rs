@@ -5,6 +5,7 @@
 
 #![allow(clippy::doc_markdown, reason = "doc comments of arguments are help texts")]
 
+mod bisect;
 mod block;
 mod chat;
 mod check;
@@ -109,6 +110,8 @@ enum Command {
     Paths(paths::Args),
     /// Ask again: other threads, another batch, another place in it
     Invariance(invariance::Args),
+    /// Say where an engine or a kernel goes wrong: layer, op, head or expert, element
+    Bisect(bisect::Args),
     /// Recordings of the official implementation: record, verify, status, diff, accept
     Golden(golden_cmd::Args),
     /// Compare logits of any other engine with a recording or another file
@@ -232,6 +235,7 @@ fn run(cli: &Cli, settings: &[InForce], out: &Out) -> (&'static str, anyhow::Res
         Some(Command::Support(args)) => ("support", support::run(args, out)),
         Some(Command::Paths(args)) => ("paths", paths::run(args, out)),
         Some(Command::Invariance(args)) => ("invariance", invariance::run(args, out)),
+        Some(Command::Bisect(args)) => ("bisect", bisect::run(args, out)),
         Some(Command::Golden(args)) => ("golden", golden_cmd::run(args, out)),
         Some(Command::Compare(args)) => ("compare", compare::run(args, out)),
         Some(Command::Logits(args)) => ("logits", logits::run(args, out)),

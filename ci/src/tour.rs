@@ -40,8 +40,8 @@ pub(crate) fn run(settings: &[InForce], out: &Out) -> anyhow::Result<Exit> {
     let ids = golden_cmd::model_ids();
     let mut rows = Vec::new();
     let bar = out.bar(2 * ids.len() as u64, "verify", false);
-    for number in ["f32", "f64"] {
-        for id in &ids {
+    for number in ["f32", "f64", "bf16"] {
+        for id in ids.iter().filter(|id| number != "bf16" || golden_cmd::in_bf16(id)) {
             let report = golden_cmd::verify_one(id, None, "reference", number, None)?;
             bar.inc(1);
             out.json(&json!({"schema": "karat.result/1", "kind": "golden", "recording": id, "number": number, "ok": report.ok(),

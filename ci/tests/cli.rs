@@ -6,6 +6,7 @@
 //! a verdict that says the same.
 
 mod cli {
+    mod bisect;
     mod check;
     mod compare;
     mod config;

@@ -25,6 +25,7 @@ pub mod rng;
 pub mod sketch;
 pub mod synth;
 pub mod synthetic;
+pub mod tap;
 pub mod tensor;
 pub mod weights;
 

@@ -7,6 +7,7 @@ use ndarray::{ArcArray, Dimension};
 use crate::{
     Dtype, Number, Plan, Rng, Tensors,
     plan::{Grid, Site},
+    tap::Tap,
     tensor::Read,
 };
 
@@ -333,6 +334,12 @@ pub trait Prepared<O: Op> {
     /// What was written outside of the outputs, if it looks and finds something.
     fn strayed(&mut self) -> Result<Option<String>, Error> {
         Ok(None)
+    }
+    /// What a composite op held between inputs and outputs in the last [`execute`](Self::execute),
+    /// under the reference's names and in the order of the computation. One that tells nothing can be
+    /// found wrong, but not where.
+    fn inside(&mut self) -> Result<Vec<Tap>, Error> {
+        Ok(Vec::new())
     }
 }
 

@@ -84,6 +84,8 @@ sites! {
     ExpertHidden = "expert_hidden",
     /// An expert's weighted output.
     ExpertOut = "expert_out",
+    /// The routed sum after each expert.
+    ExpertSum = "expert_sum",
     /// The routed sum, and that sum with the shared expert.
     MoeOut = "moe_out",
 }
@@ -309,12 +311,14 @@ impl Plan {
 
     /// What the official code rounds when it runs in bf16 with its torch functions: the result of
     /// every torch operation outside the explicit f32 islands (norms, softmax, the delta rule and
-    /// its gate). Source: `modeling_qwen3_next.py`, transformers 5.23.0, read operation by operation.
+    /// its gate). Source: `modeling_qwen3_next.py`, transformers 5.23.0, read operation by operation, and
+    /// its answers in bf16, which the emulation gives to the bit where no sum in f32 falls on the other
+    /// side of a rounding.
     pub fn hf_bf16() -> Plan {
         use Site::{
-            Beta, Conv, ConvOut, ExpertHidden, ExpertOut, GateOut, Linear, MixerOut, MoeOut, Norm,
-            Probabilities, Residual, Rope, RopeProduct, RopeTable, RouterLogits, RouterWeights,
-            Scores, Sigmoid, Silu,
+            Beta, Conv, ConvOut, ExpertHidden, ExpertOut, ExpertSum, GateOut, Linear, MixerOut,
+            MoeOut, Norm, Probabilities, Residual, Rope, RopeProduct, RopeTable, RouterLogits,
+            RouterWeights, Scores, Sigmoid, Silu,
         };
         let sites = [
             Linear,
@@ -336,6 +340,7 @@ impl Plan {
             RouterWeights,
             ExpertHidden,
             ExpertOut,
+            ExpertSum,
             MoeOut,
         ];
         let plan = Plan { form: Form::Chunked(64), output: Grid::Bf16, ..Plan::F32 };

@@ -15,6 +15,7 @@
 //! | `P/recurrent_state.l` | f32 `[B, HV, K, V]` | after the prompt |
 //! | `P/generated`, `P/step_logits` | i64 `[B, N]`, f32 `[B, N+1, V]` | cached greedy decode |
 //! | `P/mtp_logits` | f32 `[B, T-1, V]` | MTP head |
+//! | `P/bf16.hidden.l`, `P/bf16.logits`, `P/bf16.routing.l` | as without `bf16.` | the official code in bf16 |
 //! | `P/….sketch` | f64 `[99]` | in place of a tap that is too large: see [`sketch`](crate::sketch) |
 //! | `P/topk.ids`, `P/topk.logits`, `P/logsumexp` | i64, f32 `[B, T, 256]`, f64 `[B, T]` | in place of `logits` where those are too large |
 //!
@@ -379,13 +380,14 @@ impl Recording {
         }
     }
 
-    /// How far the official f32 run is from the same code in double, at a tap.
-    pub fn noise(&self, tap: &str) -> Noise {
-        self.noise_of(tap, "f64").unwrap_or_default()
+    /// How far the official implementation is from itself at a tap, and not at all where that was not
+    /// measured: see [`noise_of`](Self::noise_of).
+    pub fn noise(&self, tap: &str, kind: &str) -> Noise {
+        self.noise_of(tap, kind).unwrap_or_default()
     }
 
-    /// How far a run of another kind (`f64`, `bf16`, `sdpa`, `batch4`) is from the official f32 run,
-    /// where that was measured.
+    /// How far a run of another kind is from the official f32 run, where that was measured: of kind
+    /// `f64` the same code in double, of `bf16`, `sdpa` and `batch4` what they say.
     pub fn noise_of(&self, tap: &str, kind: &str) -> Option<Noise> {
         self.manifest.self_noise.get(tap).and_then(|kinds| kinds.get(kind)).copied()
     }

@@ -106,7 +106,7 @@ fn what_cannot_be_fed_is_refused() {
         home.says(2, &[command, "--plant", "nope"], &["kv-cache-lost", "drafts-kept"]);
         home.says(2, &[command, "--model", "synthetic:nope"], &["preset"]);
         home.says(2, &[command, "--engine", "nope", "model/"], &["expected reference"]);
-        home.says(2, &[command, "--number", "f16", "model/"], &["expected f32 or f64"]);
+        home.says(2, &[command, "--number", "f16", "model/"], &["expected f32, f64 or bf16"]);
     }
     home.says(2, &["paths", "--tokens", "4"], &["too few"]);
     home.says(2, &["invariance", "--seconds=-1"], &["expected a time"]);

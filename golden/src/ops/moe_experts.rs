@@ -2,9 +2,9 @@
 //!
 //! `o = sum_a weights_a * down_e( silu(gate_e x) * (up_e x) )`, `e = ids_a`.
 //!
-//! The routing weight multiplies the expert's *output*, after `down_proj`. The sum runs in the order
-//! of the chosen experts (most probable first), with one rounding at the end; official eager code
-//! adds in ascending expert order, the default grouped one in top-k order.
+//! The routing weight multiplies the expert's *output*, after `down_proj`. The sum runs in
+//! ascending order of the experts, as the official eager code does, which stores it after each of them
+//! (the site `expert_sum`); the default grouped code adds in top-k order.
 //! Source: `Qwen3NextExperts.forward` in transformers 5.23.0, `modeling_qwen3_next.py` (which holds
 //! gate and up as one tensor, gate rows first; checkpoints hold them apart, one expert at a time).
 

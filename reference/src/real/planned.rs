@@ -37,6 +37,9 @@ pub enum Rounding {
     Nearest,
     /// Up or down at random, with the odds of the distances; the seed of the run.
     Random(u64),
+    /// As [`Random`](Self::Random) in arithmetic, to the nearest where something is stored: how honest
+    /// emulations of one plan differ, which add in other orders.
+    Order(u64),
 }
 
 const SITES: usize = Site::ALL.len();
@@ -48,7 +51,15 @@ struct Hot {
     dot: Option<Grid>,
     seed: u64,
     random: bool,
+    stored_at_random: bool,
     flush: bool,
+}
+
+impl Hot {
+    /// As what is stored is rounded.
+    fn stored(self) -> Hot {
+        Hot { random: self.stored_at_random, ..self }
+    }
 }
 
 /// A grid as rounding to it needs it.
@@ -85,7 +96,14 @@ struct Functions {
     lean: f64,
 }
 
-const IDLE: Hot = Hot { accumulator: Step::NONE, dot: None, seed: 0, random: false, flush: false };
+const IDLE: Hot = Hot {
+    accumulator: Step::NONE,
+    dot: None,
+    seed: 0,
+    random: false,
+    stored_at_random: false,
+    flush: false,
+};
 
 const EXACT: Functions = Functions { exp: 0.0, log: 0.0, root: 0.0, trig: 0.0, lean: 0.0 };
 
@@ -110,13 +128,16 @@ pub fn under<T>(plan: &Plan, only: Option<Term>, rounding: Rounding, f: impl FnO
     let seed = match rounding {
         Rounding::Nearest => 0,
         // Neighbouring seeds must not give neighbouring runs.
-        Rounding::Random(seed) => mix(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+        Rounding::Random(seed) | Rounding::Order(seed) => {
+            mix(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        }
     };
     let hot = Hot {
         accumulator: if on(Term::Accumulator) { Step::new(plan.accumulator) } else { Step::NONE },
         dot: (plan.dot != plan.accumulator && on(Term::Dot)).then_some(plan.dot),
         seed,
         random: rounding != Rounding::Nearest,
+        stored_at_random: matches!(rounding, Rounding::Random(_)),
         flush: plan.flush_to_zero,
     };
     let functions = Functions {
@@ -359,7 +380,7 @@ impl Real for Planned {
     }
     fn at(self, site: Site) -> Planned {
         match STORES.get()[site as usize] {
-            Some(grid) => Planned(round(self.0, Step::new(grid), HOT.get())),
+            Some(grid) => Planned(round(self.0, Step::new(grid), HOT.get().stored())),
             None => self,
         }
     }
@@ -367,7 +388,7 @@ impl Real for Planned {
     fn operand(self) -> Planned {
         let hot = HOT.get();
         match hot.dot {
-            Some(grid) => Planned(round(self.0, Step::new(grid), hot)),
+            Some(grid) => Planned(round(self.0, Step::new(grid), hot.stored())),
             None => self,
         }
     }
