@@ -27,6 +27,9 @@ use crate::{
 /// Emulations that add in other orders.
 const ORDERS: u64 = 4;
 
+/// The longest prompt that is also asked by layer: that is most of the work, and says the same of each.
+const LONGEST: usize = 70;
+
 /// Whether the official code was also recorded in bf16.
 pub fn has_bf16(recording: &Recording) -> bool {
     recording.manifest.taps.iter().any(|tap| tap.name.contains("/bf16."))
@@ -57,7 +60,9 @@ pub fn verify_bf16(
     let said = ask(&mut engine, &request, progress)?;
     let (legal_flips, illegal_flip) = choices(&mut engine, &request.tokens, &recorded)?;
     let mut findings = compare(recording, prompt, Rule::BF16, &said)?;
-    findings.extend(by_layer(make, recording, prompt, layers)?);
+    if prompt.tokens <= LONGEST {
+        findings.extend(by_layer(make, recording, prompt, layers)?);
+    }
     let tokens = request.tokens.iter().map(Vec::len).sum();
     Ok(Verified { prompt: prompt.id.clone(), tokens, findings, legal_flips, illegal_flip })
 }
@@ -235,8 +240,8 @@ mod tests {
             let prompts = if inert { &["t2", "t3"][..] } else { &["t2", "t3", "t65"] };
             assert_eq!(caught(plan, prompts), !inert, "{site}: in the plan: {there}");
         }
-        // Rotary frequencies that were not cast with the rest.
+        // Rotary frequencies that were not cast with the rest: an angle is off by more the later it is.
         let make = || Emulated::hf_bf16(weights.clone(), None).with_frequencies(Dtype::F32);
-        assert!(!held(&make, &recording, &["t3"]).iter().all(Verified::ok));
+        assert!(!held(&make, &recording, &["t65"]).iter().all(Verified::ok));
     }
 }

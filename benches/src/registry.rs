@@ -6,12 +6,9 @@ use std::{
 };
 
 use golden::{
-    Cost, Dtype, Fill, Op, Plan, Plant, Rng, Set, Spec, Tensors, Variant, View,
-    compare::{self, Finding},
-    ops,
+    Cost, Dtype, Fill, Op, Plan, Plant, Rng, Set, Spec, Tensors, Variant, View, compare, ops,
     plan::Form as PlanForm,
-    recording::{OpCase, Recorded, Recording},
-    tensor::{Read, Source},
+    recording::{OpCase, Recording},
 };
 use optimized::doors::Known;
 
@@ -27,9 +24,10 @@ use crate::{
     report::{Outcome, Row},
     sabotage::{self, Spoiled},
     same,
-    verify::Rule,
     way::Way,
 };
+
+mod recorded;
 
 pub use crate::{
     drawn::{Drawn, Stored},
@@ -370,60 +368,6 @@ impl<O: Answer> Bench<O> {
             Candidate::Variant(variant) => variant.plan(spec),
         })
     }
-
-    fn recorded_findings(
-        &self,
-        recording: &Recording,
-        case: &OpCase,
-        variant: &str,
-        plant: Option<Spoil>,
-        keep: &mut Evidence,
-    ) -> Result<Vec<Finding>, String> {
-        let inputs: O::Inputs<f32> = Read::read(&RecordedCase { recording, case })?;
-        keep.add("in", &inputs);
-        let mut got = match self.candidate(variant)? {
-            Candidate::Reference(form) => O::answer::<f32>(&inputs, form, None),
-            _ => return Err(format!("{variant} is no form of the reference")),
-        };
-        sabotage::all(&mut got, plant);
-        keep.add("got", &got);
-        let prefix = format!("{}/{}", O::NAME, case.case);
-        let mut findings = Vec::new();
-        for (name, got) in golden::Tensors::tensors(&got) {
-            let want = match recording.get(&format!("{prefix}/out.{name}")) {
-                Some(Recorded::F32(x)) => x.map(|&x| f64::from(x)),
-                Some(Recorded::I64(x)) => x.map(|&x| x as f64),
-                // What the official function does not return cannot be compared.
-                _ => continue,
-            };
-            keep.one("want", name, Recorded::F64(want.clone()));
-            let bound = Rule::F32.bound(recording.noise(&format!("{prefix}/{name}"), "f64"));
-            let exact = matches!(got, golden::View::I64(_));
-            let bound = if exact { compare::Bound::Exact } else { bound };
-            findings.push(compare::views(name, &golden::View::F64(want.view()), &got, bound));
-        }
-        if findings.is_empty() {
-            Err("no output of this op was recorded".to_owned())
-        } else {
-            Ok(findings)
-        }
-    }
-}
-
-/// A recorded case as a source of inputs.
-struct RecordedCase<'a> {
-    recording: &'a Recording,
-    case: &'a OpCase,
-}
-
-impl Source for RecordedCase<'_> {
-    fn tensor(&self, name: &str) -> Option<Recorded> {
-        self.recording.get(&format!("{}/{}/in.{name}", self.case.op, self.case.case))
-    }
-
-    fn scalar(&self, name: &str) -> Option<f64> {
-        self.case.scalars.get(name).copied()
-    }
 }
 
 impl<O: Answer> Entry for Bench<O> {
@@ -683,44 +627,4 @@ pub(crate) fn message(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::OPS;
-
-    #[test]
-    fn every_spec_of_every_set_reads_back() {
-        for op in OPS {
-            for spec in op.specs(golden::Set::Nightly) {
-                assert_eq!(
-                    op.parse(&spec).map(|parsed| parsed.canonical),
-                    Ok(spec),
-                    "{}",
-                    op.name()
-                );
-            }
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn no_spec_panics(text in ".{0,60}", sizes in proptest::collection::vec(
-                              prop_oneof![0_u64..300, Just(1 << 24), any::<u64>()], 16),
-                          fill in 0_usize..12, dtype in "f32|f16|bf16|fp8|i64|u8|f64|x", seed in any::<u64>()) {
-            for op in OPS {
-                let _ = op.parse(&text);
-                let sized: Vec<_> =
-                    op.letters().iter().zip(&sizes).map(|(letter, size)| format!("{letter}{size}")).collect();
-                let case = sized.join("-");
-                let fill = op.fills().get(fill).map_or("domain", |fill| fill.name);
-                for spec in [case.clone(), format!("{case};{text}"), format!("{case}-{text}"), format!("{text}{case}"),
-                             format!("{case};dtype={dtype};fill={fill};seed={seed}")] {
-                    if let Ok(parsed) = op.parse(&spec) {
-                        let again = op.parse(&parsed.canonical);
-                        prop_assert_eq!(again, Ok(parsed), "{}/{}", op.name(), spec);
-                    }
-                }
-            }
-        }
-    }
-}
+mod tests;
