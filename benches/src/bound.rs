@@ -15,11 +15,12 @@ use golden::{
     Plan, Spec, Tensors, View,
     compare::derived::{Derived, Moments},
     plan::{Form, Term},
+    recording::{Recorded, serialize},
 };
-use ndarray::ArrayD;
+use ndarray::{ArrayD, ShapeError};
 use rayon::prelude::*;
 use reference::real::{Planned, Rounding, under};
-use safetensors::{Dtype as StDtype, SafeTensors, tensor::TensorView};
+use safetensors::SafeTensors;
 
 use crate::answer::Answer;
 
@@ -190,34 +191,32 @@ fn raw(moments: &[Moments]) -> Vec<f64> {
 
 /// Writes beside the place and renames: another process may do the same at the same time.
 fn write(file: &Path, outputs: &Outputs) -> Result<(), Box<dyn std::error::Error>> {
-    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    let mut tensors = Vec::new();
+    let mut add = |name: String, shape: &[usize], x: Vec<f64>| -> Result<(), ShapeError> {
+        tensors.push((name, Recorded::F64(ArrayD::from_shape_vec(shape, x)?)));
+        Ok(())
+    };
     for (name, output) in outputs {
         match output {
             Output::Numbers(d) => {
-                tensors.push((format!("{name}/want"), d.shape.clone(), bytes(&d.want)));
-                tensors.push((format!("{name}/squares"), d.shape.clone(), bytes(&d.squares)));
+                add(format!("{name}/want"), &d.shape, d.want.clone())?;
+                add(format!("{name}/squares"), &d.shape, d.squares.clone())?;
                 for (what, moments) in
                     [("sums", &d.sums), ("slopes", &d.slopes), ("means", &d.means)]
                 {
                     let raw = raw(moments);
-                    tensors.push((format!("{name}/{what}"), vec![raw.len()], bytes(&raw)));
+                    add(format!("{name}/{what}"), &[raw.len()], raw)?;
                 }
             }
             Output::Integers { want, runs } => {
-                let want_f64: Vec<f64> = want.iter().map(|&x| x as f64).collect();
-                tensors.push((format!("{name}/ints"), want.shape().to_vec(), bytes(&want_f64)));
-                let flat: Vec<f64> = runs.iter().flatten().map(|&x| x as f64).collect();
-                tensors.push((format!("{name}/runs"), vec![runs.len(), want.len()], bytes(&flat)));
+                let ints = want.iter().map(|&x| x as f64).collect();
+                add(format!("{name}/ints"), want.shape(), ints)?;
+                let flat = runs.iter().flatten().map(|&x| x as f64).collect();
+                add(format!("{name}/runs"), &[runs.len(), want.len()], flat)?;
             }
         }
     }
-    let views = tensors
-        .iter()
-        .map(|(name, shape, data)| {
-            Ok((name.clone(), TensorView::new(StDtype::F64, shape.clone(), data)?))
-        })
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
-    let data = safetensors::serialize(views, None)?;
+    let data = serialize(&tensors, &[])?;
     let folder = file.parent().ok_or("a file in a folder")?;
     fs::create_dir_all(folder)?;
     let mut beside = tempfile::NamedTempFile::new_in(folder)?;
@@ -231,10 +230,10 @@ fn read<O: Answer>(file: &Path, runs: u32, plan: &Plan) -> Option<Outputs> {
     let data = fs::read(file).ok()?;
     let parsed = SafeTensors::deserialize(&data).ok()?;
     let numbers = |name: &str| -> Option<(Vec<usize>, Vec<f64>)> {
-        let tensor = parsed.tensor(name).ok()?;
-        let data =
-            tensor.data().as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b)).collect();
-        (tensor.dtype() == StDtype::F64).then(|| (tensor.shape().to_vec(), data))
+        match Recorded::of(&parsed.tensor(name).ok()?)? {
+            Recorded::F64(x) => Some((x.shape().to_vec(), x.into_raw_vec_and_offset().0)),
+            _ => None,
+        }
     };
     let moments = |name: &str| -> Option<Vec<Moments>> {
         let (_, raw) = numbers(name)?;

@@ -14,7 +14,7 @@ use reference::real::{Planned, Rounding, under};
 
 use crate::{
     answer::Answer,
-    judge::{Case, routes},
+    judge::{Case, routes, same_experts},
 };
 
 /// Operations from which on a problem is too dear for runs in stochastic arithmetic: at some 10^8 of its
@@ -42,7 +42,8 @@ pub(crate) fn judge<O: Answer>(case: &Case<'_, O>, got: &O::Outputs<f32>) -> Vec
     let swapped = matches!((&own, &chosen), (Some(own), Some(chosen)) if own != chosen);
     // Everything else has to be right with the experts that were chosen.
     let experts = if swapped { chosen.as_ref() } else { own.as_ref() };
-    let want = if swapped { O::answer(&wide, Form::Plain, experts) } else { plain };
+    let forced = swapped.then(|| O::answer(&wide, Form::Plain, experts));
+    let want = forced.as_ref().unwrap_or(&plain);
     let emulated = under(case.plan, None, Rounding::Nearest, || {
         O::answer(&O::wide::<Planned>(case.inputs), case.plan.form, experts)
     });
@@ -55,7 +56,7 @@ pub(crate) fn judge<O: Answer>(case: &Case<'_, O>, got: &O::Outputs<f32>) -> Vec
         let nothing = View::F64(ndarray::ArrayViewD::from_shape(vec![0], &[]).expect("nothing"));
         let got = got.iter().find(|(other, _)| other == name).map_or(&nothing, |(_, view)| view);
         if *name == "ids" && swapped {
-            findings.push(swaps(want, got, own.as_ref(), &margins(case, &wide)));
+            findings.push(swaps(want, got, own.as_ref(), &margins(case, &plain)));
             continue;
         }
         let bound = twice(name, want, emulated, O::grid(name, case.plan));
@@ -85,12 +86,12 @@ struct Margins {
     off: f64,
 }
 
-fn margins<O: Answer>(case: &Case<'_, O>, wide: &O::Inputs<f64>) -> Margins {
+fn margins<O: Answer>(case: &Case<'_, O>, plain: &O::Outputs<f64>) -> Margins {
     let of = |outputs: &[(&'static str, View<'_>)]| {
         let found = outputs.iter().find(|(name, _)| *name == "margins");
         found.map(|(_, view)| view.to_f64()).unwrap_or_default()
     };
-    let want = of(&O::answer(wide, Form::Plain, None).tensors());
+    let want = of(&plain.tensors());
     let emulated = under(case.plan, None, Rounding::Nearest, || {
         O::answer(&O::wide::<Planned>(case.inputs), case.plan.form, None)
     });
@@ -110,15 +111,10 @@ fn swaps(
     let mut finding = compare::views("ids", forced, got, Bound::Exact);
     let (View::I64(got), Some(own)) = (got, own) else { return finding };
     let last = Axis(own.ndim() - 1);
-    let sorted = |row: ndarray::ArrayView1<'_, i64>| {
-        let mut ids = row.to_vec();
-        ids.sort_unstable();
-        ids
-    };
     let (mut legal, mut illegal) = (0, 0);
     let rows = got.lanes(last).into_iter().zip(own.lanes(last));
     for ((got, own), &margin) in rows.zip(&margins.want) {
-        if sorted(got) == sorted(own) {
+        if same_experts(&got, &own) {
             continue;
         }
         if margin <= 4.0 * margins.off {

@@ -56,7 +56,7 @@ impl Evidence {
 }
 
 /// A copy of a view.
-fn held(view: View<'_>) -> Recorded {
+pub(crate) fn held(view: View<'_>) -> Recorded {
     match view {
         View::F32(x) => Recorded::F32(x.to_owned()),
         View::F64(x) => Recorded::F64(x.to_owned()),

@@ -28,7 +28,7 @@ use self::guest::{Ended, Guest};
 pub(crate) use self::verdict::outcome;
 use crate::{
     filter::{Filter, Subject},
-    plan::Job,
+    plan::{Job, spelled},
     registry::{self, Entry, OPS},
 };
 
@@ -295,10 +295,9 @@ pub fn jobs(
             });
             if mine.is_empty() {
                 for word in filter.words() {
-                    let (problem, variant) = word.split_once('@').unwrap_or((word, ""));
-                    if let Some((op, spec)) = problem.split_once('/')
+                    if let Some((op, spec, variant)) = spelled(word)
                         && op == entry.name()
-                        && (variant.is_empty() || variant == kernel.variant())
+                        && variant.is_none_or(|variant| variant == kernel.variant())
                     {
                         mine.push(job(entry.parse(spec)?.canonical)?);
                     }

@@ -7,7 +7,7 @@ use golden::{
     compare::{self, Bound, Finding},
     plan::Grid,
 };
-use ndarray::{ArrayD, ArrayViewD, Axis};
+use ndarray::{ArrayD, ArrayView1, ArrayViewD, Axis};
 
 use crate::{
     answer::Answer,
@@ -121,6 +121,16 @@ pub(crate) fn routes(ids: &ArrayViewD<'_, i64>, experts: usize) -> bool {
         seen.windows(2).all(|pair| pair[0] != pair[1])
             && seen.iter().all(|&id| 0 <= id && (id as usize) < experts)
     })
+}
+
+/// Whether two rows of ids name the same experts, in whatever order.
+pub(crate) fn same_experts(a: &ArrayView1<'_, i64>, b: &ArrayView1<'_, i64>) -> bool {
+    let sorted = |row: &ArrayView1<'_, i64>| {
+        let mut ids = row.to_vec();
+        ids.sort_unstable();
+        ids
+    };
+    sorted(a) == sorted(b)
 }
 
 /// The first two experts whose logits the oracle and the candidate both hold equal, but which the
@@ -239,13 +249,8 @@ fn flips(chosen: &ArrayViewD<'_, i64>, own: &ArrayD<i64>, derived: &Outputs) -> 
     let mut flips = Flips { smallest_margin: f64::INFINITY, ..Flips::default() };
     let last = Axis(own.ndim() - 1);
     for (i, (got, want)) in chosen.lanes(last).into_iter().zip(own.lanes(last)).enumerate() {
-        let sorted = |row: ndarray::ArrayView1<'_, i64>| {
-            let mut ids = row.to_vec();
-            ids.sort_unstable();
-            ids
-        };
         let margin = margins.want.get(i).copied().unwrap_or(f64::INFINITY);
-        if sorted(got) == sorted(want) {
+        if same_experts(&got, &want) {
             continue;
         }
         if margin <= 2.0 * allowed.get(i).map_or(0.0, |a| a.0) {

@@ -10,7 +10,7 @@ use crate::{
     filter::{Filter, Subject},
     foreign::Kernel,
     registry::{self, Entry, OPS, Parsed, Spoil},
-    report::{Outcome, Row},
+    report::Row,
 };
 
 /// One spec for one way to compute it.
@@ -137,9 +137,7 @@ fn one(job: &Job, watch: &dyn Watch, plant: Option<Spoil>) -> Row {
     }
     let mut evidence = Evidence::default();
     let row = job.entry.check_keeping(&job.spec, &job.variant, plant, &mut evidence);
-    let unremarkable =
-        matches!(row.outcome, Outcome::Passed(_) | Outcome::Skipped(_) | Outcome::Unsupported(_));
-    if !unremarkable {
+    if row.outcome.is_red() {
         watch.keep(job, &row, &evidence);
     }
     row
@@ -151,13 +149,19 @@ pub(crate) fn on(variant: &str, device: &str) -> bool {
     first == device || (device == "cpu" && first == "reference")
 }
 
-/// Jobs that a word spells out: `op/spec` (every variant) or `op/spec@variant`.
-fn named(word: &str) -> Result<Vec<Job>, String> {
+/// Op, spec and variant of a word that spells a job: `op/spec@variant`, or `op/spec` of any variant.
+pub(crate) fn spelled(word: &str) -> Option<(&str, &str, Option<&str>)> {
     let (problem, variant) = match word.split_once('@') {
         Some((problem, variant)) => (problem, Some(variant)),
         None => (word, None),
     };
-    let Some((op, spec)) = problem.split_once('/') else { return Ok(Vec::new()) };
+    let (op, spec) = problem.split_once('/')?;
+    Some((op, spec, variant))
+}
+
+/// Jobs that a word spells out: `op/spec` (every variant) or `op/spec@variant`.
+fn named(word: &str) -> Result<Vec<Job>, String> {
+    let Some((op, spec, variant)) = spelled(word) else { return Ok(Vec::new()) };
     let Some(entry) = registry::op(op) else { return Ok(Vec::new()) };
     // `ops:…` is a case of the recording of that name, which no spec spells.
     if spec.contains(':') {

@@ -8,7 +8,10 @@ use golden::{
 };
 use ndarray::{Array2, Array3, ArrayD, Axis, Ix2, Ix3, Ix4, concatenate, s};
 
-use crate::ask::{Decode, Request, Said, ask};
+use crate::{
+    ask::{Decode, Request, Said, ask},
+    judge::same_experts,
+};
 
 /// Which rule an engine is held to: a floor and a multiple of the recording's own noise.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -363,12 +366,7 @@ fn flips(
         for (token, ((got, want), margin)) in
             routing.ids.rows().into_iter().zip(recorded.rows()).zip(margins).enumerate()
         {
-            let sorted = |row: ndarray::ArrayView1<'_, i64>| {
-                let mut ids = row.to_vec();
-                ids.sort_unstable();
-                ids
-            };
-            if sorted(got) == sorted(want) {
+            if same_experts(&got, &want) {
                 continue;
             }
             if f64::from(margin) <= 10.0 * noise {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use benches::report::Row;
+use benches::report::{Outcome, Row};
 use golden::compare::{Bound, Finding};
 
 /// What to type to see a row again.
@@ -29,16 +29,16 @@ impl Again {
     }
 }
 
+/// The first lines of a block: the outcome of what, and why.
+pub(crate) fn head(outcome: &Outcome, id: &str) -> Vec<String> {
+    let word = outcome.name().to_uppercase().replace("FAILED", "FAIL");
+    let why = outcome.why().map(|why| format!("  {why}"));
+    std::iter::once(format!("{word:<4} {id}")).chain(why).collect()
+}
+
 /// What is wrong, where, and how to see it again.
 pub(crate) fn block(row: &Row, again: &Again) -> String {
-    let mut lines = vec![format!(
-        "{:<4} {}",
-        row.outcome.name().to_uppercase().replace("FAILED", "FAIL"),
-        row.id()
-    )];
-    if let Some(why) = row.outcome.why() {
-        lines.push(format!("  {why}"));
-    }
+    let mut lines = head(&row.outcome, &row.id());
     lines.extend(row.outcome.findings().iter().filter(|f| !f.ok).flat_map(told));
     lines.push(format!("  repro: {}", again.typed(&row.id())));
     lines.join("\n")

@@ -3,9 +3,13 @@
 use std::path::PathBuf;
 
 use benches::ask::{Decode, INTERRUPTED, Request, Said, ask};
-use golden::{Engine, Weights, checkpoint::Checkpoint};
+use golden::{
+    Engine, Weights,
+    checkpoint::Checkpoint,
+    recording::{Recorded, serialize},
+};
 use ndarray::{Array2, Array3};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 
 use crate::{
@@ -334,27 +338,12 @@ fn pack(said: &Said, prompt: &Prompt, args: &Args) -> anyhow::Result<Vec<u8>> {
         };
         floats.push(("step_logits".to_owned(), steps));
     }
-    let bytes: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = floats
-        .into_iter()
-        .map(|(name, x)| {
-            let data = x.iter().flat_map(|x| x.to_le_bytes()).collect();
-            (name, Dtype::F32, x.shape().to_vec(), data)
-        })
-        .chain(args.decode.map(|n| {
-            let data = said
-                .generated
-                .iter()
-                .flatten()
-                .flat_map(|&id| i64::from(id).to_le_bytes())
-                .collect();
-            ("generated".to_owned(), Dtype::I64, vec![b, n], data)
-        }))
-        .collect();
-    let views = bytes
-        .iter()
-        .map(|(name, dtype, shape, data)| {
-            Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), data)?))
-        })
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
-    Ok(safetensors::serialize(views, None)?)
+    let mut tensors: Vec<(String, Recorded)> =
+        floats.into_iter().map(|(name, x)| (name, Recorded::F32(x.into_dyn()))).collect();
+    if let Some(n) = args.decode {
+        let ids = said.generated.iter().flatten().map(|&id| i64::from(id)).collect();
+        let ids = Array2::from_shape_vec((b, n), ids)?;
+        tensors.push(("generated".to_owned(), Recorded::I64(ids.into_dyn())));
+    }
+    Ok(serialize(&tensors, &[])?)
 }

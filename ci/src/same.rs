@@ -9,7 +9,7 @@ use benches::{
 use serde_json::json;
 
 use crate::{
-    block::told,
+    block::{head, told},
     exit::{Exit, fail},
     out::{self, Out},
 };
@@ -153,14 +153,7 @@ impl<'a> Tally<'a> {
 
     /// What is wrong, where, and how to see it again.
     fn block(&self, row: &Row) -> String {
-        let mut lines = vec![format!(
-            "{:<4} {}",
-            row.outcome.name().to_uppercase().replace("FAILED", "FAIL"),
-            row.id()
-        )];
-        if let Some(why) = row.outcome.why() {
-            lines.push(format!("  {why}"));
-        }
+        let mut lines = head(&row.outcome, &row.id());
         if let Some(difference) = &row.difference {
             lines.push(format!("  first difference {}", first(difference)));
             lines.push(format!(

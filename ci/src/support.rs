@@ -7,7 +7,7 @@ use std::{
 };
 
 use benches::{plan::Job, registry::OPS, report::Row};
-use golden::Set;
+use golden::{Set, checkpoint::hash_file};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -44,8 +44,8 @@ fn place() -> PathBuf {
 
 /// What tells this build from another: the program itself, byte by byte.
 fn build() -> String {
-    let program = std::env::current_exe().and_then(fs::read).unwrap_or_default();
-    blake3::hash(&program).to_hex()[..16].to_owned()
+    let hash = std::env::current_exe().and_then(|exe| hash_file(&exe, &exe));
+    hash.map_or(String::new(), |hash| hash.blake3[..16].to_owned())
 }
 
 impl Outcomes {

@@ -39,9 +39,12 @@ pub(crate) fn run(settings: &[InForce], out: &Out) -> anyhow::Result<Exit> {
     out.line("\nthe whole model: the reference against recordings of the official implementation, on real files");
     let ids = golden_cmd::model_ids();
     let mut rows = Vec::new();
-    let bar = out.bar(2 * ids.len() as u64, "verify", false);
-    for number in ["f32", "f64", "bf16"] {
-        for id in ids.iter().filter(|id| number != "bf16" || golden_cmd::in_bf16(id)) {
+    let in_bf16: Vec<_> = ids.iter().filter(|id| golden_cmd::in_bf16(id)).collect();
+    let bar = out.bar((2 * ids.len() + in_bf16.len()) as u64, "verify", false);
+    for (number, ids) in
+        [("f32", ids.iter().collect()), ("f64", ids.iter().collect()), ("bf16", in_bf16)]
+    {
+        for id in ids {
             let report = golden_cmd::verify_one(id, None, "reference", number, None)?;
             bar.inc(1);
             out.json(&json!({"schema": "karat.result/1", "kind": "golden", "recording": id, "number": number, "ok": report.ok(),

@@ -18,8 +18,7 @@ use benches::{
     plan::{Job, Watch},
     report::{Outcome, Row},
 };
-use golden::recording::Recorded;
-use safetensors::{Dtype, tensor::TensorView};
+use golden::recording::serialize;
 
 use crate::{block::Again, files, out};
 
@@ -178,40 +177,14 @@ fn file_name(id: &str) -> String {
 
 /// Writes beside the place and renames.
 fn write(path: &Path, row: &Row, repro: &str, evidence: &Evidence) -> io::Result<()> {
-    let bytes: Vec<(&str, Dtype, Vec<usize>, Vec<u8>)> = evidence
-        .tensors
-        .iter()
-        .map(|(name, x)| {
-            let (dtype, shape, data) = match x {
-                Recorded::F32(x) => {
-                    (Dtype::F32, x.shape(), x.iter().flat_map(|x| x.to_le_bytes()).collect())
-                }
-                Recorded::F64(x) => {
-                    (Dtype::F64, x.shape(), x.iter().flat_map(|x| x.to_le_bytes()).collect())
-                }
-                Recorded::I64(x) => {
-                    (Dtype::I64, x.shape(), x.iter().flat_map(|x| x.to_le_bytes()).collect())
-                }
-                Recorded::U8(x) => (Dtype::U8, x.shape(), x.iter().copied().collect::<Vec<u8>>()),
-            };
-            (name.as_str(), dtype, shape.to_vec(), data)
-        })
-        .collect();
-    let views = bytes
-        .iter()
-        .map(|(name, dtype, shape, data)| {
-            Ok((*name, TensorView::new(*dtype, shape.clone(), data)?))
-        })
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
-        .map_err(io::Error::other)?;
+    let id = row.id();
     let metadata = [
-        ("case", row.id()),
-        ("outcome", row.outcome.name().to_owned()),
-        ("repro", repro.to_owned()),
-        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("case", &*id),
+        ("outcome", row.outcome.name()),
+        ("repro", repro),
+        ("version", env!("CARGO_PKG_VERSION")),
     ];
-    let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();
-    let data = safetensors::serialize(views, Some(metadata)).map_err(io::Error::other)?;
+    let data = serialize(&evidence.tensors, &metadata).map_err(io::Error::other)?;
     files::replace(path, &data)
 }
 

@@ -296,7 +296,8 @@ fn share(used: f64, allowed: f64) -> f64 {
     if used == 0.0 { 0.0 } else { used / allowed }
 }
 
-fn unravel(mut flat: usize, shape: &[usize]) -> Vec<usize> {
+/// The index, in a tensor of this shape, of an element of its row-major order.
+pub fn unravel(mut flat: usize, shape: &[usize]) -> Vec<usize> {
     let mut index: Vec<usize> = shape
         .iter()
         .rev()

@@ -29,7 +29,7 @@ use std::{
 };
 
 use ndarray::{ArrayD, IxDyn};
-use safetensors::{Dtype as StDtype, SafeTensors, tensor::TensorView};
+use safetensors::{Dtype as StDtype, SafeTensorError, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -263,6 +263,55 @@ impl Recorded {
             _ => None,
         }
     }
+
+    fn dtype(&self) -> StDtype {
+        match self {
+            Recorded::F32(_) => StDtype::F32,
+            Recorded::F64(_) => StDtype::F64,
+            Recorded::I64(_) => StDtype::I64,
+            Recorded::U8(_) => StDtype::U8,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        match self {
+            Recorded::F32(x) => x.shape(),
+            Recorded::F64(x) => x.shape(),
+            Recorded::I64(x) => x.shape(),
+            Recorded::U8(x) => x.shape(),
+        }
+    }
+
+    /// Little-endian, in row-major order.
+    fn bytes(&self) -> Vec<u8> {
+        match self {
+            Recorded::F32(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Recorded::F64(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Recorded::I64(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Recorded::U8(x) => x.iter().copied().collect(),
+        }
+    }
+}
+
+/// Named tensors as a safetensors file, and metadata if there is any.
+///
+/// # Errors
+/// If a name stands twice.
+pub fn serialize(
+    tensors: &[(String, Recorded)],
+    metadata: &[(&str, &str)],
+) -> Result<Vec<u8>, SafeTensorError> {
+    let bytes: Vec<_> = tensors.iter().map(|(_, tensor)| tensor.bytes()).collect();
+    let views = tensors
+        .iter()
+        .zip(&bytes)
+        .map(|((name, tensor), data)| {
+            Ok((name, TensorView::new(tensor.dtype(), tensor.shape().to_vec(), data)?))
+        })
+        .collect::<Result<Vec<_>, SafeTensorError>>()?;
+    let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    let metadata = (!metadata.is_empty()).then(|| metadata.iter().map(owned).collect());
+    safetensors::serialize(views, metadata)
 }
 
 impl Manifest {

@@ -1,6 +1,9 @@
 //! The first element that is over its bound, and what the places of the others have in common.
 
-use golden::{View, compare::derived::Derived};
+use golden::{
+    View,
+    compare::{derived::Derived, unravel},
+};
 use ndarray::ArrayD;
 use serde_json::{Value, json};
 
@@ -42,20 +45,8 @@ pub(super) fn over(bound: &Derived, got: &View<'_>) -> Vec<bool> {
 pub(super) fn first(bound: &Derived, got: &View<'_>, over: &[bool]) -> Option<First> {
     let values = got.to_f64();
     let at = over.iter().position(|&over| over)?;
-    let mut rest = at;
-    let mut index: Vec<usize> = bound
-        .shape
-        .iter()
-        .rev()
-        .map(|&size| {
-            let i = rest % size.max(1);
-            rest /= size.max(1);
-            i
-        })
-        .collect();
-    index.reverse();
     Some(First {
-        at: index,
+        at: unravel(at, &bound.shape),
         want: *bound.want.get(at)?,
         got: values.get(at).copied().unwrap_or(f64::NAN),
         allowed: bound.allowed().get(at)?.0,

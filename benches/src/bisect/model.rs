@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     bound::{DECIDE, SCREEN},
+    judge::same_experts,
     same, spread,
     spread::Bounds,
 };
@@ -333,14 +334,9 @@ impl Oracle {
                 let part = Part::Layer(layer);
                 let Some(at) = want.iter().position(|(other, _)| *other == part) else { continue };
                 for (token, (own, got)) in own.rows().into_iter().zip(got.rows()).enumerate() {
-                    let sorted = |row: ndarray::ArrayView1<'_, i64>| {
-                        let mut ids = row.to_vec();
-                        ids.sort_unstable();
-                        ids
-                    };
                     let row = self.text.row(piece, token);
                     let (margin, off) = (want[at].1[row], off[at][row].sqrt());
-                    if sorted(own) == sorted(got) || margin <= 2.0 * SPREADS * off {
+                    if same_experts(&own, &got) || margin <= 2.0 * SPREADS * off {
                         continue;
                     }
                     let ids = |row: ndarray::ArrayView1<'_, i64>| row.to_owned().into_dyn();

@@ -11,17 +11,17 @@ use std::{
     path::Path,
 };
 
-use golden::{Error, Op, Spec, Tensors, View};
+use golden::{Error, Op, Spec, Tensors, recording::serialize};
 use optimized::doors::{Fault, Foreign, Manifest, World};
 use rustix::{
     io::dup,
     process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit},
     stdio::{dup2_stdin, dup2_stdout},
 };
-use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 
 use crate::{
+    evidence::held,
     guard,
     registry::{self, Entry, drawn},
     report::Outcome,
@@ -102,22 +102,12 @@ pub(crate) fn answer<O: Op>(
         }
     };
     let all = [("before", &answers.before), ("first", &answers.first), ("moved", &answers.moved)];
-    let mut tensors: Vec<(String, Vec<usize>, Dtype, Vec<u8>)> = Vec::new();
+    let mut tensors = Vec::new();
     for (when, outputs) in all {
-        for (name, view) in outputs.tensors() {
-            let (dtype, data) = match &view {
-                View::F32(x) => (Dtype::F32, x.iter().flat_map(|x| x.to_le_bytes()).collect()),
-                View::I64(x) => (Dtype::I64, x.iter().flat_map(|x| x.to_le_bytes()).collect()),
-                _ => return Err(format!("output {name} is neither f32 nor i64").into()),
-            };
-            tensors.push((format!("{when}/{name}"), view.shape().to_vec(), dtype, data));
-        }
+        let named = outputs.tensors().into_iter();
+        tensors.extend(named.map(|(name, view)| (format!("{when}/{name}"), held(view))));
     }
-    let views = tensors
-        .iter()
-        .map(|(name, shape, dtype, data)| Ok((name, TensorView::new(*dtype, shape.clone(), data)?)))
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
-    std::fs::write(file, safetensors::serialize(views, None)?)?;
+    std::fs::write(file, serialize(&tensors, &[])?)?;
     Ok(json!({"said": "answers"}))
 }
 

@@ -80,34 +80,25 @@ const FILLS: &[Fill] = &[
     },
 ];
 
+/// What comes after the router.
+const EXPERTS: &[&str] = &[
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+    "shared_gate_proj",
+    "shared_up_proj",
+    "shared_down_proj",
+    "shared_gate",
+];
+
 impl Op for MoeLayer {
     const NAME: &'static str = "moe_layer";
     const TOLD: &'static [&'static str] = &["margins"];
     const APART: &'static [Apart] = &[
-        Apart {
-            output: "ids",
-            inputs: &[
-                "gate_proj",
-                "up_proj",
-                "down_proj",
-                "shared_gate_proj",
-                "shared_up_proj",
-                "shared_down_proj",
-                "shared_gate",
-            ],
-            why: "experts are chosen before they are asked",
-        },
+        Apart { output: "ids", inputs: EXPERTS, why: "experts are chosen before they are asked" },
         Apart {
             output: "weights",
-            inputs: &[
-                "gate_proj",
-                "up_proj",
-                "down_proj",
-                "shared_gate_proj",
-                "shared_up_proj",
-                "shared_down_proj",
-                "shared_gate",
-            ],
+            inputs: EXPERTS,
             why: "experts are weighed before they are asked",
         },
     ];
