@@ -14,7 +14,7 @@ use std::{
 use golden::{
     Plan, Spec, Tensors, View,
     compare::derived::{Derived, Moments},
-    plan::{Form, Term},
+    plan::{Form, Grid, Term},
     recording::{Recorded, serialize},
 };
 use ndarray::{ArrayD, ShapeError};
@@ -113,7 +113,9 @@ impl<O: Answer> Question<'_, O> {
         }
         let folder = FOLDER.get().filter(|_| self.spec.seed < FRESH);
         let file = folder.map(|folder| folder.join(format!("{key}.safetensors")));
-        let kept = file.as_ref().and_then(|file| read::<O>(file, runs, self.plan));
+        let names = <O::Outputs<f32> as Tensors>::names();
+        let grid = |name: &str| O::grid(name, self.plan);
+        let kept = file.as_ref().and_then(|file| read(file, runs, names, &grid));
         let outputs = Arc::new(kept.unwrap_or_else(|| {
             let outputs = self.run(runs);
             if let Some(file) = &file {
@@ -157,27 +159,33 @@ impl<O: Answer> Question<'_, O> {
         let planned = O::wide::<Planned>(self.inputs);
         // The screen and the verdict must not share a run.
         let first = if runs == SCREEN { 0 } else { 1 << 20 };
-        let all: Vec<Vec<Vec<f64>>> = (0..runs)
-            .into_par_iter()
-            .map(|i| {
-                let rounding = Rounding::Random(u64::from(first + i));
-                let run = under(self.plan, self.only, rounding, || {
-                    O::answer(&planned, self.plan.form, forced.as_ref())
-                });
-                run.tensors().into_iter().map(|(_, view)| view.to_f64()).collect()
-            })
-            .collect();
-        for run in all {
-            for ((_, output), run) in outputs.iter_mut().zip(run) {
-                match output {
-                    Output::Numbers(derived) => derived.add(&run),
-                    Output::Integers { runs, .. } => {
-                        runs.push(run.into_iter().map(|x| x as i64).collect());
-                    }
+        add(&mut outputs, first..first + runs, &|rounding| {
+            let run = under(self.plan, self.only, rounding, || {
+                O::answer(&planned, self.plan.form, forced.as_ref())
+            });
+            run.tensors().into_iter().map(|(_, view)| view.to_f64()).collect()
+        });
+        outputs
+    }
+}
+
+/// Runs, and what they say of the outputs.
+fn add(
+    outputs: &mut Outputs,
+    seeds: std::ops::Range<u32>,
+    run: &(dyn Fn(Rounding) -> Vec<Vec<f64>> + Sync),
+) {
+    let all: Vec<_> =
+        seeds.into_par_iter().map(|seed| run(Rounding::Random(u64::from(seed)))).collect();
+    for run in all {
+        for ((_, output), run) in outputs.iter_mut().zip(run) {
+            match output {
+                Output::Numbers(derived) => derived.add(&run),
+                Output::Integers { runs, .. } => {
+                    runs.push(run.into_iter().map(|x| x as i64).collect());
                 }
             }
         }
-        outputs
     }
 }
 
@@ -226,7 +234,12 @@ fn write(file: &Path, outputs: &Outputs) -> Result<(), Box<dyn std::error::Error
 }
 
 /// A kept bound, if it is there, whole, and of this op.
-fn read<O: Answer>(file: &Path, runs: u32, plan: &Plan) -> Option<Outputs> {
+fn read(
+    file: &Path,
+    runs: u32,
+    names: &[&'static str],
+    grid: &dyn Fn(&str) -> Grid,
+) -> Option<Outputs> {
     let data = fs::read(file).ok()?;
     let parsed = SafeTensors::deserialize(&data).ok()?;
     let numbers = |name: &str| -> Option<(Vec<usize>, Vec<f64>)> {
@@ -240,10 +253,9 @@ fn read<O: Answer>(file: &Path, runs: u32, plan: &Plan) -> Option<Outputs> {
         Some(raw.as_chunks::<3>().0.iter().map(|&raw| Moments::from_raw(raw)).collect())
     };
     let mut outputs = Vec::new();
-    for &name in <O::Outputs<f32> as Tensors>::names() {
+    for &name in names {
         if let Some((shape, want)) = numbers(&format!("{name}/want")) {
-            let grid = O::grid(name, plan);
-            let empty = Derived::new(&shape, want, grid);
+            let empty = Derived::new(&shape, want, grid(name));
             let derived = Derived {
                 runs,
                 squares: numbers(&format!("{name}/squares"))?.1,

@@ -4,8 +4,10 @@
 //! which opens the door and answers one job after another. A segfault, a hang or memory without end
 //! ends one job; the next one gets a fresh process.
 
+mod bundle;
 pub mod child;
 mod guest;
+mod remote;
 mod verdict;
 
 use std::{
@@ -25,11 +27,15 @@ pub use optimized::doors::{Constraints, Entrance, Manifest, scaffold};
 use serde_json::{Value, json};
 
 use self::guest::{Ended, Guest};
-pub(crate) use self::verdict::outcome;
+pub(crate) use self::{
+    remote::{Remote, ended},
+    verdict::outcome,
+};
 use crate::{
     filter::{Filter, Subject},
     plan::{Job, spelled},
     registry::{self, Entry, OPS},
+    report::Outcome,
 };
 
 /// How foreign code is kept apart. Paths and limits are chosen by the command line.
@@ -85,6 +91,33 @@ pub(crate) enum Said {
     Timeout,
 }
 
+impl Said {
+    /// The answers, or what it came to instead.
+    pub(crate) fn answers(self) -> Result<Vec<u8>, Outcome> {
+        Err(match self {
+            Said::Answers(answers) => return Ok(answers),
+            Said::Cheat(why) => Outcome::Cheat(why),
+            Said::Mistrusted(why) => Outcome::Mistrusted(why),
+            Said::Died(why) => Outcome::Crashed(why),
+            Said::Refused(why) => Outcome::Error(why),
+            Said::Timeout => Outcome::Timeout,
+        })
+    }
+}
+
+/// What a kernel is asked.
+pub(crate) struct Question<'a> {
+    pub(crate) op: &'a str,
+    pub(crate) spec: &'a str,
+    /// Bytes that the problem moves.
+    pub(crate) bytes: u64,
+    /// Inputs, as a bundle, to be answered once; without them those of the spec are drawn, and it is
+    /// watched as somebody whom nobody knows.
+    pub(crate) inputs: Option<&'a [u8]>,
+    /// With how many threads, where that is asked too.
+    pub(crate) threads: Option<usize>,
+}
+
 impl Kernel {
     /// Reads a `kernel.toml`, builds what it says is to be built, and opens the door once.
     ///
@@ -116,7 +149,7 @@ impl Kernel {
             started: AtomicUsize::new(0),
             folder,
         };
-        let (guest, ready) = kernel.start(kernel.isolation.memory).map_err(|ended| {
+        let (guest, ready) = kernel.start(kernel.isolation.memory, None).map_err(|ended| {
             let file = file.display();
             Unusable::Died(match ended {
                 Ended::Timeout => format!("{file}: did not open in time"),
@@ -151,19 +184,42 @@ impl Kernel {
         self.manifest.plan(dtype)
     }
 
+    /// Those problems of an op, each made one that it takes where it is not, none of them twice.
+    pub(crate) fn problems(
+        &self,
+        entry: &'static dyn Entry,
+        specs: Vec<String>,
+    ) -> impl Iterator<Item = String> {
+        let mut known = std::collections::HashSet::new();
+        let adapted =
+            |spec: String| adapted(&self.manifest.constraints, entry, &spec).unwrap_or(spec);
+        specs.into_iter().map(adapted).filter(move |spec| known.insert(spec.clone()))
+    }
+
+    /// Whether it computes an op, on the device that is meant.
+    pub(crate) fn implements(&self, entry: &dyn Entry, device: Option<&str>) -> bool {
+        self.manifest.implements.iter().any(|op| op == entry.name())
+            && device.is_none_or(|device| device == self.manifest.device())
+    }
+
     /// Why it does not take a problem, if so.
     pub fn refuses(&self, sizes: &[(&'static str, usize)], dtype: Dtype) -> Option<String> {
         self.manifest.constraints.refuse(sizes, dtype)
     }
 
-    /// Asks for an answer to a problem that moves so many bytes.
-    pub(crate) fn ask(&self, op: &str, spec: &str, bytes: u64) -> Said {
+    /// Asks for an answer.
+    pub(crate) fn ask(&self, question: &Question<'_>) -> Said {
+        let &Question { op, spec, bytes, inputs, threads } = question;
         // Two draws of the inputs in two memories, their images and the outputs.
         let limit = self.isolation.memory + 16 * bytes;
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let guest = match idle.filter(|guest| limit <= guest.limit) {
+        let fits = |guest: &Guest| limit <= guest.limit && threads == guest.threads;
+        let idle = {
+            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            idle.iter().rposition(fits).map(|at| idle.remove(at))
+        };
+        let guest = match idle {
             Some(guest) => Ok(guest),
-            None => self.start(limit).and_then(|(guest, ready)| {
+            None => self.start(limit, threads).and_then(|(guest, ready)| {
                 if ready["door"] == "open" {
                     return Ok(guest);
                 }
@@ -173,7 +229,12 @@ impl Kernel {
         };
         let answered = guest.and_then(|mut guest| {
             let file = guest.file.clone();
-            let said = guest.ask(&json!({"op": op, "spec": spec, "file": file}))?;
+            let sent = inputs.map(|inputs| {
+                let sent = file.with_extension("inputs");
+                fs::write(&sent, inputs).map(|()| sent)
+            });
+            let sent = sent.transpose().map_err(|e| Ended::Died(format!("inputs: {e}")))?;
+            let said = guest.ask(&json!({"op": op, "spec": spec, "file": file, "inputs": sent}))?;
             Ok((guest, said))
         });
         let (guest, said) = match answered {
@@ -202,10 +263,10 @@ impl Kernel {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(guest);
     }
 
-    fn start(&self, limit: u64) -> Result<(Guest, Value), Ended> {
+    fn start(&self, limit: u64, threads: Option<usize>) -> Result<(Guest, Value), Ended> {
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         let file = self.folder.path().join(format!("{number}.safetensors"));
-        Guest::start(&self.isolation, &self.manifest.file, limit, file)
+        Guest::start(&self.isolation, &self.manifest.file, limit, threads, file)
     }
 }
 
@@ -271,9 +332,7 @@ pub fn jobs(
     let mut jobs: Vec<Job> = Vec::new();
     for &entry in OPS {
         for kernel in kernels {
-            if !kernel.manifest.implements.iter().any(|op| op == entry.name())
-                || device.is_some_and(|device| device != kernel.manifest.device())
-            {
+            if !kernel.implements(entry, device) {
                 continue;
             }
             let job = |spec: String| -> Result<Job, String> {
@@ -281,13 +340,8 @@ pub fn jobs(
                 let foreign = Some(kernel.clone());
                 Ok(Job { entry, variant: kernel.variant(), spec, parsed, foreign })
             };
-            let mut mine: Vec<Job> = Vec::new();
-            for spec in entry.specs(set) {
-                let spec = adapted(&kernel.manifest.constraints, entry, &spec).unwrap_or(spec);
-                if !mine.iter().any(|known| known.spec == spec) {
-                    mine.push(job(spec)?);
-                }
-            }
+            let mut mine: Vec<Job> =
+                kernel.problems(entry, entry.specs(set)).map(job).collect::<Result<_, _>>()?;
             mine.retain(|job| {
                 let Job { entry, variant, parsed, .. } = job;
                 let subject = Subject { op: entry.name(), variant, id: &job.id(), parsed };

@@ -2,7 +2,7 @@
 
 use golden::{Error, Op, Prepared, Spec, Tensors, Variant, View};
 
-use crate::report::Outcome;
+use crate::{foreign::ended, report::Outcome};
 
 /// Runs a variant once (twice where it claims to be deterministic) on poisoned outputs.
 ///
@@ -42,8 +42,7 @@ pub(crate) fn once<O: Op>(
     spec: &Spec<O::Case>,
     inputs: &O::Inputs<f32>,
 ) -> Result<O::Outputs<f32>, Outcome> {
-    let text = |e: Error| Outcome::Error(e.to_string());
-    poisoned(&mut *variant.prepare(spec, inputs).map_err(text)?).map_err(text)?
+    poisoned(&mut *variant.prepare(spec, inputs).map_err(ended)?).map_err(ended)?
 }
 
 /// Poisons, looks that the poison took, runs.
@@ -112,7 +111,7 @@ fn reload<O: Op>(prepared: &mut dyn Prepared<O>, inputs: &O::Inputs<f32>) -> Res
 }
 
 /// One run, after which nothing but the outputs may have changed.
-fn watched<O: Op>(
+pub(crate) fn watched<O: Op>(
     prepared: &mut dyn Prepared<O>,
     inputs: &O::Inputs<f32>,
 ) -> Result<Result<O::Outputs<f32>, Outcome>, Error> {

@@ -24,7 +24,7 @@ use crate::{
     report::{Outcome, Row},
     sabotage::{self, Spoiled},
     same,
-    way::Way,
+    way::{Way, Who},
 };
 
 mod recorded;
@@ -92,7 +92,8 @@ pub trait Entry: Sync {
     fn check(&self, spec: &str, variant: &str, plant: Option<Spoil>) -> Row;
     /// Runs a foreign kernel on one spec, in a process of its own, and compares with the oracle.
     fn check_foreign(&self, spec: &str, kernel: &foreign::Kernel, plant: Option<Spoil>) -> Row;
-    /// In that process: runs an opened kernel, and leaves its answers in a file.
+    /// In that process: runs an opened kernel, on the inputs in a file or on those of the spec, and
+    /// leaves its answers in a file.
     ///
     /// # Errors
     /// If it gave none.
@@ -100,6 +101,7 @@ pub trait Entry: Sync {
         &self,
         spec: &str,
         kernel: &optimized::doors::Foreign,
+        inputs: Option<&std::path::Path>,
         file: &std::path::Path,
     ) -> Result<serde_json::Value, golden::Error>;
     /// The same, keeping what it was fed, what it answered and what was allowed, where it does not
@@ -150,24 +152,15 @@ pub trait Entry: Sync {
         plant: Option<Spoil>,
         keep: &mut Evidence,
     ) -> Row;
-    /// Feeds one problem to one way to compute it along these paths, with a fault of the variant
-    /// planted or not.
-    fn paths(
-        &self,
-        spec: &str,
-        variant: &str,
-        paths: &[Path],
-        plant: Option<&str>,
-    ) -> Vec<same::Row>;
-    /// Asks one way to compute a problem again, with these changes, a fault of the variant planted or
-    /// not; `budget` is what the runs may take.
+    /// Feeds one problem to whoever computes it along these paths.
+    fn paths(&self, spec: &str, who: &Who, paths: &[Path]) -> Vec<same::Row>;
+    /// Asks whoever computes a problem again, with these changes; `budget` is what the runs may take.
     fn invariance(
         &self,
         spec: &str,
-        variant: &str,
+        who: &Who,
         changes: &[Change],
         budget: Duration,
-        plant: Option<&str>,
     ) -> Vec<same::Row>;
     /// Which output of a way to compute it is wrong, with a fault of the variant planted or not, and of a
     /// composite op which op inside.
@@ -254,14 +247,13 @@ impl<O: Answer> Bench<O> {
     fn ways<T>(
         &self,
         text: &str,
-        variant: &str,
-        plant: Option<&str>,
+        who: &Who,
         run: impl Fn(&Way<O>, &Spec<O::Case>) -> T,
     ) -> Result<T, Outcome> {
         let run = || -> Result<T, String> {
             let spec: Spec<O::Case> = text.parse()?;
             O::check(&spec)?;
-            Ok(run(&self.way(variant, plant)?, &spec))
+            Ok(run(&self.way(who)?, &spec))
         };
         // A panic in one job ends that job, not the run.
         match catch_unwind(AssertUnwindSafe(run)) {
@@ -271,13 +263,19 @@ impl<O: Answer> Bench<O> {
         }
     }
 
-    /// The way of that name, with a fault planted or not.
-    fn way(&self, name: &str, plant: Option<&str>) -> Result<Way<O>, String> {
+    /// How somebody computes it.
+    fn way(&self, who: &Who) -> Result<Way<O>, String> {
+        let (name, plant) = match who {
+            Who::Named { variant, plant } => (variant.as_str(), plant.as_deref()),
+            Who::Foreign(kernel) => {
+                return Ok(Way::Made(Box::new(foreign::Remote::new(kernel.clone()))));
+            }
+        };
         let variant = self.0.iter().find(|variant| variant.name() == name);
         match (variant, plant) {
             (Some(variant), None) => Ok(Way::Variant(*variant)),
             (Some(variant), Some(plant)) => {
-                let planted = variant.planted(plant).map(Way::Planted);
+                let planted = variant.planted(plant).map(Way::Made);
                 planted.ok_or_else(|| format!("{name}: no fault {plant:?}"))
             }
             (None, None) => match self.candidate(name)? {
@@ -457,40 +455,39 @@ impl<O: Answer> Entry for Bench<O> {
         &self,
         text: &str,
         kernel: &optimized::doors::Foreign,
+        inputs: Option<&std::path::Path>,
         file: &std::path::Path,
     ) -> Result<serde_json::Value, golden::Error> {
-        foreign::child::answer::<O>(&Self::spec(text)?, kernel, file)
+        foreign::child::answer::<O>(&Self::spec(text)?, kernel, inputs, file)
     }
 
-    fn paths(
-        &self,
-        text: &str,
-        variant: &str,
-        paths: &[Path],
-        plant: Option<&str>,
-    ) -> Vec<same::Row> {
-        let run = |way: &Way<O>, spec: &Spec<O::Case>| {
-            paths::ops::run(way, variant, spec, Self::inputs(spec), paths)
-        };
-        self.ways(text, variant, plant, run).unwrap_or_else(|outcome| {
-            let row = |path| paths::ops::row::<O>(text, variant, path, outcome.clone());
+    fn paths(&self, text: &str, who: &Who, paths: &[Path]) -> Vec<same::Row> {
+        let name = &who.to_string();
+        let all = |outcome: Outcome| {
+            let row = |path| paths::ops::row::<O>(text, name, path, outcome.clone());
             paths.iter().map(row).collect()
-        })
+        };
+        let Some(fed) = O::PATHS else {
+            return all(Outcome::Unsupported("this op has no sequences".to_owned()));
+        };
+        let run =
+            |way: &Way<O>, spec: &Spec<O::Case>| fed(way, name, spec, Self::inputs(spec), paths);
+        self.ways(text, who, run).unwrap_or_else(all)
     }
 
     fn invariance(
         &self,
         text: &str,
-        variant: &str,
+        who: &Who,
         changes: &[Change],
         budget: Duration,
-        plant: Option<&str>,
     ) -> Vec<same::Row> {
+        let name = &who.to_string();
         let run = |way: &Way<O>, spec: &Spec<O::Case>| {
-            invariance::ops::run(way, variant, spec, &Self::inputs, changes, budget)
+            invariance::ops::run(way, name, spec, &Self::inputs, changes, budget)
         };
-        self.ways(text, variant, plant, run).unwrap_or_else(|outcome| {
-            let row = |&change| invariance::ops::row::<O>(text, variant, change, outcome.clone());
+        self.ways(text, who, run).unwrap_or_else(|outcome| {
+            let row = |&change| invariance::ops::row::<O>(text, name, change, outcome.clone());
             changes.iter().map(row).collect()
         })
     }
@@ -502,7 +499,7 @@ impl<O: Answer> Entry for Bench<O> {
         plant: Option<&str>,
     ) -> Result<bisect::Report, String> {
         let spec = Self::spec(text)?;
-        let way = self.way(variant, plant)?;
+        let way = self.way(&Who::named(variant, plant))?;
         if let Some(why) = way.skip(&spec) {
             return Err(why);
         }

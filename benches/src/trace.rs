@@ -3,8 +3,8 @@
 //! Schema: `flashinfer_bench/data/{definition,workload,trace}.py` of flashinfer-bench 40e6ca7 and its
 //! data set `flashinfer-trace`. What is exported is karat's own formula as a definition, with the very
 //! inputs that karat draws as safetensors. What is imported are sizes and types: the data set's `gdn`
-//! folds the gates in, leaves normalising to the caller and keeps its state transposed, and karat asks
-//! its own question at those sizes.
+//! folds the gates in, leaves normalising to the caller and keeps its state transposed, its `gqa_ragged`
+//! has no output gate, and karat asks its own question at those sizes.
 
 mod import;
 
@@ -95,6 +95,29 @@ const DESCRIBED: &[Described] = &[
             ("state", "new_state", &["num_seqs", "num_v_heads", "key_dim", "value_dim"]),
         ],
         reference: include_str!("trace/gated_delta_rule.py"),
+        plain: None,
+    },
+    Described {
+        op: "attention",
+        kind: "gqa_ragged",
+        axes: &[
+            free("total_q"),
+            free("total_kv"),
+            free("len_indptr"),
+            fixed("num_qo_heads"),
+            fixed("num_kv_heads"),
+            fixed("head_dim"),
+        ],
+        inputs: &[
+            ("q", &["total_q", "num_qo_heads", "head_dim"]),
+            ("k", &["total_kv", "num_kv_heads", "head_dim"]),
+            ("v", &["total_kv", "num_kv_heads", "head_dim"]),
+            ("gate", &["total_q", "num_qo_heads", "head_dim"]),
+            ("cu_seqlens_q", &["len_indptr"]),
+            ("cu_seqlens_k", &["len_indptr"]),
+        ],
+        outputs: &[("o", "o", &["total_q", "num_qo_heads", "head_dim"])],
+        reference: include_str!("trace/attention.py"),
         plain: None,
     },
 ];

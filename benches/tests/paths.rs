@@ -21,6 +21,7 @@ fn options(plant: Option<&str>) -> Options {
         number: "f32".to_owned(),
         device: None,
         plant: plant.map(str::to_owned),
+        kernels: Vec::new(),
     }
 }
 
@@ -132,6 +133,7 @@ fn invariance_of_an_engine_is_what_it_promises() {
         number: "f32".to_owned(),
         device: None,
         plant: plant.map(str::to_owned),
+        kernels: Vec::new(),
     };
     let rows = |plant: Option<&str>| {
         let filter = Filter::new(&["model/synthetic".to_owned(), "/T5/".to_owned()], None).unwrap();

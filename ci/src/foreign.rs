@@ -17,7 +17,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Kernels {
-    /// Check the kernel that this kernel.toml describes, and only such kernels; may be given again.
+    /// The kernel that this kernel.toml describes, and only such kernels; may be given again.
     #[arg(long, value_name = "K.toml")]
     kernel: Vec<PathBuf>,
     #[command(flatten)]
@@ -105,6 +105,11 @@ impl Kernels {
     /// Whether foreign kernels are meant.
     pub(crate) fn given(&self) -> bool {
         !self.kernel.is_empty()
+    }
+
+    /// As they are typed.
+    pub(crate) fn typed(&self) -> String {
+        self.kernel.iter().map(|file| format!(" --kernel {}", file.display())).collect()
     }
 
     /// Opens all kernels. What cannot be used is told at once, and does not keep the others from

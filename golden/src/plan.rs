@@ -343,19 +343,20 @@ impl Plan {
             ExpertSum,
             MoeOut,
         ];
-        let plan = Plan { form: Form::Chunked(64), output: Grid::Bf16, ..Plan::F32 };
+        let plan = Plan { form: Form::Prefixed(64), output: Grid::Bf16, ..Plan::F32 };
         sites.into_iter().fold(plan, |plan, site| plan.round(site, Grid::Bf16))
     }
 
     /// What flash-linear-attention's chunked kernel rounds for bf16 inputs: normalised queries and
-    /// keys, the inverse, `W`, `U`, the corrected values and the scores inside a chunk in bf16,
-    /// products of bf16 factors summed in f32, the state kept in f32 and read in bf16 by the products.
+    /// keys, the inverse, `W`, `U`, the corrected values and the scores inside a chunk in bf16, decays
+    /// from prefix sums, products of bf16 factors summed in f32, the state kept in f32 and read in bf16
+    /// by the products.
     /// Source: `fla/ops/gated_delta_rule/chunk.py` and `wy_fast.py`, flash-linear-attention bc3b101d.
     pub fn fla_bf16(chunk: usize) -> Plan {
         let sites =
             [Site::QkNorm, Site::WyInverse, Site::WyVectors, Site::WyValues, Site::WyScores];
         let plan =
-            Plan { form: Form::Chunked(chunk), dot: Grid::Bf16, output: Grid::Bf16, ..Plan::F32 };
+            Plan { form: Form::Prefixed(chunk), dot: Grid::Bf16, output: Grid::Bf16, ..Plan::F32 };
         sites.into_iter().fold(plan, |plan, site| plan.round(site, Grid::Bf16))
     }
 

@@ -11,7 +11,7 @@ use std::{
     path::Path,
 };
 
-use golden::{Error, Op, Spec, Tensors, recording::serialize};
+use golden::{Error, Op, Spec, Tensors, Variant, recording::serialize, tensor::Read};
 use optimized::doors::{Fault, Foreign, Manifest, World};
 use rustix::{
     io::dup,
@@ -20,6 +20,7 @@ use rustix::{
 };
 use serde_json::{Value, json};
 
+use super::bundle::{Bundle, bundled};
 use crate::{
     evidence::held,
     guard,
@@ -59,7 +60,8 @@ pub fn serve(kernel: &Path, world: &World) -> io::Result<()> {
         let text = |name: &str| request[name].as_str().unwrap_or_default().to_owned();
         let run = || -> Result<Value, Error> {
             let entry = registry::op(&text("op")).ok_or("no such op")?;
-            entry.answer(&text("spec"), &foreign, Path::new(&text("file")))
+            let inputs = request["inputs"].as_str().map(Path::new);
+            entry.answer(&text("spec"), &foreign, inputs, Path::new(&text("file")))
         };
         reply(match catch_unwind(AssertUnwindSafe(run)) {
             Ok(Ok(said)) => said,
@@ -87,19 +89,34 @@ fn confine(memory: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Runs a kernel on a problem under watch and leaves its answers in a file.
+/// Runs a kernel under watch and leaves its answers in a file: one answer to the inputs that were
+/// sent, or three to those that are drawn.
 pub(crate) fn answer<O: Op>(
     spec: &Spec<O::Case>,
     foreign: &Foreign,
+    inputs: Option<&Path>,
     file: &Path,
 ) -> Result<Value, Error> {
+    let told = |outcome: Outcome| match outcome {
+        Outcome::Cheat(why) => json!({"said": "cheat", "why": why}),
+        outcome => json!({"said": "mistrusted", "why": outcome.why()}),
+    };
+    if let Some(sent) = inputs {
+        let sent = std::fs::read(sent)?;
+        let inputs = O::Inputs::read(&Bundle::open(&sent)?)?;
+        let mut prepared = foreign.prepare(spec, &inputs)?;
+        return Ok(match guard::watched::<O>(&mut *prepared, &inputs)? {
+            Ok(outputs) => {
+                std::fs::write(file, bundled(&outputs)?)?;
+                json!({"said": "answers"})
+            }
+            Err(outcome) => told(outcome),
+        });
+    }
     let (inputs, others) = (drawn::<O>(spec), drawn::<O>(&other(spec)));
     let answers = match guard::suspect::<O>(foreign, spec, &inputs, &others)? {
         Ok(answers) => answers,
-        Err(Outcome::Cheat(why)) => return Ok(json!({"said": "cheat", "why": why})),
-        Err(outcome) => {
-            return Ok(json!({"said": "mistrusted", "why": outcome.why()}));
-        }
+        Err(outcome) => return Ok(told(outcome)),
     };
     let all = [("before", &answers.before), ("first", &answers.first), ("moved", &answers.moved)];
     let mut tensors = Vec::new();

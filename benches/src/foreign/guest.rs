@@ -27,9 +27,15 @@ pub(super) struct Guest {
     said: usize,
     /// The most memory that it may take.
     pub(super) limit: u64,
+    /// How many threads it was told to take.
+    pub(super) threads: Option<usize>,
     /// Where it puts tensors.
     pub(super) file: PathBuf,
 }
+
+/// What libraries of kernels take the number of their threads from.
+const THREADS: [&str; 4] =
+    ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"];
 
 /// Why there is no reply.
 pub(super) enum Ended {
@@ -45,6 +51,7 @@ impl Guest {
         isolation: &Isolation,
         kernel: &Path,
         limit: u64,
+        threads: Option<usize>,
         file: PathBuf,
     ) -> Result<(Guest, Value), Ended> {
         let died = |e: std::io::Error| Ended::Died(format!("{}: {e}", isolation.exe.display()));
@@ -54,6 +61,7 @@ impl Guest {
             .arg("--kernel")
             .arg(kernel)
             .envs(isolation.variables.iter().map(|(name, value)| (name, value)))
+            .envs(threads.iter().flat_map(|n| THREADS.map(|name| (name, n.to_string()))))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -73,8 +81,16 @@ impl Guest {
                 }
             });
         }
-        let mut guest =
-            Guest { process, to, replies, timeout: isolation.timeout, said: 0, limit, file };
+        let mut guest = Guest {
+            process,
+            to,
+            replies,
+            timeout: isolation.timeout,
+            said: 0,
+            limit,
+            threads,
+            file,
+        };
         let ready = guest.reply()?;
         Ok((guest, ready))
     }

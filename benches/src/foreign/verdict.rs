@@ -1,14 +1,8 @@
 //! What a foreign kernel's answers come to.
 
-use golden::{
-    Spec,
-    compare::Finding,
-    recording::Recorded,
-    tensor::{Read, Source},
-};
-use safetensors::SafeTensors;
+use golden::{Spec, compare::Finding, tensor::Read};
 
-use super::{Kernel, Said, child::other};
+use super::{Kernel, Question, bundle::Bundle, child::other};
 use crate::{
     answer::Answer,
     guard::{Answers, differs, unchanged},
@@ -33,13 +27,16 @@ pub(crate) fn outcome<O: Answer>(
     if let Some(why) = kernel.unfit.clone().or(lacks) {
         return Ok(Outcome::Skipped(why));
     }
-    let answers = match kernel.ask(O::NAME, &spec.to_string(), O::cost(spec).bytes) {
-        Said::Answers(answers) => answers,
-        Said::Cheat(why) => return Ok(Outcome::Cheat(why)),
-        Said::Mistrusted(why) => return Ok(Outcome::Mistrusted(why)),
-        Said::Died(why) => return Ok(Outcome::Crashed(why)),
-        Said::Refused(why) => return Ok(Outcome::Error(why)),
-        Said::Timeout => return Ok(Outcome::Timeout),
+    let question = Question {
+        op: O::NAME,
+        spec: &spec.to_string(),
+        bytes: O::cost(spec).bytes,
+        inputs: None,
+        threads: None,
+    };
+    let answers = match kernel.ask(&question).answers() {
+        Ok(answers) => answers,
+        Err(outcome) => return Ok(outcome),
     };
     let mut answers = read::<O>(&answers)?;
     sabotage::all(&mut answers.first, plant);
@@ -91,23 +88,7 @@ fn judged<O: Answer>(spec: &Spec<O::Case>, kernel: &Kernel, answers: &Answers<O>
 }
 
 fn read<O: Answer>(answers: &[u8]) -> Result<Answers<O>, String> {
-    let tensors = SafeTensors::deserialize(answers).map_err(|e| format!("answers: {e}"))?;
-    let read = |when| O::Outputs::<f32>::read(&OneOf { tensors: &tensors, when });
-    Ok(Answers { before: read("before")?, first: read("first")?, moved: read("moved")? })
-}
-
-/// One of the answers as a source of named tensors.
-struct OneOf<'a> {
-    tensors: &'a SafeTensors<'a>,
-    when: &'static str,
-}
-
-impl Source for OneOf<'_> {
-    fn tensor(&self, name: &str) -> Option<Recorded> {
-        Recorded::of(&self.tensors.tensor(&format!("{}/{name}", self.when)).ok()?)
-    }
-
-    fn scalar(&self, _: &str) -> Option<f64> {
-        None
-    }
+    let mut all = Bundle::open(answers)?;
+    let mut read = |when| O::Outputs::<f32>::read(all.under(when));
+    Ok(Answers { before: read("before/")?, first: read("first/")?, moved: read("moved/")? })
 }

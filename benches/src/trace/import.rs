@@ -49,6 +49,7 @@ pub fn import(definition: &Value, workload: &Value, root: &Path) -> Result<Impor
     let problem = match described.op {
         "rms_norm" => plain(&sizes, &[("N", "batch_size"), ("D", "hidden_size")]),
         "linear" => plain(&sizes, &[("N", "M"), ("M", "N"), ("D", "K")]),
+        "attention" => attention(&sizes),
         _ => delta_rule(&sizes),
     };
     let Problem { case, fill, remark } = problem.map_err(told)?;
@@ -160,6 +161,34 @@ fn delta_rule(sizes: &[(String, u64)]) -> Result<Problem, String> {
     let all = tokens.saturating_mul(seqs);
     let remark = format!("{total} tokens in {seqs} ragged sequences became {all} in ragged ones");
     Ok(Problem { case: case(seqs, tokens), fill: "packed", remark: Some(remark) })
+}
+
+/// The axes of the data set's ragged prefill definitions.
+fn attention(sizes: &[(String, u64)]) -> Result<Problem, String> {
+    let known = ["total_q", "total_kv", "len_indptr", "num_qo_heads", "num_kv_heads", "head_dim"];
+    refuse_others(sizes, &known)?;
+    let need = |axis: &str| size_of(sizes, axis).ok_or_else(|| format!("axis {axis}: missing"));
+    let (queries, keys) = (need("total_q")?, need("total_kv")?);
+    let seqs = need("len_indptr")?.saturating_sub(1);
+    if seqs == 0 {
+        return Err("len_indptr: expected at least 2".to_owned());
+    }
+    if keys < queries {
+        return Err(format!("total_kv {keys}: expected at least total_q, {queries}"));
+    }
+    let (t, tk) = (queries.div_ceil(seqs), keys.div_ceil(seqs));
+    let equal = t.checked_mul(seqs) == Some(queries) && tk.checked_mul(seqs) == Some(keys);
+    let [hq, hkv, h] = [need("num_qo_heads")?, need("num_kv_heads")?, need("head_dim")?];
+    Ok(Problem {
+        case: format!("B{seqs}-T{t}-TK{tk}-HQ{hq}-HKV{hkv}-H{h}"),
+        fill: if equal { DOMAIN } else { "packed" },
+        remark: (!equal).then(|| {
+            let (all, seen) = (t.saturating_mul(seqs), tk.saturating_mul(seqs));
+            format!(
+                "{queries} queries and {keys} keys in {seqs} ragged sequences became {all} and {seen} in ragged ones"
+            )
+        }),
+    })
 }
 
 /// The storage type: that of the first input that holds numbers.

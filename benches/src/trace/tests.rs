@@ -64,6 +64,32 @@ fn the_data_set_is_read() {
     assert!(!got.same);
 }
 
+/// As the data set writes ragged prefill.
+fn ragged(total_q: u64, total_kv: u64, len_indptr: u64) -> Result<Imported, String> {
+    let (fixed, free) =
+        (|size: u64| json!({"type": "const", "value": size}), json!({"type": "var"}));
+    let definition = json!({
+        "name": "gqa_ragged_prefill_causal_h32_kv8_d128", "op_type": "gqa_ragged",
+        "axes": {"num_qo_heads": fixed(32), "num_kv_heads": fixed(8), "head_dim": fixed(128),
+                 "len_indptr": free, "total_q": free, "total_kv": free},
+        "inputs": {"q": {"shape": ["total_q", "num_qo_heads", "head_dim"], "dtype": "bfloat16"}},
+    });
+    let axes = json!({"len_indptr": len_indptr, "total_q": total_q, "total_kv": total_kv});
+    import(&definition, &json!({"uuid": "u", "axes": axes, "inputs": {}}), Path::new("."))
+}
+
+#[test]
+fn ragged_attention_is_read() {
+    let got = ragged(66, 130, 3).unwrap();
+    assert_eq!(got.id, "attention/B2-T33-TK65-HQ32-HKV8-H128;dtype=bf16");
+    let got = ragged(67, 130, 3).unwrap();
+    assert_eq!(got.id, "attention/B2-T34-TK65-HQ32-HKV8-H128;dtype=bf16;fill=packed");
+    assert!(got.remark.unwrap().contains("67 queries and 130 keys in 2 ragged sequences"));
+    assert!(ragged(9, 9, 1).unwrap_err().contains("len_indptr: expected at least 2"));
+    assert!(ragged(9, 8, 2).unwrap_err().contains("total_kv 8: expected at least total_q, 9"));
+    assert!(ragged(u64::MAX, u64::MAX, 2).is_err());
+}
+
 #[test]
 fn what_is_not_known_is_refused_by_name() {
     let axis = |name: &str| json!({"type": "const", "value": name.len()});
@@ -76,7 +102,7 @@ fn what_is_not_known_is_refused_by_name() {
         (&|_, w| w["axes"]["pages"] = json!(1), "axis pages is not in the definition"),
         (
             &|d, _| d["op_type"] = json!("mla_paged"),
-            "op_type \"mla_paged\": expected one of rmsnorm, gemm, gdn",
+            "op_type \"mla_paged\": expected one of rmsnorm, gemm, gdn, gqa_ragged",
         ),
         (&|_, w| w["axes"]["num_seqs"] = json!(0), "len_cu_seqlens: expected num_seqs + 1"),
         (

@@ -19,6 +19,7 @@ pub(super) fn tests() -> Vec<Test> {
             tests.push(test(name, needs, move || passes(language, op)));
         }
     }
+    tests.push(test("scaffold::along_paths", Needs::Cc, along_paths));
     tests.push(test("scaffold::is_written_nowhere_else", Needs::Nothing, written_nowhere_else));
     tests.push(test("inspect::manifests", Needs::Nothing, manifests));
     tests.push(test("inspect::libraries", Needs::Cc, libraries));
@@ -43,6 +44,25 @@ fn passes(language: &str, op: &str) {
         assert_eq!(ran.code, 0, "{ran:?}");
         assert!(rows.iter().all(|row| row["outcome"] == "passed"), "{ran:?}");
     }
+}
+
+/// One text, fed in every way there is, has one answer from a foreign kernel too.
+fn along_paths() {
+    let home = Home::new();
+    home.ends(0, &["kernel", "new", "--lang", "c", "--op", "gated_delta_rule", "--out", "mine"]);
+    let args = ["paths", "--kernel", "mine/kernel.toml", "--format", "jsonl"];
+    let ran = home.karat(&args);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let lines = ran.lines();
+    let rows: Vec<_> = lines.iter().filter(|line| line["kind"] == "paths").collect();
+    for kind in ["split", "every", "alone", "poisoned", "edit", "heads", "gate-one"] {
+        assert!(rows.iter().any(|row| row["what"] == kind), "no {kind}");
+    }
+    assert!(
+        rows.iter().all(
+            |row| row["variant"] == "foreign/my-gated-delta-rule" && row["outcome"] == "passed"
+        )
+    );
 }
 
 fn written_nowhere_else() {

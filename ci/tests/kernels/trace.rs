@@ -10,7 +10,7 @@ pub(super) fn tests() -> Vec<Test> {
 
 fn there_and_back() {
     let home = Home::new();
-    let expression = "(op(rms_norm) | op(gated_delta_rule) | op(linear)) & variant(reference/f32)";
+    let expression = "(op(rms_norm) | op(gated_delta_rule) | op(linear) | op(attention)) & variant(reference/f32)";
     let selected = home.karat(&["list", "-E", expression]);
     let mut want: Vec<&str> =
         selected.out.lines().map(|id| id.trim_end_matches("@reference/f32")).collect();
@@ -40,6 +40,6 @@ fn there_and_back() {
     home.says(
         4,
         &["kernel", "export", "sampling/", "--out", "set"],
-        &["rms_norm, linear, gated_delta_rule"],
+        &["rms_norm, linear, gated_delta_rule, attention"],
     );
 }

@@ -63,6 +63,8 @@ pub(super) fn tests() -> Vec<Test> {
     let more = [
         test("zoo::narrow_but_declared", Needs::Cc, narrow_but_declared),
         test("zoo::random_without_a_claim", Needs::Cc, random_without_a_claim),
+        test("zoo::invariance_that_is_claimed", Needs::Cc, invariance_that_is_claimed),
+        test("zoo::invariance_that_is_not", Needs::Cc, invariance_that_is_not),
         test("zoo::nobody_else_is_harmed", Needs::Cc, nobody_else_is_harmed),
         test("zoo::process::refused", Needs::Python, refused),
         test("zoo::process::never_opens", Needs::Python, never_opens),
@@ -119,6 +121,55 @@ fn narrow_but_declared() {
 fn random_without_a_claim() {
     let (ran, _, _) = check(&of("RANDOM", ""), FILE, &[]);
     assert_eq!(ran.code, 0, "{ran:?}");
+}
+
+/// `karat invariance --kernel`: its rows.
+fn invariance(home: &Home, code: i32) -> Vec<serde_json::Value> {
+    let args = ["invariance", "--kernel", FILE, "--runs", "40", "--format", "jsonl"];
+    let ran = home.karat(&args);
+    assert_eq!(ran.code, code, "{ran:?}");
+    let rows: Vec<_> =
+        ran.lines().into_iter().filter(|line| line["kind"] == "invariance").collect();
+    for kind in ["runs", "threads", "batch"] {
+        assert!(rows.iter().any(|row| row["what"] == kind), "{ran:?}");
+    }
+    rows
+}
+
+/// In which way, what it claims, and where that shows.
+const BROKEN: &[(&str, &str, &str)] = &[
+    ("RANDOM", "deterministic", "runs"),
+    ("BY_THREADS", "deterministic", "threads"),
+    ("BY_BATCH", "batch_invariant", "batch"),
+];
+
+fn invariance_that_is_claimed() {
+    let claims = "claims = { deterministic = true, batch_invariant = true }";
+    let rows = invariance(&of("HONEST", claims), 0);
+    assert!(rows.iter().all(|row| row["equal"] == true && row["claim"].is_string()));
+    for (way, claim, kind) in BROKEN {
+        let rows = invariance(&of(way, &format!("claims = {{ {claim} = true }}")), 11);
+        let cheats: Vec<_> = rows.iter().filter(|row| row["outcome"] != "passed").collect();
+        assert!(cheats.iter().any(|row| row["what"] == *kind), "{way}: {cheats:?}");
+        for row in cheats {
+            assert_eq!(row["outcome"], "cheat", "{row}");
+            assert_eq!(row["difference"]["ulp"], 1, "{row}");
+            assert_eq!(row["difference"]["at"], serde_json::json!([0, 0]), "{row}");
+        }
+    }
+}
+
+/// What is not claimed is measured.
+fn invariance_that_is_not() {
+    for (way, _, kind) in BROKEN {
+        let rows = invariance(&of(way, ""), 0);
+        let apart = |row: &&serde_json::Value| row["what"] == *kind && row["equal"] == false;
+        assert!(rows.iter().any(|row| apart(&row)), "{way}");
+        assert!(rows.iter().all(|row| row["outcome"] == "passed"), "{way}");
+    }
+    let rows = invariance(&of("SEGFAULTS", ""), 10);
+    assert!(rows.iter().any(|row| row["outcome"] == "crashed"));
+    assert!(rows.iter().any(|row| row["outcome"] == "passed"));
 }
 
 /// One run with a kernel that dies, one that hangs, one that cheats and one that is honest.

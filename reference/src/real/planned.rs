@@ -118,6 +118,20 @@ thread_local! {
 /// What `f` returns with every [`Planned`] number of this thread under `plan`, or under one term of
 /// it.
 pub fn under<T>(plan: &Plan, only: Option<Term>, rounding: Rounding, f: impl FnOnce() -> T) -> T {
+    let before = enter(settings(plan, only, rounding));
+    let result = f();
+    enter(before);
+    result
+}
+
+type Settings = (Hot, Functions, Stores);
+
+/// Makes the settings of this thread these, and returns those that were.
+fn enter((hot, functions, stores): Settings) -> Settings {
+    (HOT.replace(hot), FUNCTIONS.replace(functions), STORES.replace(stores))
+}
+
+fn settings(plan: &Plan, only: Option<Term>, rounding: Rounding) -> Settings {
     let on = |term: Term| only.is_none_or(|only| only == term);
     let mut stores = [None; SITES];
     for (&site, &grid) in &plan.round {
@@ -148,16 +162,7 @@ pub fn under<T>(plan: &Plan, only: Option<Term>, rounding: Rounding, f: impl FnO
         lean: signed(mix(seed ^ 0x1ea7)),
     };
     let functions = if on(Term::Functions) { functions } else { EXACT };
-    let before = (HOT.get(), FUNCTIONS.get(), STORES.get());
-    let enter = |(hot, functions, stores): (Hot, Functions, Stores)| {
-        HOT.set(hot);
-        FUNCTIONS.set(functions);
-        STORES.set(stores);
-    };
-    enter((hot, functions, stores));
-    let result = f();
-    enter(before);
-    result
+    (hot, functions, stores)
 }
 
 /// Scrambles all bits (`murmur3`'s finaliser).

@@ -21,7 +21,9 @@ enum {
     NARROW,      /* keeps the norm in bf16 */
     FAILS,       /* says so */
     EXITS,       /* with status 0, as if all were well */
-    RANDOM       /* another last bit every time */
+    RANDOM,      /* another last bit every time */
+    BY_BATCH,    /* another last bit than alone */
+    BY_THREADS   /* another last bit where it may take three threads */
 };
 
 KARAT_DEFINE_ABI
@@ -100,6 +102,11 @@ int karat_rms_norm(const karat_call *call) {
     case EXITS: _exit(0);
     case RANDOM:
         if (calls % 2) o[0] = nextafterf(o[0], INFINITY);
+        break;
+    case BY_BATCH: o[0] = nextafterf(o[0], INFINITY); break;
+    case BY_THREADS:
+        if (getenv("OMP_NUM_THREADS") && !strcmp(getenv("OMP_NUM_THREADS"), "3"))
+            o[0] = nextafterf(o[0], INFINITY);
         break;
     default: break;
     }
