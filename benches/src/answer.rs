@@ -1,12 +1,13 @@
-//! The reference of every op, in every number type, by every form. One block per op.
-
-use std::ops::Range;
+//! The reference of every op, sequences number type, by every form. One block per op.
 
 use golden::{Number, Op, ops, plan::Form};
 use ndarray::{ArrayD, Ix2, Ix3};
-use reference::{self as r, Real};
+use reference::{self as r, Probe, Real};
 
-use crate::sequence::{self, Before, Parts};
+use crate::{
+    paths,
+    sequence::{Parts, Sequence},
+};
 
 /// How the reference answers an op.
 pub(crate) trait Answer: Op {
@@ -17,12 +18,22 @@ pub(crate) trait Answer: Op {
     fn plain<R: Real>(x: &Self::Inputs<R>) -> Self::Outputs<R>;
 
     /// In another form.
-    fn chunked<R: Real>(x: &Self::Inputs<R>, _: usize) -> Self::Outputs<R> {
+    fn chunked<R: Real>(x: &Self::Inputs<R>, _: usize, _: r::Gates) -> Self::Outputs<R> {
         Self::plain(x)
     }
 
     /// With the experts given, where the op chooses experts: `ids` of the shape of its own.
     fn forced<R: Real>(_: &Self::Inputs<R>, _: &ArrayD<i64>) -> Option<Self::Outputs<R>> {
+        None
+    }
+
+    /// A composite op, with experts given or not, each op inside shown to a probe; `None` where there
+    /// is none inside.
+    fn seen<R: Real>(
+        _: &Self::Inputs<R>,
+        _: Option<&ArrayD<i64>>,
+        _: &mut Probe<'_>,
+    ) -> Option<Self::Outputs<R>> {
         None
     }
 
@@ -34,20 +45,9 @@ pub(crate) trait Answer: Op {
     /// What of it belongs to which token and sequence, where its tokens form sequences.
     const PARTS: Option<Parts> = None;
 
-    /// The tokens `at` of sequence `i` as a problem of their own, after those `before` them.
-    fn cut<R: Real>(
-        _x: &Self::Inputs<R>,
-        _i: usize,
-        _at: Range<usize>,
-        _before: Before<'_, Self::Inputs<R>, Self::Outputs<R>>,
-    ) -> Option<Self::Inputs<R>> {
-        None
-    }
-
-    /// The same problem with every gate one, and what an op without gates answers to it.
-    fn gate_one<R: Real>(_: &Self::Inputs<R>) -> Option<(Self::Inputs<R>, Self::Outputs<R>)> {
-        None
-    }
+    /// How it is fed along paths, where its tokens form sequences. A pointer, so that nothing of it is
+    /// compiled for ops that have none.
+    const PATHS: Option<paths::ops::Run<Self>> = None;
 
     /// In the form of a plan, with experts given or not.
     fn answer<R: Real>(
@@ -60,7 +60,8 @@ pub(crate) trait Answer: Op {
         }
         match form {
             Form::Plain => Self::plain(x),
-            Form::Chunked(chunk) => Self::chunked(x, chunk),
+            Form::Chunked(chunk) => Self::chunked(x, chunk, r::Gates::Between),
+            Form::Prefixed(chunk) => Self::chunked(x, chunk, r::Gates::Prefix),
         }
     }
 
@@ -70,26 +71,26 @@ pub(crate) trait Answer: Op {
     }
 }
 
-/// How sequences are cut, as a module of [`sequence`] says.
+/// An op whose tokens form sequences: it is a [`Sequence`] too.
 macro_rules! sequences {
-    ($sequence:ident) => {
-        const PARTS: Option<Parts> = Some(sequence::$sequence::PARTS);
-
-        fn cut<R: Real>(
-            x: &Self::Inputs<R>,
-            i: usize,
-            at: Range<usize>,
-            before: Before<'_, Self::Inputs<R>, Self::Outputs<R>>,
-        ) -> Option<Self::Inputs<R>> {
-            Some(sequence::$sequence::cut(x, i, at, before))
-        }
+    () => {
+        const PARTS: Option<Parts> = Some(<Self as Sequence>::PARTS);
+        const PATHS: Option<paths::ops::Run<Self>> = Some(paths::ops::run::<Self>);
     };
 }
 
 macro_rules! answers {
-    ($($op:ident::$name:ident => $f:path $(, in $sequence:ident)?;)*) => {$(
+    ($($op:ident::$name:ident => $f:path $(, $sequences:ident)? $(, seen $seen:path)?;)*) => {$(
         impl Answer for ops::$op::$name {
-            $(sequences! { $sequence })?
+            $($sequences! {})?
+
+            $(fn seen<R: Real>(
+                x: &Self::Inputs<R>,
+                _: Option<&ArrayD<i64>>,
+                probe: &mut Probe<'_>,
+            ) -> Option<Self::Outputs<R>> {
+                Some($seen(x, probe))
+            })?
 
             fn plain<R: Real>(x: &Self::Inputs<R>) -> Self::Outputs<R> {
                 $f(x)
@@ -102,37 +103,33 @@ answers! {
     embedding::Embedding => r::embedding;
     rms_norm::RmsNorm => r::rms_norm;
     linear::Linear => r::linear;
-    causal_conv1d::CausalConv1d => r::causal_conv1d, in causal_conv1d;
+    causal_conv1d::CausalConv1d => r::causal_conv1d, sequences;
     l2_norm::L2Norm => r::l2_norm;
     gdn_gates::GdnGates => r::gdn_gates;
     rms_norm_gated::RmsNormGated => r::rms_norm_gated;
     rope::Rope => r::rope;
-    attention::Attention => r::attention, in attention;
+    attention::Attention => r::attention, sequences;
     moe_experts::MoeExperts => r::moe_experts;
     shared_expert::SharedExpert => r::shared_expert;
     lm_head::LmHead => r::lm_head;
     sampling::Sampling => r::sampling;
     mtp::Mtp => r::mtp;
     fp8_dequant::Fp8Dequant => r::fp8_dequant;
-    gdn_layer::GdnLayer => r::gdn_layer, in gdn_layer;
-    attention_layer::AttentionLayer => r::attention_layer, in attention_layer;
+    gdn_layer::GdnLayer => r::gdn_layer, sequences, seen r::gdn_layer_seen;
+    attention_layer::AttentionLayer => r::attention_layer, sequences, seen r::attention_layer_seen;
 }
 
 impl Answer for ops::gated_delta_rule::GatedDeltaRule {
     const CHUNKS: &'static [usize] = &[64, 7];
 
-    sequences! { gated_delta_rule }
-
-    fn gate_one<R: Real>(x: &Self::Inputs<R>) -> Option<(Self::Inputs<R>, Self::Outputs<R>)> {
-        Some(sequence::gated_delta_rule::gate_one(x))
-    }
+    sequences! {}
 
     fn plain<R: Real>(x: &Self::Inputs<R>) -> Self::Outputs<R> {
         r::gated_delta_rule(x)
     }
 
-    fn chunked<R: Real>(x: &Self::Inputs<R>, chunk: usize) -> Self::Outputs<R> {
-        r::gated_delta_rule_chunked(x, chunk)
+    fn chunked<R: Real>(x: &Self::Inputs<R>, chunk: usize, gates: r::Gates) -> Self::Outputs<R> {
+        r::gated_delta_rule_chunked(x, chunk, gates)
     }
 }
 
@@ -157,6 +154,15 @@ impl Answer for ops::moe_layer::MoeLayer {
 
     fn forced<R: Real>(x: &Self::Inputs<R>, ids: &ArrayD<i64>) -> Option<Self::Outputs<R>> {
         Some(r::moe_layer_forced(x, &ids.clone().into_dimensionality::<Ix2>().ok()?))
+    }
+
+    fn seen<R: Real>(
+        x: &Self::Inputs<R>,
+        ids: Option<&ArrayD<i64>>,
+        probe: &mut Probe<'_>,
+    ) -> Option<Self::Outputs<R>> {
+        let ids = ids.and_then(|ids| ids.clone().into_dimensionality::<Ix2>().ok());
+        Some(r::moe_layer_seen(x, ids.as_ref(), probe))
     }
 
     fn experts(x: &Self::Inputs<f32>) -> usize {

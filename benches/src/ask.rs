@@ -109,7 +109,7 @@ pub fn ask(
             hidden: true,
             routing: true,
             forced_routing,
-            rollback: false,
+            ..Want::default()
         };
         parts.push(engine.forward(&fed, &want)?);
         told(fed.iter().map(Vec::len).sum())?;

@@ -2,7 +2,7 @@
 //!
 //! Twelve runs screen; what is over its bound is derived again from 256 fresh runs, and only that
 //! verdict counts. A bound is kept in memory and, where a folder was given, on disk, by op, problem,
-//! plan and the text of the reference: a second check costs no more than the kernels.
+//! its inputs, plan and the text of the reference: a second check costs no more than the kernels.
 
 use std::{
     collections::HashMap,
@@ -14,12 +14,13 @@ use std::{
 use golden::{
     Plan, Spec, Tensors, View,
     compare::derived::{Derived, Moments},
-    plan::{Form, Grid, Site, Term},
+    plan::{Form, Grid, Term},
+    recording::{Recorded, serialize},
 };
-use ndarray::ArrayD;
+use ndarray::{ArrayD, ShapeError};
 use rayon::prelude::*;
 use reference::real::{Planned, Rounding, under};
-use safetensors::{Dtype as StDtype, SafeTensors, tensor::TensorView};
+use safetensors::SafeTensors;
 
 use crate::answer::Answer;
 
@@ -91,6 +92,11 @@ impl<O: Answer> Question<'_, O> {
         let mut hasher = blake3::Hasher::new();
         let text = format!("{}/{}\n{}\n{runs}", O::NAME, self.spec, self.plan);
         hasher.update(text.as_bytes());
+        // A fill that draws otherwise asks another question under the same name.
+        for (name, view) in self.inputs.tensors() {
+            hasher.update(name.as_bytes());
+            hasher.update(&bytes(&view.to_f64()));
+        }
         hasher.update(reference::source_hash().as_bytes());
         hasher.finalize().to_hex()[..32].to_owned()
     }
@@ -107,7 +113,9 @@ impl<O: Answer> Question<'_, O> {
         }
         let folder = FOLDER.get().filter(|_| self.spec.seed < FRESH);
         let file = folder.map(|folder| folder.join(format!("{key}.safetensors")));
-        let kept = file.as_ref().and_then(|file| read::<O>(file, runs, self.plan));
+        let names = <O::Outputs<f32> as Tensors>::names();
+        let grid = |name: &str| O::grid(name, self.plan);
+        let kept = file.as_ref().and_then(|file| read(file, runs, names, &grid));
         let outputs = Arc::new(kept.unwrap_or_else(|| {
             let outputs = self.run(runs);
             if let Some(file) = &file {
@@ -141,7 +149,7 @@ impl<O: Answer> Question<'_, O> {
                 let output = match view {
                     View::I64(x) => Output::Integers { want: x.to_owned(), runs: Vec::new() },
                     view => {
-                        let grid = grid_of::<O>(name, self.plan);
+                        let grid = O::grid(name, self.plan);
                         Output::Numbers(Derived::new(view.shape(), view.to_f64(), grid))
                     }
                 };
@@ -151,38 +159,33 @@ impl<O: Answer> Question<'_, O> {
         let planned = O::wide::<Planned>(self.inputs);
         // The screen and the verdict must not share a run.
         let first = if runs == SCREEN { 0 } else { 1 << 20 };
-        let all: Vec<Vec<Vec<f64>>> = (0..runs)
-            .into_par_iter()
-            .map(|i| {
-                let rounding = Rounding::Random(u64::from(first + i));
-                let run = under(self.plan, self.only, rounding, || {
-                    O::answer(&planned, self.plan.form, forced.as_ref())
-                });
-                run.tensors().into_iter().map(|(_, view)| view.to_f64()).collect()
-            })
-            .collect();
-        for run in all {
-            for ((_, output), run) in outputs.iter_mut().zip(run) {
-                match output {
-                    Output::Numbers(derived) => derived.add(&run),
-                    Output::Integers { runs, .. } => {
-                        runs.push(run.into_iter().map(|x| x as i64).collect());
-                    }
-                }
-            }
-        }
+        add(&mut outputs, first..first + runs, &|rounding| {
+            let run = under(self.plan, self.only, rounding, || {
+                O::answer(&planned, self.plan.form, forced.as_ref())
+            });
+            run.tensors().into_iter().map(|(_, view)| view.to_f64()).collect()
+        });
         outputs
     }
 }
 
-/// What an output is stored in under a plan.
-fn grid_of<O: Answer>(name: &str, plan: &Plan) -> Grid {
-    match name {
-        "state" => plan.state,
-        // Routing weights are f32 unless a plan says otherwise, whatever activations are stored in.
-        "weights" => plan.round.get(&Site::RouterWeights).copied().unwrap_or(Grid::F32),
-        name if O::TOLD.contains(&name) => Grid::F32,
-        _ => plan.output,
+/// Runs, and what they say of the outputs.
+fn add(
+    outputs: &mut Outputs,
+    seeds: std::ops::Range<u32>,
+    run: &(dyn Fn(Rounding) -> Vec<Vec<f64>> + Sync),
+) {
+    let all: Vec<_> =
+        seeds.into_par_iter().map(|seed| run(Rounding::Random(u64::from(seed)))).collect();
+    for run in all {
+        for ((_, output), run) in outputs.iter_mut().zip(run) {
+            match output {
+                Output::Numbers(derived) => derived.add(&run),
+                Output::Integers { runs, .. } => {
+                    runs.push(run.into_iter().map(|x| x as i64).collect());
+                }
+            }
+        }
     }
 }
 
@@ -196,34 +199,32 @@ fn raw(moments: &[Moments]) -> Vec<f64> {
 
 /// Writes beside the place and renames: another process may do the same at the same time.
 fn write(file: &Path, outputs: &Outputs) -> Result<(), Box<dyn std::error::Error>> {
-    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    let mut tensors = Vec::new();
+    let mut add = |name: String, shape: &[usize], x: Vec<f64>| -> Result<(), ShapeError> {
+        tensors.push((name, Recorded::F64(ArrayD::from_shape_vec(shape, x)?)));
+        Ok(())
+    };
     for (name, output) in outputs {
         match output {
             Output::Numbers(d) => {
-                tensors.push((format!("{name}/want"), d.shape.clone(), bytes(&d.want)));
-                tensors.push((format!("{name}/squares"), d.shape.clone(), bytes(&d.squares)));
+                add(format!("{name}/want"), &d.shape, d.want.clone())?;
+                add(format!("{name}/squares"), &d.shape, d.squares.clone())?;
                 for (what, moments) in
                     [("sums", &d.sums), ("slopes", &d.slopes), ("means", &d.means)]
                 {
                     let raw = raw(moments);
-                    tensors.push((format!("{name}/{what}"), vec![raw.len()], bytes(&raw)));
+                    add(format!("{name}/{what}"), &[raw.len()], raw)?;
                 }
             }
             Output::Integers { want, runs } => {
-                let want_f64: Vec<f64> = want.iter().map(|&x| x as f64).collect();
-                tensors.push((format!("{name}/ints"), want.shape().to_vec(), bytes(&want_f64)));
-                let flat: Vec<f64> = runs.iter().flatten().map(|&x| x as f64).collect();
-                tensors.push((format!("{name}/runs"), vec![runs.len(), want.len()], bytes(&flat)));
+                let ints = want.iter().map(|&x| x as f64).collect();
+                add(format!("{name}/ints"), want.shape(), ints)?;
+                let flat = runs.iter().flatten().map(|&x| x as f64).collect();
+                add(format!("{name}/runs"), &[runs.len(), want.len()], flat)?;
             }
         }
     }
-    let views = tensors
-        .iter()
-        .map(|(name, shape, data)| {
-            Ok((name.clone(), TensorView::new(StDtype::F64, shape.clone(), data)?))
-        })
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
-    let data = safetensors::serialize(views, None)?;
+    let data = serialize(&tensors, &[])?;
     let folder = file.parent().ok_or("a file in a folder")?;
     fs::create_dir_all(folder)?;
     let mut beside = tempfile::NamedTempFile::new_in(folder)?;
@@ -233,24 +234,28 @@ fn write(file: &Path, outputs: &Outputs) -> Result<(), Box<dyn std::error::Error
 }
 
 /// A kept bound, if it is there, whole, and of this op.
-fn read<O: Answer>(file: &Path, runs: u32, plan: &Plan) -> Option<Outputs> {
+fn read(
+    file: &Path,
+    runs: u32,
+    names: &[&'static str],
+    grid: &dyn Fn(&str) -> Grid,
+) -> Option<Outputs> {
     let data = fs::read(file).ok()?;
     let parsed = SafeTensors::deserialize(&data).ok()?;
     let numbers = |name: &str| -> Option<(Vec<usize>, Vec<f64>)> {
-        let tensor = parsed.tensor(name).ok()?;
-        let data =
-            tensor.data().as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b)).collect();
-        (tensor.dtype() == StDtype::F64).then(|| (tensor.shape().to_vec(), data))
+        match Recorded::of(&parsed.tensor(name).ok()?)? {
+            Recorded::F64(x) => Some((x.shape().to_vec(), x.into_raw_vec_and_offset().0)),
+            _ => None,
+        }
     };
     let moments = |name: &str| -> Option<Vec<Moments>> {
         let (_, raw) = numbers(name)?;
         Some(raw.as_chunks::<3>().0.iter().map(|&raw| Moments::from_raw(raw)).collect())
     };
     let mut outputs = Vec::new();
-    for &name in <O::Outputs<f32> as Tensors>::names() {
+    for &name in names {
         if let Some((shape, want)) = numbers(&format!("{name}/want")) {
-            let grid = grid_of::<O>(name, plan);
-            let empty = Derived::new(&shape, want, grid);
+            let empty = Derived::new(&shape, want, grid(name));
             let derived = Derived {
                 runs,
                 squares: numbers(&format!("{name}/squares"))?.1,

@@ -1,6 +1,11 @@
-//! Whether a case can see its inputs: one is drawn anew, and an output has to move beyond its bound.
+//! Whether a case can see its inputs: one is drawn anew, and every output that depends on it has to
+//! move beyond its bound.
+//!
+//! An output depends on every input but for those that the op holds [apart](golden::Op::APART). What a
+//! fill or a size cannot show is [declared](golden::Op::unfelt) with its reason. A declaration that a case
+//! does not bear out is as wrong as one that is missing.
 
-use golden::{Tensors, View, ViewMut};
+use golden::{Apart, Spec, Tensors, View, ViewMut};
 
 use crate::{
     answer::Answer,
@@ -18,6 +23,19 @@ pub struct Felt {
     /// How many times its bound the element moved that moved most; integers that change count as
     /// infinite.
     pub moved: f64,
+    /// What is declared of the pair.
+    pub declared: Declared,
+}
+
+/// What an op says of an input and an output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Declared {
+    /// Nothing: the one moves the other.
+    Dependent,
+    /// By the formula it never does.
+    Apart,
+    /// Not as this fill draws, or not at these sizes.
+    Unfelt,
 }
 
 impl Felt {
@@ -58,10 +76,23 @@ pub(crate) fn each<O: Answer>(case: &Case<'_, O>, other: &O::Inputs<f32>) -> Vec
                         if same { 0.0 } else { f64::INFINITY }
                     }
                 };
-            all.push(Felt { input, output, moved });
+            let declared = declared::<O>(case.spec, input, output);
+            all.push(Felt { input, output, moved, declared });
         }
     }
     all
+}
+
+/// What an op says of a pair in a case.
+fn declared<O: Answer>(spec: &Spec<O::Case>, input: &str, output: &str) -> Declared {
+    let apart = |pair: &Apart| pair.output == output && pair.inputs.contains(&input);
+    if O::APART.iter().any(apart) {
+        Declared::Apart
+    } else if O::unfelt(spec, input, output).is_some() {
+        Declared::Unfelt
+    } else {
+        Declared::Dependent
+    }
 }
 
 /// Puts the tensor called `name` of `other` in the place of that of `inputs`; false where that

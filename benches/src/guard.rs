@@ -1,8 +1,8 @@
 //! What every candidate run is watched for.
 
-use golden::{Op, Prepared, Spec, Tensors, Variant, View};
+use golden::{Error, Op, Prepared, Spec, Tensors, Variant, View};
 
-use crate::report::Outcome;
+use crate::{foreign::ended, report::Outcome};
 
 /// Runs a variant once (twice where it claims to be deterministic) on poisoned outputs.
 ///
@@ -13,17 +13,18 @@ pub(crate) fn run<O: Op>(
     spec: &Spec<O::Case>,
     inputs: &O::Inputs<f32>,
 ) -> Result<Result<O::Outputs<f32>, Outcome>, String> {
-    let mut prepared = variant.prepare(spec, inputs).map_err(|e| e.to_string())?;
-    let got = match poisoned(&mut *prepared)? {
+    let text = |e: Error| e.to_string();
+    let mut prepared = variant.prepare(spec, inputs).map_err(text)?;
+    let got = match poisoned(&mut *prepared).map_err(text)? {
         Ok(got) => got,
         Err(outcome) => return Ok(Err(outcome)),
     };
-    let after = prepared.inputs().map_err(|e| e.to_string())?;
+    let after = prepared.inputs().map_err(text)?;
     if let Some(name) = differs(inputs, &after) {
         return Ok(Err(Outcome::Cheat(format!("input {name} was changed"))));
     }
     if variant.claims().deterministic {
-        let again = match poisoned(&mut *prepared)? {
+        let again = match poisoned(&mut *prepared).map_err(text)? {
             Ok(again) => again,
             Err(outcome) => return Ok(Err(outcome)),
         };
@@ -41,17 +42,15 @@ pub(crate) fn once<O: Op>(
     spec: &Spec<O::Case>,
     inputs: &O::Inputs<f32>,
 ) -> Result<O::Outputs<f32>, Outcome> {
-    let text = |e: golden::Error| Outcome::Error(e.to_string());
-    poisoned(&mut *variant.prepare(spec, inputs).map_err(text)?).map_err(Outcome::Error)?
+    poisoned(&mut *variant.prepare(spec, inputs).map_err(ended)?).map_err(ended)?
 }
 
 /// Poisons, looks that the poison took, runs.
 pub(crate) fn poisoned<O: Op>(
     prepared: &mut dyn Prepared<O>,
-) -> Result<Result<O::Outputs<f32>, Outcome>, String> {
-    let text = |e: golden::Error| e.to_string();
-    prepared.poison().map_err(text)?;
-    let before = prepared.outputs().map_err(text)?;
+) -> Result<Result<O::Outputs<f32>, Outcome>, Error> {
+    prepared.poison()?;
+    let before = prepared.outputs()?;
     for (name, view) in before.tensors() {
         let poisoned = match view {
             View::F32(x) => x.iter().all(|x| x.is_nan()),
@@ -63,18 +62,90 @@ pub(crate) fn poisoned<O: Op>(
             return Ok(Err(Outcome::Mistrusted(why)));
         }
     }
-    prepared.execute().map_err(text)?;
-    prepared.outputs().map(Ok).map_err(text)
+    prepared.execute()?;
+    prepared.outputs().map(Ok)
 }
 
-/// The first tensor that is not the same to the bit.
-pub(crate) fn differs(a: &impl Tensors, b: &impl Tensors) -> Option<&'static str> {
-    let same = |a: &View<'_>, b: &View<'_>| match (a, b) {
+/// What a variant of unknown origin answers, in the order of asking.
+pub(crate) struct Answers<O: Op> {
+    /// To other inputs, at the addresses of `first`.
+    pub(crate) before: O::Outputs<f32>,
+    /// To the inputs.
+    pub(crate) first: O::Outputs<f32>,
+    /// To the inputs once more at other addresses, while the first ones hold the other inputs.
+    pub(crate) moved: O::Outputs<f32>,
+}
+
+/// Runs a variant that nobody knows: other inputs, then the inputs in the same memory, then the inputs
+/// elsewhere. Who answers by address, or from the call before, answers wrongly.
+///
+/// # Errors
+/// If it could not be run. The inner error is an outcome that ends the matter: a cheat.
+pub(crate) fn suspect<O: Op>(
+    variant: &dyn Variant<O>,
+    spec: &Spec<O::Case>,
+    inputs: &O::Inputs<f32>,
+    others: &O::Inputs<f32>,
+) -> Result<Result<Answers<O>, Outcome>, Error> {
+    let mut there = variant.prepare(spec, others)?;
+    let before = match watched(&mut *there, others)? {
+        Ok(before) => before,
+        Err(outcome) => return Ok(Err(outcome)),
+    };
+    reload(&mut *there, inputs)?;
+    let first = match watched(&mut *there, inputs)? {
+        Ok(first) => first,
+        Err(outcome) => return Ok(Err(outcome)),
+    };
+    reload(&mut *there, others)?;
+    let mut elsewhere = variant.prepare(spec, inputs)?;
+    Ok(watched(&mut *elsewhere, inputs)?.map(|moved| Answers { before, first, moved }))
+}
+
+fn reload<O: Op>(prepared: &mut dyn Prepared<O>, inputs: &O::Inputs<f32>) -> Result<(), Error> {
+    if prepared.load(inputs)? {
+        Ok(())
+    } else {
+        Err("two draws of one problem differ in their shapes".into())
+    }
+}
+
+/// One run, after which nothing but the outputs may have changed.
+pub(crate) fn watched<O: Op>(
+    prepared: &mut dyn Prepared<O>,
+    inputs: &O::Inputs<f32>,
+) -> Result<Result<O::Outputs<f32>, Outcome>, Error> {
+    let got = match poisoned(prepared)? {
+        Ok(got) => got,
+        Err(outcome) => return Ok(Err(outcome)),
+    };
+    let changed = differs(inputs, &prepared.inputs()?);
+    let changed = changed.map(|name| format!("input {name} was changed"));
+    Ok(match changed.or(prepared.strayed()?) {
+        Some(why) => Err(Outcome::Cheat(why)),
+        None => Ok(got),
+    })
+}
+
+/// Whether two tensors are the same to the bit.
+fn same(a: &View<'_>, b: &View<'_>) -> bool {
+    match (a, b) {
         (View::F32(a), View::F32(b)) => {
             a.shape() == b.shape() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
         }
         _ => a.shape() == b.shape() && a.to_f64() == b.to_f64(),
-    };
+    }
+}
+
+/// Tensors that are the same to the bit.
+pub(crate) fn unchanged(a: &impl Tensors, b: &impl Tensors) -> Vec<&'static str> {
+    let (a, b) = (a.tensors(), b.tensors());
+    let pairs = a.iter().zip(&b).filter(|((_, a), (_, b))| same(a, b));
+    pairs.map(|((name, _), _)| *name).collect()
+}
+
+/// The first tensor that is not the same to the bit.
+pub(crate) fn differs(a: &impl Tensors, b: &impl Tensors) -> Option<&'static str> {
     let (a, b) = (a.tensors(), b.tensors());
     if a.len() != b.len() {
         return a.first().map(|(name, _)| *name);

@@ -1,8 +1,19 @@
 //! What machine this is.
 
-use std::fs;
+use std::{fs, num::NonZeroUsize, sync::OnceLock};
 
 use golden::Host;
+
+/// Threads that somebody asked for.
+static THREADS: OnceLock<NonZeroUsize> = OnceLock::new();
+
+/// Spreads work over so many threads from now on. The first call counts, and only before any work.
+pub fn use_threads(threads: NonZeroUsize) {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.get());
+    if pool.build_global().is_ok() {
+        let _ = THREADS.set(threads);
+    }
+}
 
 /// Facts about this machine; what it does not tell stays empty.
 pub fn host() -> Host {
@@ -24,7 +35,10 @@ pub fn host() -> Host {
     });
     Host {
         cpu: field("model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
-        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        threads: THREADS.get().map_or_else(
+            || std::thread::available_parallelism().map_or(1, usize::from),
+            |threads| threads.get(),
+        ),
         memory: kib.unwrap_or(0) * 1024,
         features,
     }

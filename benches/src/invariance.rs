@@ -9,16 +9,22 @@ pub(crate) mod ops;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, sync::OnceLock, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use golden::{Error, Set};
 use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
 
 use crate::{
     filter::{Filter, Subject},
+    foreign::Kernel,
     paths::{self, Row},
     registry::{Entry, OPS, Parsed},
     same,
+    way::Who,
 };
 
 /// What is done otherwise.
@@ -91,6 +97,13 @@ pub(crate) fn pool(threads: usize) -> Result<&'static ThreadPool, Error> {
     pools[at].as_ref().ok_or_else(|| format!("no {threads} threads").into())
 }
 
+/// Does something in a pool of so many threads. Behind a pointer, so that a pool's machinery is not
+/// compiled for every op.
+pub(crate) fn within(threads: usize, work: &mut (dyn FnMut() + Send)) -> Result<(), Error> {
+    pool(threads)?.install(work);
+    Ok(())
+}
+
 /// Sizes of batches and places in them: the first, one in the middle, the last.
 const BATCHES: [(usize, &[usize]); 3] = [(3, &[0, 1, 2]), (8, &[0, 3, 7]), (65, &[0, 32, 64])];
 
@@ -113,6 +126,8 @@ pub struct Options {
     pub device: Option<String>,
     /// A fault to plant, as in [`paths::Options`].
     pub plant: Option<String>,
+    /// Foreign kernels: where there are some, they alone are asked.
+    pub kernels: Vec<Arc<Kernel>>,
 }
 
 /// All changes of one problem by one way to compute it.
@@ -124,7 +139,7 @@ pub struct Problem {
 }
 
 enum What {
-    Op { entry: &'static dyn Entry, spec: String },
+    Op { entry: &'static dyn Entry, spec: String, who: Who },
     Model { weights: std::sync::Arc<dyn golden::Weights>, tokens: usize },
 }
 
@@ -153,6 +168,10 @@ impl Problem {
 /// # Errors
 /// If a model cannot be opened, or nothing has the fault to plant.
 pub fn plan(options: &Options, filter: &Filter) -> Result<Vec<Problem>, Error> {
+    if !options.kernels.is_empty() {
+        let all = options.kernels.iter().map(|kernel| foreign(kernel, options, filter));
+        return Ok(all.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect());
+    }
     let plant = options.plant.as_deref();
     let mut problems = Vec::new();
     let wiring = plant.is_none_or(paths::is_fault);
@@ -174,12 +193,8 @@ pub fn plan(options: &Options, filter: &Filter) -> Result<Vec<Problem>, Error> {
                     continue;
                 }
                 planted = true;
-                let subject = format!("{}/{spec}", entry.name());
-                let what = What::Op { entry, spec: spec.clone() };
-                let changes = changes(options.runs, &parsed, entry.has_sequences());
-                let mut problem = Problem { what, subject, by, changes };
-                problem.select(filter, entry.name(), &parsed);
-                problems.push(problem);
+                let who = Who::Named { variant: by, plant: options.plant.clone() };
+                problems.push(of_op(entry, &spec, &parsed, who, options.runs, filter));
             }
         }
     }
@@ -190,6 +205,46 @@ pub fn plan(options: &Options, filter: &Filter) -> Result<Vec<Problem>, Error> {
     problems.retain(|problem| {
         !problem.is_empty() && device.is_none_or(|device| crate::plan::on(&problem.by, device))
     });
+    Ok(problems)
+}
+
+fn of_op(
+    entry: &'static dyn Entry,
+    spec: &str,
+    parsed: &Parsed,
+    who: Who,
+    runs: usize,
+    filter: &Filter,
+) -> Problem {
+    let mut problem = Problem {
+        subject: format!("{}/{spec}", entry.name()),
+        by: who.to_string(),
+        changes: changes(runs, parsed, entry.has_sequences()),
+        what: What::Op { entry, spec: spec.to_owned(), who },
+    };
+    problem.select(filter, entry.name(), parsed);
+    problem
+}
+
+/// Every problem that a foreign kernel takes, or one that is made so that it does.
+fn foreign(
+    kernel: &Arc<Kernel>,
+    options: &Options,
+    filter: &Filter,
+) -> Result<Vec<Problem>, Error> {
+    let mut problems = Vec::new();
+    for &entry in OPS.iter().filter(|&&entry| kernel.implements(entry, options.device.as_deref())) {
+        for spec in kernel.problems(entry, entry.specs(options.set)) {
+            let parsed = entry.parse(&spec)?;
+            let who = Who::Foreign(kernel.clone());
+            let mut problem = of_op(entry, &spec, &parsed, who, options.runs, filter);
+            // A device has no threads to be told the number of.
+            let cpu = kernel.manifest.device() == "cpu";
+            problem.changes.retain(|change| cpu || !matches!(change, Change::Threads(_)));
+            problems.push(problem);
+        }
+    }
+    problems.retain(|problem| !problem.is_empty());
     Ok(problems)
 }
 
@@ -251,8 +306,8 @@ pub fn run(problems: &[Problem], options: &Options, take: &mut dyn FnMut(&Row) -
         let rows: Vec<Vec<Row>> = window
             .par_iter()
             .map(|problem| match &problem.what {
-                What::Op { entry, spec } => {
-                    entry.invariance(spec, &problem.by, &problem.changes, options.budget, plant)
+                What::Op { entry, spec, who } => {
+                    entry.invariance(spec, who, &problem.changes, options.budget)
                 }
                 What::Model { weights, tokens } => {
                     let subject = paths::plain::Subject {

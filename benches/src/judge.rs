@@ -1,14 +1,18 @@
 //! Holding a candidate's outputs against the bound of its plan.
 
+use std::sync::Arc;
+
 use golden::{
     Plan, Spec, Tensors, View,
     compare::{self, Bound, Finding},
+    plan::Grid,
 };
-use ndarray::{ArrayD, ArrayViewD, Axis};
+use ndarray::{ArrayD, ArrayView1, ArrayViewD, Axis};
 
 use crate::{
     answer::Answer,
-    bound::{self, DECIDE, Output, Outputs, Question, SCREEN},
+    bound::{DECIDE, Output, Outputs, Question, SCREEN},
+    dear,
 };
 
 /// What a judgement rests on.
@@ -33,18 +37,37 @@ impl<O: Answer> Case<'_, O> {
         Question { spec: self.spec, inputs: self.inputs, plan: self.plan, experts, only: None }
     }
 
-    /// Every output of `got`. Screened with few runs; what fails is decided with many.
+    /// Every output of `got`. Screened with few runs; what fails is decided with many. Problems that
+    /// are too dear for that are judged by [`dear`].
     pub(crate) fn judge(&self, got: &O::Outputs<f32>) -> Vec<Finding> {
-        let findings = self.with_runs(got, SCREEN);
-        if findings.iter().all(|finding| finding.ok) {
-            return findings;
-        }
-        self.with_runs(got, DECIDE)
+        self.judged(got).0
     }
 
-    fn with_runs(&self, got: &O::Outputs<f32>, runs: u32) -> Vec<Finding> {
+    /// The same, with the bound that it was held to; of a problem that is too dear none was derived.
+    pub(crate) fn judged(&self, got: &O::Outputs<f32>) -> (Vec<Finding>, Option<Arc<Outputs>>) {
+        self.judged_above(dear::TOO_DEAR, got)
+    }
+
+    /// The same with another threshold.
+    pub(crate) fn judged_above(
+        &self,
+        threshold: u64,
+        got: &O::Outputs<f32>,
+    ) -> (Vec<Finding>, Option<Arc<Outputs>>) {
+        if dear::is::<O>(self.spec, threshold) {
+            return (dear::judge(self, got), None);
+        }
+        let (findings, bound) = self.with_runs(got, SCREEN);
+        if findings.iter().all(|finding| finding.ok) {
+            return (findings, Some(bound));
+        }
+        let (findings, bound) = self.with_runs(got, DECIDE);
+        (findings, Some(bound))
+    }
+
+    fn with_runs(&self, got: &O::Outputs<f32>, runs: u32) -> (Vec<Finding>, Arc<Outputs>) {
         let got = got.tensors();
-        let mut findings = self.routed(&got, runs);
+        let (mut findings, bound) = self.routed(&got, runs);
         let why = misplaced(&self.question(None).derive(runs), &got);
         let ids = findings.iter_mut().find(|finding| finding.output == "ids");
         if let (Some(ids), Some(why)) = (ids, why) {
@@ -53,11 +76,11 @@ impl<O: Answer> Case<'_, O> {
             ids.pattern = Some(why);
             ids.ok = false;
         }
-        findings
+        (findings, bound)
     }
 
     /// The same, but for the order of exact ties.
-    fn routed(&self, got: &[(&'static str, View<'_>)], runs: u32) -> Vec<Finding> {
+    fn routed(&self, got: &[(&'static str, View<'_>)], runs: u32) -> (Vec<Finding>, Arc<Outputs>) {
         let derived = self.question(None).derive(runs);
         let chosen = got.iter().find_map(|(name, view)| match view {
             View::I64(ids) if *name == "ids" => Some(ids),
@@ -77,27 +100,37 @@ impl<O: Answer> Case<'_, O> {
             if 0 < flips.illegal {
                 let mut findings = compare_all(&derived, got, O::TOLD, Some(&flips));
                 findings.retain(|f| f.output == "ids");
-                return findings;
+                return (findings, derived);
             }
             // The swap is legal; everything else has to be right with these experts.
             let experts = chosen.to_owned();
             let forced = self.question(Some(&experts)).derive(runs);
             let mut flips = flips;
             disordered(&forced, &mut flips);
-            return compare_all(&forced, got, O::TOLD, Some(&flips));
+            return (compare_all(&forced, got, O::TOLD, Some(&flips)), forced);
         }
-        compare_all(&derived, got, O::TOLD, None)
+        (compare_all(&derived, got, O::TOLD, None), derived)
     }
 }
 
 /// Whether ids are experts at all, so that they can be forced.
-fn routes(ids: &ArrayViewD<'_, i64>, experts: usize) -> bool {
+pub(crate) fn routes(ids: &ArrayViewD<'_, i64>, experts: usize) -> bool {
     ids.lanes(Axis(ids.ndim() - 1)).into_iter().all(|row| {
         let mut seen = row.to_vec();
         seen.sort_unstable();
         seen.windows(2).all(|pair| pair[0] != pair[1])
             && seen.iter().all(|&id| 0 <= id && (id as usize) < experts)
     })
+}
+
+/// Whether two rows of ids name the same experts, in whatever order.
+pub(crate) fn same_experts(a: &ArrayView1<'_, i64>, b: &ArrayView1<'_, i64>) -> bool {
+    let sorted = |row: &ArrayView1<'_, i64>| {
+        let mut ids = row.to_vec();
+        ids.sort_unstable();
+        ids
+    };
+    sorted(a) == sorted(b)
 }
 
 /// The first two experts whose logits the oracle and the candidate both hold equal, but which the
@@ -216,13 +249,8 @@ fn flips(chosen: &ArrayViewD<'_, i64>, own: &ArrayD<i64>, derived: &Outputs) -> 
     let mut flips = Flips { smallest_margin: f64::INFINITY, ..Flips::default() };
     let last = Axis(own.ndim() - 1);
     for (i, (got, want)) in chosen.lanes(last).into_iter().zip(own.lanes(last)).enumerate() {
-        let sorted = |row: ndarray::ArrayView1<'_, i64>| {
-            let mut ids = row.to_vec();
-            ids.sort_unstable();
-            ids
-        };
         let margin = margins.want.get(i).copied().unwrap_or(f64::INFINITY);
-        if sorted(got) == sorted(want) {
+        if same_experts(&got, &want) {
             continue;
         }
         if margin <= 2.0 * allowed.get(i).map_or(0.0, |a| a.0) {
@@ -263,16 +291,64 @@ fn disordered(forced: &Outputs, flips: &mut Flips) {
     }
 }
 
-/// What makes a bound: of each of the plan's terms alone, the relative spread of each output.
-pub(crate) fn explain<O: Answer>(case: &Case<'_, O>) -> Vec<(String, Vec<(&'static str, f64)>)> {
-    let spread = |only| {
-        let question = Question { only, ..case.question(None) };
-        let relative = |(name, output): &(&'static str, Output)| match output {
-            Output::Numbers(derived) => Some((*name, derived.relative_spread())),
-            Output::Integers { .. } => None,
-        };
-        question.derive(bound::SCREEN).iter().filter_map(relative).collect::<Vec<_>>()
+/// What a bound is made of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Derivation {
+    /// How the candidate rounds.
+    pub plan: Plan,
+    /// Runs in stochastic arithmetic that the numbers here are of.
+    pub runs: u32,
+    /// Of each output.
+    pub outputs: Vec<Part>,
+}
+
+/// What the bound of one output is made of; numbers are shares of the RMS of the answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// The output.
+    pub output: &'static str,
+    /// What it is stored in; `None` of integers, which have to be equal.
+    pub grid: Option<Grid>,
+    /// How far runs under the whole plan are from the oracle.
+    pub spread: f64,
+    /// Half a unit in the last place of what the output is stored in.
+    pub half_ulp: f64,
+    /// The spread of each source of rounding alone, in the order of the plan.
+    pub terms: Vec<(String, f64)>,
+}
+
+impl Part {
+    /// The source of rounding that alone gives the largest spread.
+    pub fn dominant(&self) -> Option<&str> {
+        let most = self.terms.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+        most.filter(|(_, spread)| 0.0 < *spread).map(|(name, _)| name.as_str())
+    }
+}
+
+/// What makes a bound: the runs under the whole plan, and under each of its terms alone.
+pub(crate) fn derivation<O: Answer>(case: &Case<'_, O>) -> Derivation {
+    let derive = |only| Question { only, ..case.question(None) }.derive(SCREEN);
+    let terms: Vec<_> =
+        case.plan.terms().into_iter().map(|(name, term)| (name, derive(Some(term)))).collect();
+    let part = |(at, (name, output)): (usize, &(&'static str, Output))| match output {
+        Output::Numbers(derived) => Part {
+            output: name,
+            grid: Some(derived.grid),
+            spread: derived.relative_spread(),
+            half_ulp: derived.relative_half_ulp(),
+            terms: terms
+                .iter()
+                .filter_map(|(term, outputs)| match &outputs.get(at)?.1 {
+                    Output::Numbers(alone) => Some((term.clone(), alone.relative_spread())),
+                    Output::Integers { .. } => None,
+                })
+                .collect(),
+        },
+        Output::Integers { .. } => {
+            Part { output: name, grid: None, spread: 0.0, half_ulp: 0.0, terms: Vec::new() }
+        }
     };
-    let terms = case.plan.terms().into_iter().map(|(name, term)| (name, spread(Some(term))));
-    std::iter::once(("all".to_owned(), spread(None))).chain(terms).collect()
+    let all = derive(None);
+    let compared = all.iter().enumerate().filter(|(_, (name, _))| !O::TOLD.contains(name));
+    Derivation { plan: case.plan.clone(), runs: SCREEN, outputs: compared.map(part).collect() }
 }

@@ -2,17 +2,23 @@
 
 mod answer;
 pub mod ask;
+pub mod bisect;
 pub mod bound;
 pub mod clock;
+pub mod dear;
+mod drawn;
+pub mod emulation;
+pub mod evidence;
 #[cfg(test)]
 mod fake;
 pub mod felt;
 pub mod filter;
+pub mod foreign;
 pub mod generate;
 mod guard;
 mod host;
 pub mod invariance;
-mod judge;
+pub mod judge;
 pub mod mutate;
 pub mod paths;
 pub mod plan;
@@ -21,18 +27,21 @@ pub mod report;
 pub mod sabotage;
 mod same;
 mod sequence;
+pub mod shrink;
 mod spread;
+pub mod trace;
 pub mod verify;
 mod way;
 
-pub use host::{host, peak_memory};
+pub use host::{host, peak_memory, use_threads};
+pub use optimized::doors::World;
 
 use std::sync::Arc;
 
 use golden::{Engine, Error, Weights};
 
-/// An engine by name: `reference` in `f32` or `f64`, or `cpu`; the reference with a fault planted in its wiring if one is
-/// named.
+/// An engine by name: `reference` in `f32`, `f64` or (the official code in bf16, emulated) `bf16`, with a fault planted in its
+/// wiring if one is named; or `cpu`, the fast kernels of this machine, in `f32`.
 ///
 /// # Errors
 /// If there is none of that name.
@@ -42,13 +51,7 @@ pub fn engine(
     weights: Arc<dyn Weights>,
     plant: Option<&str>,
 ) -> Result<Box<dyn Engine>, Error> {
-    let plant = match plant {
-        None => None,
-        Some(name) => Some(reference::Plant::by_name(name).ok_or_else(|| {
-            let known: Vec<_> = plants().map(|(name, _)| name).collect();
-            format!("plant {name:?}: expected one of {}", known.join(", "))
-        })?),
-    };
+    let plant = wiring(plant)?;
     match (name, number) {
         ("reference", "f32") => {
             Ok(Box::new(reference::Model::<f32>::new(weights).with_plant(plant)))
@@ -56,12 +59,37 @@ pub fn engine(
         ("reference", "f64") => {
             Ok(Box::new(reference::Model::<f64>::new(weights).with_plant(plant)))
         }
-        ("reference", _) => Err(format!("number {number:?}: expected f32 or f64").into()),
+        ("reference", "bf16") if weights.config().fp8.is_none() => {
+            Ok(Box::new(reference::Emulated::hf_bf16(weights, plant)))
+        }
+        ("reference", "bf16") => {
+            Err("number bf16: of weights in FP8 there is no official run in bf16 to emulate".into())
+        }
+        ("reference", _) => Err(format!("number {number:?}: expected f32, f64 or bf16").into()),
         ("cpu", _) if plant.is_some() => Err("plants are of the reference's wiring".into()),
-        ("cpu", "f32") => optimized::cpu::model::engine(weights),
+        ("cpu", "f32") => optimized::cpu::model::engine(&*weights),
         ("cpu", _) => Err(format!("number {number:?}: the cpu engine computes in f32").into()),
         _ => Err(format!("engine {name:?}: expected reference or cpu").into()),
     }
+}
+
+/// The fault of that name.
+fn wiring(plant: Option<&str>) -> Result<Option<reference::Plant>, Error> {
+    let Some(name) = plant else { return Ok(None) };
+    let known = || plants().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
+    let found = reference::Plant::by_name(name);
+    Ok(Some(found.ok_or_else(|| format!("plant {name:?}: expected one of {}", known()))?))
+}
+
+/// The emulation of the official code in bf16, with a fault planted in its wiring or not.
+///
+/// # Errors
+/// If there is no such fault.
+pub fn emulated(
+    weights: Arc<dyn Weights>,
+    plant: Option<&str>,
+) -> Result<reference::Emulated, Error> {
+    Ok(reference::Emulated::hf_bf16(weights, wiring(plant)?))
 }
 
 /// Whether a fault of that name can be planted in the reference model.

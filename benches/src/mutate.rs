@@ -6,6 +6,7 @@ use golden::{Plan, Plant, Set};
 use rayon::prelude::*;
 
 use crate::{
+    felt::Declared,
     registry::{Entry, OPS, Spoil},
     report::{Outcome, Row},
 };
@@ -76,8 +77,9 @@ pub struct Guarded {
     pub missed: Vec<String>,
     /// Ways that never applied.
     pub idle: Vec<&'static str>,
-    /// Inputs that no case feels.
-    pub unfelt: Vec<&'static str>,
+    /// What an op says wrongly of its inputs and outputs: pairs that depend on each other and that some
+    /// case does not feel, declarations that no case bears out, inputs that no case feels at all.
+    pub unfelt: Vec<String>,
 }
 
 impl Guarded {
@@ -92,20 +94,15 @@ impl Guarded {
 /// # Errors
 /// If a set holds what is no problem of its op.
 pub fn guard(entry: &dyn Entry, set: Set) -> Result<Guarded, String> {
-    let mut found = Guarded::default();
+    let mut found = Guarded { unfelt: unfelt(entry, set)?, ..Guarded::default() };
     let mut applied: BTreeMap<&'static str, bool> =
         Spoil::answers().map(|(name, _)| (name, false)).collect();
-    let mut felt: BTreeMap<&'static str, bool> = BTreeMap::new();
     let specs = entry.specs(set);
     let parts: Vec<_> = specs
         .par_iter()
-        .map(|spec| {
-            let dtype = entry.parse(spec)?.dtype;
-            let plan = Plan::stored(dtype.parse()?);
-            Ok((spec, entry.sabotage(spec, &plan)?, entry.felt(spec, &plan)?))
-        })
+        .map(|spec| Ok((spec, entry.sabotage(spec, &stored(entry, spec)?)?)))
         .collect::<Result<_, String>>()?;
-    for (spec, spoiled, moved) in parts {
+    for (spec, spoiled) in parts {
         for one in spoiled {
             if let Some(caught) = one.caught {
                 found.spoiled += 1;
@@ -120,13 +117,50 @@ pub fn guard(entry: &dyn Entry, set: Set) -> Result<Guarded, String> {
                 }
             }
         }
-        for one in moved {
-            *felt.entry(one.input).or_default() |= one.felt();
-        }
     }
     found.idle =
         applied.into_iter().filter(|(_, applied)| !applied).map(|(name, _)| name).collect();
-    found.unfelt = felt.into_iter().filter(|(_, felt)| !felt).map(|(name, _)| name).collect();
+    Ok(found)
+}
+
+/// The plan of a problem's own storage type, all else in f32.
+fn stored(entry: &dyn Entry, spec: &str) -> Result<Plan, String> {
+    Ok(Plan::stored(entry.parse(spec)?.dtype.parse()?))
+}
+
+/// Draws every input of every problem of a set anew, and holds what moves against what the op
+/// declares.
+///
+/// # Errors
+/// If a set holds what is no problem of its op.
+pub fn unfelt(entry: &dyn Entry, set: Set) -> Result<Vec<String>, String> {
+    let specs = entry.specs(set);
+    let parts: Vec<_> = specs
+        .par_iter()
+        .map(|spec| Ok((spec, entry.felt(spec, &stored(entry, spec)?)?)))
+        .collect::<Result<_, String>>()?;
+    let mut found = Vec::new();
+    let mut felt: BTreeMap<&'static str, bool> = BTreeMap::new();
+    for (spec, moved) in parts {
+        for one in moved {
+            *felt.entry(one.input).or_default() |= one.felt();
+            let pair = format!("{}/{spec}: {} in {}", entry.name(), one.input, one.output);
+            match one.declared {
+                Declared::Dependent if !one.felt() => {
+                    found.push(format!("{pair}: moved by {:.1e} of its bound", one.moved));
+                }
+                Declared::Apart if one.moved != 0.0 => {
+                    found.push(format!("{pair}: declared apart, and it moves"));
+                }
+                Declared::Unfelt if one.felt() => {
+                    found.push(format!("{pair}: declared unfelt, and it moves beyond its bound"));
+                }
+                _ => {}
+            }
+        }
+    }
+    let nowhere = felt.into_iter().filter(|(_, felt)| !felt);
+    found.extend(nowhere.map(|(name, _)| format!("{}: {name}: felt in no case", entry.name())));
     Ok(found)
 }
 

@@ -35,8 +35,10 @@ pub use self::faults::FAULTS;
 pub use crate::same::{Difference, Row};
 use crate::{
     filter::{Filter, Subject},
+    foreign::Kernel,
     registry::{Entry, OPS, Parsed},
     same,
+    way::Who,
 };
 
 /// One way to feed tokens, or one relation.
@@ -208,6 +210,8 @@ pub struct Options {
     /// A fault to plant: in the wiring of the reference, in the keeping of states around any engine
     /// ([`FAULTS`]), or in a variant.
     pub plant: Option<String>,
+    /// Foreign kernels: where there are some, they alone are fed.
+    pub kernels: Vec<Arc<Kernel>>,
 }
 
 /// All paths of one problem by one way to compute it.
@@ -219,7 +223,7 @@ pub struct Problem {
 }
 
 enum What {
-    Op { entry: &'static dyn Entry, spec: String },
+    Op { entry: &'static dyn Entry, spec: String, who: Who },
     Model { weights: Arc<dyn Weights>, tokens: usize },
 }
 
@@ -254,6 +258,10 @@ impl Problem {
 /// # Errors
 /// If a model cannot be opened, or nothing has the fault to plant.
 pub fn plan(options: &Options, filter: &Filter) -> Result<Vec<Problem>, Error> {
+    if !options.kernels.is_empty() {
+        let all = options.kernels.iter().map(|kernel| foreign(kernel, options, filter));
+        return Ok(all.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect());
+    }
     let plant = options.plant.as_deref();
     let wiring = plant.is_none_or(is_fault);
     let mut problems = Vec::new();
@@ -277,12 +285,8 @@ pub fn plan(options: &Options, filter: &Filter) -> Result<Vec<Problem>, Error> {
                     continue;
                 }
                 planted = true;
-                let paths = list::of_op(entry.name(), &parsed, options.set);
-                let subject = format!("{}/{}", entry.name(), parsed.canonical);
-                let what = What::Op { entry, spec: parsed.canonical.clone() };
-                let mut problem = Problem { what, subject, by, paths };
-                problem.select(filter, entry.name(), &parsed);
-                problems.push(problem);
+                let who = Who::Named { variant: by, plant: options.plant.clone() };
+                problems.push(of_op(entry, &parsed, who, options.set, filter));
             }
         }
     }
@@ -293,6 +297,43 @@ pub fn plan(options: &Options, filter: &Filter) -> Result<Vec<Problem>, Error> {
     problems.retain(|problem| {
         !problem.is_empty() && device.is_none_or(|device| crate::plan::on(&problem.by, device))
     });
+    Ok(problems)
+}
+
+fn of_op(
+    entry: &'static dyn Entry,
+    parsed: &Parsed,
+    who: Who,
+    set: Set,
+    filter: &Filter,
+) -> Problem {
+    let spec = parsed.canonical.clone();
+    let mut problem = Problem {
+        subject: format!("{}/{spec}", entry.name()),
+        by: who.to_string(),
+        paths: list::of_op(entry.name(), parsed, set),
+        what: What::Op { entry, spec, who },
+    };
+    problem.select(filter, entry.name(), parsed);
+    problem
+}
+
+/// Every problem that a foreign kernel takes, or one that is made so that it does. Pieces of it that it
+/// does not take are told as unsupported.
+fn foreign(
+    kernel: &Arc<Kernel>,
+    options: &Options,
+    filter: &Filter,
+) -> Result<Vec<Problem>, Error> {
+    let mut problems = Vec::new();
+    for &entry in OPS.iter().filter(|&&entry| kernel.implements(entry, options.device.as_deref())) {
+        let specs = list::specs(entry.name(), options).into_iter().map(|case| case.spec).collect();
+        for spec in kernel.problems(entry, specs) {
+            let who = Who::Foreign(kernel.clone());
+            problems.push(of_op(entry, &entry.parse(&spec)?, who, options.set, filter));
+        }
+    }
+    problems.retain(|problem| !problem.is_empty());
     Ok(problems)
 }
 
@@ -378,7 +419,7 @@ pub fn run(problems: &[Problem], options: &Options, take: &mut dyn FnMut(&Row) -
         let rows: Vec<Vec<Row>> = window
             .par_iter()
             .map(|problem| match &problem.what {
-                What::Op { entry, spec } => entry.paths(spec, &problem.by, &problem.paths, plant),
+                What::Op { entry, spec, who } => entry.paths(spec, who, &problem.paths),
                 What::Model { .. } => Vec::new(),
             })
             .collect();

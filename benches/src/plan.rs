@@ -1,11 +1,14 @@
 //! From a filter to a list of jobs. No job is run here.
 
-use golden::Set;
+use std::sync::Arc;
 
+use golden::Set;
 use rayon::prelude::*;
 
 use crate::{
+    evidence::Evidence,
     filter::{Filter, Subject},
+    foreign::Kernel,
     registry::{self, Entry, OPS, Parsed, Spoil},
     report::Row,
 };
@@ -21,12 +24,22 @@ pub struct Job {
     pub spec: String,
     /// What it says.
     pub parsed: Parsed,
+    /// The foreign kernel, if the variant is one.
+    pub foreign: Option<Arc<Kernel>>,
 }
 
 impl Job {
     /// `op/spec@device/algorithm`.
     pub fn id(&self) -> String {
         format!("{}/{}@{}", self.entry.name(), self.spec, self.variant)
+    }
+
+    /// Runs it and compares with the oracle.
+    pub fn run(&self, plant: Option<Spoil>) -> Row {
+        match &self.foreign {
+            Some(kernel) => self.entry.check_foreign(&self.spec, kernel, plant),
+            None => self.entry.check(&self.spec, &self.variant, plant),
+        }
     }
 }
 
@@ -42,7 +55,7 @@ pub fn plan(set: Set, filter: &Filter, device: Option<&str>) -> Result<Vec<Job>,
         for spec in entry.specs(set) {
             for variant in entry.variants() {
                 let parsed = entry.parse(&spec)?;
-                jobs.push(Job { entry, variant, spec: spec.clone(), parsed });
+                jobs.push(Job { entry, variant, spec: spec.clone(), parsed, foreign: None });
             }
         }
     }
@@ -64,11 +77,34 @@ pub fn plan(set: Set, filter: &Filter, device: Option<&str>) -> Result<Vec<Job>,
     Ok(jobs)
 }
 
+/// Who is told of jobs as they run, several at a time.
+pub trait Watch: Sync {
+    /// What a job comes to that need not run: this machine has no memory for it.
+    fn screen(&self, _job: &Job) -> Option<Row> {
+        None
+    }
+    /// It runs from here on.
+    fn begins(&self, _job: &Job) {}
+    /// It has run.
+    fn ends(&self, _job: &Job) {}
+    /// Whether tensors of a job that does not pass are wanted.
+    fn keeps(&self) -> bool {
+        false
+    }
+    /// The tensors of a job that did not pass.
+    fn keep(&self, _job: &Job, _row: &Row, _evidence: &Evidence) {}
+}
+
+/// Nobody is told.
+pub struct Unwatched;
+
+impl Watch for Unwatched {}
+
 /// Checks jobs, several problems at a time, and hands their rows over in order; ends when `take`
-/// returns false. What `screen` has a row for is not run.
+/// returns false.
 pub fn check(
     jobs: &[Job],
-    screen: &(dyn Fn(&Job) -> Option<Row> + Sync),
+    watch: &dyn Watch,
     plant: Option<Spoil>,
     take: &mut dyn FnMut(&Row) -> bool,
 ) {
@@ -79,8 +115,13 @@ pub fn check(
         let rows: Vec<Vec<Row>> = window
             .par_iter()
             .map(|jobs| {
-                let run = |job: &Job| job.entry.check(&job.spec, &job.variant, plant);
-                jobs.iter().map(|job| screen(job).unwrap_or_else(|| run(job))).collect()
+                let run = |job: &Job| {
+                    watch.begins(job);
+                    let row = one(job, watch, plant);
+                    watch.ends(job);
+                    row
+                };
+                jobs.iter().map(|job| watch.screen(job).unwrap_or_else(|| run(job))).collect()
             })
             .collect();
         if !rows.iter().flatten().all(&mut *take) {
@@ -89,19 +130,38 @@ pub fn check(
     }
 }
 
+fn one(job: &Job, watch: &dyn Watch, plant: Option<Spoil>) -> Row {
+    // What a foreign kernel was fed and said stays in its own process.
+    if !watch.keeps() || job.foreign.is_some() {
+        return job.run(plant);
+    }
+    let mut evidence = Evidence::default();
+    let row = job.entry.check_keeping(&job.spec, &job.variant, plant, &mut evidence);
+    if row.outcome.is_red() {
+        watch.keep(job, &row, &evidence);
+    }
+    row
+}
+
 /// Whether a variant runs on a device: the reference is a computation of the CPU.
 pub(crate) fn on(variant: &str, device: &str) -> bool {
     let first = variant.split('/').next().unwrap_or("");
     first == device || (device == "cpu" && first == "reference")
 }
 
-/// Jobs that a word spells out: `op/spec` (every variant) or `op/spec@variant`.
-fn named(word: &str) -> Result<Vec<Job>, String> {
+/// Op, spec and variant of a word that spells a job: `op/spec@variant`, or `op/spec` of any variant.
+pub(crate) fn spelled(word: &str) -> Option<(&str, &str, Option<&str>)> {
     let (problem, variant) = match word.split_once('@') {
         Some((problem, variant)) => (problem, Some(variant)),
         None => (word, None),
     };
-    let Some((op, spec)) = problem.split_once('/') else { return Ok(Vec::new()) };
+    let (op, spec) = problem.split_once('/')?;
+    Some((op, spec, variant))
+}
+
+/// Jobs that a word spells out: `op/spec` (every variant) or `op/spec@variant`.
+fn named(word: &str) -> Result<Vec<Job>, String> {
+    let Some((op, spec, variant)) = spelled(word) else { return Ok(Vec::new()) };
     let Some(entry) = registry::op(op) else { return Ok(Vec::new()) };
     // `ops:…` is a case of the recording of that name, which no spec spells.
     if spec.contains(':') {
@@ -116,6 +176,7 @@ fn named(word: &str) -> Result<Vec<Job>, String> {
             variant,
             spec: parsed.canonical.clone(),
             parsed: parsed.clone(),
+            foreign: None,
         })
         .collect())
 }

@@ -6,30 +6,33 @@ use std::{
 };
 
 use golden::{
-    Cost, Fill, Op, Plan, Plant, Rng, Set, Spec, Variant,
-    compare::{self, Finding},
-    ops,
+    Cost, Dtype, Fill, Op, Plan, Plant, Rng, Set, Spec, Tensors, Variant, View, compare, ops,
     plan::Form as PlanForm,
-    recording::{OpCase, Recorded, Recording},
-    tensor::{Read, Source},
+    recording::{OpCase, Recording},
 };
+use optimized::doors::Known;
 
 use crate::{
     answer::Answer,
-    clock,
+    bisect, clock,
+    evidence::Evidence,
     felt::{self, Felt},
-    guard,
+    foreign, guard,
     invariance::{self, Change},
-    judge,
+    judge::{self, Derivation},
     paths::{self, Path},
     report::{Outcome, Row},
     sabotage::{self, Spoiled},
     same,
-    verify::Rule,
-    way::Way,
+    way::{Way, Who},
 };
 
-pub use crate::sabotage::Spoil;
+mod recorded;
+
+pub use crate::{
+    drawn::{Drawn, Stored},
+    sabotage::Spoil,
+};
 
 /// Every op, in the order in which the model runs them.
 pub static OPS: &[&dyn Entry] = &[
@@ -71,6 +74,13 @@ pub trait Entry: Sync {
     fn fills(&self) -> &'static [Fill];
     /// Letters of its cases, in order.
     fn letters(&self) -> &'static [&'static str];
+    /// Everything of it that has a name.
+    fn known(&self) -> Known;
+    /// The inputs of a problem, in storage types.
+    ///
+    /// # Errors
+    /// If the spec is none of this op.
+    fn draw(&self, spec: &str) -> Result<Drawn, String>;
     /// Specs of a set, as they print.
     fn specs(&self, set: Set) -> Vec<String>;
     /// What a spec's text says, or why it is none of this op.
@@ -80,6 +90,29 @@ pub trait Entry: Sync {
     fn parse(&self, spec: &str) -> Result<Parsed, String>;
     /// Runs one way to compute it on one spec and compares with the oracle.
     fn check(&self, spec: &str, variant: &str, plant: Option<Spoil>) -> Row;
+    /// Runs a foreign kernel on one spec, in a process of its own, and compares with the oracle.
+    fn check_foreign(&self, spec: &str, kernel: &foreign::Kernel, plant: Option<Spoil>) -> Row;
+    /// In that process: runs an opened kernel, on the inputs in a file or on those of the spec, and
+    /// leaves its answers in a file.
+    ///
+    /// # Errors
+    /// If it gave none.
+    fn answer(
+        &self,
+        spec: &str,
+        kernel: &optimized::doors::Foreign,
+        inputs: Option<&std::path::Path>,
+        file: &std::path::Path,
+    ) -> Result<serde_json::Value, golden::Error>;
+    /// The same, keeping what it was fed, what it answered and what was allowed, where it does not
+    /// pass.
+    fn check_keeping(
+        &self,
+        spec: &str,
+        variant: &str,
+        plant: Option<Spoil>,
+        keep: &mut Evidence,
+    ) -> Row;
     /// Faults that can be planted in a variant.
     fn plants(&self, variant: &str) -> &'static [Plant];
     /// [`check`](Self::check) of a variant with a fault planted.
@@ -104,38 +137,42 @@ pub trait Entry: Sync {
     /// # Errors
     /// If the spec is none of this op.
     fn felt(&self, spec: &str, plan: &Plan) -> Result<Vec<Felt>, String>;
-    /// Which terms of a variant's plan make its bound: per term the relative spread of each output.
+    /// What the bound of a variant is made of, term by term of its plan.
     ///
     /// # Errors
-    /// If there is no such variant or spec.
-    fn terms(&self, spec: &str, variant: &str) -> Result<Terms, String>;
-    /// Runs one way to compute it on a recorded case and compares with the official answer.
+    /// If there is no such variant or spec, or it is held to another rule: which.
+    fn derivation(&self, spec: &str, variant: &str) -> Result<Derivation, String>;
+    /// Runs one way to compute it on a recorded case and compares with the official answer; keeps
+    /// what it was fed, what it answered and what was recorded.
     fn check_recorded(
         &self,
         recording: &Recording,
         case: &OpCase,
         variant: &str,
         plant: Option<Spoil>,
+        keep: &mut Evidence,
     ) -> Row;
-    /// Feeds one problem to one way to compute it along these paths, with a fault of the variant
-    /// planted or not.
-    fn paths(
-        &self,
-        spec: &str,
-        variant: &str,
-        paths: &[Path],
-        plant: Option<&str>,
-    ) -> Vec<same::Row>;
-    /// Asks one way to compute a problem again, with these changes, a fault of the variant planted or
-    /// not; `budget` is what the runs may take.
+    /// Feeds one problem to whoever computes it along these paths.
+    fn paths(&self, spec: &str, who: &Who, paths: &[Path]) -> Vec<same::Row>;
+    /// Asks whoever computes a problem again, with these changes; `budget` is what the runs may take.
     fn invariance(
         &self,
         spec: &str,
-        variant: &str,
+        who: &Who,
         changes: &[Change],
         budget: Duration,
-        plant: Option<&str>,
     ) -> Vec<same::Row>;
+    /// Which output of a way to compute it is wrong, with a fault of the variant planted or not, and of a
+    /// composite op which op inside.
+    ///
+    /// # Errors
+    /// If there is no such variant, spec or fault, or it cannot run.
+    fn bisect(
+        &self,
+        spec: &str,
+        variant: &str,
+        plant: Option<&str>,
+    ) -> Result<bisect::Report, String>;
     /// Whether its tokens form sequences that can be cut and packed.
     fn has_sequences(&self) -> bool;
 }
@@ -157,9 +194,6 @@ pub struct Parsed {
     pub cost: Cost,
 }
 
-/// Per term of a plan: its name, and the relative spread of each output.
-pub type Terms = Vec<(String, Vec<(&'static str, f64)>)>;
-
 /// An op with its variants.
 struct Bench<O: Op>(&'static [&'static dyn Variant<O>]);
 
@@ -176,15 +210,24 @@ enum Candidate<'a, O: Op> {
     Variant(&'a dyn Variant<O>),
 }
 
+/// The inputs of a problem: every side that needs them draws the same.
+pub(crate) fn drawn<O: Op>(spec: &Spec<O::Case>) -> O::Inputs<f32> {
+    O::inputs(spec, &mut Rng::keyed(&format!("{}/{spec}", O::NAME), spec.seed))
+}
+
 impl<O: Answer> Bench<O> {
     fn inputs(spec: &Spec<O::Case>) -> O::Inputs<f32> {
-        O::inputs(spec, &mut Rng::keyed(&format!("{}/{spec}", O::NAME), spec.seed))
+        drawn::<O>(spec)
     }
 
     fn candidate(&self, name: &str) -> Result<Candidate<'_, O>, String> {
         let chunk = |text: &str| {
-            let size = text.strip_prefix("chunk")?.parse().ok()?;
-            O::CHUNKS.contains(&size).then_some(PlanForm::Chunked(size))
+            let forms = [("chunk", PlanForm::Chunked as fn(usize) -> PlanForm)];
+            // Not listed: what it is held against in `plans.rs` is another plan than its own.
+            let mut forms = forms.into_iter().chain([("prefix", PlanForm::Prefixed as _)]);
+            let (size, form) = forms
+                .find_map(|(name, form)| Some((text.strip_prefix(name)?.parse().ok()?, form)))?;
+            O::CHUNKS.contains(&size).then(|| form(size))
         };
         let found = match name.strip_prefix("reference/") {
             Some("f32") => Some(Candidate::Reference(PlanForm::Plain)),
@@ -204,14 +247,13 @@ impl<O: Answer> Bench<O> {
     fn ways<T>(
         &self,
         text: &str,
-        variant: &str,
-        plant: Option<&str>,
+        who: &Who,
         run: impl Fn(&Way<O>, &Spec<O::Case>) -> T,
     ) -> Result<T, Outcome> {
         let run = || -> Result<T, String> {
             let spec: Spec<O::Case> = text.parse()?;
             O::check(&spec)?;
-            Ok(run(&self.way(variant, plant)?, &spec))
+            Ok(run(&self.way(who)?, &spec))
         };
         // A panic in one job ends that job, not the run.
         match catch_unwind(AssertUnwindSafe(run)) {
@@ -221,13 +263,19 @@ impl<O: Answer> Bench<O> {
         }
     }
 
-    /// The way of that name, with a fault planted or not.
-    fn way(&self, name: &str, plant: Option<&str>) -> Result<Way<O>, String> {
+    /// How somebody computes it.
+    fn way(&self, who: &Who) -> Result<Way<O>, String> {
+        let (name, plant) = match who {
+            Who::Named { variant, plant } => (variant.as_str(), plant.as_deref()),
+            Who::Foreign(kernel) => {
+                return Ok(Way::Made(Box::new(foreign::Remote::new(kernel.clone()))));
+            }
+        };
         let variant = self.0.iter().find(|variant| variant.name() == name);
         match (variant, plant) {
             (Some(variant), None) => Ok(Way::Variant(*variant)),
             (Some(variant), Some(plant)) => {
-                let planted = variant.planted(plant).map(Way::Planted);
+                let planted = variant.planted(plant).map(Way::Made);
                 planted.ok_or_else(|| format!("{name}: no fault {plant:?}"))
             }
             (None, None) => match self.candidate(name)? {
@@ -238,18 +286,27 @@ impl<O: Answer> Bench<O> {
         }
     }
 
-    /// What a candidate comes to, under its own plan or another, spoiled or not.
+    /// What a candidate comes to, under its own plan or another, spoiled or not; keeps its inputs
+    /// from before it runs, and the rest where it fails.
     fn outcome(
         spec: &Spec<O::Case>,
         candidate: &Candidate<'_, O>,
         held_to: Option<&Plan>,
         plant: Option<Spoil>,
+        mut keep: Option<&mut Evidence>,
     ) -> Result<Outcome, String> {
         let inputs = Self::inputs(spec);
+        if let Some(keep) = &mut keep {
+            keep.add("in", &inputs);
+        }
         let (plan, mut got) = match *candidate {
             Candidate::Wide(form) => {
                 let wide = O::wide::<f64>(&inputs);
                 let (want, got) = (O::plain(&wide), O::answer(&wide, form, None));
+                if let Some(keep) = keep {
+                    keep.add("want", &want);
+                    keep.add("got", &got);
+                }
                 return Ok(Outcome::of(compare::outputs(&want, &got, FORM_RULE, O::TOLD)));
             }
             Candidate::Reference(form) => {
@@ -268,7 +325,16 @@ impl<O: Answer> Bench<O> {
         sabotage::all(&mut got, plant);
         let plan = held_to.unwrap_or(&plan);
         let case = judge::Case::<O> { spec, inputs: &inputs, plan };
-        Ok(Outcome::of(case.judge(&got)))
+        let (findings, bound) = case.judged(&got);
+        if let Some(keep) = keep
+            && !findings.iter().all(|finding| finding.ok)
+        {
+            keep.add("got", &got);
+            if let Some(bound) = bound {
+                keep.bound(&bound);
+            }
+        }
+        Ok(Outcome::of(findings))
     }
 
     /// Runs something on a parsed spec. A panic in one job ends that job, not the run.
@@ -300,56 +366,6 @@ impl<O: Answer> Bench<O> {
             Candidate::Variant(variant) => variant.plan(spec),
         })
     }
-
-    fn recorded_findings(
-        &self,
-        recording: &Recording,
-        case: &OpCase,
-        variant: &str,
-        plant: Option<Spoil>,
-    ) -> Result<Vec<Finding>, String> {
-        let inputs: O::Inputs<f32> = Read::read(&RecordedCase { recording, case })?;
-        let mut got = match self.candidate(variant)? {
-            Candidate::Reference(form) => O::answer::<f32>(&inputs, form, None),
-            _ => return Err(format!("{variant} is no form of the reference")),
-        };
-        sabotage::all(&mut got, plant);
-        let prefix = format!("{}/{}", O::NAME, case.case);
-        let mut findings = Vec::new();
-        for (name, got) in golden::Tensors::tensors(&got) {
-            let want = match recording.get(&format!("{prefix}/out.{name}")) {
-                Some(Recorded::F32(x)) => x.map(|&x| f64::from(x)),
-                Some(Recorded::I64(x)) => x.map(|&x| x as f64),
-                // What the official function does not return cannot be compared.
-                _ => continue,
-            };
-            let bound = Rule::F32.bound(recording.noise(&format!("{prefix}/{name}")));
-            let exact = matches!(got, golden::View::I64(_));
-            let bound = if exact { compare::Bound::Exact } else { bound };
-            findings.push(compare::views(name, &golden::View::F64(want.view()), &got, bound));
-        }
-        if findings.is_empty() {
-            Err("no output of this op was recorded".to_owned())
-        } else {
-            Ok(findings)
-        }
-    }
-}
-
-/// A recorded case as a source of inputs.
-struct RecordedCase<'a> {
-    recording: &'a Recording,
-    case: &'a OpCase,
-}
-
-impl Source for RecordedCase<'_> {
-    fn tensor(&self, name: &str) -> Option<Recorded> {
-        self.recording.get(&format!("{}/{}/in.{name}", self.case.op, self.case.case))
-    }
-
-    fn scalar(&self, name: &str) -> Option<f64> {
-        self.case.scalars.get(name).copied()
-    }
 }
 
 impl<O: Answer> Entry for Bench<O> {
@@ -371,6 +387,27 @@ impl<O: Answer> Entry for Bench<O> {
 
     fn letters(&self) -> &'static [&'static str] {
         <O::Case as golden::Case>::LETTERS
+    }
+
+    fn known(&self) -> Known {
+        Known {
+            letters: self.letters(),
+            inputs: <O::Inputs<f32> as Tensors>::names(),
+            outputs: <O::Outputs<f32> as Tensors>::names(),
+        }
+    }
+
+    fn draw(&self, text: &str) -> Result<Drawn, String> {
+        let spec = Self::spec(text)?;
+        let inputs = Self::inputs(&spec);
+        let stored = |(name, view): &(&'static str, View<'_>)| {
+            let dtype = if O::WIDE.contains(name) { Dtype::F32 } else { spec.dtype };
+            Stored::new(name, view, dtype)
+        };
+        Ok(Drawn {
+            tensors: inputs.tensors().iter().map(stored).collect(),
+            scalars: inputs.scalars(),
+        })
     }
 
     fn specs(&self, set: Set) -> Vec<String> {
@@ -397,9 +434,10 @@ impl<O: Answer> Entry for Bench<O> {
         case: &OpCase,
         variant: &str,
         plant: Option<Spoil>,
+        keep: &mut Evidence,
     ) -> Row {
         let (outcome, took) = clock::time(|| {
-            let run = || self.recorded_findings(recording, case, variant, plant);
+            let run = || self.recorded_findings(recording, case, variant, plant, keep);
             match catch_unwind(AssertUnwindSafe(run)) {
                 Ok(Ok(findings)) => Outcome::of(findings),
                 Ok(Err(why)) => Outcome::Error(why),
@@ -409,37 +447,88 @@ impl<O: Answer> Entry for Bench<O> {
         Row::new(O::NAME, &format!("{}:{}", recording.id(), case.case), variant, outcome, took)
     }
 
-    fn paths(
+    fn check_foreign(&self, text: &str, kernel: &foreign::Kernel, plant: Option<Spoil>) -> Row {
+        Self::row(text, &kernel.variant(), |spec| foreign::outcome::<O>(spec, kernel, plant))
+    }
+
+    fn answer(
         &self,
         text: &str,
-        variant: &str,
-        paths: &[Path],
-        plant: Option<&str>,
-    ) -> Vec<same::Row> {
-        let run = |way: &Way<O>, spec: &Spec<O::Case>| {
-            paths::ops::run(way, variant, spec, Self::inputs(spec), paths)
-        };
-        self.ways(text, variant, plant, run).unwrap_or_else(|outcome| {
-            let row = |path| paths::ops::row::<O>(text, variant, path, outcome.clone());
+        kernel: &optimized::doors::Foreign,
+        inputs: Option<&std::path::Path>,
+        file: &std::path::Path,
+    ) -> Result<serde_json::Value, golden::Error> {
+        foreign::child::answer::<O>(&Self::spec(text)?, kernel, inputs, file)
+    }
+
+    fn paths(&self, text: &str, who: &Who, paths: &[Path]) -> Vec<same::Row> {
+        let name = &who.to_string();
+        let all = |outcome: Outcome| {
+            let row = |path| paths::ops::row::<O>(text, name, path, outcome.clone());
             paths.iter().map(row).collect()
-        })
+        };
+        let Some(fed) = O::PATHS else {
+            return all(Outcome::Unsupported("this op has no sequences".to_owned()));
+        };
+        let run =
+            |way: &Way<O>, spec: &Spec<O::Case>| fed(way, name, spec, Self::inputs(spec), paths);
+        self.ways(text, who, run).unwrap_or_else(all)
     }
 
     fn invariance(
         &self,
         text: &str,
-        variant: &str,
+        who: &Who,
         changes: &[Change],
         budget: Duration,
-        plant: Option<&str>,
     ) -> Vec<same::Row> {
+        let name = &who.to_string();
         let run = |way: &Way<O>, spec: &Spec<O::Case>| {
-            invariance::ops::run(way, variant, spec, &Self::inputs, changes, budget)
+            invariance::ops::run(way, name, spec, &Self::inputs, changes, budget)
         };
-        self.ways(text, variant, plant, run).unwrap_or_else(|outcome| {
-            let row = |&change| invariance::ops::row::<O>(text, variant, change, outcome.clone());
+        self.ways(text, who, run).unwrap_or_else(|outcome| {
+            let row = |&change| invariance::ops::row::<O>(text, name, change, outcome.clone());
             changes.iter().map(row).collect()
         })
+    }
+
+    fn bisect(
+        &self,
+        text: &str,
+        variant: &str,
+        plant: Option<&str>,
+    ) -> Result<bisect::Report, String> {
+        let spec = Self::spec(text)?;
+        let way = self.way(&Who::named(variant, plant))?;
+        if let Some(why) = way.skip(&spec) {
+            return Err(why);
+        }
+        let inputs = Self::inputs(&spec);
+        let plan = way.plan(&spec);
+        let run = || -> Result<bisect::Report, golden::Error> {
+            let (got, inside) = if let Some(variant) = way.variant() {
+                let mut prepared = variant.prepare(&spec, &inputs)?;
+                prepared.poison()?;
+                prepared.execute()?;
+                (prepared.outputs()?, prepared.inside()?)
+            } else {
+                let mut told = Vec::new();
+                O::seen(&inputs, None, &mut reference::Probe::new(Some(&mut told), None));
+                (O::answer(&inputs, plan.form, None), told)
+            };
+            let asked = bisect::Kernel::<O> {
+                spec: &spec,
+                inputs: &inputs,
+                plan: &plan,
+                got: &got,
+                inside: &inside,
+            };
+            bisect::kernel(format!("{}/{spec}@{variant}", O::NAME), &asked)
+        };
+        match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(report) => report.map_err(|error| error.to_string()),
+            Err(panic) => Err(message(&*panic)),
+        }
     }
 
     fn has_sequences(&self) -> bool {
@@ -447,7 +536,21 @@ impl<O: Answer> Entry for Bench<O> {
     }
 
     fn check(&self, text: &str, variant: &str, plant: Option<Spoil>) -> Row {
-        Self::row(text, variant, |spec| Self::outcome(spec, &self.candidate(variant)?, None, plant))
+        Self::row(text, variant, |spec| {
+            Self::outcome(spec, &self.candidate(variant)?, None, plant, None)
+        })
+    }
+
+    fn check_keeping(
+        &self,
+        text: &str,
+        variant: &str,
+        plant: Option<Spoil>,
+        keep: &mut Evidence,
+    ) -> Row {
+        Self::row(text, variant, |spec| {
+            Self::outcome(spec, &self.candidate(variant)?, None, plant, Some(keep))
+        })
     }
 
     fn plants(&self, variant: &str) -> &'static [Plant] {
@@ -462,13 +565,13 @@ impl<O: Answer> Entry for Bench<O> {
             };
             let planted = honest.planted(plant);
             let planted = planted.ok_or_else(|| format!("{variant}: no fault {plant:?}"))?;
-            Self::outcome(spec, &Candidate::Variant(&*planted), None, None)
+            Self::outcome(spec, &Candidate::Variant(&*planted), None, None, None)
         })
     }
 
     fn check_as(&self, text: &str, variant: &str, plan: &Plan) -> Row {
         Self::row(text, variant, |spec| {
-            Self::outcome(spec, &self.candidate(variant)?, Some(plan), None)
+            Self::outcome(spec, &self.candidate(variant)?, Some(plan), None, None)
         })
     }
 
@@ -501,11 +604,16 @@ impl<O: Answer> Entry for Bench<O> {
         ))
     }
 
-    fn terms(&self, text: &str, variant: &str) -> Result<Terms, String> {
+    fn derivation(&self, text: &str, variant: &str) -> Result<Derivation, String> {
         let spec = Self::spec(text)?;
+        if let Candidate::Wide(form) = self.candidate(variant)? {
+            return Err(format!(
+                "{form} against plain, both in f64: relative RMS 1e-12, no plan and no runs"
+            ));
+        }
         let plan = self.own_plan(&spec, variant)?;
         let inputs = Self::inputs(&spec);
-        Ok(judge::explain(&judge::Case::<O> { spec: &spec, inputs: &inputs, plan: &plan }))
+        Ok(judge::derivation(&judge::Case::<O> { spec: &spec, inputs: &inputs, plan: &plan }))
     }
 }
 
@@ -516,44 +624,4 @@ pub(crate) fn message(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::OPS;
-
-    #[test]
-    fn every_spec_of_every_set_reads_back() {
-        for op in OPS {
-            for spec in op.specs(golden::Set::Nightly) {
-                assert_eq!(
-                    op.parse(&spec).map(|parsed| parsed.canonical),
-                    Ok(spec),
-                    "{}",
-                    op.name()
-                );
-            }
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn no_spec_panics(text in ".{0,60}", sizes in proptest::collection::vec(
-                              prop_oneof![0_u64..300, Just(1 << 24), any::<u64>()], 16),
-                          fill in 0_usize..12, dtype in "f32|f16|bf16|fp8|i64|u8|f64|x", seed in any::<u64>()) {
-            for op in OPS {
-                let _ = op.parse(&text);
-                let sized: Vec<_> =
-                    op.letters().iter().zip(&sizes).map(|(letter, size)| format!("{letter}{size}")).collect();
-                let case = sized.join("-");
-                let fill = op.fills().get(fill).map_or("domain", |fill| fill.name);
-                for spec in [case.clone(), format!("{case};{text}"), format!("{case}-{text}"), format!("{text}{case}"),
-                             format!("{case};dtype={dtype};fill={fill};seed={seed}")] {
-                    if let Ok(parsed) = op.parse(&spec) {
-                        let again = op.parse(&parsed.canonical);
-                        prop_assert_eq!(again, Ok(parsed), "{}/{}", op.name(), spec);
-                    }
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -38,6 +38,11 @@ impl Outcome {
         }
     }
 
+    /// Whether something is wrong: neither passed nor known beforehand.
+    pub fn is_red(&self) -> bool {
+        !matches!(self, Outcome::Passed(_) | Outcome::Skipped(_) | Outcome::Unsupported(_))
+    }
+
     /// One word.
     pub fn name(&self) -> &'static str {
         match self {
@@ -134,6 +139,7 @@ impl Row {
 pub fn finding_json(f: &Finding) -> Value {
     let (rule, runs, grid) = match f.bound {
         Bound::Relative { .. } => ("relative", None, None),
+        Bound::Twice { .. } => ("twice the emulated plan", None, None),
         Bound::Derived { runs, grid } => ("derived", Some(runs), Some(grid.name())),
         Bound::Exact => ("exact", None, None),
     };
@@ -170,6 +176,6 @@ pub fn finding_json(f: &Finding) -> Value {
 }
 
 /// A number as JSON; what JSON lacks is text.
-pub(crate) fn number(x: f64) -> Value {
+pub fn number(x: f64) -> Value {
     if x.is_finite() { json!(x) } else { json!(x.to_string()) }
 }

@@ -10,12 +10,17 @@ pub(crate) mod gdn_layer;
 use std::{collections::HashMap, ops::Range};
 
 use golden::{
-    Case, Spec, Tensor1, Tensors, View, ViewMut,
+    Case, Spec, Tensor1, Tensors, View, ViewMut, ops,
     packed::{cu_seqlens, rows},
 };
 use ndarray::{ArcArray, ArrayViewMutD, Axis, RemoveAxis, Slice, concatenate};
 
-use crate::same::{Tap, Taps};
+use reference::Real;
+
+use crate::{
+    answer::Answer,
+    same::{Tap, Taps},
+};
 
 /// Which tensors of an op belong to what. Names of inputs and outputs.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +45,54 @@ pub(crate) enum Head {
     /// Value or query heads, so many to a key head.
     Value,
 }
+
+/// An op whose tokens form sequences.
+pub(crate) trait Sequence: Answer {
+    /// What of it belongs to what.
+    const PARTS: Parts;
+
+    /// The tokens `at` of sequence `i` as a problem of their own, after those `before` them.
+    fn cut<R: Real>(
+        x: &Self::Inputs<R>,
+        i: usize,
+        at: Range<usize>,
+        before: Before<'_, Self::Inputs<R>, Self::Outputs<R>>,
+    ) -> Self::Inputs<R>;
+
+    /// The same problem with every gate one, and what an op without gates answers to it.
+    fn gate_one<R: Real>(_: &Self::Inputs<R>) -> Option<(Self::Inputs<R>, Self::Outputs<R>)> {
+        None
+    }
+}
+
+macro_rules! sequence {
+    ($module:ident::$name:ident $(, $gate_one:path)?) => {
+        impl Sequence for ops::$module::$name {
+            const PARTS: Parts = $module::PARTS;
+
+            fn cut<R: Real>(
+                x: &Self::Inputs<R>,
+                i: usize,
+                at: Range<usize>,
+                before: Before<'_, Self::Inputs<R>, Self::Outputs<R>>,
+            ) -> Self::Inputs<R> {
+                $module::cut(x, i, at, before)
+            }
+
+            $(fn gate_one<R: Real>(
+                x: &Self::Inputs<R>,
+            ) -> Option<(Self::Inputs<R>, Self::Outputs<R>)> {
+                Some($gate_one(x))
+            })?
+        }
+    };
+}
+
+sequence!(causal_conv1d::CausalConv1d);
+sequence!(gated_delta_rule::GatedDeltaRule, gated_delta_rule::gate_one);
+sequence!(attention::Attention);
+sequence!(gdn_layer::GdnLayer);
+sequence!(attention_layer::AttentionLayer);
 
 /// What was before a piece: the piece before it, and its answer.
 pub(crate) type Before<'a, I, O> = Option<(&'a I, &'a O)>;

@@ -17,6 +17,7 @@ use reference::real::Rounding;
 
 use crate::{
     bound::{DECIDE, SCREEN},
+    dear,
     same::{Tap, Taps},
 };
 
@@ -90,14 +91,9 @@ pub(crate) fn twice(oracle: &Taps, emulated: &Run, got: &Taps) -> Vec<Finding> {
     for ((name, want), own) in oracle.iter().zip(emulated) {
         let want = want.view();
         let own = ArrayD::from_shape_vec(want.shape(), own.clone()).unwrap_or_default();
-        let rule = golden::compare::Bound::Relative { rel_rms: f64::MAX, worst_token: f64::MAX };
-        let own = views(name, &want, &View::F64(own.view()), rule);
-        let rule = golden::compare::Bound::Relative {
-            rel_rms: 2.0 * own.rel_rms,
-            worst_token: 2.0 * own.worst_token,
-        };
+        let bound = dear::twice(name, &want, &View::F64(own.view()), Grid::F32);
         if let Some((_, got)) = got.iter().find(|(other, _)| other == name) {
-            findings.push(views(name, &want, &got.view(), rule));
+            findings.push(views(name, &want, &got.view(), bound));
         }
     }
     findings

@@ -8,7 +8,10 @@ use golden::{
 };
 use ndarray::{Array2, Array3, ArrayD, Axis, Ix2, Ix3, Ix4, concatenate, s};
 
-use crate::ask::{Decode, Request, Said, ask};
+use crate::{
+    ask::{Decode, Request, Said, ask},
+    judge::same_experts,
+};
 
 /// Which rule an engine is held to: a floor and a multiple of the recording's own noise.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,13 +22,33 @@ pub struct Rule {
     pub worst_token: f64,
     /// Multiple of the recording's noise that is allowed where that is more.
     pub noise: f64,
+    /// Which of the recorded noises: `f64`, how far the official f32 run is from the same code in
+    /// double, or `bf16`, how far the official bf16 run is from it.
+    pub kind: &'static str,
 }
 
 impl Rule {
     /// A computation in `f32`: relative RMS at most `max(2e-5, 4 s)`, worst token `max(1e-4, 4 w)`.
-    pub const F32: Rule = Rule { rel_rms: 2e-5, worst_token: 1e-4, noise: 4.0 };
+    pub const F32: Rule = Rule { rel_rms: 2e-5, worst_token: 1e-4, noise: 4.0, kind: "f64" };
     /// A computation in `f64`: relative RMS at most `max(1e-5, 2 s)`, worst token `max(1e-4, 2 w)`.
-    pub const F64: Rule = Rule { rel_rms: 1e-5, worst_token: 1e-4, noise: 2.0 };
+    pub const F64: Rule = Rule { rel_rms: 1e-5, worst_token: 1e-4, noise: 2.0, kind: "f64" };
+    /// An emulation of the official code in bf16, held against what that said: relative RMS at most
+    /// `2 s`, worst token at most `2 w`, of the noise of bf16.
+    pub const BF16: Rule = Rule { rel_rms: 0.0, worst_token: 0.0, noise: 2.0, kind: "bf16" };
+
+    /// The rule for a number type of the reference.
+    pub fn of(number: &str) -> Rule {
+        match number {
+            "f64" => Rule::F64,
+            "bf16" => Rule::BF16,
+            _ => Rule::F32,
+        }
+    }
+
+    /// What a tap is called that was recorded for this rule.
+    pub(crate) fn tap(self, tap: &str) -> String {
+        if self.kind == "bf16" { format!("bf16.{tap}") } else { tap.to_owned() }
+    }
 
     /// The bound for a tap of this noise.
     pub fn bound(self, Noise { rel_rms, worst_token }: Noise) -> Bound {
@@ -76,27 +99,39 @@ pub fn verify(
     progress: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<Verified, Error> {
     let mut request = request(recording, prompt)?;
-    let total = request.tokens.iter().map(Vec::len).sum();
     let mut said = ask(engine, &request, progress)?;
-    let recorded = recorded_routing(recording, prompt, said.routing.len())?;
+    let recorded = recorded_routing(recording, prompt, rule, said.routing.len())?;
     let (legal_flips, illegal_flip) = flips(recording, prompt, &said, &recorded)?;
     if 0 < legal_flips && illegal_flip.is_none() {
         request.forced_routing = Some(recorded);
         said = ask(engine, &request, progress)?;
     }
+    let findings = compare(recording, prompt, rule, &said)?;
+    let tokens = request.tokens.iter().map(Vec::len).sum();
+    Ok(Verified { prompt: prompt.id.clone(), tokens, findings, legal_flips, illegal_flip })
+}
+
+/// Every tap that was both said and recorded, in the order of the computation.
+pub(crate) fn compare(
+    recording: &Recording,
+    prompt: &Prompt,
+    rule: Rule,
+    said: &Said,
+) -> Result<Vec<(String, Finding)>, Error> {
     let real = recording.real_rows(prompt)?;
     let mut findings = Vec::new();
     for (layer, got) in said.hidden.iter().enumerate() {
         let tap = format!("hidden.{layer}");
-        if let Some(want) = rows(recording, prompt, &tap, &real, 0)? {
-            let bound = rule.bound(recording.noise(&format!("{}/{tap}", prompt.id)));
-            findings.push((tap.clone(), matrices(&tap, &want, got, &bound)));
-        } else if let Some(finding) = sketched(recording, prompt, &tap, got, rule)? {
-            findings.push((tap, finding));
-        }
+        findings.extend(held(recording, prompt, &tap, got, rule)?.map(|finding| (tap, finding)));
+    }
+    if rule.kind == "bf16" {
+        // Of the official run in bf16 hidden states, experts and logits are recorded.
+        let logits = held(recording, prompt, "logits", &said.logits, rule)?;
+        findings.extend(logits.map(|finding| ("logits".to_owned(), finding)));
+        return something(findings, recording, prompt);
     }
     let mut judge = |tap: &str, got: &Array2<f32>, want: Array2<f32>| {
-        let bound = rule.bound(recording.noise(&format!("{}/{tap}", prompt.id)));
+        let bound = rule.bound(recording.noise(&format!("{}/{tap}", prompt.id), rule.kind));
         findings.push((tap.to_owned(), matrices(tap, &want, got, &bound)));
     };
     for (layer, state) in said.states.iter().enumerate() {
@@ -141,15 +176,36 @@ pub fn verify(
         judge("mtp_logits", got, want);
     }
     top_logits(recording, prompt, &said.logits, rule, &mut findings)?;
+    something(findings, recording, prompt)
+}
+
+/// A comparison of nothing proves nothing.
+fn something(
+    findings: Vec<(String, Finding)>,
+    recording: &Recording,
+    prompt: &Prompt,
+) -> Result<Vec<(String, Finding)>, Error> {
     if findings.is_empty() {
-        return Err(format!(
-            "{}: prompt {}: no tap that can be compared",
-            recording.id(),
-            prompt.id
-        )
-        .into());
+        let id = recording.id();
+        return Err(format!("{id}: prompt {}: no tap that can be compared", prompt.id).into());
     }
-    Ok(Verified { prompt: prompt.id.clone(), tokens: total, findings, legal_flips, illegal_flip })
+    Ok(findings)
+}
+
+/// A hidden state, or logits, held against what was recorded of it, whole or in a sketch.
+pub(crate) fn held(
+    recording: &Recording,
+    prompt: &Prompt,
+    tap: &str,
+    got: &Array2<f32>,
+    rule: Rule,
+) -> Result<Option<Finding>, Error> {
+    let real = recording.real_rows(prompt)?;
+    if let Some(want) = rows(recording, prompt, &rule.tap(tap), &real, 0)? {
+        let bound = rule.bound(recording.noise(&format!("{}/{tap}", prompt.id), rule.kind));
+        return Ok(Some(matrices(tap, &want, got, &bound)));
+    }
+    sketched(recording, prompt, tap, got, rule)
 }
 
 /// A tap of which only a sketch was recorded.
@@ -169,7 +225,8 @@ fn sketched(
     let values: Vec<f64> = got.iter().map(|&x| f64::from(x)).collect();
     let mine = sketch::sketch(&full, values.iter().copied());
     // 32 projections estimate a distance to within a factor of two: allow twice the rule.
-    let Bound::Relative { rel_rms, worst_token } = rule.bound(recording.noise(&full)) else {
+    let Bound::Relative { rel_rms, worst_token } = rule.bound(recording.noise(&full, rule.kind))
+    else {
         return Ok(None);
     };
     let bound = Bound::Relative { rel_rms: 2.0 * rel_rms, worst_token };
@@ -200,7 +257,7 @@ fn top_logits(
         got.get((row, ids[[row, column]] as usize)).copied().unwrap_or(f32::NAN)
     };
     let mine = Array2::from_shape_fn((b * t, k), at);
-    let bound = rule.bound(recording.noise(&name("logits")));
+    let bound = rule.bound(recording.noise(&name("logits"), rule.kind));
     findings.push(("topk.logits".to_owned(), matrices("topk.logits", &want, &mine, &bound)));
     let want = recording.f64(&name("logsumexp"))?;
     let mine = ArrayD::from_shape_fn(want.shape(), |index| {
@@ -217,7 +274,7 @@ fn top_logits(
 
 /// The prompt as it was recorded. Decoding is teacher-forced: each step is fed what the official
 /// implementation chose.
-fn request(recording: &Recording, prompt: &Prompt) -> Result<Request, Error> {
+pub(crate) fn request(recording: &Recording, prompt: &Prompt) -> Result<Request, Error> {
     let tokens = recording.tokens(prompt)?;
     let padding = tokens.iter().map(|row| prompt.tokens - row.len()).collect();
     let decode = if prompt.kind == Kind::Decode {
@@ -242,7 +299,7 @@ fn request(recording: &Recording, prompt: &Prompt) -> Result<Request, Error> {
 
 /// A recorded `[B, T, …]` tap without the rows at left padding (and without the last `drop` rows of
 /// the mask, for taps that are shorter than the prompt).
-fn rows(
+pub(crate) fn rows(
     recording: &Recording,
     prompt: &Prompt,
     tap: &str,
@@ -261,15 +318,16 @@ fn rows(
 }
 
 /// The recorded experts of every layer, `[N, A]`; empty where none were recorded.
-fn recorded_routing(
+pub(crate) fn recorded_routing(
     recording: &Recording,
     prompt: &Prompt,
+    rule: Rule,
     layers: usize,
 ) -> Result<Vec<Option<Array2<i64>>>, Error> {
     let real = recording.real_rows(prompt)?;
     let mut all = Vec::new();
     for layer in 0..layers {
-        let name = format!("{}/routing.{layer}", prompt.id);
+        let name = format!("{}/{}", prompt.id, rule.tap(&format!("routing.{layer}")));
         if recording.get(&name).is_none() {
             all.push(None);
             continue;
@@ -308,12 +366,7 @@ fn flips(
         for (token, ((got, want), margin)) in
             routing.ids.rows().into_iter().zip(recorded.rows()).zip(margins).enumerate()
         {
-            let sorted = |row: ndarray::ArrayView1<'_, i64>| {
-                let mut ids = row.to_vec();
-                ids.sort_unstable();
-                ids
-            };
-            if sorted(got) == sorted(want) {
+            if same_experts(&got, &want) {
                 continue;
             }
             if f64::from(margin) <= 10.0 * noise {

@@ -1,17 +1,49 @@
 //! One way to compute an op: what it is, what it promises, and a run of it.
 
+use std::{fmt, sync::Arc};
+
 use golden::{Claims, Op, Plan, Spec, Variant, plan::Form};
 
-use crate::{answer::Answer, guard, report::Outcome};
+use crate::{answer::Answer, foreign::Kernel, guard, report::Outcome};
 
-/// One way to compute an op, with a fault planted or not.
+/// Who computes an op.
+#[derive(Clone, Debug)]
+pub enum Who {
+    /// The reference in a form, or a variant.
+    Named {
+        /// `device/algorithm`.
+        variant: String,
+        /// A fault of the variant that is planted.
+        plant: Option<String>,
+    },
+    /// A foreign kernel, in its process.
+    Foreign(Arc<Kernel>),
+}
+
+impl Who {
+    /// A way of that name, with a fault planted or not.
+    pub(crate) fn named(variant: &str, plant: Option<&str>) -> Who {
+        Who::Named { variant: variant.to_owned(), plant: plant.map(str::to_owned) }
+    }
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Who::Named { variant, .. } => f.write_str(variant),
+            Who::Foreign(kernel) => f.write_str(&kernel.variant()),
+        }
+    }
+}
+
+/// One way to compute an op.
 pub(crate) enum Way<O: Op> {
     /// The reference in f32.
     Reference(Form),
     /// A variant.
     Variant(&'static dyn Variant<O>),
-    /// A variant with a fault.
-    Planted(Box<dyn Variant<O>>),
+    /// One that was made for this: a variant with a fault, or a foreign kernel in its process.
+    Made(Box<dyn Variant<O>>),
 }
 
 impl<O: Answer> Way<O> {
@@ -20,7 +52,7 @@ impl<O: Answer> Way<O> {
         match self {
             Way::Reference(_) => None,
             Way::Variant(variant) => Some(*variant),
-            Way::Planted(variant) => Some(&**variant),
+            Way::Made(variant) => Some(&**variant),
         }
     }
 
@@ -39,7 +71,9 @@ impl<O: Answer> Way<O> {
         let reference = |cuts| Claims { deterministic: true, batch_invariant: true, cuts };
         match self {
             Way::Reference(Form::Plain) => reference(Some(1)),
-            Way::Reference(Form::Chunked(tokens)) => reference(Some(*tokens)),
+            Way::Reference(Form::Chunked(tokens) | Form::Prefixed(tokens)) => {
+                reference(Some(*tokens))
+            }
             _ => self.variant().map(Variant::claims).unwrap_or_default(),
         }
     }

@@ -26,6 +26,29 @@ fn chunks_in_bf16_pass_under_their_own_plan_only() {
     }
 }
 
+/// Decays as differences of prefix sums lose digits where a gate forgets everything: honest, if declared.
+#[test]
+fn decays_from_prefix_sums_are_a_plan_of_their_own() {
+    let op = registry::op("gated_delta_rule").expect("an op of that name");
+    let spec = "B3-T23-HK2-HV4-K16-V12;fill=mixed-gates";
+    let own = op.check(spec, "reference/prefix64", None);
+    assert!(matches!(own.outcome, Outcome::Passed(_)), "{:?}", outcome(&own));
+    let other = Plan::F32.form(Form::Chunked(64));
+    let row = op.check_as(spec, "reference/prefix64", &other);
+    assert!(matches!(row.outcome, Outcome::Failed(_)), "{:?}", outcome(&row));
+    // In double the two are one formula, but for the digits that even double loses.
+    let wide = op.check("B3-T23-HK2-HV4-K16-V12", "reference/f64-prefix64", None);
+    assert!(matches!(wide.outcome, Outcome::Passed(_)), "{:?}", outcome(&wide));
+    for text in ["plain", "chunked 64", "chunked 64, prefix sums"] {
+        assert_eq!(text.parse::<Form>().map(|form| form.to_string()), Ok(text.to_owned()));
+    }
+    for text in
+        ["chunked 0", "chunked 4097", "prefix sums", "plain, prefix sums", "chunked , prefix sums"]
+    {
+        assert!(text.parse::<Form>().is_err(), "{text}");
+    }
+}
+
 #[test]
 fn a_variant_may_round_less_than_a_plan_allows() {
     let op = registry::op("gated_delta_rule").expect("an op of that name");

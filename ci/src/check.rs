@@ -1,23 +1,25 @@
 //! `karat check`: every selected problem, by every way to compute it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use benches::{
+    evidence::Evidence,
     plan::Job,
     registry::{self, Spoil},
     report::{Outcome, Row},
 };
-use golden::{
-    compare::{Bound, Finding},
-    recording::Recording,
-};
+use golden::{compare::Bound, recording::Recording};
 use serde_json::json;
 
 use crate::{
+    block::{Again, block},
+    derivation,
     exit::{Exit, fail, refuse},
-    files,
+    files, foreign,
     list::Selection,
     out::{self, Out},
+    support::Outcomes,
+    watch::Watcher,
 };
 
 #[derive(Debug, clap::Args)]
@@ -30,6 +32,18 @@ pub(crate) struct Args {
     /// Spoil every answer in this way, to see that the check sees it.
     #[arg(long, value_name = "NAME")]
     plant: Option<String>,
+    /// Of every way to compute an op that fails, find the smallest problem that fails so.
+    #[arg(long)]
+    shrink: bool,
+    #[command(flatten)]
+    foreign: foreign::Kernels,
+    /// Write inputs, answers and bounds of every job that does not pass into this folder: one
+    /// safetensors file each, with in.X, want.O, got.O and allowed.O
+    #[arg(long, value_name = "DIR")]
+    save_failing: Option<PathBuf>,
+    /// Memory that one problem may take; what the machine has without it
+    #[arg(long, value_name = "GIB", env = "KARAT_MEMORY_GIB")]
+    memory_gib: Option<f64>,
 }
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
@@ -45,21 +59,47 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
             )
         }
     };
-    let jobs = args.selection.jobs()?;
+    let (kernels, opened) = args.foreign.open(out)?;
+    let jobs = args.selection.jobs(&kernels)?;
     let mut run = Run::new(out, args.fail_fast);
-    run.plant.clone_from(&args.plant);
-    let memory = benches::host().memory;
+    run.exit = opened;
+    run.again.plant.clone_from(&args.plant);
+    for kernel in &kernels {
+        run.again.kernels.insert(kernel.variant(), kernel.manifest.file.clone());
+    }
+    if let Some(dir) = &args.save_failing {
+        std::fs::create_dir_all(dir)
+            .map_err(|e| fail(Exit::Unfit, format!("{}: {e}", dir.display())))?;
+    }
+    let memory = match args.memory_gib {
+        None => benches::host().memory,
+        Some(gib) if gib.is_finite() && 0.0 < gib => (gib * f64::from(1 << 30)) as u64,
+        Some(gib) => return Err(refuse(format!("--memory-gib {gib}: expected a number above 0"))),
+    };
+    let watcher = Watcher::new(memory, &run.again, out, args.save_failing.as_deref());
+    let mut red: Vec<usize> = Vec::new();
+    let mut at = 0;
     let bar = out.bar(jobs.len() as u64, "check", false);
     benches::bound::keep_in(&files::cache_dir().join("bounds"));
-    let screen = |job: &Job| too_large(job, memory);
-    benches::plan::check(&jobs, &screen, plant, &mut |row| {
+    benches::plan::check(&jobs, &watcher, plant, &mut |row| {
         run.add(row);
+        let same = |job: &Job| job.entry.name() == row.op && job.variant == row.variant;
+        if row.outcome.is_red() && !red.iter().any(|&at| same(&jobs[at])) {
+            red.push(at);
+        }
+        at += 1;
         bar.inc(1);
         !run.over()
     });
     bar.finish_and_clear();
-    if args.selection.with_recordings() {
-        recorded(&mut run, args.selection.words(), plant)?;
+    if args.shrink {
+        red.iter().for_each(|&at| shrink(&jobs[at], plant, &run));
+    }
+    if args.selection.with_recordings() && !args.foreign.given() {
+        recorded(&mut run, args.selection.words(), plant, Some(&watcher))?;
+    }
+    if let Some(lost) = watcher.end() {
+        return Err(fail(Exit::Unfit, lost));
     }
     if run.rows == 0 {
         return Err(fail(Exit::Nothing, "nothing selected; `karat list` names every problem"));
@@ -67,15 +107,22 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     run.end()
 }
 
-/// A problem that this machine has no memory for, skipped before it runs: inputs and outputs are held
-/// in f32 and in f64 at once.
-fn too_large(job: &Job, memory: u64) -> Option<Row> {
-    let needed = job.parsed.cost.bytes.saturating_mul(4);
-    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-    (memory != 0 && memory < needed).then(|| {
-        let why = format!("needs {:.1} GiB, this machine has {:.1}", gib(needed), gib(memory));
-        Row::new(job.entry.name(), &job.spec, &job.variant, Outcome::Skipped(why), Duration::ZERO)
-    })
+/// Tells the smallest problem that fails as this one does.
+fn shrink(job: &Job, plant: Option<Spoil>, run: &Run<'_>) {
+    let bar = run.out.bar(0, "shrink", false);
+    let found = benches::shrink::smallest(job, plant, &mut |_| {
+        bar.inc(1);
+        !out::interrupted()
+    });
+    bar.finish_and_clear();
+    if let Some((smallest, row)) = found {
+        run.out.line(&format!("smallest that fails as {} does:", job.id()));
+        run.out.line(&block(&row, &run.again));
+        run.out.json(&json!({
+            "schema": "karat.result/1", "kind": "shrunk", "case": job.id(), "smallest": smallest.id(),
+            "outcome": row.outcome.name(), "why": row.outcome.why(),
+        }));
+    }
 }
 
 /// Every recorded case of every op whose id holds all the words, in every variant.
@@ -83,6 +130,7 @@ pub(crate) fn recorded(
     run: &mut Run<'_>,
     words: &[String],
     plant: Option<Spoil>,
+    watcher: Option<&Watcher>,
 ) -> anyhow::Result<()> {
     let dir = files::golden_dir().join("recordings/ops");
     if !dir.exists() {
@@ -107,7 +155,20 @@ pub(crate) fn recorded(
                 return Ok(());
             }
             if words.iter().all(|word| id.contains(word.as_str())) {
-                run.add(&entry.check_recorded(&recording, case, variant, plant));
+                let mut evidence = Evidence::default();
+                let mut check =
+                    || entry.check_recorded(&recording, case, variant, plant, &mut evidence);
+                let Some(watcher) = watcher else {
+                    run.add(&check());
+                    continue;
+                };
+                watcher.begin(&id);
+                let row = check();
+                watcher.done(&id);
+                if !matches!(row.outcome, Outcome::Passed(_)) {
+                    watcher.save(&row, &evidence);
+                }
+                run.add(&row);
             }
         }
     }
@@ -118,11 +179,12 @@ pub(crate) fn recorded(
 pub(crate) struct Run<'a> {
     pub(crate) out: &'a Out,
     pub(crate) rows: usize,
-    /// The fault that was planted, for repro lines.
-    plant: Option<String>,
+    again: Again,
     /// Outcome, op, variant and reason of what was skipped, and how often.
     skips: BTreeMap<(&'static str, String), usize>,
     fail_fast: bool,
+    /// Case and outcome, to be kept for `karat support`.
+    found: Vec<(String, &'static str)>,
     ops: Vec<&'static str>,
     sums: BTreeMap<&'static str, Sum>,
     exit: Exit,
@@ -142,9 +204,10 @@ impl<'a> Run<'a> {
         Run {
             out,
             rows: 0,
-            plant: None,
+            again: Again::default(),
             skips: BTreeMap::new(),
             fail_fast,
+            found: Vec::new(),
             ops: Vec::new(),
             sums: BTreeMap::new(),
             exit: Exit::Ok,
@@ -156,8 +219,13 @@ impl<'a> Run<'a> {
         out::interrupted() || (self.fail_fast && self.exit != Exit::Ok)
     }
 
+    /// Takes a row.
     pub(crate) fn add(&mut self, row: &Row) {
         self.rows += 1;
+        // A planted fault says nothing of the variant.
+        if self.again.plant.is_none() {
+            self.found.extend(Outcomes::of(row));
+        }
         if !self.ops.contains(&row.op) {
             self.ops.push(row.op);
         }
@@ -174,6 +242,8 @@ impl<'a> Run<'a> {
             Outcome::Failed(_) | Outcome::Mistrusted(_) => Exit::Wrong,
             Outcome::Crashed(_) | Outcome::Timeout => Exit::Crashed,
             Outcome::Cheat(_) => Exit::Cheat,
+            // It is not karat that is wrong with a kernel that cannot be called.
+            Outcome::Error(_) if row.variant.starts_with("foreign/") => Exit::Refused,
             Outcome::Error(_) => Exit::Internal,
             // Known beforehand; told, and not green.
             Outcome::Skipped(_) | Outcome::Unsupported(_) => {
@@ -182,7 +252,7 @@ impl<'a> Run<'a> {
             }
         };
         if exit != Exit::Ok {
-            self.out.line(&block(row, self.plant.as_deref()));
+            self.out.line(&block(row, &self.again));
         } else if let Outcome::Skipped(why) | Outcome::Unsupported(why) = &row.outcome {
             let whom = format!("{}@{}: {why}", row.op, row.variant);
             *self.skips.entry((row.outcome.name(), whom)).or_default() += 1;
@@ -197,11 +267,26 @@ impl<'a> Run<'a> {
                 row.budget()
             ));
         }
+        if self.out.verbose {
+            self.derive(row);
+        }
         self.exit = self.exit.gravest(exit);
     }
 
+    /// What the bound of a row is made of. Recorded cases have another rule, told with their findings.
+    fn derive(&self, row: &Row) {
+        let derived = matches!(row.outcome.findings(), [first, ..] if matches!(first.bound, Bound::Derived { .. } | Bound::Exact));
+        if derived
+            && let Some(entry) = registry::op(row.op)
+            && let Ok(found) = entry.derivation(&row.spec, &row.variant)
+        {
+            derivation::lines(&found).iter().for_each(|line| self.out.line(line));
+        }
+    }
+
     /// The table by op, the summary, and the exit code.
-    pub(crate) fn end(self) -> anyhow::Result<Exit> {
+    pub(crate) fn end(mut self) -> anyhow::Result<Exit> {
+        Outcomes::keep(std::mem::take(&mut self.found));
         let rows: Vec<Vec<String>> = self
             .ops
             .iter()
@@ -245,101 +330,5 @@ impl<'a> Run<'a> {
             return Err(fail(Exit::Interrupted, "interrupted"));
         }
         Ok(exit)
-    }
-}
-
-/// What is wrong, where, and how to see it again.
-pub(crate) fn block(row: &Row, plant: Option<&str>) -> String {
-    let mut lines = vec![format!(
-        "{:<4} {}",
-        row.outcome.name().to_uppercase().replace("FAILED", "FAIL"),
-        row.id()
-    )];
-    if let Some(why) = row.outcome.why() {
-        lines.push(format!("  {why}"));
-    }
-    lines.extend(row.outcome.findings().iter().filter(|f| !f.ok).flat_map(told));
-    let plant = plant.map_or(String::new(), |plant| format!(" --plant {plant}"));
-    lines.push(format!("  repro: karat check '{}'{plant}", row.id()));
-    lines.join("\n")
-}
-
-/// What is wrong with an output.
-pub(crate) fn told(f: &Finding) -> Vec<String> {
-    let at = f.at.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-    let mut lines = vec![format!(
-        "  {} of {} elements of {} over, {} not finite",
-        f.over, f.n, f.output, f.not_finite
-    )];
-    lines.push(format!(
-        "  worst {}[{at}] got {:.6e} want {:.6e} err {:.1e} allowed {} ({:.1}x of what is allowed)",
-        f.output,
-        f.pair.1,
-        f.pair.0,
-        f.max_abs,
-        if f.allowed.is_nan() { "by the row".to_owned() } else { format!("{:.1e}", f.allowed) },
-        f.budget
-    ));
-    let kind = match f.bound {
-        Bound::Derived { grid, .. } => grid.name(),
-        _ => "f32",
-    };
-    lines.push(format!(
-        "  rel-RMS {:.1e} of {:.1e} · worst {} {} at {:.1e} of {:.1e} · ULP({kind}) p99 {} max {}",
-        f.rel_rms,
-        f.rel_rms_allowed,
-        f.worst_is,
-        f.worst_token_at,
-        f.worst_token,
-        f.worst_token_allowed,
-        f.ulp.0,
-        f.ulp.1,
-    ));
-    if let Some(bias) = &f.bias
-        && 1.0 < bias.used()
-    {
-        lines.push(format!(
-            "  bias: {} of the {} is {:.1e}, allowed {:.1e}",
-            bias.what, bias.part, bias.value, bias.allowed
-        ));
-    }
-    lines.push(format!("  bound: {}", bound(f.bound)));
-    if let Some(pattern) = &f.pattern {
-        lines.push(format!("  pattern: {pattern}"));
-    }
-    lines
-}
-
-/// A bound in words.
-pub(crate) fn bound(bound: Bound) -> String {
-    match bound {
-        Bound::Relative { rel_rms, worst_token } => {
-            format!("rel-RMS {rel_rms:.1e}, row {worst_token:.1e}")
-        }
-        Bound::Derived { runs, grid } => format!(
-            "7 x spread of {runs} runs in stochastic arithmetic + half an ulp of {grid}; sums of squares; bias"
-        ),
-        Bound::Exact => "equal".to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use benches::{filter::Filter, plan::plan};
-    use golden::Set;
-
-    use super::too_large;
-
-    #[test]
-    fn a_problem_beyond_the_memory_is_skipped_with_both_sizes() {
-        let word = "linear/N16777216-M64-D64@reference/f32".to_owned();
-        let filter = Filter::new(&[word], None).unwrap();
-        let jobs = plan(Set::Smoke, &filter, None).unwrap();
-        let row = too_large(&jobs[0], 8 << 30).unwrap();
-        assert_eq!(row.outcome.name(), "skipped");
-        assert_eq!(row.outcome.why(), Some("needs 32.0 GiB, this machine has 8.0"));
-        assert!(too_large(&jobs[0], 64 << 30).is_none());
-        // A machine that does not tell is tried.
-        assert!(too_large(&jobs[0], 0).is_none());
     }
 }

@@ -2,12 +2,12 @@
 
 use serde_json::json;
 
-use crate::{exit::Exit, files, out::Out};
+use crate::{config::InForce, exit::Exit, files, out::Out};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {}
 
-pub(crate) fn run(_: &Args, out: &Out) -> Exit {
+pub(crate) fn run(_: &Args, settings: &[InForce], out: &Out) -> Exit {
     let host = benches::host();
     let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30));
     let goldens = files::golden_dir().join("recordings");
@@ -25,9 +25,16 @@ pub(crate) fn run(_: &Args, out: &Out) -> Exit {
     for (what, value, ok) in &rows {
         out.line(&format!("{:<5}{what:<24}{value}", if *ok { "ok" } else { "warn" }));
     }
+    out.line("\nsettings: flags, then KARAT_* in the environment, then karat.toml, then what is built in");
+    for InForce { key, value, from } in settings {
+        let value = if value.is_empty() { "-" } else { value };
+        out.line(&format!("     {key:<24}{value:<24} {from}"));
+    }
     out.json(&json!({
         "schema": "karat.result/1", "kind": "env", "cpu": host.cpu, "threads": host.threads, "memory": host.memory,
         "features": host.features, "recordings": recordings, "version": env!("CARGO_PKG_VERSION"),
+        "settings": settings.iter().map(|InForce { key, value, from }| json!({"key": key, "value": value, "from": from}))
+            .collect::<Vec<_>>(),
     }));
     Exit::Ok
 }

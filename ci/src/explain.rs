@@ -1,16 +1,20 @@
 //! `karat explain`: what a code, an outcome, an op, a fill or a rule means.
 
-use benches::registry::OPS;
+use benches::{filter::Filter, plan::plan, registry::OPS};
+use golden::Set;
 use serde_json::json;
 
 use crate::{
+    derivation,
     exit::{Exit, refuse},
+    files,
     out::Out,
 };
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// An exit code, an outcome, an op, a fill, a planted fault, or a rule; without one, everything there is
+    /// An exit code, an outcome, an op, a fill, a planted fault, a rule, or a case as `karat list` names it
+    /// (op/spec@variant: where its bound comes from); without one, everything there is
     what: Option<String>,
 }
 
@@ -55,11 +59,43 @@ const WORDS: &[(&str, &str)] = &[
     ("cheat", "an input was changed, a guard overwritten, a stale answer returned"),
     ("error", "it could not be run"),
     (
+        "bound",
+        "of an answer against the oracle: derived, never typed in. The reference runs in stochastic arithmetic, which rounds \
+         at random wherever the precision plan of the candidate rounds; the spread of an element is the root mean square \
+         distance of the runs from the oracle (f64). Each element may be off by 7 x the larger of its spread and the pooled \
+         spread of its row (the last axis), plus half a unit in the last place of the type it is stored in. Sums hold as well: \
+         squared errors of the whole, of every token and head within the 7-sigma point of what runs show; slope and mean of \
+         the error (bias) within 6.4 standard deviations, level 1e-9. Twelve runs screen, 256 fresh ones decide. Integers \
+         have to be equal; experts may be swapped where the margin of the router is below what it may be off, and the rest is \
+         then held against the reference with these experts. `karat explain 'op/spec@variant'` and `karat check -v` say which \
+         rounding of the plan makes a bound",
+    ),
+    (
+        "plan",
+        "how a candidate rounds: form, accumulator, factors of products, named intermediates, outputs, accuracy of elementary \
+         functions. What is not declared is f32, so rounding that is not declared fails. Of logits of another engine \
+         (karat compare --plan): f32 and f64 as in `rule`, bf16 at most twice as far off as the official bf16 run of the \
+         recording, whole and worst row; from these two follow the mean divergence (r^2 m / 2 for errors of relative size r in \
+         rows of mean square m), that of a row, the log-probabilities (r sqrt(2 m)) and the margin inside which the most likely \
+         token may change (2 r sqrt(m))",
+    ),
+    (
+        "config",
+        "flags go before KARAT_* in the environment, that before karat.toml (of the current folder or the nearest one above), \
+         that before what is built in. Keys are named after their flags: model, engine, number, set, device, filter, seeds, \
+         memory-gib, python, threads, format, no-progress, verdict. `karat doctor` shows what is in force, and from where",
+    ),
+    (
+        "felt",
+        "one input is drawn anew, and every output that depends on it has to move beyond its bound, in some case of the set; a \
+         pair that a fill cannot show is declared there, with the reason. What is not felt is mistrusted: a wrong input would \
+         pass",
+    ),
+    (
         "rule",
         "of an f32 computation against a recording with noise s (relative RMS, official f32 against the same code in double) \
               and w (the same of its worst token): relative RMS at most max(2e-5, 4 s), worst token at most max(1e-4, 4 w); \
-              of an f64 computation: max(1e-5, 2 s) and max(1e-4, 2 w). Of f32 against f64 in karat: s = w = 0. \
-              Of two forms of one reference in f64: relative RMS 1e-12",
+              of an f64 computation: max(1e-5, 2 s) and max(1e-4, 2 w). Of two forms of one reference in f64: relative RMS 1e-12",
     ),
     ("budget", "the largest share of an allowance that any output used; above 100 % fails"),
     (
@@ -80,6 +116,9 @@ const WORDS: &[(&str, &str)] = &[
 ];
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
+    if let Some(id) = args.what.as_deref().filter(|what| what.contains('/')) {
+        return case(id, out);
+    }
     let mut entries: Vec<(String, String)> = Vec::new();
     entries.extend(
         EXITS.iter().map(|(code, what)| ((*code).to_owned(), format!("exit code: {what}"))),
@@ -129,11 +168,39 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
             args.what.as_deref().unwrap_or("")
         )));
     }
+    tell(wanted, out);
+    Ok(Exit::Ok)
+}
+
+/// A case as it is listed: where the bound of each way to compute it comes from.
+fn case(id: &str, out: &Out) -> anyhow::Result<Exit> {
+    benches::bound::keep_in(&files::cache_dir().join("bounds"));
+    let filter = Filter::new(&[id.to_owned()], None).map_err(refuse)?;
+    let mut jobs = plan(Set::Nightly, &filter, None).map_err(refuse)?;
+    jobs.retain(|job| job.id() == id || job.id().split('@').next() == Some(id));
+    if jobs.is_empty() {
+        return Err(refuse(format!(
+            "explain {id:?}: expected a case as `karat list` names it: op/spec@variant"
+        )));
+    }
+    for job in &jobs {
+        let found = job.entry.derivation(&job.spec, &job.variant);
+        let lines = match &found {
+            Ok(found) => derivation::lines(found),
+            Err(rule) => vec![format!("  {rule}")],
+        };
+        out.line(&format!("{}\n{}", job.id(), lines.join("\n")));
+        out.json(&json!({"schema": "karat.result/1", "kind": "explain", "name": job.id(), "text": lines.join("\n"),
+            "derivation": found.as_ref().ok().map(derivation::object)}));
+    }
+    Ok(Exit::Ok)
+}
+
+fn tell(wanted: Vec<(String, String)>, out: &Out) {
     for (name, text) in wanted {
         out.line(&format!("{name:<22} {text}"));
         out.json(
             &json!({"schema": "karat.result/1", "kind": "explain", "name": name, "text": text}),
         );
     }
-    Ok(Exit::Ok)
 }

@@ -31,6 +31,17 @@ pub(crate) fn replace(path: &Path, data: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Replaces a note to oneself: renamed into its place, and not waited for until it is on the disk. A
+/// process that dies leaves one whole note, a machine that dies may leave none.
+pub(crate) fn jot(path: &Path, data: &[u8]) -> io::Result<()> {
+    let beside = path.with_extension(std::process::id().to_string());
+    let write = || fs::write(&beside, data).and_then(|()| fs::rename(&beside, path));
+    write().or_else(|_| {
+        fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+        write()
+    })
+}
+
 /// The folder with recordings and questions: `golden/` above the current folder, or that of the
 /// sources karat was built from.
 pub(crate) fn golden_dir() -> PathBuf {

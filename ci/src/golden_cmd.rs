@@ -5,7 +5,10 @@ mod review;
 
 use std::path::{Path, PathBuf};
 
-use benches::verify::{Rule, Verified, verify};
+use benches::{
+    emulation::{has_bf16, verify_bf16},
+    verify::{Rule, Verified, verify},
+};
 use clap::Subcommand;
 use golden::{
     Config, Dtype, Weights,
@@ -18,7 +21,7 @@ use golden::{
 use serde_json::json;
 
 use crate::{
-    check,
+    block,
     exit::{Exit, fail, refuse},
     files,
     out::{self, Out},
@@ -55,7 +58,8 @@ struct VerifyArgs {
     /// What computes
     #[arg(long, default_value = "reference")]
     engine: String,
-    /// Number type of the reference: f32 or f64
+    /// Number type of the reference: f32, f64, or bf16, which emulates the official code in bf16 and is
+    /// held against what that said
     #[arg(long, default_value = "f32")]
     number: String,
     /// Plant this fault in the wiring, to see that it is caught (karat explain names them)
@@ -74,7 +78,7 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
 }
 
 /// Accepted recordings of models, by name.
-fn recordings() -> PathBuf {
+pub(crate) fn recordings() -> PathBuf {
     files::golden_dir().join("recordings")
 }
 
@@ -99,7 +103,7 @@ fn plain(id: &str) -> anyhow::Result<()> {
     }
 }
 
-fn open(id: &str) -> anyhow::Result<Recording> {
+pub(crate) fn open(id: &str) -> anyhow::Result<Recording> {
     // A name, or a folder anywhere.
     let dir = if id.contains('/') { PathBuf::from(id) } else { recordings().join(id) };
     if !dir.join("manifest.json").exists() {
@@ -115,7 +119,7 @@ fn open(id: &str) -> anyhow::Result<Recording> {
 /// The recorded checkpoint, as a folder: made again from its seed, or committed.
 ///
 /// A folder that is there already is used if its files still hash as recorded.
-fn checkpoint_of(manifest: &Manifest) -> anyhow::Result<PathBuf> {
+pub(crate) fn checkpoint_of(manifest: &Manifest) -> anyhow::Result<PathBuf> {
     let source = &manifest.checkpoint;
     match source.source.as_str() {
         "synthetic" => {
@@ -230,12 +234,20 @@ pub(crate) fn verify_one(
     };
     let other_files = mismatches(&dir, &recording.manifest.checkpoint.files);
     let weights = std::sync::Arc::new(Checkpoint::open(&dir).map_err(refuse)?);
-    let mut engine = benches::engine(engine, number, weights, plant).map_err(refuse)?;
-    let rule = if number == "f64" { Rule::F64 } else { Rule::F32 };
+    let emulate = number == "bf16";
+    if emulate && !has_bf16(&recording) {
+        return Err(refuse(format!("{id}: the official code was not recorded in bf16")));
+    }
+    let mut engine = benches::engine(engine, number, weights.clone(), plant).map_err(refuse)?;
     let mut verified = Vec::new();
     for prompt in &recording.manifest.prompts {
-        let result =
-            verify(&mut *engine, &recording, prompt, rule, &mut |_, _| !out::interrupted());
+        let progress = &mut |_, _| !out::interrupted();
+        let result = if emulate {
+            let make = || benches::emulated(weights.clone(), plant);
+            verify_bf16(&make, &recording, prompt, progress)
+        } else {
+            verify(&mut *engine, &recording, prompt, Rule::of(number), progress)
+        };
         verified.push(result.map_err(|e| {
             if e.to_string() == INTERRUPTED {
                 fail(Exit::Interrupted, INTERRUPTED)
@@ -255,6 +267,11 @@ pub(crate) fn verify_one(
     Ok(Report { id: id.to_owned(), verified, other_files, seconds: watch.elapsed().as_secs_f64() })
 }
 
+/// Whether a recording also has what the official code said in bf16. One that cannot be opened has nothing.
+pub(crate) fn in_bf16(id: &str) -> bool {
+    Recording::open(&recordings().join(id)).is_ok_and(|recording| has_bf16(&recording))
+}
+
 /// Names of the recordings of whole models.
 pub(crate) fn model_ids() -> Vec<String> {
     let mut ids = ids(&recordings());
@@ -263,7 +280,10 @@ pub(crate) fn model_ids() -> Vec<String> {
 }
 
 fn run_verify(args: &VerifyArgs, out: &Out) -> anyhow::Result<Exit> {
-    let ids = if args.ids.is_empty() { model_ids() } else { args.ids.clone() };
+    let mut ids = if args.ids.is_empty() { model_ids() } else { args.ids.clone() };
+    if args.number == "bf16" && args.ids.is_empty() {
+        ids.retain(|id| in_bf16(id));
+    }
     if ids.is_empty() {
         return Err(fail(Exit::Recording, format!("{}: no recordings", recordings().display())));
     }
@@ -336,7 +356,7 @@ fn tell(report: &Report, args: &VerifyArgs, out: &Out) {
                     f.rel_rms,
                     f.worst_token,
                     100.0 * f.budget,
-                    check::bound(f.bound)
+                    block::bound(f.bound)
                 ));
             }
         }
@@ -355,7 +375,7 @@ fn tell(report: &Report, args: &VerifyArgs, out: &Out) {
                 f.worst_token_at,
                 f.worst_token,
                 f.budget,
-                check::bound(f.bound)
+                block::bound(f.bound)
             ));
             if let Some(pattern) = &f.pattern {
                 out.line(&format!("  pattern: {pattern}"));
@@ -373,7 +393,11 @@ fn tell(report: &Report, args: &VerifyArgs, out: &Out) {
 fn layer_of(tap: &str, verified: &Verified) -> String {
     let last = verified.findings.iter().rev().find(|(tap, _)| tap.starts_with("hidden."));
     match tap.split_once('.') {
-        Some(("hidden", "0")) => " (the embedding)".to_owned(),
+        Some(("hidden" | "layer", "0")) => " (the embedding)".to_owned(),
+        Some(("layer", n)) => match n.parse::<usize>() {
+            Ok(n) => format!(" (layer {}, fed what was recorded before it)", n - 1),
+            Err(_) => String::new(),
+        },
         Some(("hidden", n)) => match n.parse::<usize>() {
             Ok(n) if last.is_some_and(|(last, _)| last == tap) => {
                 format!(" (layer {} or the final norm)", n - 1)

@@ -6,6 +6,7 @@ use benches::invariance::{Options, Problem, plan, run as run_changes};
 
 use crate::{
     exit::{Exit, refuse},
+    foreign,
     list::Selection,
     out::Out,
     same::{Models, Tally, typed},
@@ -17,6 +18,8 @@ pub(crate) struct Args {
     selection: Selection,
     #[command(flatten)]
     models: Models,
+    #[command(flatten)]
+    foreign: foreign::Kernels,
     /// Most runs of one problem
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(2..))]
     runs: u32,
@@ -28,13 +31,14 @@ pub(crate) struct Args {
     fail_fast: bool,
     /// Plant this fault, to see that it is caught: around an engine, in its wiring, or in a variant
     /// (karat explain names them)
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "kernel")]
     plant: Option<String>,
 }
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let budget = Duration::try_from_secs_f64(args.seconds)
         .map_err(|_| refuse(format!("--seconds {}: expected a time", args.seconds)))?;
+    let (kernels, opened) = args.foreign.open(out)?;
     let options = Options {
         set: args.selection.set(),
         runs: args.runs as usize,
@@ -44,9 +48,10 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         number: args.models.number.clone(),
         device: args.selection.device().map(str::to_owned),
         plant: args.plant.clone(),
+        kernels,
     };
     let problems = plan(&options, &args.selection.filter()?).map_err(refuse)?;
-    let mut tally = Tally::new(out, "invariance", args.flags(), args.fail_fast);
+    let mut tally = Tally::new(out, "invariance", args.flags(), args.fail_fast, opened);
     let bar = out.bar(problems.iter().map(Problem::len).sum::<usize>() as u64, "invariance", false);
     run_changes(&problems, &options, &mut |row| {
         tally.add(row);
@@ -61,6 +66,7 @@ impl Args {
     /// What has to be typed besides an id to see a row again.
     fn flags(&self) -> String {
         let flags = self.selection.typed().to_owned() + &self.models.typed();
+        let flags = flags + &self.foreign.typed();
         let plant = self.plant.as_ref().map_or(String::new(), |plant| format!(" --plant {plant}"));
         flags + &typed("runs", &self.runs, &1000) + &typed("seconds", &self.seconds, &2.0) + &plant
     }

@@ -1,6 +1,12 @@
 //! `karat list`: what would run.
 
-use benches::{filter::Filter, plan::plan};
+use std::sync::Arc;
+
+use benches::{
+    filter::Filter,
+    foreign::{self, Kernel},
+    plan::plan,
+};
 use golden::Set;
 use serde_json::json;
 
@@ -13,6 +19,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(crate) struct Selection {
     /// Words that must be in the id; a whole id selects its problem even if no set holds it.
+    #[arg(env = "KARAT_FILTER", value_delimiter = ' ')]
     filter: Vec<String>,
     /// An expression: op(gated_delta_rule) & dtype(bf16) & T>=4096 & !fill(domain)
     #[arg(short = 'E', long, value_name = "EXPR")]
@@ -21,7 +28,7 @@ pub(crate) struct Selection {
     #[arg(long, value_enum, default_value = "smoke", env = "KARAT_SET")]
     set: SetName,
     /// Only what runs on this device.
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, env = "KARAT_DEVICE")]
     device: Option<Device>,
 }
 
@@ -36,7 +43,7 @@ pub(crate) enum SetName {
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Device {
+pub(crate) enum Device {
     /// This processor.
     Cpu,
     /// A GPU.
@@ -54,9 +61,14 @@ impl From<SetName> for Set {
 }
 
 impl Selection {
-    /// The jobs that are meant.
-    pub(crate) fn jobs(&self) -> anyhow::Result<Vec<benches::plan::Job>> {
-        plan(self.set(), &self.filter()?, self.device()).map_err(refuse)
+    /// The jobs that are meant: of these foreign kernels, where there are some.
+    pub(crate) fn jobs(&self, kernels: &[Arc<Kernel>]) -> anyhow::Result<Vec<benches::plan::Job>> {
+        let (set, filter, device) = (self.set(), self.filter()?, self.device());
+        if kernels.is_empty() {
+            plan(set, &filter, device).map_err(refuse)
+        } else {
+            foreign::jobs(set, &filter, device, kernels).map_err(refuse)
+        }
     }
 
     /// Words and expression.
@@ -105,7 +117,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
-    let jobs = args.selection.jobs()?;
+    let jobs = args.selection.jobs(&[])?;
     if jobs.is_empty() {
         return Err(fail(
             Exit::Nothing,

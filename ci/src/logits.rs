@@ -3,9 +3,13 @@
 use std::path::PathBuf;
 
 use benches::ask::{Decode, INTERRUPTED, Request, Said, ask};
-use golden::{Engine, Weights, checkpoint::Checkpoint};
+use golden::{
+    Engine, Weights,
+    checkpoint::Checkpoint,
+    recording::{Recorded, serialize},
+};
 use ndarray::{Array2, Array3};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 
 use crate::{
@@ -18,13 +22,13 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(crate) struct Which {
     /// A checkpoint folder, or synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S]
-    #[arg(long)]
+    #[arg(long, env = "KARAT_MODEL")]
     pub(crate) model: String,
     /// What computes it
     #[arg(long, default_value = "reference", env = "KARAT_ENGINE")]
     pub(crate) engine: String,
-    /// Number type of the reference: f32, or f64 for the oracle
-    #[arg(long, default_value = "f32")]
+    /// Number type of the reference: f32, f64 for the oracle, or bf16, which emulates the official code in bf16
+    #[arg(long, default_value = "f32", env = "KARAT_NUMBER")]
     pub(crate) number: String,
 }
 
@@ -199,22 +203,27 @@ impl Prompt {
         let wrong = |what: &dyn std::fmt::Display| refuse(format!("{}: {what}", path.display()));
         let data = golden::map::map(path).map_err(|e| wrong(&e))?;
         let file = SafeTensors::deserialize(&data).map_err(|e| wrong(&e))?;
-        let Some(ids) = integers(&file, "input_ids").map_err(|e| wrong(&e))? else {
+        Prompt::within(&file, "").map_err(|e| wrong(&e))
+    }
+
+    /// The same of tensors whose names begin so: what is wrong comes without the file's name.
+    pub(crate) fn within(file: &SafeTensors<'_>, prefix: &str) -> Result<Option<Prompt>, String> {
+        let Some(ids) = integers(file, &format!("{prefix}input_ids"))? else {
             return Ok(None);
         };
-        let mask = integers(&file, "attention_mask").map_err(|e| wrong(&e))?;
+        let mask = integers(file, &format!("{prefix}attention_mask"))?;
         let (b, t) = ids.dim();
         if b == 0 || t == 0 {
-            return Err(wrong(&format!("tensor input_ids: an empty prompt, shape [{b}, {t}]")));
+            return Err(format!("tensor {prefix}input_ids: an empty prompt, shape [{b}, {t}]"));
         }
         let (mut tokens, mut padding) = (Vec::new(), Vec::new());
         if let Some(mask) = &mask
             && mask.dim() != (b, t)
         {
-            return Err(wrong(&format!(
-                "tensor attention_mask: expected shape [{b}, {t}], got {:?}",
+            return Err(format!(
+                "tensor {prefix}attention_mask: expected shape [{b}, {t}], got {:?}",
                 mask.shape()
-            )));
+            ));
         }
         for (i, row) in ids.rows().into_iter().enumerate() {
             let pad = match &mask {
@@ -225,16 +234,16 @@ impl Prompt {
                     let left =
                         row.iter().enumerate().all(|(at, &m)| m == i64::from(t - real <= at));
                     if !left || real == 0 {
-                        return Err(wrong(&format!(
-                            "tensor attention_mask: row {i}: expected zeros, then at least one 1 (left padding)"
-                        )));
+                        return Err(format!(
+                            "tensor {prefix}attention_mask: row {i}: expected zeros, then at least one 1 (left padding)"
+                        ));
                     }
                     t - real
                 }
             };
             let token = |(at, &id): (usize, &i64)| {
                 u32::try_from(id)
-                    .map_err(|_| wrong(&format!("tensor input_ids: row {i}, column {at}: id {id}")))
+                    .map_err(|_| format!("tensor {prefix}input_ids: row {i}, column {at}: id {id}"))
             };
             tokens.push(row.iter().enumerate().skip(pad).map(token).collect::<Result<_, _>>()?);
             padding.push(pad);
@@ -274,7 +283,8 @@ impl Prompt {
     }
 }
 
-fn integers(file: &SafeTensors<'_>, name: &str) -> Result<Option<Array2<i64>>, String> {
+/// `[B, T]` integers, if they are there.
+pub(crate) fn integers(file: &SafeTensors<'_>, name: &str) -> Result<Option<Array2<i64>>, String> {
     let Ok(tensor) = file.tensor(name) else { return Ok(None) };
     let (dtype, shape) = (tensor.dtype(), tensor.shape());
     let (Dtype::I64, [b, t]) = (dtype, shape) else {
@@ -328,27 +338,12 @@ fn pack(said: &Said, prompt: &Prompt, args: &Args) -> anyhow::Result<Vec<u8>> {
         };
         floats.push(("step_logits".to_owned(), steps));
     }
-    let bytes: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = floats
-        .into_iter()
-        .map(|(name, x)| {
-            let data = x.iter().flat_map(|x| x.to_le_bytes()).collect();
-            (name, Dtype::F32, x.shape().to_vec(), data)
-        })
-        .chain(args.decode.map(|n| {
-            let data = said
-                .generated
-                .iter()
-                .flatten()
-                .flat_map(|&id| i64::from(id).to_le_bytes())
-                .collect();
-            ("generated".to_owned(), Dtype::I64, vec![b, n], data)
-        }))
-        .collect();
-    let views = bytes
-        .iter()
-        .map(|(name, dtype, shape, data)| {
-            Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), data)?))
-        })
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
-    Ok(safetensors::serialize(views, None)?)
+    let mut tensors: Vec<(String, Recorded)> =
+        floats.into_iter().map(|(name, x)| (name, Recorded::F32(x.into_dyn()))).collect();
+    if let Some(n) = args.decode {
+        let ids = said.generated.iter().flatten().map(|&id| i64::from(id)).collect();
+        let ids = Array2::from_shape_vec((b, n), ids)?;
+        tensors.push(("generated".to_owned(), Recorded::I64(ids.into_dyn())));
+    }
+    Ok(serialize(&tensors, &[])?)
 }

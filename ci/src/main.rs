@@ -5,17 +5,24 @@
 
 #![allow(clippy::doc_markdown, reason = "doc comments of arguments are help texts")]
 
+mod bisect;
+mod block;
 mod chat;
 mod check;
+mod child;
 mod compare;
+mod config;
+mod derivation;
 mod doctor;
 mod exit;
 mod explain;
 mod files;
+mod foreign;
 mod generate;
 mod golden_cmd;
 mod inspect;
 mod invariance;
+mod kernel_cmd;
 mod list;
 mod logits;
 mod mutate;
@@ -23,20 +30,24 @@ mod out;
 mod paths;
 mod same;
 mod schema;
+mod support;
 mod synth;
 mod text;
 mod tour;
 mod verdict;
+mod watch;
 
 use std::{
+    num::NonZeroUsize,
     panic::{self, AssertUnwindSafe},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{
+    config::InForce,
     exit::{Exit, Failure, fail},
     out::{Format, Out},
 };
@@ -71,6 +82,9 @@ struct Global {
         value_parser = clap::builder::FalseyValueParser::new()
     )]
     no_progress: bool,
+    /// Threads that work is spread over; all there are without it.
+    #[arg(long, global = true, value_name = "N", env = "KARAT_THREADS")]
+    threads: Option<NonZeroUsize>,
     /// Where the verdict is written.
     #[arg(
         long,
@@ -86,14 +100,18 @@ struct Global {
 enum Command {
     /// Name the problems that a filter selects; nothing runs
     List(list::Args),
-    /// Say what this machine is and what karat can do on it
+    /// Say what this machine is, what karat can do on it, and which settings are in force
     Doctor(doctor::Args),
     /// Hold every way to compute an op against the oracle and the recordings
     Check(check::Args),
+    /// Say which way to compute which op in which type was checked, and how that went
+    Support(support::Args),
     /// Feed one text in every way there is; each must have the answer of the plain way
     Paths(paths::Args),
     /// Ask again: other threads, another batch, another place in it
     Invariance(invariance::Args),
+    /// Say where an engine or a kernel goes wrong: layer, op, head or expert, element
+    Bisect(bisect::Args),
     /// Recordings of the official implementation: record, verify, status, diff, accept
     Golden(golden_cmd::Args),
     /// Compare logits of any other engine with a recording or another file
@@ -102,6 +120,11 @@ enum Command {
     Logits(logits::Args),
     /// Continue a text with a model's own tokenizer and chat template
     Generate(generate::Args),
+    /// Run a foreign kernel; `check --kernel` starts such processes
+    #[command(hide = true)]
+    Child(child::Args),
+    /// Kernels of other hands: new, inspect
+    Kernel(kernel_cmd::Args),
     /// Encode, decode or apply the chat template, as JSON lines from standard input
     #[command(hide = true)]
     Tokenize(text::Args),
@@ -123,8 +146,20 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let config = match config::here() {
+        Ok(config) => config,
+        Err(line) => {
+            out::warn(&format!("karat: {line}"));
+            return refused(&verdict::place(None), &line);
+        }
+    };
+    let written = Cli::command();
+    let parsed = config.layer(written.clone()).try_get_matches().and_then(|matches| {
+        let cli = Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut written.clone()))?;
+        Ok((cli, config.in_force(&written, &matches)))
+    });
+    let (cli, settings) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => {
             // Help and version are answers; everything else is usage.
             let _ = error.print();
@@ -133,19 +168,20 @@ fn main() -> ExitCode {
             }
             let text = error.to_string();
             let line = text.lines().next().unwrap_or("usage");
-            if let Err(error) =
-                verdict::write(&verdict::place(), "usage", Exit::Refused, Some(line))
-            {
-                out::warn(&format!("karat: {}: {error}", verdict::place().display()));
-            }
-            return Exit::Refused.into();
+            return refused(&verdict::place(config.verdict()), line);
         }
     };
+    if let Some(Command::Child(args)) = &cli.command {
+        return child::run(args).into();
+    }
     out::listen();
-    let Global { format, quiet, verbose, no_progress, ref verdict } = cli.global;
+    let Global { format, quiet, verbose, no_progress, threads, ref verdict } = cli.global;
     let out = Out { format, quiet, verbose, progress: !no_progress };
-    let (name, ended) =
-        panic::catch_unwind(AssertUnwindSafe(|| run(&cli, &out))).unwrap_or_else(|_| {
+    if let Some(threads) = threads {
+        benches::use_threads(threads);
+    }
+    let (name, ended) = panic::catch_unwind(AssertUnwindSafe(|| run(&cli, &settings, &out)))
+        .unwrap_or_else(|_| {
             ("panic", Err(fail(Exit::Internal, "a fault of karat itself; please report it")))
         });
     let (exit, line) = match ended {
@@ -172,15 +208,34 @@ fn main() -> ExitCode {
     exit.into()
 }
 
+/// A command line or a file of settings that cannot be read.
+fn refused(verdict: &Path, line: &str) -> ExitCode {
+    if let Err(error) = verdict::write(verdict, "usage", Exit::Refused, Some(line)) {
+        out::warn(&format!("karat: {}: {error}", verdict.display()));
+    }
+    Exit::Refused.into()
+}
+
 /// Runs the command, and says which it was.
-fn run(cli: &Cli, out: &Out) -> (&'static str, anyhow::Result<Exit>) {
+fn run(cli: &Cli, settings: &[InForce], out: &Out) -> (&'static str, anyhow::Result<Exit>) {
+    // Markdown is for one matrix; elsewhere it would be neither a table nor a program's input.
+    if out.format == Format::Md && !matches!(cli.command, Some(Command::Support(_))) {
+        return (
+            "usage",
+            Err(fail(Exit::Refused, "--format md: only `karat support` writes Markdown")),
+        );
+    }
     match &cli.command {
-        None => ("tour", tour::run(out)),
+        None => ("tour", tour::run(settings, out)),
         Some(Command::List(args)) => ("list", list::run(args, out)),
-        Some(Command::Doctor(args)) => ("doctor", Ok(doctor::run(args, out))),
+        Some(Command::Doctor(args)) => ("doctor", Ok(doctor::run(args, settings, out))),
+        Some(Command::Child(args)) => ("child", Ok(child::run(args))),
+        Some(Command::Kernel(args)) => ("kernel", kernel_cmd::run(args, out)),
         Some(Command::Check(args)) => ("check", check::run(args, out)),
+        Some(Command::Support(args)) => ("support", support::run(args, out)),
         Some(Command::Paths(args)) => ("paths", paths::run(args, out)),
         Some(Command::Invariance(args)) => ("invariance", invariance::run(args, out)),
+        Some(Command::Bisect(args)) => ("bisect", bisect::run(args, out)),
         Some(Command::Golden(args)) => ("golden", golden_cmd::run(args, out)),
         Some(Command::Compare(args)) => ("compare", compare::run(args, out)),
         Some(Command::Logits(args)) => ("logits", logits::run(args, out)),

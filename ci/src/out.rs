@@ -37,6 +37,8 @@ pub(crate) enum Format {
     Human,
     /// Exactly one JSON object per line.
     Jsonl,
+    /// Markdown; of `karat support`.
+    Md,
 }
 
 /// The two streams.
@@ -76,6 +78,17 @@ impl Out {
                 .set_content_arrangement(ContentArrangement::Dynamic);
             table.set_header(head).add_rows(rows);
             print(&format!("{table}\n"));
+        }
+    }
+
+    /// A table of the answer as Markdown.
+    pub(crate) fn markdown(&self, head: &[&str], rows: &[Vec<String>]) {
+        if self.format == Format::Md {
+            let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+            let head: Vec<String> = head.iter().map(|&cell| cell.to_owned()).collect();
+            let rule = vec!["---".to_owned(); head.len()];
+            let rows: String = rows.iter().map(|row| line(row)).collect();
+            print(&format!("{}{}{rows}", line(&head), line(&rule)));
         }
     }
 

@@ -4,6 +4,7 @@ use benches::paths::{Options, Problem, plan, run as run_paths};
 
 use crate::{
     exit::{Exit, refuse},
+    foreign,
     list::Selection,
     out::Out,
     same::{Models, Tally, typed},
@@ -15,6 +16,8 @@ pub(crate) struct Args {
     selection: Selection,
     #[command(flatten)]
     models: Models,
+    #[command(flatten)]
+    foreign: foreign::Kernels,
     /// Tokens of the text that a model is fed
     #[arg(long, value_name = "T", default_value_t = 141)]
     tokens: usize,
@@ -26,11 +29,12 @@ pub(crate) struct Args {
     fail_fast: bool,
     /// Plant this fault, to see that it is caught: of the wiring, of the keeping of states, or of a
     /// variant (karat explain names them)
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "kernel")]
     plant: Option<String>,
 }
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
+    let (kernels, opened) = args.foreign.open(out)?;
     let options = Options {
         set: args.selection.set(),
         max_length: args.max_length,
@@ -40,9 +44,10 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         number: args.models.number.clone(),
         device: args.selection.device().map(str::to_owned),
         plant: args.plant.clone(),
+        kernels,
     };
     let problems = plan(&options, &args.selection.filter()?).map_err(refuse)?;
-    let mut tally = Tally::new(out, "paths", args.flags(), args.fail_fast);
+    let mut tally = Tally::new(out, "paths", args.flags(), args.fail_fast, opened);
     let bar = out.bar(problems.iter().map(Problem::len).sum::<usize>() as u64, "paths", false);
     run_paths(&problems, &options, &mut |row| {
         tally.add(row);
@@ -57,6 +62,7 @@ impl Args {
     /// What has to be typed besides an id to see a path again.
     fn flags(&self) -> String {
         let flags = self.selection.typed().to_owned() + &self.models.typed();
+        let flags = flags + &self.foreign.typed();
         let plant = self.plant.as_ref().map_or(String::new(), |plant| format!(" --plant {plant}"));
         flags + &typed("tokens", &self.tokens, &141) + &plant
     }

@@ -9,7 +9,7 @@ use benches::{
 use serde_json::json;
 
 use crate::{
-    check::told,
+    block::{head, told},
     exit::{Exit, fail},
     out::{self, Out},
 };
@@ -23,8 +23,8 @@ pub(crate) struct Models {
     /// What computes them
     #[arg(long, default_value = "reference", env = "KARAT_ENGINE")]
     pub(crate) engine: String,
-    /// Number type of the reference: f32 or f64
-    #[arg(long, default_value = "f32")]
+    /// Number type of the reference: f32, f64 for the oracle, or bf16, which emulates the official code in bf16
+    #[arg(long, default_value = "f32", env = "KARAT_NUMBER")]
     pub(crate) number: String,
 }
 
@@ -61,6 +61,8 @@ pub(crate) struct Tally<'a> {
     flags: String,
     fail_fast: bool,
     order: Vec<Group>,
+    /// Outcome, what, by whom and why of what was not run, and how often.
+    skips: BTreeMap<(&'static str, String), usize>,
     sums: BTreeMap<Group, Sum>,
     rows: usize,
     exit: Exit,
@@ -73,6 +75,7 @@ type Group = (String, String, &'static str);
 struct Sum {
     rows: usize,
     passed: usize,
+    skipped: usize,
     equal: usize,
     /// Largest difference in units in the last place, and its relative RMS.
     ulp: u64,
@@ -89,6 +92,7 @@ impl<'a> Tally<'a> {
         command: &'static str,
         flags: String,
         fail_fast: bool,
+        exit: Exit,
     ) -> Tally<'a> {
         Tally {
             out,
@@ -96,9 +100,10 @@ impl<'a> Tally<'a> {
             flags,
             fail_fast,
             order: Vec::new(),
+            skips: BTreeMap::new(),
             sums: BTreeMap::new(),
             rows: 0,
-            exit: Exit::Ok,
+            exit,
         }
     }
 
@@ -134,9 +139,16 @@ impl<'a> Tally<'a> {
             Outcome::Failed(_) | Outcome::Mistrusted(_) => Exit::Wrong,
             Outcome::Crashed(_) | Outcome::Timeout => Exit::Crashed,
             Outcome::Cheat(_) => Exit::Cheat,
+            // It is not karat that is wrong with a kernel that cannot be called.
+            Outcome::Error(_) if row.by.starts_with("foreign/") => Exit::Refused,
             Outcome::Error(_) => Exit::Internal,
             // Known beforehand; told, and not green.
-            Outcome::Skipped(_) | Outcome::Unsupported(_) => Exit::Ok,
+            Outcome::Skipped(why) | Outcome::Unsupported(why) => {
+                sum.skipped += 1;
+                let whom = format!("{}@{}: {why}", row.group, row.by);
+                *self.skips.entry((row.outcome.name(), whom)).or_default() += 1;
+                Exit::Ok
+            }
         };
         self.out.json(&row.json());
         if exit != Exit::Ok {
@@ -153,14 +165,7 @@ impl<'a> Tally<'a> {
 
     /// What is wrong, where, and how to see it again.
     fn block(&self, row: &Row) -> String {
-        let mut lines = vec![format!(
-            "{:<4} {}",
-            row.outcome.name().to_uppercase().replace("FAILED", "FAIL"),
-            row.id()
-        )];
-        if let Some(why) = row.outcome.why() {
-            lines.push(format!("  {why}"));
-        }
+        let mut lines = head(&row.outcome, &row.id());
         if let Some(difference) = &row.difference {
             lines.push(format!("  first difference {}", first(difference)));
             lines.push(format!(
@@ -199,7 +204,7 @@ impl<'a> Tally<'a> {
                 let sum = &self.sums[group];
                 let (subject, by, kind) = group;
                 let within = sum.passed - sum.equal;
-                let far = if sum.equal == sum.rows || sum.ulp == 0 {
+                let far = if sum.equal + sum.skipped == sum.rows || sum.ulp == 0 {
                     String::new()
                 } else {
                     format!("{} ulp, rel-RMS {:.1e}", sum.ulp, sum.rel_rms)
@@ -211,9 +216,10 @@ impl<'a> Tally<'a> {
                     sum.rows.to_string(),
                     sum.equal.to_string(),
                     within.to_string(),
-                    (sum.rows - sum.passed).to_string(),
+                    (sum.rows - sum.passed - sum.skipped).to_string(),
+                    sum.skipped.to_string(),
                     far,
-                    if within == 0 && sum.passed == sum.rows {
+                    if within == 0 && sum.passed + sum.skipped == sum.rows {
                         String::new()
                     } else {
                         format!("{:.1} %", 100.0 * sum.budget)
@@ -234,6 +240,7 @@ impl<'a> Tally<'a> {
                 "equal bits",
                 "within bound",
                 "not passed",
+                "skipped",
                 "largest difference",
                 "worst use of bound",
                 "runs",
@@ -243,16 +250,25 @@ impl<'a> Tally<'a> {
         );
         let passed: usize = self.sums.values().map(|sum| sum.passed).sum();
         let equal: usize = self.sums.values().map(|sum| sum.equal).sum();
-        self.out.line(&format!(
-            "{passed} passed ({equal} with equal bits), {} not passed",
-            self.rows - passed
-        ));
+        let skipped: usize = self.sums.values().map(|sum| sum.skipped).sum();
+        for ((outcome, whom), n) in &self.skips {
+            self.out.line(&format!("{outcome}: {whom} ({n} rows)"));
+        }
+        let wrong = self.rows - passed - skipped;
+        let told = if skipped == 0 { String::new() } else { format!(", {skipped} skipped") };
+        self.out
+            .line(&format!("{passed} passed ({equal} with equal bits), {wrong} not passed{told}"));
         self.out.json(&json!({
             "schema": "karat.result/1", "kind": "summary", "rows": self.rows, "passed": passed, "equal": equal,
+            "skipped": skipped,
             "exit": self.exit as u8,
         }));
-        // A run in which nothing passed is red.
-        Ok(if passed == 0 { self.exit.gravest(Exit::Wrong) } else { self.exit })
+        // A run in which nothing passed is red; where nothing even ran, the machine was unfit for it.
+        Ok(match self.exit {
+            Exit::Ok if passed == 0 && skipped == self.rows => Exit::Unfit,
+            Exit::Ok if passed == 0 => Exit::Wrong,
+            exit => exit,
+        })
     }
 }
 

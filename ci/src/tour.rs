@@ -10,37 +10,41 @@ use serde_json::json;
 
 use crate::{
     check::{self, Run},
+    config::InForce,
     doctor,
     exit::{Exit, refuse},
     files, golden_cmd,
     out::{self, Out},
 };
 
-pub(crate) fn run(out: &Out) -> anyhow::Result<Exit> {
+pub(crate) fn run(settings: &[InForce], out: &Out) -> anyhow::Result<Exit> {
     let watch = benches::clock::Stopwatch::new();
     out.line("machine");
-    let mut exit = doctor::run(&doctor::Args {}, out);
+    let mut exit = doctor::run(&doctor::Args {}, settings, out);
 
     out.line("\nevery op: every way to compute it under the bound of its precision plan, f32 against the official functions");
     let jobs = plan(Set::Smoke, &Filter::default(), None).map_err(refuse)?;
     let mut checks = Run::new(out, false);
     let bar = out.bar(jobs.len() as u64, "check", false);
     benches::bound::keep_in(&files::cache_dir().join("bounds"));
-    benches::plan::check(&jobs, &|_| None, None, &mut |row| {
+    benches::plan::check(&jobs, &benches::plan::Unwatched, None, &mut |row| {
         checks.add(row);
         bar.inc(1);
         !checks.over()
     });
     bar.finish_and_clear();
-    check::recorded(&mut checks, &[], None)?;
+    check::recorded(&mut checks, &[], None, None)?;
     exit = exit.gravest(checks.end()?);
 
     out.line("\nthe whole model: the reference against recordings of the official implementation, on real files");
     let ids = golden_cmd::model_ids();
     let mut rows = Vec::new();
-    let bar = out.bar(2 * ids.len() as u64, "verify", false);
-    for number in ["f32", "f64"] {
-        for id in &ids {
+    let in_bf16: Vec<_> = ids.iter().filter(|id| golden_cmd::in_bf16(id)).collect();
+    let bar = out.bar((2 * ids.len() + in_bf16.len()) as u64, "verify", false);
+    for (number, ids) in
+        [("f32", ids.iter().collect()), ("f64", ids.iter().collect()), ("bf16", in_bf16)]
+    {
+        for id in ids {
             let report = golden_cmd::verify_one(id, None, "reference", number, None)?;
             bar.inc(1);
             out.json(&json!({"schema": "karat.result/1", "kind": "golden", "recording": id, "number": number, "ok": report.ok(),

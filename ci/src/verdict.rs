@@ -15,8 +15,9 @@ pub(crate) const DEFAULT: &str = "target/karat/verdict.json";
 /// The environment variable that says otherwise.
 pub(crate) const VARIABLE: &str = "KARAT_VERDICT";
 
-/// Where a command line that cannot be read wants it: its `--verdict`, else the environment's.
-pub(crate) fn place() -> PathBuf {
+/// Where a command line that cannot be read wants it: its `--verdict`, else the environment's, else
+/// that of `karat.toml`.
+pub(crate) fn place(configured: Option<PathBuf>) -> PathBuf {
     let mut arguments = env::args_os().skip(1);
     while let Some(argument) = arguments.next() {
         let text = argument.to_string_lossy();
@@ -29,7 +30,8 @@ pub(crate) fn place() -> PathBuf {
             return path.into();
         }
     }
-    env::var_os(VARIABLE).filter(|path| !path.is_empty()).map_or(DEFAULT.into(), PathBuf::from)
+    let set = env::var_os(VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
+    set.or(configured).unwrap_or_else(|| DEFAULT.into())
 }
 
 /// Writes it beside its place and renames.

@@ -6,6 +6,10 @@
 //! a verdict that says the same.
 
 mod cli {
+    mod bisect;
+    mod check;
+    mod compare;
+    mod config;
     mod contract;
     pub(crate) mod home;
     mod model;

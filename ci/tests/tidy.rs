@@ -150,7 +150,9 @@ fn crates_know_only_whom_they_may() {
 
 #[test]
 fn unsafe_stands_where_it_may() {
-    for (name, text) in sources() {
+    // What `kernel new` hands out is text here, compiled by whoever asked for it.
+    let handed_out = |name: &str| name.starts_with("optimized/src/doors/scaffold/");
+    for (name, text) in sources().into_iter().filter(|(name, _)| !handed_out(name)) {
         let allowed = UNSAFE.contains(&name.as_str());
         for (number, line) in lines(&text, |line| has_word(line, "unsafe")) {
             assert!(allowed, "{name}:{number}: {line}");

@@ -1,8 +1,13 @@
 //! The seam between the whole model and those who run it.
 
+use std::sync::Arc;
+
 use ndarray::{Array2, Array3, Array4};
 
-use crate::{Claims, Config, Error, Plan};
+use crate::{
+    Claims, Config, Error, Plan,
+    tap::{Forced, Tap},
+};
 
 /// A whole model with the states of a number of sequences.
 ///
@@ -22,6 +27,10 @@ pub trait Engine {
     /// What it promises of its bits beyond that.
     fn claims(&self) -> Claims {
         Claims::default()
+    }
+    /// Whether it goes on with [`Want::forced`]; one that does not refuses a step that asks for it.
+    fn forces(&self) -> bool {
+        false
     }
     /// Forgets everything and makes room for `sequences` empty ones.
     fn reset(&mut self, sequences: usize) -> Result<(), Error>;
@@ -87,6 +96,7 @@ pub enum Rows {
 }
 
 /// What a step should compute beside advancing the states.
+#[expect(clippy::struct_excessive_bools, reason = "each asks for one thing, and none for another")]
 #[derive(Clone, Debug, Default)]
 pub struct Want {
     /// Rows of logits.
@@ -101,6 +111,12 @@ pub struct Want {
     /// come from the router's probabilities. Used where a recording chose otherwise within the
     /// margin of a near tie.
     pub forced_routing: Option<Vec<Option<Array2<i64>>>>,
+    /// Intermediates. An engine tells those it has: none is allowed.
+    pub taps: bool,
+    /// Intermediates to go on with in place of the engine's own, which are told as they were computed:
+    /// with the residual streams of another engine, each layer's error is its own; with everything,
+    /// each op's.
+    pub forced: Option<Arc<Forced>>,
 }
 
 /// What a step computed; all sequences' tokens one after another, `N` in all.
@@ -114,6 +130,8 @@ pub struct Step {
     pub hidden: Vec<Array2<f32>>,
     /// Per layer; `None` for dense layers. Empty unless wanted.
     pub routing: Vec<Option<Routing>>,
+    /// What was computed on the way, in that order. Empty unless wanted.
+    pub taps: Vec<Tap>,
 }
 
 /// What a router chose.

@@ -25,6 +25,7 @@ pub mod rng;
 pub mod sketch;
 pub mod synth;
 pub mod synthetic;
+pub mod tap;
 pub mod tensor;
 pub mod weights;
 
@@ -32,7 +33,10 @@ pub use crate::{
     config::Config,
     dtype::Dtype,
     engine::Engine,
-    op::{Case, Claims, Cost, DOMAIN, Error, Fill, Host, Op, Plant, Prepared, Set, Spec, Variant},
+    op::{
+        Apart, Case, Claims, Cost, DOMAIN, Error, Fill, Host, Op, Plant, Prepared, Set, Spec,
+        Variant,
+    },
     plan::Plan,
     rng::Rng,
     tensor::{Cast, Element, Number, Tensor1, Tensor2, Tensor3, Tensor4, Tensors, View, ViewMut},

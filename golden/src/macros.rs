@@ -43,6 +43,11 @@ macro_rules! tensors {
                 $($crate::tensor::Field::push_mut(&mut self.$field, stringify!($field), &mut all);)*
                 all
             }
+
+            fn scalars(&self) -> Vec<(&'static str, f64)> {
+                let all = [$((stringify!($field), $crate::tensor::Field::scalar(&self.$field))),*];
+                all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+            }
         }
     };
     ($(#[$doc:meta])* pub struct $name:ident {
@@ -80,6 +85,11 @@ macro_rules! tensors {
                 let mut all = Vec::new();
                 $($crate::tensor::Field::push_mut(&mut self.$field, stringify!($field), &mut all);)*
                 all
+            }
+
+            fn scalars(&self) -> Vec<(&'static str, f64)> {
+                let all = [$((stringify!($field), $crate::tensor::Field::scalar(&self.$field))),*];
+                all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
             }
         }
     };

@@ -4,7 +4,12 @@ use std::{error, fmt, str::FromStr};
 
 use ndarray::{ArcArray, Dimension};
 
-use crate::{Dtype, Number, Plan, Rng, Tensors, tensor::Read};
+use crate::{
+    Dtype, Number, Plan, Rng, Tensors,
+    plan::{Grid, Site},
+    tap::Tap,
+    tensor::Read,
+};
 
 /// A question the model asks: its cases, its inputs, and the least work of an answer.
 ///
@@ -15,12 +20,18 @@ pub trait Op: Sized + 'static {
     /// Outputs that are told but not compared, because they say nothing that a compared output does
     /// not: a margin is the difference of two logits, and as small as it likes.
     const TOLD: &'static [&'static str] = &[];
+    /// Floating-point inputs that are stored in f32 whatever the storage dtype of the problem: decays,
+    /// recurrent states, frequencies.
+    const WIDE: &'static [&'static str] = &[];
+    /// Inputs and outputs of which the formula does not let the one move the other. Otherwise every
+    /// output depends on every input.
+    const APART: &'static [Apart] = &[];
     /// The sizes that fix one problem.
     type Case: Case;
     /// Named input tensors; activations are of number type `R`.
     type Inputs<R: Number>: Tensors + Read + Clone + Send + Sync;
     /// Named output tensors.
-    type Outputs<R: Number>: Tensors + Clone + Send + Sync;
+    type Outputs<R: Number>: Tensors + Read + Clone + Send + Sync;
 
     /// The fills this op can draw, the model's own domain first.
     fn fills() -> &'static [Fill];
@@ -62,8 +73,25 @@ pub trait Op: Sized + 'static {
         (MAX_BYTES < bytes)
             .then(|| format!("moves {} GiB, more than {} GiB", bytes >> 30, MAX_BYTES >> 30))
     }
+    /// Why an output does not feel an input that it depends on, as this fill draws or at these sizes:
+    /// a gate of -60 forgets, one key has the weight one whatever its score.
+    fn unfelt(_spec: &Spec<Self::Case>, _input: &str, _output: &str) -> Option<&'static str> {
+        None
+    }
     /// Inputs drawn as the fill says, already rounded to the storage dtype.
     fn inputs(spec: &Spec<Self::Case>, rng: &mut Rng) -> Self::Inputs<f32>;
+    /// Outputs of the shapes that an answer has, before anybody wrote them: NaN, and the least integer.
+    fn unwritten(spec: &Spec<Self::Case>, inputs: &Self::Inputs<f32>) -> Self::Outputs<f32>;
+    /// What an output is stored in under a plan.
+    fn grid(output: &str, plan: &Plan) -> Grid {
+        match output {
+            "state" => plan.state,
+            // Routing weights are f32 unless a plan says otherwise, whatever activations are stored in.
+            "weights" => plan.round.get(&Site::RouterWeights).copied().unwrap_or(Grid::F32),
+            output if Self::TOLD.contains(&output) => Grid::F32,
+            _ => plan.output,
+        }
+    }
     /// The same inputs in another number type, exactly.
     fn lift<R: Number>(inputs: &Self::Inputs<f32>) -> Self::Inputs<R>;
     /// The least work any implementation must do.
@@ -206,6 +234,17 @@ pub struct Fill {
     pub cites: &'static [&'static str],
 }
 
+/// Inputs that an output does not depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Apart {
+    /// The output.
+    pub output: &'static str,
+    /// The inputs.
+    pub inputs: &'static [&'static str],
+    /// Why, by the formula.
+    pub why: &'static str,
+}
+
 /// Least bytes moved and operations done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cost {
@@ -288,6 +327,20 @@ pub trait Prepared<O: Op> {
     fn execute(&mut self) -> Result<(), Error>;
     /// Waits for the last [`execute`](Self::execute) and returns its outputs.
     fn outputs(&mut self) -> Result<O::Outputs<f32>, Error>;
+    /// Replaces the inputs by others of the same shapes in the same memory; false if it cannot.
+    fn load(&mut self, _inputs: &O::Inputs<f32>) -> Result<bool, Error> {
+        Ok(false)
+    }
+    /// What was written outside of the outputs, if it looks and finds something.
+    fn strayed(&mut self) -> Result<Option<String>, Error> {
+        Ok(None)
+    }
+    /// What a composite op held between inputs and outputs in the last [`execute`](Self::execute),
+    /// under the reference's names and in the order of the computation. One that tells nothing can be
+    /// found wrong, but not where.
+    fn inside(&mut self) -> Result<Vec<Tap>, Error> {
+        Ok(Vec::new())
+    }
 }
 
 /// Facts about the machine, gathered once.

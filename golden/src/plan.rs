@@ -84,6 +84,8 @@ sites! {
     ExpertHidden = "expert_hidden",
     /// An expert's weighted output.
     ExpertOut = "expert_out",
+    /// The routed sum after each expert.
+    ExpertSum = "expert_sum",
     /// The routed sum, and that sum with the shared expert.
     MoeOut = "moe_out",
 }
@@ -105,6 +107,10 @@ pub enum Form {
     Plain,
     /// The delta rule in chunks of so many tokens.
     Chunked(usize),
+    /// The same, where the decay between two tokens of a chunk is the difference of two sums of gates
+    /// from the start of the chunk, as most kernels and the official code have it. Where the sums are
+    /// large and the difference is small it has lost digits: a rounding like any other, to be declared.
+    Prefixed(usize),
 }
 
 impl fmt::Display for Form {
@@ -112,6 +118,7 @@ impl fmt::Display for Form {
         match self {
             Form::Plain => f.write_str("plain"),
             Form::Chunked(tokens) => write!(f, "chunked {tokens}"),
+            Form::Prefixed(tokens) => write!(f, "chunked {tokens}, prefix sums"),
         }
     }
 }
@@ -120,11 +127,18 @@ impl FromStr for Form {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Form, String> {
-        let chunk = || s.strip_prefix("chunked ")?.parse().ok().filter(|n| (1..=4096).contains(n));
-        match (s, chunk()) {
+        let (rest, prefix) = match s.strip_suffix(", prefix sums") {
+            Some(rest) => (rest, true),
+            None => (s, false),
+        };
+        let chunk = rest.strip_prefix("chunked ").and_then(|n| n.parse().ok());
+        match (s, chunk.filter(|n| (1..=4096).contains(n))) {
             ("plain", _) => Ok(Form::Plain),
+            (_, Some(tokens)) if prefix => Ok(Form::Prefixed(tokens)),
             (_, Some(tokens)) => Ok(Form::Chunked(tokens)),
-            _ => Err(format!("form {s:?}: expected \"plain\" or \"chunked N\", N from 1 to 4096")),
+            _ => Err(format!(
+                "form {s:?}: expected \"plain\", \"chunked N\" or \"chunked N, prefix sums\", N from 1 to 4096"
+            )),
         }
     }
 }
@@ -297,12 +311,14 @@ impl Plan {
 
     /// What the official code rounds when it runs in bf16 with its torch functions: the result of
     /// every torch operation outside the explicit f32 islands (norms, softmax, the delta rule and
-    /// its gate). Source: `modeling_qwen3_next.py`, transformers 5.23.0, read operation by operation.
+    /// its gate). Source: `modeling_qwen3_next.py`, transformers 5.23.0, read operation by operation, and
+    /// its answers in bf16, which the emulation gives to the bit where no sum in f32 falls on the other
+    /// side of a rounding.
     pub fn hf_bf16() -> Plan {
         use Site::{
-            Beta, Conv, ConvOut, ExpertHidden, ExpertOut, GateOut, Linear, MixerOut, MoeOut, Norm,
-            Probabilities, Residual, Rope, RopeProduct, RopeTable, RouterLogits, RouterWeights,
-            Scores, Sigmoid, Silu,
+            Beta, Conv, ConvOut, ExpertHidden, ExpertOut, ExpertSum, GateOut, Linear, MixerOut,
+            MoeOut, Norm, Probabilities, Residual, Rope, RopeProduct, RopeTable, RouterLogits,
+            RouterWeights, Scores, Sigmoid, Silu,
         };
         let sites = [
             Linear,
@@ -324,21 +340,23 @@ impl Plan {
             RouterWeights,
             ExpertHidden,
             ExpertOut,
+            ExpertSum,
             MoeOut,
         ];
-        let plan = Plan { form: Form::Chunked(64), output: Grid::Bf16, ..Plan::F32 };
+        let plan = Plan { form: Form::Prefixed(64), output: Grid::Bf16, ..Plan::F32 };
         sites.into_iter().fold(plan, |plan, site| plan.round(site, Grid::Bf16))
     }
 
     /// What flash-linear-attention's chunked kernel rounds for bf16 inputs: normalised queries and
-    /// keys, the inverse, `W`, `U`, the corrected values and the scores inside a chunk in bf16,
-    /// products of bf16 factors summed in f32, the state kept in f32 and read in bf16 by the products.
+    /// keys, the inverse, `W`, `U`, the corrected values and the scores inside a chunk in bf16, decays
+    /// from prefix sums, products of bf16 factors summed in f32, the state kept in f32 and read in bf16
+    /// by the products.
     /// Source: `fla/ops/gated_delta_rule/chunk.py` and `wy_fast.py`, flash-linear-attention bc3b101d.
     pub fn fla_bf16(chunk: usize) -> Plan {
         let sites =
             [Site::QkNorm, Site::WyInverse, Site::WyVectors, Site::WyValues, Site::WyScores];
         let plan =
-            Plan { form: Form::Chunked(chunk), dot: Grid::Bf16, output: Grid::Bf16, ..Plan::F32 };
+            Plan { form: Form::Prefixed(chunk), dot: Grid::Bf16, output: Grid::Bf16, ..Plan::F32 };
         sites.into_iter().fold(plan, |plan, site| plan.round(site, Grid::Bf16))
     }
 

@@ -15,6 +15,7 @@
 //! | `P/recurrent_state.l` | f32 `[B, HV, K, V]` | after the prompt |
 //! | `P/generated`, `P/step_logits` | i64 `[B, N]`, f32 `[B, N+1, V]` | cached greedy decode |
 //! | `P/mtp_logits` | f32 `[B, T-1, V]` | MTP head |
+//! | `P/bf16.hidden.l`, `P/bf16.logits`, `P/bf16.routing.l` | as without `bf16.` | the official code in bf16 |
 //! | `P/….sketch` | f64 `[99]` | in place of a tap that is too large: see [`sketch`](crate::sketch) |
 //! | `P/topk.ids`, `P/topk.logits`, `P/logsumexp` | i64, f32 `[B, T, 256]`, f64 `[B, T]` | in place of `logits` where those are too large |
 //!
@@ -28,7 +29,7 @@ use std::{
 };
 
 use ndarray::{ArrayD, IxDyn};
-use safetensors::{Dtype as StDtype, SafeTensors};
+use safetensors::{Dtype as StDtype, SafeTensorError, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -237,6 +238,82 @@ pub enum Recorded {
     U8(ArrayD<u8>),
 }
 
+impl Recorded {
+    /// A tensor of a file, if its type is one of these.
+    pub fn of(tensor: &TensorView<'_>) -> Option<Recorded> {
+        let shape = IxDyn(tensor.shape());
+        let data = tensor.data();
+        match tensor.dtype() {
+            StDtype::F32 => {
+                let values =
+                    data.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+                ArrayD::from_shape_vec(shape, values).ok().map(Recorded::F32)
+            }
+            StDtype::F64 => {
+                let values =
+                    data.as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b)).collect();
+                ArrayD::from_shape_vec(shape, values).ok().map(Recorded::F64)
+            }
+            StDtype::I64 => {
+                let values =
+                    data.as_chunks::<8>().0.iter().map(|&b| i64::from_le_bytes(b)).collect();
+                ArrayD::from_shape_vec(shape, values).ok().map(Recorded::I64)
+            }
+            StDtype::U8 => ArrayD::from_shape_vec(shape, data.to_vec()).ok().map(Recorded::U8),
+            _ => None,
+        }
+    }
+
+    fn dtype(&self) -> StDtype {
+        match self {
+            Recorded::F32(_) => StDtype::F32,
+            Recorded::F64(_) => StDtype::F64,
+            Recorded::I64(_) => StDtype::I64,
+            Recorded::U8(_) => StDtype::U8,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        match self {
+            Recorded::F32(x) => x.shape(),
+            Recorded::F64(x) => x.shape(),
+            Recorded::I64(x) => x.shape(),
+            Recorded::U8(x) => x.shape(),
+        }
+    }
+
+    /// Little-endian, in row-major order.
+    fn bytes(&self) -> Vec<u8> {
+        match self {
+            Recorded::F32(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Recorded::F64(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Recorded::I64(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Recorded::U8(x) => x.iter().copied().collect(),
+        }
+    }
+}
+
+/// Named tensors as a safetensors file, and metadata if there is any.
+///
+/// # Errors
+/// If a name stands twice.
+pub fn serialize(
+    tensors: &[(String, Recorded)],
+    metadata: &[(&str, &str)],
+) -> Result<Vec<u8>, SafeTensorError> {
+    let bytes: Vec<_> = tensors.iter().map(|(_, tensor)| tensor.bytes()).collect();
+    let views = tensors
+        .iter()
+        .zip(&bytes)
+        .map(|((name, tensor), data)| {
+            Ok((name, TensorView::new(tensor.dtype(), tensor.shape().to_vec(), data)?))
+        })
+        .collect::<Result<Vec<_>, SafeTensorError>>()?;
+    let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    let metadata = (!metadata.is_empty()).then(|| metadata.iter().map(owned).collect());
+    safetensors::serialize(views, metadata)
+}
+
 impl Manifest {
     /// Reads one, and checks what the code that uses it relies on.
     ///
@@ -322,27 +399,7 @@ impl Recording {
     pub fn get(&self, name: &str) -> Option<Recorded> {
         let parsed = SafeTensors::deserialize(&self.bytes).ok()?;
         let tensor = parsed.tensor(name).ok()?;
-        let shape = IxDyn(tensor.shape());
-        let data = tensor.data();
-        match tensor.dtype() {
-            StDtype::F32 => {
-                let values =
-                    data.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
-                ArrayD::from_shape_vec(shape, values).ok().map(Recorded::F32)
-            }
-            StDtype::F64 => {
-                let values =
-                    data.as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b)).collect();
-                ArrayD::from_shape_vec(shape, values).ok().map(Recorded::F64)
-            }
-            StDtype::I64 => {
-                let values =
-                    data.as_chunks::<8>().0.iter().map(|&b| i64::from_le_bytes(b)).collect();
-                ArrayD::from_shape_vec(shape, values).ok().map(Recorded::I64)
-            }
-            StDtype::U8 => ArrayD::from_shape_vec(shape, data.to_vec()).ok().map(Recorded::U8),
-            _ => None,
-        }
+        Recorded::of(&tensor)
     }
 
     /// A tensor of floats that has to be there.
@@ -372,14 +429,16 @@ impl Recording {
         }
     }
 
-    /// How far the official f32 run is from the same code in double, at a tap.
-    pub fn noise(&self, tap: &str) -> Noise {
-        self.manifest
-            .self_noise
-            .get(tap)
-            .and_then(|kinds| kinds.get("f64"))
-            .copied()
-            .unwrap_or_default()
+    /// How far the official implementation is from itself at a tap, and not at all where that was not
+    /// measured: see [`noise_of`](Self::noise_of).
+    pub fn noise(&self, tap: &str, kind: &str) -> Noise {
+        self.noise_of(tap, kind).unwrap_or_default()
+    }
+
+    /// How far a run of another kind is from the official f32 run, where that was measured: of kind
+    /// `f64` the same code in double, of `bf16`, `sdpa` and `batch4` what they say.
+    pub fn noise_of(&self, tap: &str, kind: &str) -> Option<Noise> {
+        self.manifest.self_noise.get(tap).and_then(|kinds| kinds.get(kind)).copied()
     }
 
     /// A prompt's tokens, one list per sequence, without left padding.

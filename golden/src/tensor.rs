@@ -2,6 +2,7 @@
 
 use ndarray::{
     ArcArray, ArcArray1, ArcArray2, ArrayD, ArrayViewD, ArrayViewMutD, Dimension, Ix3, Ix4,
+    ShapeBuilder,
 };
 
 use crate::recording::Recorded;
@@ -103,6 +104,23 @@ element!(f64, F64, |x| match x {
 element!(i64, I64, |x| if let Recorded::I64(x) = x { Some(x) } else { None });
 element!(u8, U8, |x| if let Recorded::U8(x) = x { Some(x) } else { None });
 
+/// What an output may hold.
+pub trait Written: Element {
+    /// What an element holds that nobody wrote: NaN, the least integer.
+    const UNWRITTEN: Self;
+}
+impl Written for f32 {
+    const UNWRITTEN: f32 = f32::NAN;
+}
+impl Written for i64 {
+    const UNWRITTEN: i64 = i64::MIN;
+}
+
+/// A tensor that nobody has written yet.
+pub fn unwritten<T: Written, D: Dimension>(shape: impl ShapeBuilder<Dim = D>) -> ArcArray<T, D> {
+    ArcArray::from_elem(shape, T::UNWRITTEN)
+}
+
 /// Exact widening of one element to the number type of a computation.
 pub trait Cast<S> {
     /// `x` in the wider type.
@@ -145,6 +163,8 @@ pub trait Tensors {
     fn tensors(&self) -> Vec<(&'static str, View<'_>)>;
     /// The same, writable.
     fn tensors_mut(&mut self) -> Vec<(&'static str, ViewMut<'_>)>;
+    /// Every scalar with its name.
+    fn scalars(&self) -> Vec<(&'static str, f64)>;
 }
 
 /// A field of a struct made by [`tensors!`](crate::tensors), as seen by name.
@@ -153,6 +173,10 @@ pub trait Field {
     fn push<'a>(&'a self, _name: &'static str, _to: &mut Vec<(&'static str, View<'a>)>) {}
     /// Appends the writable view, if the field is a tensor.
     fn push_mut<'a>(&'a mut self, _name: &'static str, _to: &mut Vec<(&'static str, ViewMut<'a>)>) {
+    }
+    /// Its value, if the field is a scalar.
+    fn scalar(&self) -> Option<f64> {
+        None
     }
 }
 
@@ -241,14 +265,19 @@ impl<S, T: Lift<S>> Lift<Option<S>> for Option<T> {
 }
 
 macro_rules! scalar {
-    ($($kind:ty: $from:expr),*) => {$(
+    ($($kind:ty: $from:expr, $to:expr;)*) => {$(
         impl ReadField for $kind {
             fn read_field(name: &str, source: &dyn Source) -> Result<Self, String> {
                 let from: fn(f64) -> $kind = $from;
                 source.scalar(name).map(from).ok_or_else(|| format!("scalar {name}: missing"))
             }
         }
-        impl Field for $kind {}
+        impl Field for $kind {
+            fn scalar(&self) -> Option<f64> {
+                let to: fn($kind) -> f64 = $to;
+                Some(to(*self))
+            }
+        }
         impl Lift<$kind> for $kind {
             fn lift(from: &Self) -> Self {
                 *from
@@ -256,4 +285,9 @@ macro_rules! scalar {
         }
     )*};
 }
-scalar!(f64: |x| x, usize: |x| x as usize, u64: |x| x as u64, bool: |x| x != 0.0);
+scalar! {
+    f64: |x| x, |x| x;
+    usize: |x| x as usize, |x| x as f64;
+    u64: |x| x as u64, |x| x as f64;
+    bool: |x| x != 0.0, f64::from;
+}

@@ -32,6 +32,52 @@ pub trait Weights: Send + Sync {
     fn names(&self) -> Vec<String>;
 }
 
+/// The same weights, each rounded to a narrower float type: a checkpoint as a model holds it that was
+/// cast. FP8 codes, which mean nothing without their scales, stay as they are.
+pub struct Rounded {
+    weights: Arc<dyn Weights>,
+    dtype: Dtype,
+}
+
+impl Rounded {
+    /// Rounds what is fetched.
+    pub fn new(weights: Arc<dyn Weights>, dtype: Dtype) -> Rounded {
+        Rounded { weights, dtype }
+    }
+
+    fn round<'a>(&self, raw: RawTensor<'a>) -> RawTensor<'a> {
+        let Some(wide) = raw.widen() else { return raw };
+        let data = wide.iter().flat_map(|&x| self.dtype.round(x).to_le_bytes()).collect();
+        RawTensor { dtype: Dtype::F32, shape: raw.shape, data: Cow::Owned(data) }
+    }
+}
+
+impl Weights for Rounded {
+    fn config(&self) -> &Config {
+        self.weights.config()
+    }
+
+    fn origin(&self) -> String {
+        format!("{} in {}", self.weights.origin(), self.dtype)
+    }
+
+    fn meta(&self, name: &str) -> Option<Meta> {
+        self.weights.meta(name)
+    }
+
+    fn fetch(&self, name: &str) -> Result<RawTensor<'_>, WeightError> {
+        self.weights.fetch(name).map(|raw| self.round(raw))
+    }
+
+    fn fetch_rows(&self, name: &str, rows: Range<usize>) -> Result<RawTensor<'_>, WeightError> {
+        self.weights.fetch_rows(name, rows).map(|raw| self.round(raw))
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.weights.names()
+    }
+}
+
 /// Dtype and shape of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Meta {

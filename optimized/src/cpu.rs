@@ -7,7 +7,9 @@
 mod activation;
 pub mod attention;
 pub mod attention_layer;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod causal_conv1d;
 pub mod embedding;
@@ -29,8 +31,10 @@ pub mod rms_norm;
 pub mod rms_norm_gated;
 pub mod rope;
 pub mod sampling;
+mod seen;
 pub mod shared_expert;
 mod simd;
 mod stored;
 mod sums;
+mod vector;
 mod weight;

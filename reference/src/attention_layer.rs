@@ -5,23 +5,31 @@ use golden::{
 };
 use ndarray::{Array3, Axis, concatenate, s};
 
-use crate::{attention, linear::project, real::Real, rms_norm, rope};
+use crate::{attention, linear::project, probe::Probe, real::Real, rms_norm, rope};
 
 /// Projections, norms, rotation, attention over cache and new tokens, gate, projection: the formula
 /// and the packed layout stand in [`golden::ops::attention_layer`].
 ///
 /// `x`, `o`: `[N, D]`; `k`, `v`: `[N, HKV, H]`; `k_cache`, `v_cache`: `[P, HKV, H]`.
 pub fn attention_layer<R: Real>(x: &Inputs<R>) -> Outputs<R> {
+    attention_layer_seen(x, &mut Probe::off())
+}
+
+/// [`attention_layer`], each op shown to a probe.
+pub fn attention_layer_seen<R: Real>(x: &Inputs<R>, probe: &mut Probe<'_>) -> Outputs<R> {
     let n = x.x.nrows();
     let (hq, hkv) = (x.hq, x.hkv);
     let h = x.k_proj.nrows() / hkv;
 
     // Rows of q_proj: per head query, then gate.
-    let both = heads(project(&x.x, &x.q_proj), hq, 2 * h);
+    let mut both = heads(project(&x.x, &x.q_proj), hq, 2 * h);
+    probe.see("linear", "q_proj", &mut both);
     let q = both.slice(s![.., .., ..h]).to_owned().into_shared();
     let gate = both.slice(s![.., .., h..]).to_owned().into_shared();
-    let k = heads(project(&x.x, &x.k_proj), hkv, h);
-    let v = heads(project(&x.x, &x.v_proj), hkv, h);
+    let mut k = heads(project(&x.x, &x.k_proj), hkv, h);
+    probe.see("linear", "k_proj", &mut k);
+    let mut v = heads(project(&x.x, &x.v_proj), hkv, h);
+    probe.see("linear", "v_proj", &mut v);
 
     let (new, cached) = (rows(&x.cu_seqlens), rows(&x.cu_seqlens_cache));
     let positions: Tensor1<i64> = new
@@ -31,8 +39,10 @@ pub fn attention_layer<R: Real>(x: &Inputs<R>) -> Outputs<R> {
             (cached.len()..cached.len() + new.len()).map(|position| position as i64)
         })
         .collect();
-    let turned = |heads: &Tensor3<R>, weight: &Tensor1<f32>| {
-        let normed = norm_heads(heads, weight, x.eps);
+    let (mut q, mut k) = (norm_heads(&q, &x.q_norm, x.eps), norm_heads(&k, &x.k_norm, x.eps));
+    probe.see("rms_norm", "q_norm", &mut q);
+    probe.see("rms_norm", "k_norm", &mut k);
+    let turned = |normed: Tensor3<R>| {
         let (inv_freq, attention_factor) = (x.inv_freq.clone(), x.attention_factor);
         rope(&ops::rope::Inputs {
             x: normed,
@@ -42,7 +52,9 @@ pub fn attention_layer<R: Real>(x: &Inputs<R>) -> Outputs<R> {
         })
         .o
     };
-    let (q, k) = (turned(&q, &x.q_norm), turned(&k, &x.k_norm));
+    let (mut q, mut k) = (turned(q), turned(k));
+    probe.see("rope", "q", &mut q);
+    probe.see("rope", "k", &mut k);
 
     // Of each sequence: cache, then new tokens.
     let joined = |cache: &Tensor3<R>, fresh: &Tensor3<R>| -> Tensor3<R> {
@@ -58,7 +70,7 @@ pub fn attention_layer<R: Real>(x: &Inputs<R>) -> Outputs<R> {
             .into_shared()
     };
     let lengths: Vec<usize> = cached.iter().zip(&new).map(|(c, f)| c.len() + f.len()).collect();
-    let o = attention(&ops::attention::Inputs {
+    let mut o = attention(&ops::attention::Inputs {
         q,
         k: joined(&x.k_cache, &k),
         v: joined(&x.v_cache, &v),
@@ -67,8 +79,11 @@ pub fn attention_layer<R: Real>(x: &Inputs<R>) -> Outputs<R> {
         cu_seqlens_k: cu_seqlens(&lengths),
     })
     .o;
+    probe.see("attention", "o", &mut o);
     let flat = o.into_owned().into_shape_with_order((n, hq * h)).expect("same elements");
-    Outputs { o: project(&flat.into_shared(), &x.o_proj), k, v }
+    let mut o = project(&flat.into_shared(), &x.o_proj);
+    probe.see("linear", "o_proj", &mut o);
+    Outputs { o, k, v }
 }
 
 /// `[N, heads * width]` as `[N, heads, width]`.

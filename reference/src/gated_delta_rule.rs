@@ -80,12 +80,22 @@ pub(crate) fn normed<R: Real>(x: &Inputs<R>) -> (Tensor3<R>, Tensor3<R>) {
     (q, norm(&x.k, x.eps))
 }
 
+/// Where the decay between two tokens of a chunk comes from, `exp(g_{j+1} + … + g_i)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gates {
+    /// The sum of the gates between them.
+    Between,
+    /// The difference `G_i - G_j` of two sums from the start of the chunk. Where those are large and
+    /// the difference is small it has lost what it should say.
+    Prefix,
+}
+
 /// The chunked (WY) form of [`gated_delta_rule`], as it is written in
 /// [`golden::ops::gated_delta_rule`]: chunks of `chunk` tokens, the last one shorter.
 ///
 /// # Panics
 /// If `chunk` is zero.
-pub fn gated_delta_rule_chunked<R: Real>(x: &Inputs<R>, chunk: usize) -> Outputs<R> {
+pub fn gated_delta_rule_chunked<R: Real>(x: &Inputs<R>, chunk: usize, gates: Gates) -> Outputs<R> {
     assert!(0 < chunk, "a chunk holds at least one token");
     let (n, hv, v) = x.v.dim();
     let (q, key) = normed(x);
@@ -104,7 +114,7 @@ pub fn gated_delta_rule_chunked<R: Real>(x: &Inputs<R>, chunk: usize) -> Outputs
                     g: x.g.slice(s![range.clone(), h]).to_vec(),
                     beta: x.beta.slice(s![range.clone(), h]).to_vec(),
                 };
-                let (out, after) = part.run(&s);
+                let (out, after) = part.run(&s, gates);
                 o.slice_mut(s![range, h, ..]).assign(&out);
                 s = after;
             }
@@ -130,7 +140,7 @@ struct Chunk<R> {
 
 impl<R: Real> Chunk<R> {
     /// The outputs `[C, V]` and the state after the chunk, `[K, V]`.
-    fn run(&self, s: &Array2<R>) -> (Array2<R>, Array2<R>) {
+    fn run(&self, s: &Array2<R>, from: Gates) -> (Array2<R>, Array2<R>) {
         let Chunk { q, k, v, g, beta } = self;
         let c = g.len();
         // G_i = sum of g up to and with token i.
@@ -141,15 +151,17 @@ impl<R: Real> Chunk<R> {
                 Some(*sum)
             })
             .collect();
-        // G_i - G_j as the sum of the gates between them: where G is large and g small, the difference
-        // of two sums has lost what it should say. Above the diagonal nothing is exponentiated.
+        // Above the diagonal nothing is exponentiated.
         let mut decay = Array2::from_elem((c, c), R::zero());
         for j in 0..c {
             let mut between = R::zero();
             decay[[j, j]] = R::one();
             for i in j + 1..c {
                 between += g[i];
-                decay[[i, j]] = between.exp();
+                decay[[i, j]] = match from {
+                    Gates::Between => between.exp(),
+                    Gates::Prefix => (gates[i] - gates[j]).exp(),
+                };
             }
         }
         // Tm = (I + A)^-1 by forward substitution: row i is e_i - sum_{j < i} A_ij row j.

@@ -10,6 +10,7 @@ mod attention_layer;
 mod causal_conv1d;
 mod delta_rule;
 mod embedding;
+mod emulated;
 mod fp8_dequant;
 mod gated_delta_rule;
 mod gdn_gates;
@@ -24,6 +25,7 @@ mod moe_layer;
 mod moe_router;
 mod mtp;
 mod plants;
+mod probe;
 mod rms_norm;
 mod rms_norm_gated;
 mod rope;
@@ -32,23 +34,25 @@ mod shared_expert;
 
 pub use crate::{
     attention::attention,
-    attention_layer::attention_layer,
+    attention_layer::{attention_layer, attention_layer_seen},
     causal_conv1d::causal_conv1d,
     delta_rule::delta_rule,
     embedding::embedding,
+    emulated::Emulated,
     fp8_dequant::fp8_dequant,
-    gated_delta_rule::{gated_delta_rule, gated_delta_rule_chunked},
+    gated_delta_rule::{Gates, gated_delta_rule, gated_delta_rule_chunked},
     gdn_gates::gdn_gates,
-    gdn_layer::gdn_layer,
+    gdn_layer::{gdn_layer, gdn_layer_seen},
     l2_norm::l2_norm,
     linear::linear,
     lm_head::lm_head,
     model::{Model, model_op, model_op_forced},
     moe_experts::{Expert, moe_experts, moe_experts_from},
-    moe_layer::{moe_layer, moe_layer_forced},
+    moe_layer::{moe_layer, moe_layer_forced, moe_layer_seen},
     moe_router::{moe_router, moe_router_forced},
     mtp::mtp,
-    plants::Plant,
+    plants::{Place, Plant},
+    probe::Probe,
     real::Real,
     rms_norm::rms_norm,
     rms_norm_gated::rms_norm_gated,
@@ -64,6 +68,7 @@ const SOURCES: &[&str] = &[
     include_str!("causal_conv1d.rs"),
     include_str!("delta_rule.rs"),
     include_str!("embedding.rs"),
+    include_str!("emulated.rs"),
     include_str!("fp8_dequant.rs"),
     include_str!("gated_delta_rule.rs"),
     include_str!("gdn_gates.rs"),
@@ -78,6 +83,7 @@ const SOURCES: &[&str] = &[
     include_str!("moe_router.rs"),
     include_str!("mtp.rs"),
     include_str!("plants.rs"),
+    include_str!("probe.rs"),
     include_str!("real.rs"),
     include_str!("rms_norm.rs"),
     include_str!("rms_norm_gated.rs"),

@@ -13,18 +13,25 @@
 use std::{collections::HashMap, sync::Arc};
 
 use golden::{
-    Claims, Config, Engine, Error, Tensor1, Tensor2, Tensor3, Tensor4, Weights,
+    Claims, Config, Dtype, Engine, Error, Tensor1, Tensor2, Tensor3, Tensor4, Weights,
     config::{Mixer, Mlp},
     engine::{INTERRUPTED, LinearState, Listener, Routing, Rows, Snapshot, Step, Want},
     ops,
+    tap::{Part, RESIDUAL, Tap},
 };
 use ndarray::{ArcArray, Array, Array2, Array3, ArrayView, Axis, Dimension, concatenate, s};
 
 use crate::{
-    Plant, Real, attention_layer, gdn_layer, lm_head,
+    Plant, Real,
+    attention_layer::attention_layer_seen,
+    gdn_layer::gdn_layer_seen,
+    lm_head,
     load::Load,
     moe_experts::{Expert, moe_experts_from},
-    moe_router, mtp, rms_norm,
+    moe_layer::see_routed,
+    moe_router, mtp,
+    probe::Probe,
+    rms_norm,
     shared_expert::{shared_expert, swiglu},
 };
 
@@ -77,6 +84,7 @@ struct Pass<R> {
     logits: Tensor2<R>,
     hidden: Vec<Tensor2<R>>,
     routing: Vec<Option<Routed<R>>>,
+    taps: Vec<Tap>,
 }
 
 /// How a sparse layer routed.
@@ -107,6 +115,13 @@ impl<R: Real> Model<R> {
     /// The same model with a fault in its wiring.
     pub fn with_plant(self, plant: Option<Plant>) -> Self {
         Model { plant, ..self }
+    }
+
+    /// The same model with its rotary frequencies as this type holds them.
+    pub fn with_frequencies_in(self, dtype: Dtype) -> Self {
+        let exact = self.config.rope.inv_freq();
+        let inv_freq = exact.into_iter().map(|f| dtype.round(f)).collect();
+        Model { inv_freq, ..self }
     }
 
     fn empty_cache(&self) -> Cache<R> {
@@ -165,6 +180,7 @@ impl<R: Real> Model<R> {
         layer: usize,
         x: &Tensor2<R>,
         cu: &Tensor1<i64>,
+        probe: &mut Probe<'_>,
     ) -> Result<Tensor2<R>, Error> {
         let c = &self.config;
         let name = |tensor: &str| format!("model.layers.{layer}.linear_attn.{tensor}");
@@ -196,7 +212,7 @@ impl<R: Real> Model<R> {
         if let Some(plant) = self.plant {
             plant.gdn(&mut inputs);
         }
-        let out = gdn_layer(&inputs);
+        let out = gdn_layer_seen(&inputs, probe);
         for (i, sequence) in self.sequences.iter_mut().enumerate() {
             sequence.layers[layer] = State::Linear {
                 conv: out.conv_state.slice(s![i, .., ..]).to_owned().into_shared(),
@@ -213,6 +229,7 @@ impl<R: Real> Model<R> {
         x: &Tensor2<R>,
         cu: &Tensor1<i64>,
         caches: &mut [Cache<R>],
+        probe: &mut Probe<'_>,
     ) -> Result<Tensor2<R>, Error> {
         let c = &self.config;
         let name = |tensor: &str| format!("{prefix}.self_attn.{tensor}.weight");
@@ -240,7 +257,7 @@ impl<R: Real> Model<R> {
         if let Some(plant) = self.plant {
             plant.attention(&mut inputs);
         }
-        let out = attention_layer(&inputs);
+        let out = attention_layer_seen(&inputs, probe);
         for (i, cache) in caches.iter_mut().enumerate() {
             let new = s![cu[i] as usize..cu[i + 1] as usize, .., ..];
             cache.k = concatenate(Axis(0), &[cache.k.view(), out.k.slice(new)])?.into_shared();
@@ -255,6 +272,7 @@ impl<R: Real> Model<R> {
         prefix: &str,
         x: &Tensor2<R>,
         forced: Option<&Array2<i64>>,
+        probe: &mut Probe<'_>,
     ) -> Result<(Tensor2<R>, Routed<R>), Error> {
         let c = &self.config;
         let name = |tensor: &str| format!("{prefix}.mlp.{tensor}.weight");
@@ -268,10 +286,11 @@ impl<R: Real> Model<R> {
             top_k: c.num_experts_per_tok,
             norm_topk_prob,
         };
-        let routed = match forced {
+        let mut routed = match forced {
             None => moe_router(&router),
             Some(ids) => crate::moe_router::moe_router_forced(&router, ids),
         };
+        see_routed(&mut routed, probe);
         let expert = |e: usize| -> Result<Expert, Error> {
             let name = |tensor: &str| format!("{prefix}.mlp.experts.{e}.{tensor}.weight");
             let mut expert = Expert {
@@ -285,6 +304,7 @@ impl<R: Real> Model<R> {
             Ok(expert)
         };
         let mut o = moe_experts_from(x, &routed.ids, &routed.weights, expert)?;
+        probe.see("moe_experts", "o", &mut o);
         let mut shared = ops::shared_expert::Inputs {
             x: x.clone(),
             gate_proj: self.weights.matrix(&name("shared_expert.gate_proj"))?,
@@ -295,9 +315,12 @@ impl<R: Real> Model<R> {
         if let Some(plant) = self.plant {
             plant.shared_expert(&mut shared);
         }
-        o.zip_mut_with(&shared_expert(&shared).o, |o, &shared| {
+        let mut shared = shared_expert(&shared).o;
+        probe.see("shared_expert", "o", &mut shared);
+        o.zip_mut_with(&shared, |o, &shared| {
             *o = (*o + shared).at(crate::real::Site::MoeOut);
         });
+        probe.see("moe_layer", "o", &mut o);
         Ok((o, Routed { ids: routed.ids, weights: routed.weights, margins: routed.margins }))
     }
 
@@ -342,7 +365,11 @@ impl<R: Real> Model<R> {
         });
         let cu = offsets(tokens.iter().map(Vec::len));
         let (mut hidden, mut routing) = (Vec::new(), Vec::new());
+        let mut taps = Vec::new();
+        let mut probe = Probe::new(want.taps.then_some(&mut taps), want.forced.as_deref());
         let mut x = self.embed(tokens)?;
+        probe.part = Part::Embedding;
+        probe.see("embedding", "o", &mut x);
         for layer in 0..self.config.num_hidden_layers() {
             if self.listener.as_mut().is_some_and(|go_on| !go_on(layer)) {
                 return Err(INTERRUPTED.into());
@@ -350,10 +377,12 @@ impl<R: Real> Model<R> {
             if want.hidden {
                 hidden.push(x.clone());
             }
+            probe.part = Part::Layer(layer);
             let prefix = format!("model.layers.{layer}");
-            let normed = self.norm(&format!("{prefix}.input_layernorm.weight"), &x, None)?.o;
+            let mut normed = self.norm(&format!("{prefix}.input_layernorm.weight"), &x, None)?.o;
+            probe.see("rms_norm", "input_layernorm", &mut normed);
             let mixed = match self.config.layer_types[layer] {
-                Mixer::Linear => self.linear_attention(layer, &normed, &cu)?,
+                Mixer::Linear => self.linear_attention(layer, &normed, &cu, &mut probe)?,
                 Mixer::Full => {
                     let mut caches = Vec::new();
                     for sequence in &self.sequences {
@@ -362,25 +391,34 @@ impl<R: Real> Model<R> {
                         };
                         caches.push(cache.clone());
                     }
-                    let mixed = self.full_attention(&prefix, &normed, &cu, &mut caches)?;
+                    let mixed =
+                        self.full_attention(&prefix, &normed, &cu, &mut caches, &mut probe)?;
                     for (sequence, cache) in self.sequences.iter_mut().zip(caches) {
                         sequence.layers[layer] = State::Full(cache);
                     }
                     mixed
                 }
             };
-            let post =
+            let mut post =
                 self.norm(&format!("{prefix}.post_attention_layernorm.weight"), &mixed, Some(&x))?;
+            let mut h = post.h.ok_or("a norm with a residual returns the sum")?;
+            probe.see(RESIDUAL, "h", &mut h);
+            probe.see("rms_norm", "post_attention_layernorm", &mut post.o);
             let forced =
                 want.forced_routing.as_ref().and_then(|layers| layers.get(layer)?.as_ref());
             let (mlp, routed) = match self.config.mlp_types[layer] {
                 Mlp::Sparse => {
-                    let (o, routed) = self.sparse_mlp(&prefix, &post.o, forced)?;
+                    let (o, routed) = self.sparse_mlp(&prefix, &post.o, forced, &mut probe)?;
                     (o, Some(routed))
                 }
-                Mlp::Dense => (self.dense_mlp(&prefix, &post.o)?, None),
+                Mlp::Dense => {
+                    let mut o = self.dense_mlp(&prefix, &post.o)?;
+                    probe.see("dense_mlp", "o", &mut o);
+                    (o, None)
+                }
             };
-            x = add(&post.h.ok_or("a norm with a residual returns the sum")?, &mlp);
+            x = add(&h, &mlp);
+            probe.see(RESIDUAL, "o", &mut x);
             if want.routing {
                 routing.push(routed);
             }
@@ -388,7 +426,9 @@ impl<R: Real> Model<R> {
         for (sequence, tokens) in self.sequences.iter_mut().zip(tokens) {
             sequence.len += tokens.len();
         }
-        let last = self.norm(golden::names::FINAL_NORM, &x, None)?.o;
+        let mut last = self.norm(golden::names::FINAL_NORM, &x, None)?.o;
+        probe.part = Part::Head;
+        probe.see("rms_norm", "norm", &mut last);
         let rows: Vec<usize> = match want.logits {
             Rows::All => (0..last.nrows()).collect(),
             Rows::Last => (0..tokens.len())
@@ -397,10 +437,13 @@ impl<R: Real> Model<R> {
                 .collect(),
             Rows::None => Vec::new(),
         };
-        let logits = self.logits(&last.select(Axis(0), &rows).into_shared())?;
-        let fed = if self.plant == Some(Plant::PreNormMtpHidden) { &x } else { &last };
-        hidden.push(fed.clone());
-        Ok(Pass { logits, hidden, routing })
+        let mut logits = self.logits(&last.select(Axis(0), &rows).into_shared())?;
+        probe.see("lm_head", "logits", &mut logits);
+        let mut fed = if self.plant == Some(Plant::PreNormMtpHidden) { x } else { last };
+        probe.part = Part::Mtp;
+        probe.see("mtp", "hidden", &mut fed);
+        hidden.push(fed);
+        Ok(Pass { logits, hidden, routing, taps })
     }
 
     fn check(&self, tokens: &[Vec<u32>]) -> Result<(), Error> {
@@ -440,6 +483,10 @@ impl<R: Real> Engine for Model<R> {
         Claims { deterministic: true, batch_invariant: true, cuts: Some(1) }
     }
 
+    fn forces(&self) -> bool {
+        true
+    }
+
     fn reset(&mut self, sequences: usize) -> Result<(), Error> {
         self.sequences = (0..sequences).map(|_| self.empty_sequence()).collect();
         self.undo = None;
@@ -451,7 +498,7 @@ impl<R: Real> Engine for Model<R> {
     }
 
     fn forward(&mut self, tokens: &[Vec<u32>], want: &Want) -> Result<Step, Error> {
-        let Pass { logits, hidden, routing } = self.pass(tokens, want)?;
+        let Pass { logits, hidden, routing, taps } = self.pass(tokens, want)?;
         let told = |r: Routed<R>| Routing {
             ids: r.ids.into_owned(),
             margins: narrow(&r.margins).into_raw_vec_and_offset().0,
@@ -460,6 +507,7 @@ impl<R: Real> Engine for Model<R> {
             logits: narrow(&logits),
             hidden: hidden.iter().map(narrow).collect(),
             routing: routing.into_iter().map(|routed| routed.map(told)).collect(),
+            taps,
         })
     }
 
@@ -570,7 +618,7 @@ impl<R: Real> Engine for Model<R> {
         let normed = self.norm(&format!("{prefix}.input_layernorm.weight"), &x, None)?.o;
         let mut caches: Vec<_> =
             self.sequences.iter().map(|sequence| sequence.mtp.clone()).collect();
-        let mixed = self.full_attention(prefix, &normed, &cu, &mut caches)?;
+        let mixed = self.full_attention(prefix, &normed, &cu, &mut caches, &mut Probe::off())?;
         for (sequence, cache) in self.sequences.iter_mut().zip(caches) {
             sequence.mtp = cache;
         }
@@ -578,7 +626,7 @@ impl<R: Real> Engine for Model<R> {
             self.norm(&format!("{prefix}.post_attention_layernorm.weight"), &mixed, Some(&x))?;
         let sparse = self.weights.meta(&format!("{prefix}.mlp.gate.weight")).is_some();
         let mlp = if sparse {
-            self.sparse_mlp(prefix, &post.o, None)?.0
+            self.sparse_mlp(prefix, &post.o, None, &mut Probe::off())?.0
         } else {
             self.dense_mlp(prefix, &post.o)?
         };
@@ -587,7 +635,7 @@ impl<R: Real> Engine for Model<R> {
         Ok(Step {
             logits: narrow(&self.logits(&last)?),
             hidden: vec![narrow(&last)],
-            routing: Vec::new(),
+            ..Step::default()
         })
     }
 
@@ -681,7 +729,7 @@ fn model_op_routed<R: Real>(
         .collect();
     model.reset(tokens.len()).expect("the reference has room");
     let want = Want { hidden: true, routing: true, forced_routing, ..Want::default() };
-    let Pass { logits, hidden, routing } =
+    let Pass { logits, hidden, routing, .. } =
         model.pass(&tokens, &want).expect("synthetic weights are complete");
     let hidden: Vec<_> = hidden.iter().map(|x| x.view()).collect();
     let routed: Vec<_> = routing.iter().flatten().collect();

@@ -4,7 +4,7 @@ use golden::{
     Tensor2,
     ops::moe_experts::{Inputs, Outputs},
 };
-use ndarray::{Array2, Axis, s};
+use ndarray::{Array2, Axis};
 
 use crate::{
     real::{Real, Site},
@@ -22,8 +22,8 @@ pub struct Expert {
     pub down_proj: Tensor2<f32>,
 }
 
-/// `o = sum_a weights_a * down_e( silu(gate_e x) * (up_e x) )`, `e = ids_a`, summed in the order of
-/// `ids`.
+/// `o = sum_a weights_a * down_e( silu(gate_e x) * (up_e x) )`, `e = ids_a`, summed in ascending order of
+/// the experts, as the official code does.
 ///
 /// `x`, `o`: `[N, D]`; `ids`, `weights`: `[N, A]`; `gate_proj`, `up_proj`: `[E, F, D]`;
 /// `down_proj`: `[E, D, F]`.
@@ -52,27 +52,23 @@ pub fn moe_experts_from<R: Real, E>(
     weights: &Tensor2<R>,
     mut expert: impl FnMut(usize) -> Result<Expert, E>,
 ) -> Result<Tensor2<R>, E> {
-    let (n, a) = ids.dim();
-    let d = x.ncols();
     let mut users: BTreeMap<usize, Vec<(usize, usize)>> = BTreeMap::new();
     for ((token, slot), &id) in ids.indexed_iter() {
         users.entry(id as usize).or_default().push((token, slot));
     }
-    // Every (token, slot) keeps its own output, so that the sum runs in the order of the slots.
-    let mut outputs = Array2::from_elem((n * a, d), R::zero());
+    let mut o = Array2::from_elem((ids.nrows(), x.ncols()), R::zero());
     for (e, users) in users {
         let Expert { gate_proj, up_proj, down_proj } = expert(e)?;
         let tokens: Vec<usize> = users.iter().map(|&(token, _)| token).collect();
-        let o = swiglu(&x.select(Axis(0), &tokens).into_shared(), &gate_proj, &up_proj, &down_proj);
-        for (row, &(token, slot)) in o.rows().into_iter().zip(&users) {
+        let out =
+            swiglu(&x.select(Axis(0), &tokens).into_shared(), &gate_proj, &up_proj, &down_proj);
+        for (row, &(token, slot)) in out.rows().into_iter().zip(&users) {
             let weight = weights[[token, slot]];
-            let weighted = row.map(|&o| (o.at(Site::ExpertOut) * weight).at(Site::ExpertOut));
-            outputs.slice_mut(s![token * a + slot, ..]).assign(&weighted);
+            o.row_mut(token).zip_mut_with(&row, |o, &x| {
+                let weighted = (x.at(Site::ExpertOut) * weight).at(Site::ExpertOut);
+                *o = (*o + weighted).at(Site::ExpertSum);
+            });
         }
-    }
-    let mut o = Array2::from_elem((n, d), R::zero());
-    for (i, output) in outputs.rows().into_iter().enumerate() {
-        o.row_mut(i / a).zip_mut_with(&output, |o, &x| *o += x);
     }
     Ok(o.mapv_into(|o| o.at(Site::MoeOut)).into_shared())
 }

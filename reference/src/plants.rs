@@ -53,7 +53,59 @@ pub enum Plant {
     MtpConcatOrder,
 }
 
+/// Which parts of a model a fault touches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Every layer with linear attention.
+    Linear,
+    /// Every layer with full attention.
+    Full,
+    /// Every layer with experts.
+    Sparse,
+    /// The final norm.
+    Head,
+    /// The MTP head, or what it is fed.
+    Mtp,
+}
+
 impl Plant {
+    /// Where the fault is, and the ops that answer wrong because of it though they are fed what is right.
+    ///
+    /// A lost cache is two: tokens are turned by positions that start anew, and they miss their past.
+    pub fn place(self) -> (Place, &'static [&'static str]) {
+        match self {
+            Plant::SwapBA | Plant::UngroupedQkvz | Plant::InterleavedValueHeads => {
+                (Place::Linear, &["linear"])
+            }
+            Plant::RecurrentStateLost => (Place::Linear, &["gated_delta_rule"]),
+            Plant::ConvStateLost | Plant::ConvStateShifted | Plant::ConvFlipped => {
+                (Place::Linear, &["causal_conv1d"])
+            }
+            Plant::GatedNormPlusOne => (Place::Linear, &["rms_norm_gated"]),
+            Plant::DtBiasDropped => (Place::Linear, &["gdn_gates"]),
+            Plant::UngroupedQueryGate => (Place::Full, &["linear"]),
+            Plant::YarnScaleDropped => (Place::Full, &["rope"]),
+            Plant::QkNormMissingPlusOne => (Place::Full, &["rms_norm"]),
+            Plant::KvCacheLost => (Place::Full, &["rope", "attention"]),
+            Plant::MissingPlusOne => (Place::Head, &["rms_norm"]),
+            Plant::RenormaliseFlipped => (Place::Sparse, &["moe_router"]),
+            Plant::SwapGateUp => (Place::Sparse, &["moe_experts"]),
+            Plant::SharedExpertDropped => (Place::Sparse, &["shared_expert"]),
+            Plant::PreNormMtpHidden | Plant::MtpConcatOrder => (Place::Mtp, &["mtp"]),
+        }
+    }
+
+    /// Whether the fault is in the keeping of states: it shows in continuations alone.
+    pub fn keeps_states_wrong(self) -> bool {
+        matches!(
+            self,
+            Plant::RecurrentStateLost
+                | Plant::ConvStateLost
+                | Plant::ConvStateShifted
+                | Plant::KvCacheLost
+        )
+    }
+
     /// Every plant: its name, what it does, and a public report of the same mistake.
     pub const ALL: &[(&str, Plant, &str)] = &[
         ("swap-b-a", Plant::SwapBA, "https://github.com/vllm-project/vllm/issues/36242"),

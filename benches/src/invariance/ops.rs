@@ -5,10 +5,12 @@ use std::time::Duration;
 use golden::{Op, Spec, Tensors, View, ViewMut, compare::Finding};
 use ndarray::{ArrayViewD, ArrayViewMutD, Axis, Slice};
 
-use super::{Change, pool};
+use super::{Change, within};
 use crate::{
     answer::Answer,
-    clock, guard, judge,
+    clock,
+    foreign::ended,
+    guard, judge,
     report::Outcome,
     same::{Difference, Row, Side, difference, not_finite, taps, verdict},
     sequence::{self, new_rows, resized, taken},
@@ -96,9 +98,10 @@ impl<O: Answer> Problem<'_, O> {
         match change {
             Change::Runs(runs) => self.again(runs, claim, budget),
             Change::Threads(n) => {
-                let pool = pool(n).map_err(|e| Outcome::Error(e.to_string()))?;
-                let got = pool.install(|| self.way.run(&self.spec, &self.inputs))?;
-                Ok(self.compare(&got, claim))
+                let mut got = Err(Outcome::Timeout);
+                let mut run = || got = self.way.run(&self.spec, &self.inputs);
+                within(n, &mut run).map_err(|e| Outcome::Error(e.to_string()))?;
+                Ok(self.compare(&got?, claim))
             }
             Change::Batch { of, place } => {
                 let spec = resized(&self.spec, &[("B", of), ("N", of)]);
@@ -122,7 +125,6 @@ impl<O: Answer> Problem<'_, O> {
         claim: Option<&'static str>,
         budget: Duration,
     ) -> Result<Ended, Outcome> {
-        let text = |e: golden::Error| Outcome::Error(e.to_string());
         let first = taps(&self.first);
         let watch = clock::Stopwatch::new();
         let mut prepared = None;
@@ -130,12 +132,14 @@ impl<O: Answer> Problem<'_, O> {
         while done < 2 || (done < runs && watch.elapsed() < budget) {
             if done % 16 == 1 {
                 prepared = match self.way.variant() {
-                    Some(variant) => Some(variant.prepare(&self.spec, &self.inputs).map_err(text)?),
+                    Some(variant) => {
+                        Some(variant.prepare(&self.spec, &self.inputs).map_err(ended)?)
+                    }
                     None => None,
                 };
             }
             let got = match &mut prepared {
-                Some(prepared) => guard::poisoned(&mut **prepared).map_err(Outcome::Error)??,
+                Some(prepared) => guard::poisoned(&mut **prepared).map_err(ended)??,
                 None => self.way.run(&self.spec, &self.inputs)?,
             };
             done += 1;

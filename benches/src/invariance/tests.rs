@@ -14,7 +14,7 @@ fn run<O: Answer>(fake: Fake<O>, spec: &str, changes: &[Change]) -> Vec<Row> {
     let spec: Spec<O::Case> = spec.parse().unwrap();
     let draw =
         |spec: &Spec<O::Case>| O::inputs(spec, &mut Rng::keyed(&spec.to_string(), spec.seed));
-    let way = Way::Planted(Box::new(fake));
+    let way = Way::Made(Box::new(fake));
     ops::run(&way, "cpu/fake", &spec, &draw, changes, Duration::from_mins(1))
 }
 

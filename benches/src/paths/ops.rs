@@ -3,7 +3,7 @@
 use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use golden::{
-    Error, Plan, Spec, Tensors,
+    Error, Op, Plan, Spec, Tensors,
     compare::Finding,
     plan::{Form, Grid, Site},
 };
@@ -18,13 +18,13 @@ use crate::{
     clock,
     report::Outcome,
     same::{Row, Side, Taps, difference, not_finite, taps, verdict},
-    sequence::{self, Parts, joined, new_rows, piece, taken},
+    sequence::{self, Parts, Sequence, joined, new_rows, piece, taken},
     spread::{self, Bounds},
     way::Way,
 };
 
 /// A problem, one way to compute it, and the answer by the plain path.
-struct Problem<'a, O: Answer> {
+struct Problem<'a, O: Sequence> {
     way: &'a Way<O>,
     spec: &'a Spec<O::Case>,
     inputs: O::Inputs<f32>,
@@ -37,8 +37,12 @@ struct Problem<'a, O: Answer> {
 /// Of each sequence, the tokens of its pieces; none is the whole problem in one call.
 type Cuts = Vec<Vec<Range<usize>>>;
 
+/// [`run`].
+pub(crate) type Run<O> =
+    fn(&Way<O>, &str, &Spec<<O as Op>::Case>, <O as Op>::Inputs<f32>, &[Path]) -> Vec<Row>;
+
 /// Every path of a problem by one way to compute it. The first error in computing it at all ends it.
-pub(crate) fn run<O: Answer>(
+pub(crate) fn run<O: Sequence>(
     way: &Way<O>,
     by: &str,
     spec: &Spec<O::Case>,
@@ -47,9 +51,6 @@ pub(crate) fn run<O: Answer>(
 ) -> Vec<Row> {
     let all = |outcome: &Outcome| {
         paths.iter().map(|path| row::<O>(&spec.to_string(), by, path, outcome.clone())).collect()
-    };
-    let Some(parts) = O::PARTS else {
-        return all(&Outcome::Unsupported("this op has no sequences".to_owned()));
     };
     if let Some(why) = way.skip(spec) {
         return all(&Outcome::Skipped(why));
@@ -68,7 +69,8 @@ pub(crate) fn run<O: Answer>(
             "the plain answer is not finite in {name}: nothing can be compared with it"
         )));
     }
-    let mut problem = Problem { way, spec, inputs, parts, plain, bounds: HashMap::new() };
+    let mut problem =
+        Problem { way, spec, inputs, parts: <O as Sequence>::PARTS, plain, bounds: HashMap::new() };
     paths
         .iter()
         .map(|path| {
@@ -89,7 +91,7 @@ pub(crate) fn row<O: Answer>(spec: &str, by: &str, path: &Path, outcome: Outcome
 
 type Difference = Option<crate::same::Difference>;
 
-impl<O: Answer> Problem<'_, O> {
+impl<O: Sequence> Problem<'_, O> {
     /// Which promise makes a path's answer equal to the bit, if one does.
     fn claim(&self, path: &Path) -> Option<&'static str> {
         let claims = self.way.claims();
@@ -350,7 +352,7 @@ fn grid(plan: &Plan, parts: &Parts, name: &str) -> Grid {
 
 /// Feeds every sequence piece by piece and joins what comes back.
 #[expect(clippy::type_complexity, reason = "a piece and what was before it")]
-fn pieces<O: Answer, R: Real, E: From<String>>(
+fn pieces<O: Sequence, R: Real, E>(
     whole: &O::Inputs<R>,
     cuts: &Cuts,
     parts: &Parts,
@@ -358,7 +360,7 @@ fn pieces<O: Answer, R: Real, E: From<String>>(
         &Range<usize>,
         usize,
         sequence::Before<'_, O::Inputs<R>, O::Outputs<R>>,
-    ) -> Option<O::Inputs<R>>,
+    ) -> O::Inputs<R>,
     run: &mut dyn FnMut(&Range<usize>, &O::Inputs<R>) -> Result<O::Outputs<R>, E>,
 ) -> Result<Taps, E> {
     let mut sequences = Vec::new();
@@ -367,7 +369,7 @@ fn pieces<O: Answer, R: Real, E: From<String>>(
         let mut answers: Vec<Taps> = Vec::new();
         for at in cuts {
             let seen = before.as_ref().map(|(inputs, outputs)| (inputs, outputs));
-            let inputs = cut(at, i, seen).ok_or_else(|| E::from("not cut".to_owned()))?;
+            let inputs = cut(at, i, seen);
             let outputs = run(at, &inputs)?;
             if let Some(answer) = answers.last_mut() {
                 // Tens of thousands of states would not fit.
@@ -379,10 +381,4 @@ fn pieces<O: Answer, R: Real, E: From<String>>(
         sequences.push(joined(answers));
     }
     Ok(joined(sequences))
-}
-
-impl From<String> for Outcome {
-    fn from(why: String) -> Outcome {
-        Outcome::Error(why)
-    }
 }

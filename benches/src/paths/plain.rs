@@ -22,6 +22,7 @@ use super::{
     walk::{Routing, Said, Slot, TOKENS, Walk},
 };
 use crate::{
+    judge::same_experts,
     registry::message,
     report::Outcome,
     same::{Row, Tap, Taps, not_finite},
@@ -246,12 +247,7 @@ fn flips(own: &Said, got: &Said, bounds: &Bounds) -> Option<Flip> {
             bounds.iter().find(|(other, _)| *other == name).map(|(_, derived)| derived);
         let allowed = margins.map(Derived::allowed).unwrap_or_default();
         for (token, (own_ids, got_ids)) in own.rows().into_iter().zip(got.rows()).enumerate() {
-            let sorted = |ids: ndarray::ArrayView1<'_, i64>| {
-                let mut ids = ids.to_vec();
-                ids.sort_unstable();
-                ids
-            };
-            if sorted(own_ids) == sorted(got_ids) {
+            if same_experts(&own_ids, &got_ids) {
                 continue;
             }
             let margin = margins.and_then(|m| m.want.get(token)).copied().unwrap_or(f64::INFINITY);

@@ -7,19 +7,25 @@ use golden::{
 };
 
 use super::{Parity, Path, lengths, ops};
-use crate::{answer::Answer, fake::Fake, report::Outcome, same::Row, way::Way};
+use crate::{
+    fake::Fake,
+    report::Outcome,
+    same::Row,
+    sequence::Sequence,
+    way::{Way, Who},
+};
 
 const DELTA: &str = "B1-T70-HK1-HV2-K4-V4";
 const PACKED: &str = "B8-T26-HK1-HV2-K4-V4";
 
-fn run<O: Answer>(fake: Fake<O>, spec: &str, paths: &[Path]) -> Vec<Row> {
+fn run<O: Sequence>(fake: Fake<O>, spec: &str, paths: &[Path]) -> Vec<Row> {
     let spec: Spec<O::Case> = spec.parse().unwrap();
     let inputs = O::inputs(&spec, &mut Rng::keyed("paths", 0));
-    ops::run(&Way::Planted(Box::new(fake)), "cpu/fake", &spec, inputs, paths)
+    ops::run(&Way::Made(Box::new(fake)), "cpu/fake", &spec, inputs, paths)
 }
 
 /// The outcome of one path of a fake.
-fn outcome<O: Answer>(fake: Fake<O>, spec: &str, path: Path) -> &'static str {
+fn outcome<O: Sequence>(fake: Fake<O>, spec: &str, path: Path) -> &'static str {
     run(fake, spec, &[path])[0].outcome.name()
 }
 
@@ -160,7 +166,8 @@ fn what_no_path_can_say_is_said() {
     assert_eq!(nothing(Path::Resume(3)), "unsupported");
     let nan = Delta { after: |_, o, _| o.o[[0, 0, 0]] = f32::NAN, ..delta() };
     assert_eq!(outcome(nan, DELTA, Path::Every(1)), "mistrusted");
-    let rows = run(Fake::<golden::ops::rms_norm::RmsNorm>::HONEST, "N3-D8", &[Path::Every(1)]);
+    let norm = crate::registry::op("rms_norm").unwrap();
+    let rows = norm.paths("N3-D8", &Who::named("reference/f32", None), &[Path::Every(1)]);
     assert_eq!(rows[0].outcome.name(), "unsupported");
 }
 

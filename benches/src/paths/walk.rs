@@ -124,6 +124,7 @@ impl<'a> Walk<'a> {
             routing: true,
             rollback: rollback == Rollback::Yes,
             forced_routing: self.forced.clone(),
+            ..Want::default()
         };
         let step = self.engine.forward(&fed, &want)?;
         if rollback == Rollback::Yes {

@@ -35,7 +35,7 @@ pub(super) struct Args {
     #[arg(long)]
     stream: bool,
     /// Memory budget of the walk
-    #[arg(long, default_value_t = 16.0)]
+    #[arg(long, default_value_t = 16.0, env = "KARAT_MEMORY_GIB")]
     memory_gib: f64,
     /// Write the recording here instead of beside the accepted one
     #[arg(long, value_name = "DIR")]

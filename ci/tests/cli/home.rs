@@ -50,9 +50,8 @@ impl Home {
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_karat"));
         command.current_dir(self.0.path()).args(args).stdin(Stdio::null());
-        for name in ["FORMAT", "NO_PROGRESS", "VERDICT", "SET", "ENGINE", "PYTHON"]
-            .map(|n| format!("KARAT_{n}"))
-        {
+        let set = std::env::vars_os().map(|(name, _)| name);
+        for name in set.filter(|name| name.to_string_lossy().starts_with("KARAT_")) {
             command.env_remove(name);
         }
         command

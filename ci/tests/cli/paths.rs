@@ -20,7 +20,7 @@ fn paths_of_a_model_and_of_an_op_pass() {
     assert_eq!((&summary["exit"], &summary["rows"]), (&0.into(), &rows.len().into()));
     assert_eq!(summary["equal"], rows.len());
     // Of two forms one promises equal bits, the other holds its bound.
-    let op = ["gated_delta_rule/B1-T141-HK2-HV6", "split=65,76@"];
+    let op = ["gated_delta_rule/B1-T141-HK2-HV6", "split=65,76@reference"];
     let lines = home.karat(&[&["paths", "--format", "jsonl"], &op[..]].concat()).lines();
     let equal: Vec<_> = lines
         .iter()
@@ -106,7 +106,7 @@ fn what_cannot_be_fed_is_refused() {
         home.says(2, &[command, "--plant", "nope"], &["kv-cache-lost", "drafts-kept"]);
         home.says(2, &[command, "--model", "synthetic:nope"], &["preset"]);
         home.says(2, &[command, "--engine", "nope", "model/"], &["expected reference"]);
-        home.says(2, &[command, "--number", "f16", "model/"], &["expected f32 or f64"]);
+        home.says(2, &[command, "--number", "f16", "model/"], &["expected f32, f64 or bf16"]);
     }
     home.says(2, &["paths", "--tokens", "4"], &["too few"]);
     home.says(2, &["invariance", "--seconds=-1"], &["expected a time"]);

@@ -49,8 +49,9 @@ fn every_wiring_fault_is_caught_where_it_is() {
     ];
     let home = Home::with(&["layers", "splits", "yarn", "mtp"]);
     let known = home.karat(&["explain", "--format", "jsonl"]).lines();
-    let text =
-        |line: &Value| line["text"].as_str().unwrap().starts_with("fault that can be planted");
+    let text = |line: &Value| {
+        line["text"].as_str().unwrap().starts_with("fault that can be planted in the model")
+    };
     let known: Vec<_> =
         known.iter().filter(|line| text(line)).map(|line| line["name"].clone()).collect();
     assert_eq!(known, faults.map(|(name, ..)| Value::from(name)));

@@ -184,6 +184,14 @@ impl Derived {
         if squares == 0.0 { 0.0 } else { (squares / f64::from(self.runs.max(1)) / want2).sqrt() }
     }
 
+    /// Root mean square of half a unit in the last place, relative to the oracle's.
+    pub fn relative_half_ulp(&self) -> f64 {
+        let finite = || self.want.iter().filter(|x| x.is_finite());
+        let want2: f64 = finite().map(|x| x * x).sum();
+        let squares: f64 = finite().map(|&x| self.grid.half_ulp(x).powi(2)).sum();
+        if want2 == 0.0 { 0.0 } else { (squares / want2).sqrt() }
+    }
+
     /// Holds an answer against the bound.
     pub fn compare(&self, name: &str, got: &View<'_>) -> Finding {
         let bound = Bound::Derived { runs: self.runs, grid: self.grid };

@@ -13,6 +13,7 @@
 use crate::{
     Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor3,
     packed::{cu_seqlens, ragged},
+    tensor::unwritten,
 };
 
 /// The op.
@@ -135,6 +136,14 @@ impl Op for Attention {
         (c.tk < c.t).then(|| format!("TK {} is below T {}", c.tk, c.t))
     }
 
+    fn unfelt(spec: &Spec<Case>, input: &str, output: &str) -> Option<&'static str> {
+        match (input, output) {
+            ("q" | "k", "o") if spec.case.tk == 1 => Some("one key has the weight one"),
+            ("k", "o") if spec.is("flat") => Some("queries are zero: so are all scores"),
+            _ => None,
+        }
+    }
+
     fn inputs(spec: &Spec<Case>, rng: &mut Rng) -> Inputs {
         let Case { b, t, tk, hq, hkv, h } = spec.case;
         let new = if spec.is("packed") { ragged(b, t, rng) } else { vec![t; b] };
@@ -162,6 +171,10 @@ impl Op for Attention {
             cu_seqlens_q: cu_seqlens(&new),
             cu_seqlens_k: cu_seqlens(&all),
         }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs { o: unwritten(x.q.raw_dim()) }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs<R> {

@@ -13,8 +13,9 @@
 //! Source: `Qwen3NextAttention` in transformers 5.23.0, `modeling_qwen3_next.py`.
 
 use crate::{
-    Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, Tensor3,
+    Apart, Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, Tensor3,
     packed::{cu_seqlens, ragged},
+    tensor::unwritten,
 };
 
 /// The op.
@@ -113,6 +114,19 @@ const FILLS: &[Fill] = &[
 
 impl Op for AttentionLayer {
     const NAME: &'static str = "attention_layer";
+    const WIDE: &'static [&'static str] = &["inv_freq"];
+    const APART: &'static [Apart] = &[
+        Apart {
+            output: "k",
+            inputs: &["q_proj", "v_proj", "o_proj", "q_norm", "k_cache", "v_cache"],
+            why: "new keys are of x, k_proj and k_norm",
+        },
+        Apart {
+            output: "v",
+            inputs: &["q_proj", "k_proj", "o_proj", "q_norm", "k_norm", "k_cache", "v_cache"],
+            why: "new values are of x and v_proj",
+        },
+    ];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs<R>;
@@ -151,6 +165,12 @@ impl Op for AttentionLayer {
         (c.tk < c.t).then(|| format!("TK {} is below T {}", c.tk, c.t))
     }
 
+    fn unfelt(spec: &Spec<Case>, input: &str, output: &str) -> Option<&'static str> {
+        let one =
+            spec.case.tk == 1 && output == "o" && matches!(input, "k_proj" | "q_norm" | "k_norm");
+        one.then_some("one key has the weight one")
+    }
+
     fn inputs(spec: &Spec<Case>, rng: &mut Rng) -> Inputs {
         let Case { b, t, tk, d, hq, hkv, h, r } = spec.case;
         let new = if spec.is("packed") { ragged(b, t, rng) } else { vec![t; b] };
@@ -175,6 +195,11 @@ impl Op for AttentionLayer {
             hq,
             hkv,
         }
+    }
+
+    fn unwritten(spec: &Spec<Case>, x: &Inputs) -> Outputs {
+        let kv = (x.x.nrows(), spec.case.hkv, spec.case.h);
+        Outputs { o: unwritten(x.x.raw_dim()), k: unwritten(kv), v: unwritten(kv) }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs<R> {

@@ -12,8 +12,9 @@
 //! in transformers 5.23.0, `modeling_qwen3_next.py`.
 
 use crate::{
-    Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, Tensor3,
+    Apart, Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, Tensor3,
     packed::{cu_seqlens, ragged},
+    tensor::unwritten,
 };
 
 /// The op.
@@ -86,6 +87,8 @@ const FILLS: &[Fill] = &[
 
 impl Op for CausalConv1d {
     const NAME: &'static str = "causal_conv1d";
+    const APART: &'static [Apart] =
+        &[Apart { output: "state", inputs: &["weight"], why: "the state holds inputs, not sums" }];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs<R>;
@@ -115,6 +118,17 @@ impl Op for CausalConv1d {
         specs
     }
 
+    fn unfelt(spec: &Spec<Case>, input: &str, output: &str) -> Option<&'static str> {
+        let Case { t, w, .. } = spec.case;
+        match (input, output) {
+            ("x", "state") if w == 1 => Some("a window of one token keeps nothing"),
+            ("state", "state") if w <= t + 1 && !spec.is("packed") => {
+                Some("as many tokens as the window has: the old state has left it")
+            }
+            _ => None,
+        }
+    }
+
     fn inputs(spec: &Spec<Case>, rng: &mut Rng) -> Inputs {
         let Case { b, t, c, w } = spec.case;
         let lengths = if spec.is("packed") { ragged(b, t, rng) } else { vec![t; b] };
@@ -129,6 +143,10 @@ impl Op for CausalConv1d {
             state: spec.round(rng.normals((b, c, w - 1), 0.0, std)),
             cu_seqlens: cu_seqlens(&lengths),
         }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs { o: unwritten(x.x.raw_dim()), state: unwritten(x.state.raw_dim()) }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs<R> {

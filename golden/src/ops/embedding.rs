@@ -3,7 +3,9 @@
 //! Source: `Qwen3NextModel.embed_tokens` in transformers 5.23.0, `modeling_qwen3_next.py`. The MTP
 //! head uses the same table. A gather: every implementation is exact.
 
-use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2};
+use crate::{
+    Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, tensor::unwritten,
+};
 
 /// The op.
 #[derive(Debug)]
@@ -77,6 +79,10 @@ impl Op for Embedding {
         let mut id = || if spec.is("edge-ids") { rng.below(2) * (m - 1) } else { rng.below(m) };
         let ids = (0..n).map(|_| id() as i64).collect();
         Inputs { ids, table: spec.round(rng.normals((m, d), 0.0, 1.0)) }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs { o: unwritten((x.ids.len(), x.table.ncols())) }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs {

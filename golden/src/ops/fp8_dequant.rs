@@ -8,7 +8,7 @@
 //! Source: `quantization_config` of the official FP8 checkpoint (`fmt: e4m3`,
 //! `weight_block_size: [128, 128]`).
 
-use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor2};
+use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor2, tensor::unwritten};
 
 /// The op.
 #[derive(Debug)]
@@ -59,6 +59,7 @@ const FILLS: &[Fill] = &[
 
 impl Op for Fp8Dequant {
     const NAME: &'static str = "fp8_dequant";
+    const WIDE: &'static [&'static str] = &["scales"];
     type Case = Case;
     type Inputs<R: Number> = Inputs;
     type Outputs<R: Number> = Outputs<R>;
@@ -95,6 +96,10 @@ impl Op for Fp8Dequant {
             rng.uniform(0.02, 0.2) / 448.0
         });
         Inputs { codes, scales, block_rows: bs, block_cols: bs }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs { weight: unwritten(x.codes.raw_dim()) }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs {

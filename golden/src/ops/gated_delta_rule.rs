@@ -28,8 +28,10 @@
 //! 5.23.0, `modeling_qwen3_next.py`.
 
 use crate::{
-    Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, Tensor3, Tensor4,
+    Apart, Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, Tensor3,
+    Tensor4,
     packed::{cu_seqlens, ragged},
+    tensor::unwritten,
 };
 
 /// The op.
@@ -157,6 +159,12 @@ const FILLS: &[Fill] = &[
 
 impl Op for GatedDeltaRule {
     const NAME: &'static str = "gated_delta_rule";
+    const WIDE: &'static [&'static str] = &["g", "state"];
+    const APART: &'static [Apart] = &[Apart {
+        output: "state",
+        inputs: &["q"],
+        why: "keys and values write, queries only read",
+    }];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs<R>;
@@ -194,6 +202,19 @@ impl Op for GatedDeltaRule {
 
     fn refuse(c: &Case) -> Option<String> {
         (!c.hv.is_multiple_of(c.hk)).then(|| format!("HV {} is no multiple of HK {}", c.hv, c.hk))
+    }
+
+    fn unfelt(spec: &Spec<Case>, input: &str, output: &str) -> Option<&'static str> {
+        match (input, output, spec.fill.as_str()) {
+            ("state", "o" | "state", "forget") => Some("a gate of -60 forgets"),
+            ("state", "state", "mixed-gates") => {
+                Some("some token of every head forgets all that was before it")
+            }
+            ("state", "state", DOMAIN) if 64 < spec.case.t => {
+                Some("the gates of that many tokens leave less of it than the bound")
+            }
+            _ => None,
+        }
     }
 
     fn inputs(spec: &Spec<Case>, rng: &mut Rng) -> Inputs {
@@ -244,6 +265,10 @@ impl Op for GatedDeltaRule {
             cu_seqlens: cu_seqlens(&lengths),
             eps: 1e-6,
         }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs { o: unwritten(x.v.raw_dim()), state: unwritten(x.state.raw_dim()) }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs<R> {

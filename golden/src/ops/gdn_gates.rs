@@ -9,7 +9,10 @@
 //! that hardly forget. Source: `Qwen3NextGatedDeltaNet.forward` in transformers 5.23.0,
 //! `modeling_qwen3_next.py`.
 
-use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2};
+use crate::{
+    Apart, Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2,
+    tensor::unwritten,
+};
 
 /// The op.
 #[derive(Debug)]
@@ -77,6 +80,11 @@ const FILLS: &[Fill] = &[
 
 impl Op for GdnGates {
     const NAME: &'static str = "gdn_gates";
+    const WIDE: &'static [&'static str] = &["a_log", "dt_bias"];
+    const APART: &'static [Apart] = &[
+        Apart { output: "beta", inputs: &["a", "a_log", "dt_bias"], why: "beta = sigmoid(b)" },
+        Apart { output: "g", inputs: &["b"], why: "g is of a and the rates of its head" },
+    ];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs<R>;
@@ -117,6 +125,10 @@ impl Op for GdnGates {
         }
         let b = spec.round(rng.normals((n, hv), 0.0, 1.5));
         Inputs { a: spec.round(a), b, a_log, dt_bias: rng.normals(hv, 1.0, 0.1) }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs { g: unwritten(x.a.raw_dim()), beta: unwritten(x.b.raw_dim()) }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs<R> {

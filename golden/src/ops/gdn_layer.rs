@@ -20,8 +20,10 @@
 //! Source: `Qwen3NextGatedDeltaNet` in transformers 5.23.0, `modeling_qwen3_next.py`.
 
 use crate::{
-    Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, Tensor3, Tensor4,
+    Apart, Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, Tensor3,
+    Tensor4,
     packed::{cu_seqlens, ragged},
+    tensor::unwritten,
 };
 
 /// The op.
@@ -119,6 +121,19 @@ const FILLS: &[Fill] = &[
 
 impl Op for GdnLayer {
     const NAME: &'static str = "gdn_layer";
+    const WIDE: &'static [&'static str] = &["a_log", "dt_bias", "state"];
+    const APART: &'static [Apart] = &[
+        Apart {
+            output: "conv_state",
+            inputs: &["in_proj_ba", "conv1d", "a_log", "dt_bias", "norm", "out_proj", "state"],
+            why: "it holds projected inputs, before the convolution",
+        },
+        Apart {
+            output: "state",
+            inputs: &["norm", "out_proj"],
+            why: "they come after the delta rule",
+        },
+    ];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs<R>;
@@ -152,6 +167,13 @@ impl Op for GdnLayer {
         (!c.hv.is_multiple_of(c.hk)).then(|| format!("HV {} is no multiple of HK {}", c.hv, c.hk))
     }
 
+    fn unfelt(spec: &Spec<Case>, input: &str, output: &str) -> Option<&'static str> {
+        let Case { t, w, .. } = spec.case;
+        let left =
+            w <= t + 1 && !spec.is("packed") && (input, output) == ("conv_state", "conv_state");
+        left.then_some("as many tokens as the window has: the old state has left it")
+    }
+
     fn inputs(spec: &Spec<Case>, rng: &mut Rng) -> Inputs {
         let Case { b, t, d, hk, hv, k, v, w } = spec.case;
         let lengths = if spec.is("packed") { ragged(b, t, rng) } else { vec![t; b] };
@@ -173,6 +195,14 @@ impl Op for GdnLayer {
             eps: 1e-6,
             hk,
             hv,
+        }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs {
+            o: unwritten(x.x.raw_dim()),
+            conv_state: unwritten(x.conv_state.raw_dim()),
+            state: unwritten(x.state.raw_dim()),
         }
     }
 

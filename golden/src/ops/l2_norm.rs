@@ -5,7 +5,7 @@
 //! they differ by tens of percent. Applied after the convolution and its `SiLU`.
 //! Source: `l2norm` in transformers 5.23.0, `modeling_qwen3_next.py` (in f32 since 5.18).
 
-use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor2};
+use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor2, tensor::unwritten};
 
 /// The op.
 #[derive(Debug)]
@@ -106,6 +106,10 @@ impl Op for L2Norm {
             x.row_mut(n / 2).fill(0.0);
         }
         Inputs { x: spec.round(x), eps: 1e-6 }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs { o: unwritten(x.x.raw_dim()) }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs<R> {

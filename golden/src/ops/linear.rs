@@ -4,7 +4,7 @@
 //! weights are exact in `f32`; FP8 weights enter through [`fp8_dequant`](super::fp8_dequant).
 //! Source: `torch.nn.functional.linear`; no linear layer of the model has a bias.
 
-use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor2};
+use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor2, tensor::unwritten};
 
 /// The op.
 #[derive(Debug)]
@@ -104,6 +104,10 @@ impl Op for Linear {
         }
         let weight = rng.normals((m, d), 0.0, (d as f32).sqrt().recip());
         Inputs { x: spec.round(x), weight: spec.round(weight) }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs { o: unwritten((x.x.nrows(), x.weight.nrows())) }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs<R> {

@@ -4,7 +4,7 @@
 //! experts, so that a problem is fixed by its id alone. Every fourth layer is full attention.
 //! The forward pass is written out in `reference/src/model.rs`.
 
-use crate::{Cost, DOMAIN, Fill, Number, Op, Rng, Set, Spec, Tensor2, Tensor3};
+use crate::{Cost, DOMAIN, Fill, Number, Op, Rng, Set, Spec, Tensor2, Tensor3, tensor::unwritten};
 
 /// The op.
 #[derive(Debug)]
@@ -92,6 +92,20 @@ impl Op for Model {
         let Case { b, t, l, e } = spec.case;
         let input_ids = Tensor2::from_shape_simple_fn((b, t), || rng.below(256) as i64);
         Inputs { input_ids, layers: l, experts: e, seed: spec.seed }
+    }
+
+    fn unwritten(spec: &Spec<Case>, _: &Inputs) -> Outputs {
+        let Case { b, t, l, e } = spec.case;
+        let config = crate::config::Preset::Tiny.config(Some(l), Some(e));
+        let config = config.expect("`refuse` asked the same");
+        let (n, d) = (b * t, config.hidden_size);
+        Outputs {
+            logits: unwritten((n, config.vocab_size)),
+            hidden: unwritten((l + 1, n, d)),
+            ids: unwritten((l, n, config.num_experts_per_tok)),
+            weights: unwritten((l, n, config.num_experts_per_tok)),
+            margins: unwritten((l, n)),
+        }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs {

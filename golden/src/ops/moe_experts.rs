@@ -2,13 +2,15 @@
 //!
 //! `o = sum_a weights_a * down_e( silu(gate_e x) * (up_e x) )`, `e = ids_a`.
 //!
-//! The routing weight multiplies the expert's *output*, after `down_proj`. The sum runs in the order
-//! of the chosen experts (most probable first), with one rounding at the end; official eager code
-//! adds in ascending expert order, the default grouped one in top-k order.
+//! The routing weight multiplies the expert's *output*, after `down_proj`. The sum runs in
+//! ascending order of the experts, as the official eager code does, which stores it after each of them
+//! (the site `expert_sum`); the default grouped code adds in top-k order.
 //! Source: `Qwen3NextExperts.forward` in transformers 5.23.0, `modeling_qwen3_next.py` (which holds
 //! gate and up as one tensor, gate rows first; checkpoints hold them apart, one expert at a time).
 
-use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor2, Tensor3};
+use crate::{
+    Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor2, Tensor3, tensor::unwritten,
+};
 
 /// The op.
 #[derive(Debug)]
@@ -86,6 +88,7 @@ const FILLS: &[Fill] = &[
 
 impl Op for MoeExperts {
     const NAME: &'static str = "moe_experts";
+    const WIDE: &'static [&'static str] = &["weights"];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs<R>;
@@ -161,6 +164,10 @@ impl Op for MoeExperts {
             up_proj: spec.round(rng.normals((e, f, d), 0.0, by_d)),
             down_proj: spec.round(rng.normals((e, d, f), 0.0, by_f)),
         }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs { o: unwritten(x.x.raw_dim()) }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs<R> {

@@ -4,7 +4,10 @@
 //! The shared expert is added after the routed sum is complete; treating it as an eleventh expert
 //! changes the rounding. Source: transformers 5.23.0, `modeling_qwen3_next.py`.
 
-use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, Tensor3};
+use crate::{
+    Apart, Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, Tensor3,
+    tensor::unwritten,
+};
 
 /// The op.
 #[derive(Debug)]
@@ -77,9 +80,28 @@ const FILLS: &[Fill] = &[
     },
 ];
 
+/// What comes after the router.
+const EXPERTS: &[&str] = &[
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+    "shared_gate_proj",
+    "shared_up_proj",
+    "shared_down_proj",
+    "shared_gate",
+];
+
 impl Op for MoeLayer {
     const NAME: &'static str = "moe_layer";
     const TOLD: &'static [&'static str] = &["margins"];
+    const APART: &'static [Apart] = &[
+        Apart { output: "ids", inputs: EXPERTS, why: "experts are chosen before they are asked" },
+        Apart {
+            output: "weights",
+            inputs: EXPERTS,
+            why: "experts are weighed before they are asked",
+        },
+    ];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs<R>;
@@ -113,6 +135,13 @@ impl Op for MoeLayer {
         (c.e < c.a).then(|| format!("A {} is above E {}", c.a, c.e))
     }
 
+    fn unfelt(spec: &Spec<Case>, input: &str, output: &str) -> Option<&'static str> {
+        let one = spec.case.a == 1
+            && !spec.is("no-renormalise")
+            && matches!((input, output), ("x" | "router", "weights"));
+        one.then_some("one expert over its own sum has the weight one")
+    }
+
     fn inputs(spec: &Spec<Case>, rng: &mut Rng) -> Inputs {
         let Case { n, d, e, a, f } = spec.case;
         let (by_d, by_f) = ((d as f32).sqrt().recip(), (f as f32).sqrt().recip());
@@ -128,6 +157,15 @@ impl Op for MoeLayer {
             shared_gate: spec.round(rng.normals((1, d), 0.0, by_d)),
             top_k: a,
             norm_topk_prob: !spec.is("no-renormalise"),
+        }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs {
+            o: unwritten(x.x.raw_dim()),
+            ids: unwritten((x.x.nrows(), x.top_k)),
+            weights: unwritten((x.x.nrows(), x.top_k)),
+            margins: unwritten(x.x.nrows()),
         }
     }
 

@@ -10,7 +10,9 @@
 //! the error of the logits is not a mistake.
 //! Source: `Qwen3NextTopKRouter.forward` in transformers 5.23.0, `modeling_qwen3_next.py`.
 
-use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2};
+use crate::{
+    Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, tensor::unwritten,
+};
 
 /// The op.
 #[derive(Debug)]
@@ -117,6 +119,12 @@ impl Op for MoeRouter {
         (c.e < c.a).then(|| format!("A {} is above E {}", c.a, c.e))
     }
 
+    fn unfelt(spec: &Spec<Case>, input: &str, output: &str) -> Option<&'static str> {
+        let one =
+            spec.case.e == 1 && matches!((input, output), ("x" | "weight", "ids" | "weights"));
+        one.then_some("the only expert is chosen, with the weight one")
+    }
+
     fn inputs(spec: &Spec<Case>, rng: &mut Rng) -> Inputs {
         let Case { n, d, e, a } = spec.case;
         let scale = if spec.is("large-logits") { 200.0 } else { 1.0 };
@@ -135,6 +143,16 @@ impl Op for MoeRouter {
         }
         let norm_topk_prob = !spec.is("no-renormalise");
         Inputs { x: spec.round(x), weight: spec.round(weight), top_k: a, norm_topk_prob }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        let n = x.x.nrows();
+        Outputs {
+            ids: unwritten((n, x.top_k)),
+            weights: unwritten((n, x.top_k)),
+            logits: unwritten((n, x.weight.nrows())),
+            margins: unwritten(n),
+        }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs<R> {

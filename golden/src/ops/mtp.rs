@@ -9,7 +9,9 @@
 //! spoils the text, only the acceptance of drafts.
 //! Source: `qwen3_next_mtp.py` of vLLM and `SGLang`, which agree; transformers ignores `mtp.*`.
 
-use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2};
+use crate::{
+    Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, tensor::unwritten,
+};
 
 /// The op.
 #[derive(Debug)]
@@ -107,6 +109,10 @@ impl Op for Mtp {
             fc: spec.round(rng.normals((d, 2 * d), 0.0, (2.0 * d as f32).sqrt().recip())),
             eps: 1e-6,
         }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs { o: unwritten(x.hidden.raw_dim()) }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs<R> {

@@ -7,7 +7,10 @@
 //! taken in the wide type and rounded once at the end (Llama rounds before the weight).
 //! Source: `Qwen3NextRMSNorm.forward` in transformers 5.23.0, `modeling_qwen3_next.py`.
 
-use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2};
+use crate::{
+    Apart, Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2,
+    tensor::unwritten,
+};
 
 /// The op.
 #[derive(Debug)]
@@ -78,6 +81,8 @@ const FILLS: &[Fill] = &[
 
 impl Op for RmsNorm {
     const NAME: &'static str = "rms_norm";
+    const APART: &'static [Apart] =
+        &[Apart { output: "h", inputs: &["weight"], why: "the sum is taken before the norm" }];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs<R>;
@@ -102,6 +107,11 @@ impl Op for RmsNorm {
         specs
     }
 
+    fn unfelt(spec: &Spec<Case>, input: &str, output: &str) -> Option<&'static str> {
+        let one = spec.case.d == 1 && (input, output) == ("x", "o");
+        one.then_some("one channel over its own norm is its sign")
+    }
+
     fn inputs(spec: &Spec<Case>, rng: &mut Rng) -> Inputs {
         let Case { n, d } = spec.case;
         let mut x = rng.normals((n, d), 0.0, 1.0);
@@ -119,6 +129,13 @@ impl Op for RmsNorm {
             residual: residual.map(|r| spec.round(r)),
             weight: spec.round(rng.normals(d, 0.0, std)),
             eps: 1e-6,
+        }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs {
+            o: unwritten(x.x.raw_dim()),
+            h: x.residual.as_ref().map(|residual| unwritten(residual.raw_dim())),
         }
     }
 

@@ -7,7 +7,9 @@
 //! after the weight as well; fused kernels do not. The difference is at most 2 bf16 ulp.)
 //! Source: `Qwen3NextRMSNormGated.forward` in transformers 5.23.0, `modeling_qwen3_next.py`.
 
-use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2};
+use crate::{
+    Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, tensor::unwritten,
+};
 
 /// The op.
 #[derive(Debug)]
@@ -110,6 +112,10 @@ impl Op for RmsNormGated {
             weight: spec.round(rng.normals(v, mean, 0.2)),
             eps: 1e-6,
         }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs { o: unwritten(x.x.raw_dim()) }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs<R> {

@@ -17,7 +17,9 @@
 //! Source: `Qwen3NextRotaryEmbedding`, `apply_rotary_pos_emb` in `modeling_qwen3_next.py` and
 //! `_compute_yarn_parameters` in `modeling_rope_utils.py`, transformers 5.23.0.
 
-use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor3};
+use crate::{
+    Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor3, tensor::unwritten,
+};
 
 /// The op.
 #[derive(Debug)]
@@ -75,6 +77,7 @@ const FILLS: &[Fill] = &[
 
 impl Op for Rope {
     const NAME: &'static str = "rope";
+    const WIDE: &'static [&'static str] = &["inv_freq"];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs<R>;
@@ -122,6 +125,10 @@ impl Op for Rope {
             inv_freq,
             attention_factor: if spec.is("yarn") { 0.1 * 4.0_f64.ln() + 1.0 } else { 1.0 },
         }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs { o: unwritten(x.x.raw_dim()) }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs<R> {

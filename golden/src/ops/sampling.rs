@@ -8,7 +8,9 @@
 //! Source: the logits processors of transformers 5.23.0 (`TemperatureLogitsWarper`,
 //! `TopKLogitsWarper`, `TopPLogitsWarper`), with the order of ties defined.
 
-use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2};
+use crate::{
+    Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor1, Tensor2, tensor::unwritten,
+};
 
 /// The op.
 #[derive(Debug)]
@@ -68,6 +70,7 @@ const FILLS: &[Fill] = &[
 
 impl Op for Sampling {
     const NAME: &'static str = "sampling";
+    const WIDE: &'static [&'static str] = &["uniform"];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs;
@@ -91,14 +94,25 @@ impl Op for Sampling {
         specs
     }
 
+    fn unfelt(spec: &Spec<Case>, input: &str, output: &str) -> Option<&'static str> {
+        match (input, output) {
+            (_, "ids") if spec.case.m == 1 => Some("the only token is chosen"),
+            ("uniform", "ids") if spec.is("greedy") => Some("greedy draws nothing"),
+            _ => None,
+        }
+    }
+
     fn inputs(spec: &Spec<Case>, rng: &mut Rng) -> Inputs {
         let Case { n, m } = spec.case;
         let mut logits = rng.normals((n, m), 0.0, 2.0);
         let (temperature, top_k, top_p) = match spec.fill.as_str() {
             "greedy" => {
                 for mut row in logits.rows_mut() {
-                    row[m - 1] = 20.0;
-                    row[m / 2] = 20.0;
+                    // Two places of every row, not the same ones: logits that nobody read show.
+                    let first = rng.below(m);
+                    let second = (first + 1 + rng.below(m.max(2) - 1)) % m;
+                    row[first] = 20.0;
+                    row[second] = 20.0;
                 }
                 (0.0, 0, 1.0)
             }
@@ -112,6 +126,10 @@ impl Op for Sampling {
             top_k,
             top_p,
         }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs { ids: unwritten(x.logits.nrows()) }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs<R> {

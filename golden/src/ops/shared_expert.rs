@@ -6,7 +6,7 @@
 //! MLP of dense layers. Source: `Qwen3NextSparseMoeBlock.forward` and `Qwen3NextMLP` in
 //! transformers 5.23.0, `modeling_qwen3_next.py`.
 
-use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor2};
+use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor2, tensor::unwritten};
 
 /// The op.
 #[derive(Debug)]
@@ -98,6 +98,10 @@ impl Op for SharedExpert {
             down_proj: spec.round(rng.normals((d, f), 0.0, by_f)),
             gate: spec.round(rng.normals((1, d), 0.0, gate)),
         }
+    }
+
+    fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
+        Outputs { o: unwritten(x.x.raw_dim()) }
     }
 
     fn lift<R: Number>(inputs: &Inputs) -> Inputs<R> {

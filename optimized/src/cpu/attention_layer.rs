@@ -7,13 +7,14 @@ use golden::{
     ops::attention_layer::{AttentionLayer, Case, Inputs, Outputs},
     packed::rows,
     plan::Site,
+    tap::Tap,
 };
 use ndarray::{Ix2, Ix3};
 
 use super::{
     attention::{Qkv, attention},
     linear::{Projection, linear},
-    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
+    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, held, pack, packed, unpacked},
     rms_norm::rms_norm,
     rope::{rope, table},
     stored::Stored,
@@ -159,6 +160,22 @@ impl<E: Stored> Kernel<AttentionLayer> for Loaded<E> {
             k: unpacked(&self.k, Ix3(b * t, hkv, h)),
             v: unpacked(&self.v, Ix3(b * t, hkv, h)),
         }
+    }
+
+    fn inside(&self) -> Vec<Tap> {
+        let Case { b, t, d, hq, hkv, h, .. } = self.case;
+        let (n, s) = (b * t, &self.scratch);
+        vec![
+            held("linear", "q_proj", &s.both, &[n, hq, 2 * h]),
+            held("linear", "k_proj", &s.k[0], &[n, hkv, h]),
+            held("linear", "v_proj", &self.v, &[n, hkv, h]),
+            held("rms_norm", "q_norm", &s.q[1], &[n, hq, h]),
+            held("rms_norm", "k_norm", &s.k[1], &[n, hkv, h]),
+            held("rope", "q", &s.q[2], &[n, hq, h]),
+            held("rope", "k", &self.k, &[n, hkv, h]),
+            held("attention", "o", &s.o, &[n, hq, h]),
+            held("linear", "o_proj", &self.o, &[n, d]),
+        ]
     }
 }
 

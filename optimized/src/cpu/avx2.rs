@@ -3,17 +3,21 @@
 // One argument holds for every block below: an `Avx2` exists only where `new` found the features,
 // so that their instructions may be executed; pointers come from references of the length that is
 // read or written.
-#![expect(clippy::undocumented_unsafe_blocks, reason = "argued once, above")]
+#![expect(
+    clippy::undocumented_unsafe_blocks,
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "argued once, above"
+)]
+#![expect(clippy::cast_ptr_alignment, reason = "loads that ask for no alignment")]
 
 use std::arch::x86_64::{
-    __m128i, __m256, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT,
-    _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_max_ps, _mm_max_ss,
-    _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_epi32, _mm256_add_ps, _mm256_blendv_ps,
-    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cmp_ps, _mm256_cvtepu16_epi32,
-    _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps,
-    _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_round_ps,
-    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
-    _mm256_sub_ps,
+    __m128i, __m256, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_add_ps,
+    _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_epi32,
+    _mm256_add_ps, _mm256_blendv_ps, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cmp_ps,
+    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_div_ps,
+    _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps,
+    _mm256_mul_ps, _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps,
+    _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_ps,
 };
 
 use half::{bf16, f16};
@@ -147,7 +151,8 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn pow2(self, n: Self::F) -> Self::F {
         n.map(|n| {
-            let exponent = unsafe { _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)) };
+            let exponent =
+                unsafe { _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)) };
             unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)) }
         })
     }
@@ -160,16 +165,6 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn sum(self, x: Self::F) -> f32 {
         unsafe { sum(_mm256_add_ps(x[0], x[1])) }
-    }
-
-    #[inline(always)]
-    fn max_lane(self, x: Self::F) -> f32 {
-        let x = unsafe { _mm256_max_ps(x[0], x[1]) };
-        unsafe {
-            let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
-            let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
-            _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps::<1>(x, x)))
-        }
     }
 
     #[inline(always)]

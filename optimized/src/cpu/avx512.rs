@@ -3,7 +3,12 @@
 // One argument holds for every block below: an `Avx512` exists only where `new` found the features,
 // so that their instructions may be executed; pointers come from references of the length that is
 // read or written.
-#![expect(clippy::undocumented_unsafe_blocks, reason = "argued once, above")]
+#![expect(
+    clippy::undocumented_unsafe_blocks,
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "argued once, above"
+)]
+#![expect(clippy::cast_ptr_alignment, reason = "loads that ask for no alignment")]
 
 use std::arch::x86_64::{
     __m256i, __m512, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_add_ps,
@@ -12,8 +17,8 @@ use std::arch::x86_64::{
     _mm512_add_ps, _mm512_castps512_ps256, _mm512_castsi512_ps, _mm512_cmp_ps_mask,
     _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_epi32, _mm512_div_ps,
     _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_mov_ps, _mm512_max_ps,
-    _mm512_min_ps, _mm512_mul_ps, _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+    _mm512_min_ps, _mm512_mul_ps, _mm512_roundscale_ps, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
 };
 
 use half::{bf16, f16};
@@ -153,11 +158,6 @@ impl Simd for Avx512 {
             let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
             _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps::<1>(x, x)))
         }
-    }
-
-    #[inline(always)]
-    fn max_lane(self, x: __m512) -> f32 {
-        unsafe { _mm512_reduce_max_ps(x) }
     }
 
     #[inline(always)]

@@ -11,6 +11,8 @@ use half::bf16;
 use ndarray::{Ix2, Ix3, Ix4};
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
+use super::vector::Vector;
 use super::{
     l2_norm::l2_norm,
     portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
@@ -45,11 +47,24 @@ pub static VARIANTS: &[&dyn Variant<GatedDeltaRule>] = &[
     &OnlyBf16(Portable {
         name: "cpu/portable-chunk64-bf16",
         pack: pack!(InNarrowChunks),
-        plan: |_| Plan::fla_bf16(CHUNK),
+        // Its decays are sums between tokens, which round less than differences of prefix sums.
+        plan: |_| Plan::fla_bf16(CHUNK).form(Form::Chunked(CHUNK)),
         claims: CLAIMS,
         plants: plants::CHUNKED_BF16,
         plant: HONEST,
     }),
+    #[cfg(target_arch = "x86_64")]
+    &Vector::on::<super::avx2::Avx2>(
+        "cpu/avx2",
+        |spec| Plan::stored(spec.dtype).form(Form::Chunked(fast::CHUNK)),
+        plants::VECTOR,
+    ),
+    #[cfg(target_arch = "x86_64")]
+    &Vector::on::<super::avx512::Avx512>(
+        "cpu/avx512",
+        |spec| Plan::stored(spec.dtype).form(Form::Chunked(fast::CHUNK)),
+        plants::VECTOR,
+    ),
 ];
 
 /// Tokens of a chunk.

@@ -4,6 +4,7 @@ use golden::{
     Plan, Spec, Tensor1, Variant,
     ops::gdn_layer::{Case, GdnLayer, Inputs, Outputs},
     plan::Site,
+    tap::Tap,
 };
 use ndarray::{Ix2, Ix3, Ix4};
 
@@ -12,7 +13,7 @@ use super::{
     gated_delta_rule::{self, Sizes, gated_delta_rule, recurrent::Recurrent},
     gdn_gates::{log_decay, rates, write_strength},
     linear::{Projection, linear},
-    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
+    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, held, pack, packed, unpacked},
     rms_norm_gated::rms_norm_gated,
     stored::Stored,
 };
@@ -150,6 +151,23 @@ impl<E: Stored> Kernel<GdnLayer> for Loaded<E> {
             conv_state: unpacked(&self.conv_after, Ix3(b, 2 * hk * k + hv * v, w - 1)),
             state: unpacked(&self.after, Ix4(b, hv, k, v)),
         }
+    }
+
+    fn inside(&self) -> Vec<Tap> {
+        let Case { b, t, d, hk, hv, k, v, w } = self.case;
+        let (n, c, s) = (b * t, 2 * hk * k + hv * v, &self.scratch);
+        vec![
+            held("linear", "in_proj_qkvz", &s.qkvz, &[n, c + hv * v]),
+            held("linear", "in_proj_ba", &s.ba, &[n, 2 * hv]),
+            held("causal_conv1d", "o", &s.mixed, &[n, c]),
+            held("causal_conv1d", "state", &self.conv_after, &[b, c, w - 1]),
+            held("gdn_gates", "g", &s.g, &[n, hv]),
+            held("gdn_gates", "beta", &s.beta, &[n, hv]),
+            held("gated_delta_rule", "o", &s.o, &[n, hv, v]),
+            held("gated_delta_rule", "state", &self.after, &[b, hv, k, v]),
+            held("rms_norm_gated", "norm", &s.gated, &[n, hv, v]),
+            held("linear", "out_proj", &self.o, &[n, d]),
+        ]
     }
 }
 

@@ -9,6 +9,8 @@ use golden::{
 use ndarray::Ix2;
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
+use super::vector::Vector;
 use super::{
     portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
     stored::{Stored, widen},
@@ -17,14 +19,28 @@ use super::{
 pub(crate) mod fast;
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<Linear>] = &[&Portable {
-    name: "cpu/portable",
-    pack: pack!(Loaded),
-    plan: |spec| Plan::stored(spec.dtype),
-    claims: CLAIMS,
-    plants: PLANTS,
-    plant: HONEST,
-}];
+pub static VARIANTS: &[&dyn Variant<Linear>] = &[
+    &Portable {
+        name: "cpu/portable",
+        pack: pack!(Loaded),
+        plan: |spec| Plan::stored(spec.dtype),
+        claims: CLAIMS,
+        plants: PLANTS,
+        plant: HONEST,
+    },
+    #[cfg(target_arch = "x86_64")]
+    &Vector::on::<super::avx2::Avx2>("cpu/avx2", |spec| Plan::stored(spec.dtype), VECTOR_PLANTS),
+    #[cfg(target_arch = "x86_64")]
+    &Vector::on::<super::avx512::Avx512>(
+        "cpu/avx512",
+        |spec| Plan::stored(spec.dtype),
+        VECTOR_PLANTS,
+    ),
+];
+
+/// Those that the fast kernels can be told to have: the first, the fourth and the sixth.
+#[cfg(target_arch = "x86_64")]
+const VECTOR_PLANTS: &[Plant] = &[PLANTS[0], PLANTS[3], PLANTS[5]];
 
 const PLANTS: &[Plant] = &[
     Plant {

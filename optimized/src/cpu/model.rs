@@ -5,7 +5,7 @@
 //! are widened exactly as they are used. Sequences are ragged and packed: all their new tokens lie one
 //! after another in `N` rows.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
 use golden::{
     Claims, Config, Engine, Error, Plan, Weights,
@@ -13,8 +13,9 @@ use golden::{
     engine::{INTERRUPTED, LinearState, Listener, Routing, Rows, Snapshot, Step, Want},
     names,
     plan::Form,
+    tap::{Part, RESIDUAL},
 };
-use ndarray::{Array2, Array3, Array4, ArrayView2, Axis};
+use ndarray::{Array2, Array3, Array4, Axis};
 
 use super::{
     attention::fast::{Cache, Sizes, attention},
@@ -23,15 +24,15 @@ use super::{
     linear::fast::{Source, linear},
     moe_experts::fast::{Expert, Groups, moe_experts},
     pool,
-    rms_norm::fast::{add, add_rms_norm, rms_norm, rms_norm_row, weigh},
-    simd::{Simd, map2},
+    rms_norm::fast::{add, add_rms_norm, rms_norm, rms_norm_row},
+    seen::Seen,
+    simd::Simd,
     weight::{Weight, matrix, vector},
 };
 
 /// The model with the states of its sequences, on instruction set `S`.
 pub(crate) struct Model<S> {
     s: S,
-    weights: Arc<dyn Weights>,
     config: Config,
     embedding: Weight,
     layers: Vec<Layer>,
@@ -85,6 +86,7 @@ impl Swiglu {
     }
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one per layer")]
 enum MlpWeights {
     Dense(Swiglu),
     Sparse { router: Weight, experts: Vec<Swiglu>, shared: Swiglu, shared_gate: Weight },
@@ -184,7 +186,10 @@ impl Loader<'_> {
     fn taps(&self, conv: &[f32]) -> Vec<f32> {
         let w = self.config.linear_conv_kernel_dim;
         let channels = channels(self.config);
-        channels.iter().flat_map(|head| (0..w).flat_map(|j| head.iter().map(move |c| conv[c * w + j]))).collect()
+        channels
+            .iter()
+            .flat_map(|head| (0..w).flat_map(|j| head.iter().map(move |c| conv[c * w + j])))
+            .collect()
     }
 }
 
@@ -204,9 +209,9 @@ impl<S: Simd> Model<S> {
     ///
     /// # Errors
     /// If a weight cannot be had.
-    pub(crate) fn new(s: S, weights: Arc<dyn Weights>) -> Result<Self, Error> {
+    pub(crate) fn new(s: S, weights: &dyn Weights) -> Result<Self, Error> {
         let config = weights.config().clone();
-        let load = Loader { weights: &*weights, config: &config };
+        let load = Loader { weights, config: &config };
         let kinds = config.layer_types.iter().zip(&config.mlp_types).enumerate();
         let layers = kinds
             .map(|(i, (&mixer, &mlp))| load.layer(&format!("model.layers.{i}"), mixer, mlp))
@@ -214,24 +219,20 @@ impl<S: Simd> Model<S> {
         let mtp = match weights.meta(names::MTP_FC) {
             None => None,
             Some(_) => Some(Mtp {
-                norm_embedding: vector(&*weights, "mtp.pre_fc_norm_embedding.weight")?,
-                norm_hidden: vector(&*weights, "mtp.pre_fc_norm_hidden.weight")?,
-                fc: matrix(&*weights, names::MTP_FC)?,
+                norm_embedding: vector(weights, "mtp.pre_fc_norm_embedding.weight")?,
+                norm_hidden: vector(weights, "mtp.pre_fc_norm_hidden.weight")?,
+                fc: matrix(weights, names::MTP_FC)?,
                 layer: load.layer("mtp.layers.0", Mixer::Full, names::mtp_mlp(&config))?,
-                norm: vector(&*weights, "mtp.norm.weight")?,
+                norm: vector(weights, "mtp.norm.weight")?,
             }),
         };
-        let lm_head = if config.tie_word_embeddings {
-            None
-        } else {
-            Some(matrix(&*weights, names::LM_HEAD)?)
-        };
+        let lm_head =
+            if config.tie_word_embeddings { None } else { Some(matrix(weights, names::LM_HEAD)?) };
         Ok(Model {
             s,
-            embedding: matrix(&*weights, names::EMBED_TOKENS)?,
-            final_norm: vector(&*weights, names::FINAL_NORM)?,
+            embedding: matrix(weights, names::EMBED_TOKENS)?,
+            final_norm: vector(weights, names::FINAL_NORM)?,
             inv_freq: config.rope.inv_freq(),
-            weights,
             config,
             layers,
             lm_head,
@@ -292,6 +293,7 @@ impl<S: Simd> Model<S> {
         x: &[f32],
         mlp: &MlpWeights,
         forced: Option<&Array2<i64>>,
+        seen: &mut Seen<'_>,
     ) -> Result<(Vec<f32>, Option<Routing>), Error> {
         let s = self.s;
         let c = &self.config;
@@ -301,19 +303,26 @@ impl<S: Simd> Model<S> {
         match mlp {
             MlpWeights::Dense(mlp) => {
                 moe_experts(s, &mut o, x, &everyone, &vec![1.0; n], |_| mlp.expert());
+                seen.see("dense_mlp", "o", &[n, c.hidden_size], &mut o)?;
                 Ok((o, None))
             }
             MlpWeights::Sparse { router, experts, shared, shared_gate } => {
                 let active = c.num_experts_per_tok;
                 let mut logits = vec![0.0; n * c.num_experts];
                 linear(s, &mut logits, x, router);
-                let routed = route(&logits, c.num_experts, active, c.norm_topk_prob, forced);
+                seen.see("moe_router", "logits", &[n, c.num_experts], &mut logits)?;
+                let given = seen.given_ids("moe_router", "ids")?;
+                let forced = given.as_ref().or(forced);
+                let mut routed = route(&logits, c.num_experts, active, c.norm_topk_prob, forced);
+                seen.see("moe_router", "weights", &[n, active], &mut routed.weights)?;
                 let groups = Groups::new(&routed.ids, active, c.num_experts);
                 moe_experts(s, &mut o, x, &groups, &routed.weights, |e| experts[e].expert());
+                seen.see("moe_experts", "o", &[n, c.hidden_size], &mut o)?;
                 let mut open = vec![0.0; n];
                 linear(s, &mut open, x, shared_gate);
                 open.iter_mut().for_each(|open| *open = 1.0 / (1.0 + (-*open).exp()));
                 moe_experts(s, &mut o, x, &everyone, &open, |_| shared.expert());
+                seen.see("moe_layer", "o", &[n, c.hidden_size], &mut o)?;
                 let ids = Array2::from_shape_vec((n, active), routed.ids)?;
                 Ok((o, Some(Routing { ids, margins: routed.margins })))
             }
@@ -327,7 +336,8 @@ impl<S: Simd> Model<S> {
         mixer: &MixerWeights,
         place: &Place,
         caches: &mut [&mut Cache<f32>],
-    ) -> Vec<f32> {
+        seen: &mut Seen<'_>,
+    ) -> Result<Vec<f32>, Error> {
         let MixerWeights::Full { q, k, v, o, q_norm, k_norm } = mixer else {
             unreachable!("a full layer")
         };
@@ -339,33 +349,42 @@ impl<S: Simd> Model<S> {
         let mut both = vec![0.0; n * hq * 2 * h];
         let (mut keys, mut values) = (vec![0.0; n * hkv * h], vec![0.0; n * hkv * h]);
         linear(s, &mut both, x, q);
+        seen.see("linear", "q_proj", &[n, hq, 2 * h], &mut both)?;
         linear(s, &mut keys, x, k);
+        seen.see("linear", "k_proj", &[n, hkv, h], &mut keys)?;
         linear(s, &mut values, x, v);
+        seen.see("linear", "v_proj", &[n, hkv, h], &mut values)?;
         let half = self.inv_freq.len();
         let scale = 1.0 / (h as f32).sqrt();
         let (mut queries, mut gates) = (vec![0.0; n * hq * h], vec![0.0; n * hq * h]);
         pool::pieces2((&mut queries, hq * h), (&mut gates, hq * h), |token, queries, gates| {
             let turns = &place.turns[token * half..][..half];
-            s.run(#[inline(always)] || {
-                let both = both[token * hq * 2 * h..].chunks_exact(2 * h);
-                let heads = queries.chunks_exact_mut(h).zip(gates.chunks_exact_mut(h));
-                for ((query, gate), both) in heads.zip(both) {
-                    query.copy_from_slice(&both[..h]);
-                    gate.copy_from_slice(&both[h..]);
-                    rms_norm_row(s, query, q_norm, eps);
-                    turn(query, turns);
-                    query.iter_mut().for_each(|x| *x *= scale);
-                }
-            });
+            s.run(
+                #[inline(always)]
+                || {
+                    let both = both[token * hq * 2 * h..].chunks_exact(2 * h);
+                    let heads = queries.chunks_exact_mut(h).zip(gates.chunks_exact_mut(h));
+                    for ((query, gate), both) in heads.zip(both) {
+                        query.copy_from_slice(&both[..h]);
+                        gate.copy_from_slice(&both[h..]);
+                        rms_norm_row(s, query, q_norm, eps);
+                        turn(query, turns);
+                        query.iter_mut().for_each(|x| *x *= scale);
+                    }
+                },
+            );
         });
         pool::pieces(&mut keys, hkv * h, |token, keys| {
             let turns = &place.turns[token * half..][..half];
-            s.run(#[inline(always)] || {
-                for key in keys.chunks_exact_mut(h) {
-                    rms_norm_row(s, key, k_norm, eps);
-                    turn(key, turns);
-                }
-            });
+            s.run(
+                #[inline(always)]
+                || {
+                    for key in keys.chunks_exact_mut(h) {
+                        rms_norm_row(s, key, k_norm, eps);
+                        turn(key, turns);
+                    }
+                },
+            );
         });
         for (cache, rows) in caches.iter_mut().zip(place.cu.windows(2)) {
             for row in rows[0]..rows[1] {
@@ -376,9 +395,11 @@ impl<S: Simd> Model<S> {
         let caches: Vec<&Cache<f32>> = caches.iter().map(|cache| &**cache).collect();
         let mut mixed = vec![0.0; n * hq * h];
         attention(s, &mut mixed, (&queries, &gates), &caches, &place.cu, Sizes { hq, hkv, h });
+        seen.see("attention", "o", &[n, hq, h], &mut mixed)?;
         let mut out = vec![0.0; x.len()];
         linear(s, &mut out, &mixed, o);
-        out
+        seen.see("linear", "o_proj", &[n, c.hidden_size], &mut out)?;
+        Ok(out)
     }
 
     fn gdn<'a>(&self, mixer: &'a MixerWeights) -> Gdn<'a> {
@@ -407,7 +428,8 @@ impl<S: Simd> Model<S> {
         mixer: &MixerWeights,
         place: &Place,
         states: &mut [&mut State],
-    ) -> Vec<f32> {
+        seen: &mut Seen<'_>,
+    ) -> Result<Vec<f32>, Error> {
         let MixerWeights::Linear { qkvz, ba, out, .. } = mixer else {
             unreachable!("a linear layer")
         };
@@ -415,13 +437,19 @@ impl<S: Simd> Model<S> {
         let n = x.len() / self.config.hidden_size;
         let mut projected = vec![0.0; n * qkvz.rows()];
         linear(s, &mut projected, x, qkvz);
+        seen.see("linear", "in_proj_qkvz", &[n, qkvz.rows()], &mut projected)?;
         let mut gates = vec![0.0; n * ba.rows()];
         linear(s, &mut gates, x, ba);
+        seen.see("linear", "in_proj_ba", &[n, ba.rows()], &mut gates)?;
         let mut mixed = vec![0.0; n * self.config.linear_value_dim()];
         self.gdn(mixer).mix(s, &mut mixed, &projected, &gates, states, &place.cu);
+        let c = &self.config;
+        let heads = [n, c.linear_num_value_heads, c.linear_value_head_dim];
+        seen.see("rms_norm_gated", "norm", &heads, &mut mixed)?;
         let mut o = vec![0.0; x.len()];
         linear(s, &mut o, &mixed, out);
-        o
+        seen.see("linear", "out_proj", &[n, c.hidden_size], &mut o)?;
+        Ok(o)
     }
 
     /// Logits of rows `[N, D]`.
@@ -457,7 +485,13 @@ impl<S: Simd> Model<S> {
         let n = place.cu[place.cu.len() - 1];
         let taken = |x: &[f32]| Array2::from_shape_vec((n, d), x.to_vec());
         let mut step = Step::default();
+        let mut seen = Seen {
+            part: Part::Embedding,
+            told: want.taps.then(Vec::new),
+            forced: want.forced.as_deref(),
+        };
         let mut x = self.embed(tokens);
+        seen.see("embedding", "o", &[n, d], &mut x)?;
         let mut normed = vec![0.0; n * d];
         let first = self.layers.first().map_or(&self.final_norm, |layer| &layer.input_norm);
         rms_norm(s, &mut normed, &x, first, eps);
@@ -469,6 +503,8 @@ impl<S: Simd> Model<S> {
                 step.hidden.push(taken(&x)?);
             }
             let layer = &self.layers[i];
+            seen.part = Part::Layer(i);
+            seen.see("rms_norm", "input_layernorm", &[n, d], &mut normed)?;
             let mixed = match layer.mixer {
                 MixerWeights::Linear { .. } => {
                     let mut states: Vec<_> = sequences
@@ -478,7 +514,7 @@ impl<S: Simd> Model<S> {
                             LayerState::Full(_) => None,
                         })
                         .collect();
-                    self.linear_attention(&normed, &layer.mixer, &place, &mut states)
+                    self.linear_attention(&normed, &layer.mixer, &place, &mut states, &mut seen)?
                 }
                 MixerWeights::Full { .. } => {
                     let mut caches: Vec<_> = sequences
@@ -488,14 +524,15 @@ impl<S: Simd> Model<S> {
                             LayerState::Linear(_) => None,
                         })
                         .collect();
-                    self.full_attention(&normed, &layer.mixer, &place, &mut caches)
+                    self.full_attention(&normed, &layer.mixer, &place, &mut caches, &mut seen)?
                 }
             };
-            add_rms_norm(s, &mut normed, &mut x, &mixed, &layer.post_norm, eps);
+            self.add_norm(("h", &layer.post_norm), &mut normed, &mut x, &mixed, &mut seen)?;
+            seen.see("rms_norm", "post_attention_layernorm", &[n, d], &mut normed)?;
             let forced = want.forced_routing.as_ref().and_then(|all| all.get(i)?.as_ref());
-            let (mlp, routing) = self.mlp(&normed, &layer.mlp, forced)?;
+            let (mlp, routing) = self.mlp(&normed, &layer.mlp, forced, &mut seen)?;
             let next = self.layers.get(i + 1).map_or(&self.final_norm, |layer| &layer.input_norm);
-            add_rms_norm(s, &mut normed, &mut x, &mlp, next, eps);
+            self.add_norm(("o", next), &mut normed, &mut x, &mlp, &mut seen)?;
             if want.routing {
                 step.routing.push(routing);
             }
@@ -505,19 +542,44 @@ impl<S: Simd> Model<S> {
         }
         let rows: Vec<usize> = match want.logits {
             Rows::All => (0..n).collect(),
-            Rows::Last => {
-                place.cu.windows(2).filter(|p| p[0] < p[1]).map(|p| p[1] - 1).collect()
-            }
+            Rows::Last => place.cu.windows(2).filter(|p| p[0] < p[1]).map(|p| p[1] - 1).collect(),
             Rows::None => Vec::new(),
         };
+        seen.part = Part::Head;
+        seen.see("rms_norm", "norm", &[n, d], &mut normed)?;
         let last = taken(&normed)?;
         step.logits = if rows.len() == n {
             self.logits(&normed)?
         } else {
             self.logits(last.select(Axis(0), &rows).as_slice().unwrap_or(&[]))?
         };
+        if let Some(logits) = step.logits.as_slice_mut() {
+            seen.see("lm_head", "logits", &[rows.len(), self.config.vocab_size], logits)?;
+        }
+        step.taps = seen.told.unwrap_or_default();
         step.hidden.push(last);
         Ok(step)
+    }
+
+    /// `x <- x + o`, a residual of that name, and its norm; in one pass where nobody looks.
+    fn add_norm(
+        &self,
+        (tensor, weight): (&'static str, &[f32]),
+        normed: &mut [f32],
+        x: &mut [f32],
+        o: &[f32],
+        seen: &mut Seen<'_>,
+    ) -> Result<(), Error> {
+        let (s, d) = (self.s, self.config.hidden_size);
+        let eps = self.config.rms_norm_eps as f32;
+        if seen.looks() {
+            add(s, x, o);
+            seen.see(RESIDUAL, tensor, &[x.len() / d, d], x)?;
+            rms_norm(s, normed, x, weight, eps);
+        } else {
+            add_rms_norm(s, normed, x, o, weight, eps);
+        }
+        Ok(())
     }
 
     fn check(&self, tokens: &[Vec<u32>]) -> Result<(), Error> {
@@ -528,7 +590,8 @@ impl<S: Simd> Model<S> {
         let vocab = self.config.vocab_size;
         for (i, row) in tokens.iter().enumerate() {
             if let Some((at, id)) = row.iter().enumerate().find(|(_, id)| vocab <= **id as usize) {
-                let what = format!("sequence {i}, token {at}: id {id} is not below vocab_size {vocab}");
+                let what =
+                    format!("sequence {i}, token {at}: id {id} is not below vocab_size {vocab}");
                 return Err(what.into());
             }
         }
@@ -609,6 +672,10 @@ impl<S: Simd> Engine for Model<S> {
 
     fn claims(&self) -> Claims {
         Claims { deterministic: true, batch_invariant: true, cuts: None }
+    }
+
+    fn forces(&self) -> bool {
+        true
     }
 
     fn reset(&mut self, sequences: usize) -> Result<(), Error> {
@@ -724,8 +791,14 @@ impl<S: Simd> Engine for Model<S> {
             let (e, h) = both.split_at_mut(d);
             e.copy_from_slice(embedded);
             h.iter_mut().zip(hidden).for_each(|(to, from)| *to = *from);
-            s.run(#[inline(always)] || rms_norm_row(s, e, &mtp.norm_embedding, eps));
-            s.run(#[inline(always)] || rms_norm_row(s, h, &mtp.norm_hidden, eps));
+            s.run(
+                #[inline(always)]
+                || rms_norm_row(s, e, &mtp.norm_embedding, eps),
+            );
+            s.run(
+                #[inline(always)]
+                || rms_norm_row(s, h, &mtp.norm_hidden, eps),
+            );
         }
         let mut x = vec![0.0; n * d];
         linear(s, &mut x, &both, &mtp.fc);
@@ -734,16 +807,18 @@ impl<S: Simd> Engine for Model<S> {
         let mut caches: Vec<_> =
             self.sequences.iter().map(|sequence| sequence.mtp.clone()).collect();
         let mut borrowed: Vec<_> = caches.iter_mut().collect();
-        let mixed = self.full_attention(&normed, &mtp.layer.mixer, &place, &mut borrowed);
+        let mut seen = Seen { part: Part::Mtp, told: None, forced: None };
+        let mixed =
+            self.full_attention(&normed, &mtp.layer.mixer, &place, &mut borrowed, &mut seen)?;
         add_rms_norm(s, &mut normed, &mut x, &mixed, &mtp.layer.post_norm, eps);
-        let (out, _) = self.mlp(&normed, &mtp.layer.mlp, None)?;
+        let (out, _) = self.mlp(&normed, &mtp.layer.mlp, None, &mut seen)?;
         add_rms_norm(s, &mut normed, &mut x, &out, &mtp.norm, eps);
         for (sequence, cache) in self.sequences.iter_mut().zip(caches) {
             sequence.mtp = cache;
         }
         let logits = self.logits(&normed)?;
         let hidden = Array2::from_shape_vec((n, d), normed)?;
-        Ok(Step { logits, hidden: vec![hidden], routing: Vec::new() })
+        Ok(Step { logits, hidden: vec![hidden], ..Step::default() })
     }
 
     fn mtp_lengths(&self) -> Vec<usize> {
@@ -770,13 +845,15 @@ impl<S: Simd> Engine for Model<S> {
 ///
 /// # Errors
 /// If a weight cannot be had.
-pub fn engine(weights: Arc<dyn Weights>) -> Result<Box<dyn Engine>, Error> {
-    use super::{avx2::Avx2, avx512::Avx512, simd::Plain};
-    if let Some(s) = Avx512::new() {
-        return Ok(Box::new(Model::new(s, weights)?));
+pub fn engine(weights: &dyn Weights) -> Result<Box<dyn Engine>, Error> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if let Some(s) = super::avx512::Avx512::new() {
+            return Ok(Box::new(Model::new(s, weights)?));
+        }
+        if let Some(s) = super::avx2::Avx2::new() {
+            return Ok(Box::new(Model::new(s, weights)?));
+        }
     }
-    if let Some(s) = Avx2::new() {
-        return Ok(Box::new(Model::new(s, weights)?));
-    }
-    Ok(Box::new(Model::new(Plain, weights)?))
+    Ok(Box::new(Model::new(super::simd::Plain, weights)?))
 }

@@ -7,6 +7,8 @@ use golden::{
 use ndarray::{ArcArray, Ix2, Ix3};
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
+use super::vector::Vector;
 use super::{
     portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
     shared_expert::{Mlp, swiglu},
@@ -16,15 +18,29 @@ use super::{
 pub(crate) mod fast;
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<MoeExperts>] = &[&Portable {
-    name: "cpu/portable",
-    pack: pack!(Loaded),
-    // Hidden activations, expert outputs and their sum stay in f32.
-    plan: |spec| Plan::stored(spec.dtype),
-    claims: CLAIMS,
-    plants: PLANTS,
-    plant: HONEST,
-}];
+pub static VARIANTS: &[&dyn Variant<MoeExperts>] = &[
+    &Portable {
+        name: "cpu/portable",
+        pack: pack!(Loaded),
+        // Hidden activations, expert outputs and their sum stay in f32.
+        plan: |spec| Plan::stored(spec.dtype),
+        claims: CLAIMS,
+        plants: PLANTS,
+        plant: HONEST,
+    },
+    #[cfg(target_arch = "x86_64")]
+    &Vector::on::<super::avx2::Avx2>("cpu/avx2", |spec| Plan::stored(spec.dtype), VECTOR_PLANTS),
+    #[cfg(target_arch = "x86_64")]
+    &Vector::on::<super::avx512::Avx512>(
+        "cpu/avx512",
+        |spec| Plan::stored(spec.dtype),
+        VECTOR_PLANTS,
+    ),
+];
+
+/// Those that the fast kernels can be told to have: `weights-not-applied`, `gate-up-swapped`.
+#[cfg(target_arch = "x86_64")]
+const VECTOR_PLANTS: &[Plant] = &[PLANTS[1], PLANTS[7]];
 
 const PLANTS: &[Plant] = &[
     Plant {

@@ -3,6 +3,7 @@
 use golden::{
     Plan, Plant, Spec, Variant,
     ops::moe_layer::{Case, Inputs, MoeLayer, Outputs},
+    tap::Tap,
 };
 use ndarray::{ArcArray, Ix1, Ix2, Ix3};
 use rayon::prelude::*;
@@ -11,7 +12,7 @@ use super::{
     linear::Projection,
     moe_experts::{Experts, Routes, moe_experts},
     moe_router::{Routed, Router, moe_router},
-    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
+    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, held, pack, packed, unpacked},
     shared_expert::{Mlp, Shared, shared_expert},
     stored::Stored,
 };
@@ -190,6 +191,18 @@ impl<E: Stored> Kernel<MoeLayer> for Loaded<E> {
             weights: unpacked(&self.scratch.weights, Ix2(n, a)),
             margins: unpacked(&self.margins, Ix1(n)),
         }
+    }
+
+    fn inside(&self) -> Vec<Tap> {
+        let Case { n, d, e, a, .. } = self.case;
+        let s = &self.scratch;
+        vec![
+            held("moe_router", "logits", &s.logits, &[n, e]),
+            held("moe_router", "weights", &s.weights, &[n, a]),
+            held("moe_experts", "o", &s.routed, &[n, d]),
+            held("shared_expert", "o", &s.shared, &[n, d]),
+            held("moe_layer", "o", &self.o, &[n, d]),
+        ]
     }
 }
 

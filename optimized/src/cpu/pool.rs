@@ -93,8 +93,14 @@ impl<'a, T> Parts<'a, T> {
         assert!(starts.is_sorted() && starts.first() == Some(&0), "rows are cut in their order");
         let rows = starts.windows(2).map(|pair| pair[0]..pair[1]);
         let rows: Vec<_> = rows.enumerate().filter(|(_, rows)| !rows.is_empty()).collect();
-        let mut parts =
-            Parts { data: data.as_mut_ptr(), columns, width: width.max(1), rows, taken: Vec::new(), of: PhantomData };
+        let mut parts = Parts {
+            data: data.as_mut_ptr(),
+            columns,
+            width: width.max(1),
+            rows,
+            taken: Vec::new(),
+            of: PhantomData,
+        };
         parts.taken = (0..parts.count().div_ceil(32)).map(|_| AtomicU32::new(0)).collect();
         parts
     }

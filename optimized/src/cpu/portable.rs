@@ -1,7 +1,10 @@
 //! What every portable variant shares: it is packed into its storage type, run, and unpacked.
 
-use golden::{Claims, Dtype, Error, Host, Op, Plan, Plant, Prepared, Spec, Variant};
-use ndarray::{ArcArray, Dimension};
+use golden::{
+    Claims, Dtype, Error, Host, Op, Plan, Plant, Prepared, Spec, Variant,
+    tap::{Part, Tap, Value},
+};
+use ndarray::{ArcArray, ArrayD, Dimension};
 
 use super::stored::Stored;
 
@@ -15,6 +18,10 @@ pub(crate) trait Kernel<O: Op>: Send {
     fn inputs(&self) -> O::Inputs<f32>;
     /// The outputs, unpacked.
     fn outputs(&self) -> O::Outputs<f32>;
+    /// What a composite op held in between.
+    fn inside(&self) -> Vec<Tap> {
+        Vec::new()
+    }
 }
 
 /// A problem packed into a storage type.
@@ -140,6 +147,23 @@ impl<O: Op> Prepared<O> for Loaded<O> {
     fn outputs(&mut self) -> Result<O::Outputs<f32>, Error> {
         Ok(self.kernel.outputs())
     }
+
+    fn inside(&mut self) -> Result<Vec<Tap>, Error> {
+        Ok(self.kernel.inside())
+    }
+}
+
+/// A tensor that an op inside computed.
+pub(crate) fn held<E: Stored>(
+    op: &'static str,
+    tensor: &'static str,
+    x: &[E],
+    shape: &[usize],
+) -> Tap {
+    let values = x.iter().map(|x| f64::from(x.load())).collect();
+    let x = ArrayD::from_shape_vec(shape, values).expect("as many elements as the shape says");
+    let value = Value::Numbers(x);
+    Tap { part: Part::Alone, op: op.into(), tensor: tensor.into(), value }
 }
 
 /// A tensor in row-major order, in its storage type.

@@ -14,8 +14,19 @@ use super::stored::Stored;
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
+/// What the instruction sets of this architecture can load.
+#[cfg(target_arch = "x86_64")]
+pub(crate) trait Load: super::avx2::Load + super::avx512::Load {}
+#[cfg(target_arch = "x86_64")]
+impl<T: super::avx2::Load + super::avx512::Load> Load for T {}
+/// Here there is none but plain Rust.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) trait Load {}
+#[cfg(not(target_arch = "x86_64"))]
+impl<T> Load for T {}
+
 /// A storage type that is widened as it is loaded.
-pub(crate) trait Wide: Stored + super::avx2::Load + super::avx512::Load {
+pub(crate) trait Wide: Stored + Load {
     /// The same elements, if they are f32 already.
     fn as_f32(_: &[Self]) -> Option<&[f32]> {
         None
@@ -70,8 +81,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn unless_nan(self, x: Self::F, y: Self::F) -> Self::F;
     /// The sum of all lanes, in one order: halves are added until one is left.
     fn sum(self, x: Self::F) -> f32;
-    /// The largest lane.
-    fn max_lane(self, x: Self::F) -> f32;
 
     /// Inner products of `R` rows with `T` rows, `[R][T]`, each in the same partial sums along the
     /// row whatever `R` and `T` are. All rows have one length.
@@ -103,7 +112,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         let c = |x| self.splat(x);
         let bounded = self.max(self.min(x, c(89.0)), c(-104.0));
         let n = self.round(self.mul(bounded, c(std::f32::consts::LOG2_E)));
-        let r = self.fma(n, c(-0.693_359_375), bounded);
+        let r = self.fma(n, c(-0.693_359_4), bounded);
         let r = self.fma(n, c(2.121_944_4e-4), r);
         let mut p = c(1.987_569_1e-4);
         for term in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
@@ -320,9 +329,8 @@ fn tile<S: Simd, B: Wide, const R: usize, const C: usize>(
     at: usize,
 ) {
     let place = |r: usize, c: usize| (i + r) * j + at + c * LANES;
-    let mut sums: [[S::F; C]; R] = std::array::from_fn(|r| {
-        std::array::from_fn(|c| s.load(lanes(&o[place(r, c)..])))
-    });
+    let mut sums: [[S::F; C]; R] =
+        std::array::from_fn(|r| std::array::from_fn(|c| s.load(lanes(&o[place(r, c)..]))));
     let factors: [&[f32]; R] = std::array::from_fn(|r| &a.data[(i + r) * a.row..]);
     for (l, b) in b.chunks_exact(j).enumerate() {
         let b: [S::F; C] = std::array::from_fn(|c| s.load(lanes(&b[at + c * LANES..])));
@@ -520,11 +528,6 @@ impl Simd for Plain {
     }
 
     #[inline(always)]
-    fn max_lane(self, x: Self::F) -> f32 {
-        x.into_iter().fold(f32::NEG_INFINITY, f32::max)
-    }
-
-    #[inline(always)]
     fn dots<W: Wide, X: Wide, const R: usize, const T: usize>(
         self,
         w: [&[W]; R],
@@ -565,7 +568,7 @@ impl Simd for Plain {
 mod tests {
     use half::{bf16, f16};
 
-    use super::{Factor, LANES, Plain, Rows, Simd, Stored, Wide};
+    use super::{Factor, LANES, Plain, Rows, Simd, Wide};
     use crate::cpu::{avx2::Avx2, avx512::Avx512};
 
     /// Numbers of all sizes, ends of ranges among them.
@@ -622,7 +625,6 @@ mod tests {
         }
         for x in x.as_chunks::<LANES>().0 {
             let of = |word: fn(S, S::F) -> f32| s.run(|| word(s, s.load(x)));
-            assert_eq!(of(S::max_lane), x.iter().copied().fold(f32::MIN, f32::max));
             assert_eq!(of(S::sum), Plain.sum(*x), "one order");
         }
     }
@@ -640,7 +642,8 @@ mod tests {
             let of = |seed: usize| -> Vec<f32> {
                 (0..len).map(|i| (((i * 7 + seed * 13) % 29) as f32 - 14.0) / 8.0).collect()
             };
-            let w: [Vec<W>; 3] = std::array::from_fn(|r| of(r).iter().map(|&x| W::store(x)).collect());
+            let w: [Vec<W>; 3] =
+                std::array::from_fn(|r| of(r).iter().map(|&x| W::store(x)).collect());
             let x: [Vec<X>; 4] =
                 std::array::from_fn(|t| of(t + 9).iter().map(|&x| X::store(x)).collect());
             let got = s.run(|| s.dots(w.each_ref().map(|w| &w[..]), x.each_ref().map(|x| &x[..])));
@@ -663,19 +666,25 @@ mod tests {
             let (a, b) = (of(i * l, 1), of(l * j, 2));
             let stored: Vec<W> = b.iter().map(|&x| W::store(x)).collect();
             let want: Vec<f32> = (0..i * j)
-                .map(|at| 1.0 + (0..l).map(|l2| a[at / j * l + l2] * b[l2 * j + at % j]).sum::<f32>())
+                .map(|at| {
+                    1.0 + (0..l).map(|l2| a[at / j * l + l2] * b[l2 * j + at % j]).sum::<f32>()
+                })
                 .collect();
             let mut got = vec![1.0; i * j];
             s.run(|| s.accumulate(&mut got, Factor { data: &a, row: l, column: 1 }, &stored, j));
             assert_eq!(got, want, "{} a b {i} {l} {j}", S::NAME);
             let turned: Vec<f32> = (0..i * l).map(|at| a[at % i * l + at / i]).collect();
             let mut got = vec![1.0; i * j];
-            s.run(|| s.accumulate(&mut got, Factor { data: &turned, row: 1, column: i }, &stored, j));
+            s.run(|| {
+                s.accumulate(&mut got, Factor { data: &turned, row: 1, column: i }, &stored, j);
+            });
             assert_eq!(got, want, "{} a' b {i} {l} {j}", S::NAME);
             let turned: Vec<W> = (0..l * j).map(|at| W::store(b[at % l * j + at / l])).collect();
             let mut got = vec![1.0; i * j];
             s.run(|| {
-                s.products(Rows::whole(&turned, l), Rows::whole(&a, l), |r, t, x| got[t * j + r] += x);
+                s.products(Rows::whole(&turned, l), Rows::whole(&a, l), |r, t, x| {
+                    got[t * j + r] += x;
+                });
             });
             assert_eq!(got, want, "{} a b' {i} {l} {j}", S::NAME);
         }

@@ -24,9 +24,9 @@ pub(crate) struct Data<W> {
 impl<W: FromBytes + Immutable> Data<W> {
     fn new(kept: Kept) -> Data<W> {
         let read = |bytes| W::read_from_bytes(bytes).ok();
-        let copy = <[W]>::ref_from_bytes(kept.data()).is_err().then(|| {
-            kept.data().chunks_exact(size_of::<W>()).filter_map(read).collect()
-        });
+        let copy = <[W]>::ref_from_bytes(kept.data())
+            .is_err()
+            .then(|| kept.data().chunks_exact(size_of::<W>()).filter_map(read).collect());
         Data { kept, copy, of: PhantomData }
     }
 
@@ -85,7 +85,8 @@ pub(crate) fn matrix(weights: &dyn Weights, name: &str) -> Result<Weight, Error>
 /// A small tensor by name, widened.
 pub(crate) fn vector(weights: &dyn Weights, name: &str) -> Result<Vec<f32>, Error> {
     let raw = weights.fetch(name)?;
-    raw.widen().ok_or_else(|| format!("{name}: {} where a float type was expected", raw.dtype).into())
+    raw.widen()
+        .ok_or_else(|| format!("{name}: {} where a float type was expected", raw.dtype).into())
 }
 
 /// Does something with whatever a weight is stored in.

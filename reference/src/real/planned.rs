@@ -37,6 +37,9 @@ pub enum Rounding {
     Nearest,
     /// Up or down at random, with the odds of the distances; the seed of the run.
     Random(u64),
+    /// As [`Random`](Self::Random) in arithmetic, to the nearest where something is stored: how honest
+    /// emulations of one plan differ, which add in other orders.
+    Order(u64),
 }
 
 const SITES: usize = Site::ALL.len();
@@ -48,7 +51,15 @@ struct Hot {
     dot: Option<Grid>,
     seed: u64,
     random: bool,
+    stored_at_random: bool,
     flush: bool,
+}
+
+impl Hot {
+    /// As what is stored is rounded.
+    fn stored(self) -> Hot {
+        Hot { random: self.stored_at_random, ..self }
+    }
 }
 
 /// A grid as rounding to it needs it.
@@ -85,7 +96,14 @@ struct Functions {
     lean: f64,
 }
 
-const IDLE: Hot = Hot { accumulator: Step::NONE, dot: None, seed: 0, random: false, flush: false };
+const IDLE: Hot = Hot {
+    accumulator: Step::NONE,
+    dot: None,
+    seed: 0,
+    random: false,
+    stored_at_random: false,
+    flush: false,
+};
 
 const EXACT: Functions = Functions { exp: 0.0, log: 0.0, root: 0.0, trig: 0.0, lean: 0.0 };
 
@@ -100,6 +118,20 @@ thread_local! {
 /// What `f` returns with every [`Planned`] number of this thread under `plan`, or under one term of
 /// it.
 pub fn under<T>(plan: &Plan, only: Option<Term>, rounding: Rounding, f: impl FnOnce() -> T) -> T {
+    let before = enter(settings(plan, only, rounding));
+    let result = f();
+    enter(before);
+    result
+}
+
+type Settings = (Hot, Functions, Stores);
+
+/// Makes the settings of this thread these, and returns those that were.
+fn enter((hot, functions, stores): Settings) -> Settings {
+    (HOT.replace(hot), FUNCTIONS.replace(functions), STORES.replace(stores))
+}
+
+fn settings(plan: &Plan, only: Option<Term>, rounding: Rounding) -> Settings {
     let on = |term: Term| only.is_none_or(|only| only == term);
     let mut stores = [None; SITES];
     for (&site, &grid) in &plan.round {
@@ -110,13 +142,16 @@ pub fn under<T>(plan: &Plan, only: Option<Term>, rounding: Rounding, f: impl FnO
     let seed = match rounding {
         Rounding::Nearest => 0,
         // Neighbouring seeds must not give neighbouring runs.
-        Rounding::Random(seed) => mix(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+        Rounding::Random(seed) | Rounding::Order(seed) => {
+            mix(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        }
     };
     let hot = Hot {
         accumulator: if on(Term::Accumulator) { Step::new(plan.accumulator) } else { Step::NONE },
         dot: (plan.dot != plan.accumulator && on(Term::Dot)).then_some(plan.dot),
         seed,
         random: rounding != Rounding::Nearest,
+        stored_at_random: matches!(rounding, Rounding::Random(_)),
         flush: plan.flush_to_zero,
     };
     let functions = Functions {
@@ -127,16 +162,7 @@ pub fn under<T>(plan: &Plan, only: Option<Term>, rounding: Rounding, f: impl FnO
         lean: signed(mix(seed ^ 0x1ea7)),
     };
     let functions = if on(Term::Functions) { functions } else { EXACT };
-    let before = (HOT.get(), FUNCTIONS.get(), STORES.get());
-    let enter = |(hot, functions, stores): (Hot, Functions, Stores)| {
-        HOT.set(hot);
-        FUNCTIONS.set(functions);
-        STORES.set(stores);
-    };
-    enter((hot, functions, stores));
-    let result = f();
-    enter(before);
-    result
+    (hot, functions, stores)
 }
 
 /// Scrambles all bits (`murmur3`'s finaliser).
@@ -359,7 +385,7 @@ impl Real for Planned {
     }
     fn at(self, site: Site) -> Planned {
         match STORES.get()[site as usize] {
-            Some(grid) => Planned(round(self.0, Step::new(grid), HOT.get())),
+            Some(grid) => Planned(round(self.0, Step::new(grid), HOT.get().stored())),
             None => self,
         }
     }
@@ -367,7 +393,7 @@ impl Real for Planned {
     fn operand(self) -> Planned {
         let hot = HOT.get();
         match hot.dot {
-            Some(grid) => Planned(round(self.0, Step::new(grid), hot)),
+            Some(grid) => Planned(round(self.0, Step::new(grid), hot.stored())),
             None => self,
         }
     }

@@ -7,9 +7,17 @@
 
 use std::{ops::Range, sync::Arc};
 
+use golden::{
+    Spec,
+    ops::attention::{Attention, Case, Inputs, Outputs},
+    packed::rows,
+};
+
 use crate::cpu::{
     pool,
+    portable::Planted,
     simd::{Factor, Rows, Simd, Wide, map},
+    vector::{Fast, flat, flat_mut},
 };
 
 /// Tokens of a page.
@@ -159,18 +167,25 @@ pub(crate) fn attention<S: Simd, C: Wide>(
             fresh = (0..stretches(block)).map(|i| Some(query.stretch(i))).collect::<Vec<_>>();
             &fresh
         };
-        s.run(#[inline(always)] || {
-            for (i, token) in part.rows.clone().enumerate() {
-                let o = part.row(i);
-                for (g, o) in o.chunks_exact_mut(h).enumerate() {
-                    join(s, o, softmaxes, i * group + g);
-                    let gate = &gate[(token * hq + head * group + g) * h..][..h];
-                    crate::cpu::rms_norm::fast::weigh(s, o, gate, #[inline(always)] |o, gate| {
-                        s.mul(o, s.sigmoid(gate))
-                    });
+        s.run(
+            #[inline(always)]
+            || {
+                for (i, token) in part.rows.clone().enumerate() {
+                    let o = part.row(i);
+                    for (g, o) in o.chunks_exact_mut(h).enumerate() {
+                        join(s, o, softmaxes, i * group + g);
+                        let gate = &gate[(token * hq + head * group + g) * h..][..h];
+                        crate::cpu::rms_norm::fast::weigh(
+                            s,
+                            o,
+                            gate,
+                            #[inline(always)]
+                            |o, gate| s.mul(o, s.sigmoid(gate)),
+                        );
+                    }
                 }
-            }
-        });
+            },
+        );
     });
 }
 
@@ -197,7 +212,10 @@ struct Softmax {
 
 impl<S: Simd, C: Wide> Query<'_, S, C> {
     fn stretch(&self, stretch: usize) -> Softmax {
-        self.s.run(#[inline(always)] || self.stretch_here(stretch))
+        self.s.run(
+            #[inline(always)]
+            || self.stretch_here(stretch),
+        )
     }
 
     #[inline(always)]
@@ -257,11 +275,21 @@ impl Softmax {
         let kept = (self.max[row] - max).exp();
         self.max[row] = max;
         let shift = s.splat(max);
-        map(s, scores, #[inline(always)] |x| s.exp(s.sub(x, shift)));
+        map(
+            s,
+            scores,
+            #[inline(always)]
+            |x| s.exp(s.sub(x, shift)),
+        );
         self.total[row] = self.total[row] * kept + scores.iter().sum::<f32>();
         if kept != 1.0 {
             let kept = s.splat(kept);
-            map(s, &mut self.sum[row * h..][..h], #[inline(always)] |x| s.mul(x, kept));
+            map(
+                s,
+                &mut self.sum[row * h..][..h],
+                #[inline(always)]
+                |x| s.mul(x, kept),
+            );
         }
     }
 }
@@ -280,5 +308,56 @@ fn join<S: Simd>(s: S, o: &mut [f32], softmaxes: &[Option<Softmax>], row: usize)
         crate::cpu::simd::add_scaled(s, o, scale, &x.sum[row * h..][..h]);
     }
     let total = s.splat(total);
-    map(s, o, #[inline(always)] |x| s.div(x, total));
+    map(
+        s,
+        o,
+        #[inline(always)]
+        |x| s.div(x, total),
+    );
+}
+
+/// A gate whose sigmoid is one.
+const OPEN: f32 = 100.0;
+
+/// A problem of the op: scaled queries, caches of keys and values in `E`.
+pub(crate) struct Packed<E> {
+    q: Vec<f32>,
+    gate: Vec<f32>,
+    caches: Vec<Cache<E>>,
+    cu_seqlens: Vec<usize>,
+    sizes: Sizes,
+}
+
+impl Fast for Attention {
+    type Packed<E: Wide> = Packed<E>;
+
+    fn pack<E: Wide>(spec: &Spec<Case>, x: &Inputs) -> Packed<E> {
+        let Case { hq, hkv, h, .. } = spec.case;
+        let scale = 1.0 / (h as f32).sqrt();
+        let (k, v) = (flat(&x.k), flat(&x.v));
+        let cache = |keys: &Range<usize>| {
+            let mut cache = Cache::new(hkv, h);
+            for row in keys.clone() {
+                let at = row * hkv * h..(row + 1) * hkv * h;
+                cache.push(&k[at.clone()], &v[at]);
+            }
+            cache
+        };
+        Packed {
+            q: x.q.iter().map(|q| q * scale).collect(),
+            gate: x.gate.as_ref().map_or_else(|| vec![OPEN; x.q.len()], flat),
+            caches: rows(&x.cu_seqlens_k).iter().map(cache).collect(),
+            cu_seqlens: x.cu_seqlens_q.iter().map(|&at| at as usize).collect(),
+            sizes: Sizes { hq, hkv, h },
+        }
+    }
+
+    fn run<S: Simd, E: Wide>(s: S, x: &Packed<E>, o: &mut Outputs, plant: Planted) {
+        let caches: Vec<_> = x.caches.iter().collect();
+        let scale = if plant.is("scale-one-over-h") { (x.sizes.h as f32).sqrt() } else { 1.0 };
+        let q: Vec<f32> = x.q.iter().map(|q| q / scale).collect();
+        let open = vec![OPEN; x.gate.len()];
+        let gate = if plant.is("gate-missing") { &open } else { &x.gate };
+        attention(s, flat_mut(&mut o.o), (&q, gate), &caches, &x.cu_seqlens, x.sizes);
+    }
 }

@@ -4,7 +4,26 @@
 //! for: `Vn = (I + A)^-1 beta (V - exp(G) K S)` by forward substitution, so that neither the inverse
 //! nor `W` and `U` are formed. See [`golden::ops::gated_delta_rule`].
 
-use crate::cpu::simd::{Factor, LANES, Rows, Simd, lanes, lanes_mut, map};
+use std::sync::{Mutex, PoisonError};
+
+use golden::{
+    Spec,
+    ops::gated_delta_rule::{Case, GatedDeltaRule, Inputs, Outputs},
+};
+use ndarray::s;
+
+use super::{
+    Sizes,
+    plants::{INITIAL_STATE_IGNORED, STATE_RESET_AT_ONE_CHUNK},
+};
+use crate::cpu::{
+    gdn_layer::fast::STEPS,
+    pool,
+    portable::Planted,
+    rms_norm::fast::l2_norm_row,
+    simd::{Factor, LANES, Rows, Simd, Wide, lanes, lanes_mut, map},
+    vector::{Fast, flat, flat_mut},
+};
 
 /// Tokens of a chunk: products with the state are shared by so many, and what a chunk adds (scores
 /// and the triangle) is a sixth of the work.
@@ -50,7 +69,13 @@ fn sized(x: &mut Vec<f32>, len: usize) -> &mut [f32] {
 
 /// One token after the other. `o`: `[C, V]`; `state`: `[K, V]`.
 #[inline(always)]
-pub(crate) fn steps<S: Simd>(s: S, o: &mut [f32], state: &mut [f32], x: &Chunk<'_>, room: &mut Room) {
+pub(crate) fn steps<S: Simd>(
+    s: S,
+    o: &mut [f32],
+    state: &mut [f32],
+    x: &Chunk<'_>,
+    room: &mut Room,
+) {
     let d = sized(&mut room.values, x.value);
     for (i, o) in o.chunks_exact_mut(x.value).enumerate() {
         let (q, k) = (&x.q[i * x.stride..][..x.key], &x.k[i * x.stride..][..x.key]);
@@ -65,6 +90,7 @@ pub(crate) fn steps<S: Simd>(s: S, o: &mut [f32], state: &mut [f32], x: &Chunk<'
     }
 }
 
+#[derive(Clone, Copy)]
 struct Write<'a> {
     decay: f32,
     k: &'a [f32],
@@ -109,7 +135,13 @@ fn write_and_answer<S: Simd>(s: S, o: &mut [f32], state: &mut [f32], x: Write<'_
 
 /// A chunk at once. `o`: `[C, V]`; `state`: `[K, V]`.
 #[inline(always)]
-pub(crate) fn chunk<S: Simd>(s: S, o: &mut [f32], state: &mut [f32], x: &Chunk<'_>, room: &mut Room) {
+pub(crate) fn chunk<S: Simd>(
+    s: S,
+    o: &mut [f32],
+    state: &mut [f32],
+    x: &Chunk<'_>,
+    room: &mut Room,
+) {
     let (c, key, value) = (x.g.len(), x.key, x.value);
     let Room { decay, a, scores, read, values, keys } = room;
     // [C, C]: exp(G_i - G_j) on and below the diagonal. G_i - G_j is the sum of the gates between: a
@@ -125,7 +157,12 @@ pub(crate) fn chunk<S: Simd>(s: S, o: &mut [f32], state: &mut [f32], x: &Chunk<'
             }
         }
     }
-    map(s, decay, #[inline(always)] |x| s.exp(x));
+    map(
+        s,
+        decay,
+        #[inline(always)]
+        |x| s.exp(x),
+    );
     let rows = |data| Rows { data, stride: x.stride, from: 0, len: key };
     let (q_rows, k_rows) = (&x.q[..(c - 1) * x.stride + key], &x.k[..(c - 1) * x.stride + key]);
     // [C, C]: strictly lower.
@@ -160,12 +197,22 @@ pub(crate) fn chunk<S: Simd>(s: S, o: &mut [f32], state: &mut [f32], x: &Chunk<'
     for (o, g) in o.chunks_exact_mut(value).zip(x.g) {
         sum += g;
         let decay = s.splat(sum.exp());
-        map(s, o, #[inline(always)] |x| s.mul(x, decay));
+        map(
+            s,
+            o,
+            #[inline(always)]
+            |x| s.mul(x, decay),
+        );
     }
     add_lower(s, o, scores, values, value);
     // S <- exp(G_last) S + (exp(G_last - G) K)' Vn
     let last = s.splat(sum.exp());
-    map(s, state, #[inline(always)] |x| s.mul(x, last));
+    map(
+        s,
+        state,
+        #[inline(always)]
+        |x| s.mul(x, last),
+    );
     let keys = sized(keys, c * key);
     for (i, keys) in keys.chunks_exact_mut(key).enumerate() {
         let left = decay[(c - 1) * c + i];
@@ -209,5 +256,103 @@ fn add_lower<S: Simd>(s: S, o: &mut [f32], a: &[f32], x: &[f32], v: usize) {
             let factor = Factor { data: &a[i * c + start..], row: c, column: 1 };
             s.accumulate(&mut now[(i - start) * v..][..v], factor, &x[start * v..(i + 1) * v], v);
         }
+    }
+}
+
+/// A problem of the op: of each key head and value head a row `[q | k | v]` per token.
+pub(crate) struct Packed {
+    /// `[HV, N, 2 K + V]`, queries and keys as they come.
+    rows: Vec<f32>,
+    /// `[HV, N]`.
+    g: Vec<f32>,
+    /// `[HV, N]`.
+    beta: Vec<f32>,
+    /// `[S, HV, K, V]`.
+    state: Vec<f32>,
+    cu_seqlens: Vec<usize>,
+    sizes: Sizes,
+    eps: f32,
+}
+
+impl Fast for GatedDeltaRule {
+    type Packed<E: Wide> = Packed;
+
+    fn pack<E: Wide>(spec: &Spec<Case>, x: &Inputs) -> Packed {
+        let Case { hk, hv, k, v, .. } = spec.case;
+        let n = x.v.dim().0;
+        let mut packed = Packed {
+            rows: Vec::with_capacity(hv * n * (2 * k + v)),
+            g: x.g.t().iter().copied().collect(),
+            beta: x.beta.t().iter().copied().collect(),
+            state: flat(&x.state),
+            cu_seqlens: x.cu_seqlens.iter().map(|&at| at as usize).collect(),
+            sizes: Sizes { hk, hv, k, v },
+            eps: x.eps as f32,
+        };
+        for head in 0..hv {
+            let key = head / (hv / hk);
+            for t in 0..n {
+                packed.rows.extend(x.q.slice(s![t, key, ..]));
+                packed.rows.extend(x.k.slice(s![t, key, ..]));
+                packed.rows.extend(x.v.slice(s![t, head, ..]));
+            }
+        }
+        packed
+    }
+
+    fn run<S: Simd, E: Wide>(s: S, x: &Packed, o: &mut Outputs, plant: Planted) {
+        let Sizes { hv, k, v, .. } = x.sizes;
+        let (stride, n) = (2 * k + v, x.g.len() / hv);
+        let (out, state) = (flat_mut(&mut o.o), flat_mut(&mut o.state));
+        state.copy_from_slice(&x.state);
+        if plant.is(INITIAL_STATE_IGNORED.name) {
+            state.fill(0.0);
+        }
+        let states: Vec<_> = state.chunks_exact_mut(k * v).map(Mutex::new).collect();
+        let scale = 1.0 / (k as f32).sqrt();
+        pool::parts(out, &x.cu_seqlens, v, |sequence, mut part| {
+            let head = part.columns.start / v;
+            let state = states[sequence * hv + head].lock();
+            let mut state = state.unwrap_or_else(PoisonError::into_inner);
+            let tokens = head * n + part.rows.start..head * n + part.rows.end;
+            let mut rows = x.rows[tokens.start * stride..tokens.end * stride].to_vec();
+            let mut answer = vec![f32::NAN; tokens.len() * v];
+            s.run(
+                #[inline(always)]
+                || {
+                    for row in rows.chunks_exact_mut(stride) {
+                        l2_norm_row(s, &mut row[..k], x.eps, scale);
+                        l2_norm_row(s, &mut row[k..2 * k], x.eps, 1.0);
+                    }
+                    let mut room = Room::default();
+                    for (i, o) in answer.chunks_mut(CHUNK * v).enumerate() {
+                        let c = o.len() / v;
+                        if plant.is(STATE_RESET_AT_ONE_CHUNK.name) && i == 1 {
+                            state.fill(0.0);
+                        }
+                        let from = &rows[i * CHUNK * stride..];
+                        let at = tokens.start + i * CHUNK;
+                        let x = Chunk {
+                            q: from,
+                            k: &from[k..],
+                            v: &from[2 * k..],
+                            stride,
+                            g: &x.g[at..at + c],
+                            beta: &x.beta[at..at + c],
+                            key: k,
+                            value: v,
+                        };
+                        if tokens.len() <= STEPS {
+                            steps(s, o, &mut state, &x, &mut room);
+                        } else {
+                            chunk(s, o, &mut state, &x, &mut room);
+                        }
+                    }
+                },
+            );
+            for (i, o) in answer.chunks_exact(v).enumerate() {
+                part.row(i).copy_from_slice(o);
+            }
+        });
     }
 }

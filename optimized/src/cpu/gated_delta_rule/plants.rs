@@ -110,6 +110,10 @@ pub(super) const CHUNKED_BF16: &[Plant] = &[
     PARTIAL_CHUNK_NOT_WRITTEN,
 ];
 
+/// Those that the fast kernels can be told to have.
+#[cfg(target_arch = "x86_64")]
+pub(super) const VECTOR: &[Plant] = &[INITIAL_STATE_IGNORED, STATE_RESET_AT_ONE_CHUNK];
+
 const DECAY_DROPPED_AT_ONE_CHUNK: Plant = Plant {
     name: "decay-dropped-at-one-chunk",
     what: "the decay is left out where the second chunk begins",
@@ -120,7 +124,7 @@ const DECAY_DROPPED_AT_EACH_CHUNK: Plant = Plant {
     what: "the decay is left out where a chunk begins",
     cite: "https://github.com/ggml-org/llama.cpp/issues/17578",
 };
-const STATE_RESET_AT_ONE_CHUNK: Plant = Plant {
+pub(super) const STATE_RESET_AT_ONE_CHUNK: Plant = Plant {
     name: "state-reset-at-one-chunk",
     what: "the state is lost where the second chunk begins",
     cite: "https://github.com/syv-ai/qwen38-27b-rtx3090/issues/43",
@@ -220,7 +224,7 @@ const BETA_IN_BF16: Plant = Plant {
     what: "write strengths are rounded to bf16",
     cite: "https://github.com/sgl-project/sglang/issues/38975",
 };
-const INITIAL_STATE_IGNORED: Plant = Plant {
+pub(super) const INITIAL_STATE_IGNORED: Plant = Plant {
     name: "initial-state-ignored",
     what: "every call starts from a zero state",
     cite: "https://github.com/huggingface/transformers/issues/45513",

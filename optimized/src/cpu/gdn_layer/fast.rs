@@ -1,4 +1,4 @@
-//! Between the projections of a Gated DeltaNet layer: convolution, norms, gates, delta rule and gated
+//! Between the projections of a Gated `DeltaNet` layer: convolution, norms, gates, delta rule and gated
 //! norm, one key head of one sequence at a time.
 //!
 //! The rows of `in_proj_qkvz` are grouped per key head, and everything up to the output projection
@@ -97,18 +97,21 @@ impl Gdn<'_> {
             let mut state =
                 heads[sequence * hk + head].lock().unwrap_or_else(PoisonError::into_inner);
             let (conv, recurrent) = &mut *state;
-            s.run(#[inline(always)] || {
-                let tokens = part.rows.clone();
-                let mut task = Task { layer: self, head, qkvz, ba, conv, recurrent };
-                let mut desk = Desk::default();
-                for start in tokens.clone().step_by(CHUNK) {
-                    let end = (start + CHUNK).min(tokens.end);
-                    task.run(s, start..end, tokens.len(), &mut desk);
-                    for (i, o) in desk.o.chunks_exact(width).enumerate() {
-                        part.row(start - tokens.start + i).copy_from_slice(o);
+            s.run(
+                #[inline(always)]
+                || {
+                    let tokens = part.rows.clone();
+                    let mut task = Task { layer: self, head, qkvz, ba, conv, recurrent };
+                    let mut desk = Desk::default();
+                    for start in tokens.clone().step_by(CHUNK) {
+                        let end = (start + CHUNK).min(tokens.end);
+                        task.run(s, start..end, tokens.len(), &mut desk);
+                        for (i, o) in desk.o.chunks_exact(width).enumerate() {
+                            part.row(start - tokens.start + i).copy_from_slice(o);
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     }
 }

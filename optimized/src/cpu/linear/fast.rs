@@ -6,9 +6,16 @@
 
 use std::cell::RefCell;
 
+use golden::{
+    Spec,
+    ops::linear::{Case, Inputs, Linear, Outputs},
+};
+
 use crate::cpu::{
     pool::{self, Part},
-    simd::{DEPTH, Rows, Simd, Wide},
+    portable::{Planted, packed},
+    simd::{DEPTH, LANES, Rows, Simd, Wide},
+    vector::{Fast, flat, flat_mut},
 };
 
 /// Rows of a weight matrix `[M, D]`, in whatever they are stored.
@@ -114,10 +121,16 @@ pub(crate) fn width(tokens: usize, w: &impl Source) -> usize {
 /// The columns of a part of `o`, for the tokens `x` `[rows of the part, D]`.
 pub(crate) fn rows_of<S: Simd>(s: S, mut part: Part<'_, f32>, x: &[f32], w: &impl Source) {
     if part.rows.len() <= FEW {
-        s.run(#[inline(always)] || few(s, &mut part, x, w));
+        s.run(
+            #[inline(always)]
+            || few(s, &mut part, x, w),
+        );
     } else {
         let mut room = ROOM.take();
-        s.run(#[inline(always)] || many(s, &mut part, x, w, &mut room));
+        s.run(
+            #[inline(always)]
+            || many(s, &mut part, x, w, &mut room),
+        );
         ROOM.set(room);
     }
 }
@@ -129,13 +142,7 @@ fn few<S: Simd>(s: S, part: &mut Part<'_, f32>, x: &[f32], w: &impl Source) {
 }
 
 #[inline(always)]
-fn many<S: Simd>(
-    s: S,
-    part: &mut Part<'_, f32>,
-    x: &[f32],
-    w: &impl Source,
-    room: &mut Vec<f32>,
-) {
+fn many<S: Simd>(s: S, part: &mut Part<'_, f32>, x: &[f32], w: &impl Source, room: &mut Vec<f32>) {
     let (d, columns) = (w.columns(), part.columns.clone());
     let width = columns.len();
     let panel = w.widened(s, columns.start, columns.end, room);
@@ -150,6 +157,44 @@ fn many<S: Simd>(
             for (o, sums) in part.row(block * BLOCK + t).iter_mut().zip(&sums) {
                 *o = sums[t];
             }
+        }
+    }
+}
+
+/// A problem of the op.
+pub(crate) struct Packed<E> {
+    x: Vec<f32>,
+    weight: Vec<E>,
+    d: usize,
+}
+
+impl Fast for Linear {
+    type Packed<E: Wide> = Packed<E>;
+
+    fn pack<E: Wide>(_: &Spec<Case>, x: &Inputs) -> Packed<E> {
+        Packed { x: flat(&x.x), weight: packed(&x.weight), d: x.x.ncols() }
+    }
+
+    fn run<S: Simd, E: Wide>(s: S, x: &Packed<E>, o: &mut Outputs, plant: Planted) {
+        let (d, m) = (x.d, o.o.ncols());
+        let weight = Matrix { data: &x.weight, d };
+        let Some(fault) = plant.0 else {
+            return linear(s, flat_mut(&mut o.o), &x.x, &weight);
+        };
+        let mut rows = x.x.clone();
+        match fault {
+            "ragged-tail-dropped" => {
+                rows.chunks_exact_mut(d).for_each(|row| row[d / LANES * LANES..].fill(0.0));
+            }
+            "last-token-stale" if 2 * d <= rows.len() => {
+                let last = rows.len() - d;
+                rows.copy_within(last - d..last, last);
+            }
+            _ => {}
+        }
+        linear(s, flat_mut(&mut o.o), &rows, &weight);
+        if fault == "last-row-shifted" && 1 < m {
+            flat_mut(&mut o.o).chunks_exact_mut(m).for_each(|row| row[m - 1] = row[m - 2]);
         }
     }
 }

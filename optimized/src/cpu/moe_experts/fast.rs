@@ -5,13 +5,21 @@
 
 use std::ops::Range;
 
+use golden::{
+    Spec,
+    ops::moe_experts::{Case, Inputs, MoeExperts, Outputs},
+};
+
 use crate::cpu::{
-    linear::fast::{Source, rows_of, width},
+    linear::fast::{Matrix, Source, rows_of, width},
     pool,
-    simd::{Simd, add_scaled, map2},
+    portable::{Planted, packed},
+    simd::{Simd, Wide, add_scaled, map2},
+    vector::{Fast, flat, flat_mut},
 };
 
 /// The three projections of an expert.
+#[expect(clippy::struct_field_names, reason = "as the checkpoint calls them")]
 pub(crate) struct Expert<'a, M> {
     /// `[F, D]`.
     pub(crate) gate_proj: &'a M,
@@ -66,7 +74,8 @@ pub(crate) fn moe_experts<'a, S: Simd, M: Source + 'a>(
     weights: &[f32],
     expert: impl Fn(usize) -> Expert<'a, M> + Sync,
 ) {
-    let Some(first) = (0..groups.starts.len() - 1).find(|&group| !groups.of(group).is_empty()) else {
+    let Some(first) = (0..groups.starts.len() - 1).find(|&group| !groups.of(group).is_empty())
+    else {
         return;
     };
     let (f, d) = (expert(first).gate_proj.rows(), expert(first).gate_proj.columns());
@@ -93,9 +102,19 @@ pub(crate) fn moe_experts<'a, S: Simd, M: Source + 'a>(
     let mut hidden = vec![0.0; slots * f];
     pool::pieces(&mut hidden, 1 << 14, |i, hidden| {
         let range = (i << 14)..(i << 14) + hidden.len();
-        s.run(#[inline(always)] || {
-            map2(s, hidden, &gate[range.clone()], &up[range], #[inline(always)] |gate, up| s.mul(s.silu(gate), up));
-        });
+        s.run(
+            #[inline(always)]
+            || {
+                map2(
+                    s,
+                    hidden,
+                    &gate[range.clone()],
+                    &up[range],
+                    #[inline(always)]
+                    |gate, up| s.mul(s.silu(gate), up),
+                );
+            },
+        );
     });
     let wide = width(most, expert(first).down_proj);
     // [N A, D]
@@ -106,11 +125,68 @@ pub(crate) fn moe_experts<'a, S: Simd, M: Source + 'a>(
     });
     let active = weights.len() * d / o.len();
     pool::pieces(o, d, |token, o| {
-        s.run(#[inline(always)] || {
-            for slot in token * active..(token + 1) * active {
-                let output = &outputs[groups.places[slot] * d..][..d];
-                add_scaled(s, o, weights[slot], output);
-            }
-        });
+        s.run(
+            #[inline(always)]
+            || {
+                for slot in token * active..(token + 1) * active {
+                    let output = &outputs[groups.places[slot] * d..][..d];
+                    add_scaled(s, o, weights[slot], output);
+                }
+            },
+        );
     });
+}
+
+/// A problem of the op.
+pub(crate) struct Packed<E> {
+    x: Vec<f32>,
+    groups: Groups,
+    weights: Vec<f32>,
+    gate_proj: Vec<E>,
+    up_proj: Vec<E>,
+    down_proj: Vec<E>,
+    d: usize,
+    f: usize,
+}
+
+impl<E> Packed<E> {
+    /// One per expert, `d` columns each.
+    fn matrices<'a>(&self, data: &'a [E], d: usize) -> Vec<Matrix<'a, E>> {
+        data.chunks_exact(self.d * self.f).map(|data| Matrix { data, d }).collect()
+    }
+}
+
+impl Fast for MoeExperts {
+    type Packed<E: Wide> = Packed<E>;
+
+    fn pack<E: Wide>(spec: &Spec<Case>, x: &Inputs) -> Packed<E> {
+        let Case { d, e, a, f, .. } = spec.case;
+        let ids: Vec<i64> = x.ids.iter().copied().collect();
+        Packed {
+            x: flat(&x.x),
+            groups: Groups::new(&ids, a, e),
+            weights: flat(&x.weights),
+            gate_proj: packed(&x.gate_proj),
+            up_proj: packed(&x.up_proj),
+            down_proj: packed(&x.down_proj),
+            d,
+            f,
+        }
+    }
+
+    fn run<S: Simd, E: Wide>(s: S, x: &Packed<E>, o: &mut Outputs, plant: Planted) {
+        let Packed { d, f, .. } = *x;
+        let (gate, up) = (x.matrices(&x.gate_proj, d), x.matrices(&x.up_proj, d));
+        let (gate, up) = if plant.is("gate-up-swapped") { (up, gate) } else { (gate, up) };
+        let down = x.matrices(&x.down_proj, f);
+        let ones = vec![1.0; x.weights.len()];
+        let weights = if plant.is("weights-not-applied") { &ones } else { &x.weights };
+        let o = flat_mut(&mut o.o);
+        o.fill(0.0);
+        moe_experts(s, o, &x.x, &x.groups, weights, |e| Expert {
+            gate_proj: &gate[e],
+            up_proj: &up[e],
+            down_proj: &down[e],
+        });
+    }
 }

@@ -1,0 +1,134 @@
+//! Where an answer goes wrong: layer, then op, then head, chunk or expert, then element.
+//!
+//! An engine is walked three times beside the oracle, its tokens fed in pieces so that states are carried:
+//!
+//! - *free*: on its own. How far its residual stream is from the oracle's is the error that a layer
+//!   *inherits* (before it) and leaves (after it).
+//! - *by layer*: every layer is fed the residual stream of the oracle. What is off then, it added itself.
+//! - *by op*: every op is fed what the oracle has there, states too. What is off then, that op did.
+//!
+//! An engine that does not go on with what it is given ([`golden::Engine::forces`]), and a kernel, is
+//! taken as it runs, and the oracle is fed what *it* had: the same question from the other side.
+//! What is off is judged by the bound of the engine's precision plan around the oracle, which gets exactly
+//! the same inputs: runs of the reference in stochastic arithmetic along the same walk
+//! ([`crate::spread`]). A layer is to blame if it is over its bound by layer, an op if it is over it by op;
+//! the first of them, in the order of the computation, is named.
+
+mod element;
+mod model;
+mod op;
+mod recorded;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use golden::{compare::Finding, tap::Part};
+use serde_json::{Value, json};
+
+pub use self::{
+    element::First,
+    model::{Asked, against_reference},
+    recorded::{File, against_file, against_recording},
+};
+pub(crate) use self::{
+    op::{Kernel, kernel},
+    recorded::streams,
+};
+use crate::report::{finding_json, number};
+
+/// What a bisection came to.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Who was held against whom.
+    pub subject: String,
+    /// One per part of the model, in the order of the computation; empty for a kernel.
+    pub rows: Vec<Row>,
+    /// Ops that are over their bound when fed the right inputs, in the order of the computation.
+    pub ops: Vec<Op>,
+    /// What cannot be told, and why.
+    pub unknown: Vec<String>,
+}
+
+/// A part of a model, and whose error it has.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// The part.
+    pub part: Part,
+    /// Error of the residual stream that it got, relative RMS; `None` if unknown.
+    pub inherited: Option<f64>,
+    /// Error of what it left of the right input.
+    pub local: Option<f64>,
+    /// What is allowed of that.
+    pub allowed: Option<f64>,
+    /// Error of what it left on its own.
+    pub after: Option<f64>,
+    /// Whether what decides here holds: the local error where it is known, else the one after it.
+    pub ok: bool,
+    /// In which terms it was judged.
+    pub finding: Option<Finding>,
+}
+
+/// An op that is to blame.
+#[derive(Clone, Debug)]
+pub struct Op {
+    /// Where it stands.
+    pub part: Part,
+    /// The op.
+    pub op: String,
+    /// Which of its tensors is over.
+    pub tensor: String,
+    /// How far, and in which pattern.
+    pub finding: Finding,
+    /// The first element over.
+    pub first: Option<First>,
+    /// What the places of the errors have in common beyond that: an expert, a piece.
+    pub notes: Vec<String>,
+}
+
+impl Report {
+    /// Whether nothing is to blame.
+    pub fn ok(&self) -> bool {
+        self.ops.is_empty() && self.rows.iter().all(|row| row.ok)
+    }
+
+    /// The first part that is to blame.
+    pub fn part(&self) -> Option<Part> {
+        let row = self.rows.iter().find(|row| !row.ok).map(|row| row.part);
+        let op = self.ops.first().map(|op| op.part);
+        match (row, op) {
+            (Some(row), Some(op)) => Some(row.min(op)),
+            (row, op) => row.or(op),
+        }
+    }
+
+    /// Its ops that are to blame, each once.
+    pub fn blamed(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::new();
+        for op in self.ops.iter().filter(|op| Some(op.part) == self.part()) {
+            if !names.contains(&op.op.as_str()) {
+                names.push(&op.op);
+            }
+        }
+        names
+    }
+
+    /// One object per row and per op.
+    pub fn json(&self) -> Vec<Value> {
+        let optional = |x: Option<f64>| x.map_or(Value::Null, number);
+        let rows = self.rows.iter().map(|row| {
+            json!({
+                "schema": "karat.result/1", "kind": "bisect", "subject": self.subject, "part": row.part.to_string(),
+                "inherited": optional(row.inherited), "local": optional(row.local), "allowed": optional(row.allowed),
+                "after": optional(row.after), "ok": row.ok,
+            })
+        });
+        let ops = self.ops.iter().map(|op| {
+            json!({
+                "schema": "karat.result/1", "kind": "bisect", "subject": self.subject, "part": op.part.to_string(),
+                "op": op.op, "tensor": op.tensor, "ok": false, "findings": [finding_json(&op.finding)],
+                "first": op.first.as_ref().map(First::json), "notes": op.notes,
+            })
+        });
+        rows.chain(ops).collect()
+    }
+}

@@ -1,0 +1,288 @@
+//! An engine, or a file of its answers, held against a recording, layer by layer.
+//!
+//! Where every hidden state was recorded whole, each layer is fed the recorded one before it. Of a
+//! sketch a distance can be estimated, but nothing can be fed: what a layer adds is then not told from
+//! what it got, and the first layer over its bound is named. Which op is to blame the reference says,
+//! where there are weights to compute with and it agrees with the recording itself.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use golden::{
+    Engine, Error,
+    compare::{Finding, matrices},
+    recording::{Kind, Prompt, Recording},
+    tap::{self, Forced, Part, RESIDUAL, Value},
+};
+use ndarray::{Array2, ArrayD, Axis, Ix3, concatenate, s};
+
+use super::{
+    Asked, Report, Row,
+    model::Oracle,
+    walk::{Given, Text, walk},
+};
+use crate::{
+    emulation::verify_bf16,
+    same,
+    verify::{Rule, held, recorded_routing, rows, verify},
+};
+
+/// What an engine of any kind wrote down: `hidden.l` and `logits`, each `[B, T, …]`.
+pub type File = BTreeMap<String, ArrayD<f32>>;
+
+/// Holds an engine against one prompt of a recording, and where it is wrong against the reference.
+///
+/// # Errors
+/// If the engine cannot run, or the recording lacks what its manifest promises.
+pub fn against_recording(
+    asked: &Asked<'_>,
+    recording: &Recording,
+    prompt: &Prompt,
+) -> Result<Report, Error> {
+    let mut engine = crate::engine(asked.engine, asked.number, asked.weights.clone(), asked.plant)?;
+    let rule = Rule::of(asked.number);
+    let verified = if asked.number == "bf16" {
+        let make = || crate::emulated(asked.weights.clone(), asked.plant);
+        verify_bf16(&make, recording, prompt, &mut |_, _| true)?
+    } else {
+        verify(&mut *engine, recording, prompt, rule, &mut |_, _| true)?
+    };
+    let find = |name: &str| verified.findings.iter().find(|(tap, _)| tap == name);
+    let free = |name: &str| find(name).map(|(_, finding)| finding.clone());
+    let mut report = Report {
+        subject: format!("{} against {}/{}", engine.name(), recording.id(), prompt.id),
+        ..Report::default()
+    };
+    let layers = engine.config().num_hidden_layers();
+    let fed = if engine.forces() {
+        streams(&mut *engine, recording, prompt, rule, layers)?
+    } else {
+        None
+    };
+    let local = fed.map(|fed| {
+        let held = |(layer, fed): (usize, &Fed)| {
+            let name = format!("hidden.{layer}");
+            let bound = rule.bound(recording.noise(&format!("{}/{name}", prompt.id), rule.kind));
+            (name.clone(), matrices(&name, &fed.want, &fed.got, &bound))
+        };
+        fed.iter().enumerate().map(held).collect::<BTreeMap<_, _>>()
+    });
+    if local.is_none() {
+        let why = if engine.forces() {
+            "hidden states were not recorded whole"
+        } else {
+            "the engine takes no inputs of others"
+        };
+        report.unknown.push(format!(
+            "{why}: what a layer adds is not told from what it inherits; the first over its bound is named"
+        ));
+    }
+    report.rows = parts(layers, &free, &local.unwrap_or_default());
+    if let Some(flip) = &verified.illegal_flip {
+        report.unknown.push(format!("routing: {flip}"));
+    }
+    if report.ok() && verified.ok() {
+        return Ok(report);
+    }
+    let text = continued(recording, prompt)?;
+    let mut oracle = crate::engine("reference", "f64", asked.weights.clone(), None)?;
+    let agrees = asked.number == "bf16"
+        || verify(&mut *oracle, recording, prompt, Rule::F64, &mut |_, _| true)?.ok();
+    if agrees {
+        let oracle = Oracle::new(asked.weights.clone(), asked.number, engine.plan(), text)?;
+        let found = oracle.hold(&mut *engine)?;
+        report.unknown.extend(found.unknown);
+        report.ops = found.ops;
+    } else {
+        report.unknown.push(
+            "the reference disagrees with this recording itself: the layer is named, not the op in it"
+                .to_owned(),
+        );
+    }
+    if let (true, Some((tap, _))) = (report.ok(), verified.first_bad()) {
+        report.rows.iter_mut().last().into_iter().for_each(|row| row.ok = false);
+        report.unknown.push(format!("{tap} is over its bound, and no part is found to blame"));
+    }
+    Ok(report)
+}
+
+/// Holds a file of answers against one prompt of a recording. Needs no weights.
+///
+/// # Errors
+/// If a tensor has another shape, or the recording lacks what its manifest promises.
+pub fn against_file(
+    file: &File,
+    name: &str,
+    recording: &Recording,
+    prompt: &Prompt,
+) -> Result<Report, Error> {
+    let real = recording.real_rows(prompt)?;
+    let mut findings: Vec<(String, Finding)> = Vec::new();
+    let mut sketched = false;
+    let layers = file.keys().filter(|name| name.starts_with("hidden.")).count();
+    for (tensor, x) in file {
+        let x = x.clone().into_dimensionality::<Ix3>().map_err(|_| {
+            format!("{name}: tensor {tensor}: expected [B, T, …], got {:?}", x.shape())
+        })?;
+        if x.shape()[..2] != [prompt.batch, prompt.tokens] {
+            let (want, got) = ([prompt.batch, prompt.tokens], &x.shape()[..2]);
+            return Err(format!(
+                "{name}: tensor {tensor}: expected [B, T] {want:?} of {}, got {got:?}",
+                prompt.id
+            )
+            .into());
+        }
+        let t = prompt.tokens;
+        let kept: Vec<_> =
+            real.iter().enumerate().map(|(i, &n)| x.slice(s![i, t - n.., ..])).collect();
+        let x = concatenate(Axis(0), &kept)?;
+        sketched |= recording.get(&format!("{}/{tensor}.sketch", prompt.id)).is_some();
+        if let Some(finding) = held(recording, prompt, tensor, &x, Rule::F32)? {
+            findings.push((tensor.clone(), finding));
+        }
+    }
+    if findings.is_empty() {
+        return Err(format!("{name}: nothing in it was recorded of {}", prompt.id).into());
+    }
+    let free = |tap: &str| {
+        findings.iter().find(|(name, _)| name == tap).map(|(_, finding)| finding.clone())
+    };
+    let mut report = Report {
+        subject: format!("{name} against {}/{}", recording.id(), prompt.id),
+        rows: parts(layers.saturating_sub(1), &free, &BTreeMap::new()),
+        ..Report::default()
+    };
+    report.unknown.push(
+        "a file can be fed nothing: what a layer adds is not told from what it inherits; the first over its bound is named, not the op in it".to_owned(),
+    );
+    if sketched {
+        report.unknown.push(
+            "only sketches were recorded: distances are estimates to about 25 %, and no token, head or element can be named".to_owned(),
+        );
+    }
+    Ok(report)
+}
+
+/// The prompt, in its pieces.
+fn text(recording: &Recording, prompt: &Prompt) -> Result<Text, Error> {
+    let tokens = recording.tokens(prompt)?;
+    let pieces = match &prompt.split {
+        Some(split) if !prompt.padded => split.clone(),
+        _ => vec![prompt.tokens],
+    };
+    Ok(Text { tokens, pieces })
+}
+
+/// The prompt and the first steps after it, if it was continued: what is wrong with a step shows there.
+fn continued(recording: &Recording, prompt: &Prompt) -> Result<Text, Error> {
+    const STEPS: usize = 3;
+    let mut text = text(recording, prompt)?;
+    if prompt.kind != Kind::Decode {
+        return Ok(text);
+    }
+    let generated = recording.i64(&format!("{}/generated", prompt.id))?;
+    let steps = generated.len_of(Axis(1)).min(STEPS);
+    for (row, next) in text.tokens.iter_mut().zip(generated.outer_iter()) {
+        for &id in next.iter().take(steps) {
+            row.push(u32::try_from(id)?);
+        }
+    }
+    text.pieces.extend(vec![1; steps]);
+    Ok(text)
+}
+
+/// What a layer was fed last, and what it made of it.
+pub(crate) struct Fed {
+    /// As recorded.
+    pub(crate) want: Array2<f32>,
+    /// As computed.
+    pub(crate) got: Array2<f32>,
+}
+
+/// What each layer makes of the recorded stream before it, the embedding first and the last layer with the
+/// final norm; nothing where not all of it was recorded.
+pub(crate) fn streams(
+    engine: &mut dyn Engine,
+    recording: &Recording,
+    prompt: &Prompt,
+    rule: Rule,
+    layers: usize,
+) -> Result<Option<Vec<Fed>>, Error> {
+    let real = recording.real_rows(prompt)?;
+    let mut streams: Vec<Array2<f32>> = Vec::new();
+    for layer in 0..=layers {
+        match rows(recording, prompt, &rule.tap(&format!("hidden.{layer}")), &real, 0)? {
+            Some(x) => streams.push(x),
+            None => return Ok(None),
+        }
+    }
+    let text = text(recording, prompt)?;
+    let place = |layer: usize| match layer {
+        0 => tap::name(Part::Embedding, "embedding", "o"),
+        layer if layer == layers => tap::name(Part::Head, "rms_norm", "norm"),
+        layer => tap::name(Part::Layer(layer - 1), RESIDUAL, "o"),
+    };
+    let mut forced = vec![Forced::new(); text.pieces.len()];
+    for (layer, x) in streams.iter().enumerate() {
+        for (forced, x) in forced.iter_mut().zip(text.cut(&x.mapv(f64::from))) {
+            forced.insert(place(layer), Value::Numbers(x.into_dyn()));
+        }
+    }
+    let routing = recorded_routing(recording, prompt, rule, layers)?;
+    let mut by_piece = vec![Vec::new(); text.pieces.len()];
+    for ids in &routing {
+        let cut = ids.as_ref().map(|ids| text.cut(ids));
+        for (piece, routing) in by_piece.iter_mut().enumerate() {
+            routing.push(cut.as_ref().map(|cut| cut[piece].clone()));
+        }
+    }
+    let forced = forced.into_iter().map(Arc::new).collect();
+    let told =
+        walk(engine, &text, &Given { forced, routing: by_piece, mtp: None })?.whole(&text)?;
+    let mut fed = Vec::new();
+    for (layer, want) in streams.into_iter().enumerate() {
+        let got = told.iter().find(|(tap, _)| tap.name() == place(layer));
+        let Some((_, same::Tap::F64(got))) = got else {
+            return Err(format!("{}: no stream after layer {layer}", engine.name()).into());
+        };
+        let got = got.mapv(|x| x as f32).into_dimensionality()?;
+        fed.push(Fed { want, got });
+    }
+    Ok(Some(fed))
+}
+
+/// One row per part.
+fn parts(
+    layers: usize,
+    free: &dyn Fn(&str) -> Option<Finding>,
+    local: &BTreeMap<String, Finding>,
+) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let mut before: Option<Finding> = None;
+    let names = (0..=layers).map(|layer| {
+        let part = layer.checked_sub(1).map_or(Part::Embedding, Part::Layer);
+        (part, format!("hidden.{layer}"))
+    });
+    let ends = [
+        (Part::Head, "logits".to_owned()),
+        (Part::Head, "step_logits".to_owned()),
+        (Part::Mtp, "mtp_logits".to_owned()),
+    ];
+    for (part, name) in names.chain(ends) {
+        let Some(after) = free(&name) else { continue };
+        let own = local.get(&name);
+        // Without the error of its own a part is to blame if it got what is right and left what is not.
+        let inherited = before.as_ref().is_some_and(|before| !before.ok);
+        let ok = own.map_or(after.ok || inherited, |own| own.ok);
+        rows.push(Row {
+            part,
+            inherited: before.as_ref().map(|finding| finding.rel_rms),
+            local: own.map(|finding| finding.rel_rms),
+            allowed: Some(own.unwrap_or(&after).rel_rms_allowed),
+            after: Some(after.rel_rms),
+            ok,
+            finding: Some(own.unwrap_or(&after).clone()),
+        });
+        before = Some(after);
+    }
+    rows
+}

@@ -1,0 +1,320 @@
+//! The device: compiling, loading, memory and launches.
+//!
+//! libnvrtc and libcuda are loaded when they are first needed; `cudarc` panics where they are not, so
+//! everything here asks before.
+#![expect(unsafe_code, reason = "the compiler's and the driver's interfaces are C")]
+
+use std::{
+    ffi::{CString, c_void},
+    ptr,
+    sync::Arc,
+};
+
+use cudarc::{
+    driver::{
+        CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError,
+        result::{self, module},
+        sys,
+    },
+    nvrtc,
+};
+
+/// Why something did not work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Error {
+    /// This machine does not have what it takes.
+    Absent(String),
+    /// The compiler's log.
+    Compile(String),
+    /// What the driver says.
+    Driver(String),
+}
+
+impl From<DriverError> for Error {
+    fn from(error: DriverError) -> Error {
+        let text = error.error_string().ok().map(|text| text.to_string_lossy().into_owned());
+        Error::Driver(
+            text.map_or(format!("{:?}", error.0), |text| format!("{:?}: {text}", error.0)),
+        )
+    }
+}
+
+/// Where there is no device, source is compiled for this one.
+pub(crate) const TARGET: &str = "sm_90a";
+
+/// Compiles CUDA C++ to machine code of a real target (`sm_90a`; a virtual one, `compute_90a`, would
+/// hide what the assembler has to say). `name` is the file as messages name it.
+pub(crate) fn compile(text: &str, name: &str, options: &[String]) -> Result<Vec<u8>, Error> {
+    let program = Program::new(text, name)?;
+    // SAFETY: the program was created above and is destroyed when it is dropped.
+    let compiled = unsafe { nvrtc::result::compile_program(program.0, options) };
+    if let Err(error) = compiled {
+        return Err(Error::Compile(program.log().unwrap_or_else(|| format!("nvrtc: {error}"))));
+    }
+    program.cubin().map_err(|error| Error::Compile(format!("nvrtc: {error}")))
+}
+
+/// A program of the compiler.
+struct Program(nvrtc::sys::nvrtcProgram);
+
+impl Program {
+    fn new(text: &str, name: &str) -> Result<Program, Error> {
+        // SAFETY: only looks whether the library loads; its initialisers are NVIDIA's.
+        if !unsafe { nvrtc::sys::is_culib_present() } {
+            let install =
+                "pip install nvidia-cuda-nvrtc, and --nvrtc with the folder of its libnvrtc";
+            return Err(Error::Absent(format!("libnvrtc is not found ({install})")));
+        }
+        let zero = |what: &str| Error::Compile(format!("{name}: {what} holds a zero byte"));
+        let text = CString::new(text).map_err(|_| zero("it"))?;
+        let name = CString::new(name).map_err(|_| zero("its name"))?;
+        let program = nvrtc::result::create_program(&text, Some(&name));
+        program.map(Program).map_err(|error| Error::Compile(format!("nvrtc: {error}")))
+    }
+
+    fn log(&self) -> Option<String> {
+        // SAFETY: the program is alive.
+        let log = unsafe { nvrtc::result::get_program_log(self.0) }.ok()?;
+        let bytes: Vec<u8> = log.into_iter().map(|c| c as u8).take_while(|&c| c != 0).collect();
+        let log = String::from_utf8_lossy(&bytes).trim_end().to_owned();
+        (!log.is_empty()).then_some(log)
+    }
+
+    fn cubin(&self) -> Result<Vec<u8>, nvrtc::result::NvrtcError> {
+        let mut size = 0;
+        // SAFETY: the program is alive, and `size` is there to be written.
+        unsafe { nvrtc::sys::nvrtcGetCUBINSize(self.0, &raw mut size) }.result()?;
+        let mut cubin = vec![0_u8; size];
+        // SAFETY: as above; there is room for what it said.
+        unsafe { nvrtc::sys::nvrtcGetCUBIN(self.0, cubin.as_mut_ptr().cast()) }.result()?;
+        Ok(cubin)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // SAFETY: created in `new`, destroyed nowhere else.
+        let _ = unsafe { nvrtc::result::destroy_program(self.0) };
+    }
+}
+
+/// A GPU and a stream of work on it.
+#[derive(Debug)]
+pub(crate) struct Device {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+}
+
+impl Device {
+    /// The first one.
+    pub(crate) fn first() -> Result<Device, Error> {
+        // SAFETY: only looks whether the library loads; its initialisers are NVIDIA's.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(Error::Absent("no CUDA driver: libcuda is not found".to_owned()));
+        }
+        let none = |error| match Error::from(error) {
+            Error::Driver(text) => Error::Absent(format!("the CUDA driver has no device: {text}")),
+            other => other,
+        };
+        let context = CudaContext::new(0).map_err(none)?;
+        let stream = context.new_stream().map_err(none)?;
+        Ok(Device { context, stream })
+    }
+
+    /// What the compiler calls it: `sm_90a`. From Hopper on the `a` opens what is of this
+    /// architecture alone (wgmma, TMA).
+    pub(crate) fn target(&self) -> Result<String, Error> {
+        let (major, minor) = self.context.compute_capability()?;
+        Ok(format!("sm_{major}{minor}{}", if 9 <= major { "a" } else { "" }))
+    }
+
+    /// Loads PTX or a cubin.
+    pub(crate) fn load(self: &Arc<Device>, image: &[u8]) -> Result<Arc<Module>, Error> {
+        self.context.bind_to_thread()?;
+        // PTX ends with a zero.
+        let image = [image, &[0]].concat();
+        // SAFETY: the image outlives the call. That it is one, its author vouches for.
+        let module = unsafe { module::load_data(image.as_ptr().cast()) }?;
+        Ok(Arc::new(Module { module, device: self.clone() }))
+    }
+
+    /// Room for so many bytes; what is in it is nothing yet.
+    pub(crate) fn room(&self, bytes: usize) -> Result<Buffer, Error> {
+        Ok(Buffer(self.stream.alloc_zeros(bytes.max(1))?))
+    }
+
+    /// Copies to the device.
+    pub(crate) fn put(&self, bytes: &[u8], to: &mut Buffer) -> Result<(), Error> {
+        Ok(self.stream.memcpy_htod(bytes, &mut to.0)?)
+    }
+
+    /// Waits for the device, and copies back.
+    pub(crate) fn get(&self, from: &Buffer, to: &mut [u8]) -> Result<(), Error> {
+        let view = from.0.slice(0..to.len());
+        self.stream.memcpy_dtoh(&view, to)?;
+        self.wait()
+    }
+
+    /// Waits until all work is done.
+    pub(crate) fn wait(&self) -> Result<(), Error> {
+        Ok(self.stream.synchronize()?)
+    }
+
+    /// The address of a buffer.
+    pub(crate) fn address(&self, buffer: &Buffer) -> u64 {
+        buffer.0.device_ptr(&self.stream).0
+    }
+}
+
+/// Memory of the device.
+#[derive(Debug)]
+pub(crate) struct Buffer(CudaSlice<u8>);
+
+/// Loaded code.
+#[derive(Debug)]
+pub(crate) struct Module {
+    module: sys::CUmodule,
+    device: Arc<Device>,
+}
+
+// SAFETY: a handle of the driver, which may be used from any thread.
+unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Sync for Module {}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        // After a fault on the device nothing can be unloaded any more; the process is near its end.
+        if self.device.context.bind_to_thread().is_ok() {
+            // SAFETY: loaded in `Device::load`, unloaded nowhere else; functions of it keep it alive.
+            let _ = unsafe { module::unload(self.module) };
+        }
+    }
+}
+
+impl Module {
+    /// A kernel by its name.
+    pub(crate) fn function(self: &Arc<Module>, name: &str) -> Result<Function, Error> {
+        self.device.context.bind_to_thread()?;
+        let text = CString::new(name).map_err(|_| Error::Driver("a zero byte".to_owned()))?;
+        // SAFETY: the module is loaded.
+        let function = unsafe { module::get_function(self.module, text) }?;
+        Ok(Function { function, module: self.clone() })
+    }
+}
+
+/// A kernel.
+#[derive(Debug)]
+pub(crate) struct Function {
+    function: sys::CUfunction,
+    module: Arc<Module>,
+}
+
+// SAFETY: a handle of the driver, which may be used from any thread.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
+/// One argument.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Value {
+    /// An address of the device, 0 for none.
+    Address(u64),
+    /// `int`.
+    I32(i32),
+    /// `long long`.
+    I64(i64),
+    /// `float`.
+    F32(f32),
+    /// `double`.
+    F64(f64),
+}
+
+impl Value {
+    /// Bytes that it takes.
+    pub(crate) fn size(self) -> usize {
+        match self {
+            Value::I32(_) | Value::F32(_) => 4,
+            Value::Address(_) | Value::I64(_) | Value::F64(_) => 8,
+        }
+    }
+
+    fn place(&self) -> *mut c_void {
+        let place: *const c_void = match self {
+            Value::Address(x) => ptr::from_ref(x).cast(),
+            Value::I32(x) => ptr::from_ref(x).cast(),
+            Value::I64(x) => ptr::from_ref(x).cast(),
+            Value::F32(x) => ptr::from_ref(x).cast(),
+            Value::F64(x) => ptr::from_ref(x).cast(),
+        };
+        place.cast_mut()
+    }
+}
+
+/// How many threads run, and how much memory a block of them shares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    /// Blocks.
+    pub(crate) grid: [u32; 3],
+    /// Threads of a block.
+    pub(crate) block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub(crate) shared: u32,
+}
+
+/// More dynamic shared memory than this has to be asked for.
+const SHARED: u32 = 48 << 10;
+
+impl Function {
+    /// Bytes that each parameter takes; `None` where the driver is too old to tell (before CUDA 12.4).
+    pub(crate) fn parameters(&self) -> Option<Vec<usize>> {
+        let mut version = 0;
+        // SAFETY: `version` is there to be written.
+        unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().ok()?;
+        if version < 12_040 {
+            return None;
+        }
+        let mut sizes = Vec::new();
+        // A kernel has at most 32764 bytes of parameters.
+        while sizes.len() < 32_764 {
+            let (mut offset, mut size) = (0, 0);
+            let at = sizes.len();
+            // SAFETY: the function is of a module that it keeps loaded; both places can be written.
+            let told = unsafe {
+                sys::cuFuncGetParamInfo(self.function, at, &raw mut offset, &raw mut size)
+            };
+            if told.result().is_err() {
+                break;
+            }
+            sizes.push(size);
+        }
+        Some(sizes)
+    }
+
+    /// Puts one run into the stream of the device.
+    ///
+    /// The values must be of the sizes that [`parameters`](Self::parameters) tells, and addresses must
+    /// be of memory that lives until the device has been waited for.
+    pub(crate) fn launch(&self, shape: Shape, values: &[Value]) -> Result<(), Error> {
+        let device = &self.module.device;
+        device.context.bind_to_thread()?;
+        if SHARED < shape.shared {
+            let what =
+                sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let bytes = shape.shared as i32;
+            // SAFETY: the function is of a module that it keeps loaded.
+            unsafe { result::function::set_function_attribute(self.function, what, bytes) }?;
+        }
+        let mut places: Vec<*mut c_void> = values.iter().map(Value::place).collect();
+        let three = |[x, y, z]: [u32; 3]| (x, y, z);
+        let (grid, block) = (three(shape.grid), three(shape.block));
+        let stream = device.stream.cu_stream();
+        // SAFETY: the function is of a loaded module, and places point to values that outlive the call,
+        // which copies them. What the kernel does with the addresses is foreign code's affair, and why
+        // it runs in a process of its own.
+        let launched = unsafe {
+            result::launch_kernel(self.function, grid, block, shape.shared, stream, &mut places)
+        };
+        Ok(launched?)
+    }
+}
