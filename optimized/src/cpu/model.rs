@@ -5,24 +5,30 @@
 //! are widened exactly as they are used. Sequences are ragged and packed: all their new tokens lie one
 //! after another in `N` rows.
 
+mod engine;
+mod route;
+mod weights;
+
 use std::collections::HashMap;
 
 use golden::{
-    Claims, Config, Engine, Error, Plan, Weights,
-    config::{Mixer, Mlp},
-    engine::{INTERRUPTED, LinearState, Listener, Routing, Rows, Snapshot, Step, Want},
+    Config, Engine, Error, Weights,
+    config::Mixer,
+    engine::{INTERRUPTED, Listener, Routing, Rows, Step, Want},
     names,
-    plan::Form,
     tap::{Part, RESIDUAL},
 };
-use ndarray::{Array2, Array3, Array4, Axis};
+use ndarray::{Array2, Axis};
 
+use self::{
+    route::route,
+    weights::{Layer, Loader, MixerWeights, MlpWeights, Mtp},
+};
 use super::{
     attention::fast::{Cache, Sizes, attention},
-    gated_delta_rule::fast::CHUNK,
     gdn_layer::fast::{Gdn, State},
     linear::fast::{Source, linear},
-    moe_experts::fast::{Expert, Groups, moe_experts},
+    moe_experts::fast::{Groups, moe_experts},
     pool,
     rms_norm::fast::{add, add_rms_norm, rms_norm, rms_norm_row},
     seen::Seen,
@@ -45,59 +51,6 @@ pub(crate) struct Model<S> {
     next_snapshot: u64,
     undo: Option<Undo>,
     listener: Option<Listener>,
-}
-
-/// The weights of a decoder layer.
-struct Layer {
-    input_norm: Vec<f32>,
-    mixer: MixerWeights,
-    post_norm: Vec<f32>,
-    mlp: MlpWeights,
-}
-
-enum MixerWeights {
-    Linear {
-        qkvz: Weight,
-        ba: Weight,
-        /// `[HK, W, 2 K + R V]`.
-        taps: Vec<f32>,
-        rates: Vec<f32>,
-        dt_bias: Vec<f32>,
-        norm: Vec<f32>,
-        out: Weight,
-    },
-    Full {
-        q: Weight,
-        k: Weight,
-        v: Weight,
-        o: Weight,
-        q_norm: Vec<f32>,
-        k_norm: Vec<f32>,
-    },
-}
-
-/// Gate, up and down projection.
-struct Swiglu([Weight; 3]);
-
-impl Swiglu {
-    fn expert(&self) -> Expert<'_, Weight> {
-        let [gate_proj, up_proj, down_proj] = &self.0;
-        Expert { gate_proj, up_proj, down_proj }
-    }
-}
-
-#[expect(clippy::large_enum_variant, reason = "there is one per layer")]
-enum MlpWeights {
-    Dense(Swiglu),
-    Sparse { router: Weight, experts: Vec<Swiglu>, shared: Swiglu, shared_gate: Weight },
-}
-
-struct Mtp {
-    norm_embedding: Vec<f32>,
-    norm_hidden: Vec<f32>,
-    fc: Weight,
-    layer: Layer,
-    norm: Vec<f32>,
 }
 
 /// What one sequence leaves behind for its next token.
@@ -127,81 +80,6 @@ struct Place {
     cu: Vec<usize>,
     /// `[N, R / 2]`: cosines and sines.
     turns: Vec<(f32, f32)>,
-}
-
-/// Reads the weights of one layer.
-struct Loader<'a> {
-    weights: &'a dyn Weights,
-    config: &'a Config,
-}
-
-impl Loader<'_> {
-    fn layer(&self, prefix: &str, mixer: Mixer, mlp: Mlp) -> Result<Layer, Error> {
-        let vector = |name: &str| vector(self.weights, &format!("{prefix}.{name}"));
-        let matrix = |name: &str| matrix(self.weights, &format!("{prefix}.{name}.weight"));
-        let mixer = match mixer {
-            Mixer::Linear => MixerWeights::Linear {
-                qkvz: matrix("linear_attn.in_proj_qkvz")?,
-                ba: matrix("linear_attn.in_proj_ba")?,
-                taps: self.taps(&vector("linear_attn.conv1d.weight")?),
-                rates: vector("linear_attn.A_log")?.iter().map(|a| a.exp()).collect(),
-                dt_bias: vector("linear_attn.dt_bias")?,
-                norm: vector("linear_attn.norm.weight")?,
-                out: matrix("linear_attn.out_proj")?,
-            },
-            Mixer::Full => MixerWeights::Full {
-                q: matrix("self_attn.q_proj")?,
-                k: matrix("self_attn.k_proj")?,
-                v: matrix("self_attn.v_proj")?,
-                o: matrix("self_attn.o_proj")?,
-                q_norm: vector("self_attn.q_norm.weight")?,
-                k_norm: vector("self_attn.k_norm.weight")?,
-            },
-        };
-        let swiglu = |of: &str| -> Result<Swiglu, Error> {
-            let one = |name: &str| matrix(&format!("mlp.{of}{name}"));
-            Ok(Swiglu([one("gate_proj")?, one("up_proj")?, one("down_proj")?]))
-        };
-        let mlp = match mlp {
-            Mlp::Dense => MlpWeights::Dense(swiglu("")?),
-            Mlp::Sparse => MlpWeights::Sparse {
-                router: matrix("mlp.gate")?,
-                experts: (0..self.config.num_experts)
-                    .map(|e| swiglu(&format!("experts.{e}.")))
-                    .collect::<Result<_, _>>()?,
-                shared: swiglu("shared_expert.")?,
-                shared_gate: matrix("mlp.shared_expert_gate")?,
-            },
-        };
-        Ok(Layer {
-            input_norm: vector("input_layernorm.weight")?,
-            mixer,
-            post_norm: vector("post_attention_layernorm.weight")?,
-            mlp,
-        })
-    }
-
-    /// `conv1d.weight` `[C, 1, W]`, whose channels are all queries, all keys, all values, as
-    /// `[HK, W, 2 K + R V]`.
-    fn taps(&self, conv: &[f32]) -> Vec<f32> {
-        let w = self.config.linear_conv_kernel_dim;
-        let channels = channels(self.config);
-        channels
-            .iter()
-            .flat_map(|head| (0..w).flat_map(|j| head.iter().map(move |c| conv[c * w + j])))
-            .collect()
-    }
-}
-
-/// The convolution's channels of each key head: its query, its key, the values of its group.
-fn channels(c: &Config) -> Vec<Vec<usize>> {
-    let (hk, k) = (c.linear_num_key_heads, c.linear_key_head_dim);
-    let width = c.linear_value_dim() / hk;
-    let head = |j: usize| {
-        let (query, key, value) = (j * k, hk * k + j * k, 2 * hk * k + j * width);
-        (query..query + k).chain(key..key + k).chain(value..value + width).collect()
-    };
-    (0..hk).map(head).collect()
 }
 
 impl<S: Simd> Model<S> {
@@ -605,239 +483,6 @@ fn turn(x: &mut [f32], turns: &[(f32, f32)]) {
     let (a, rest) = x.split_at_mut(turns.len());
     for ((a, b), (cos, sin)) in a.iter_mut().zip(rest).zip(turns) {
         (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-    }
-}
-
-/// How a sparse layer routes.
-struct Routed {
-    /// `[N, A]`.
-    ids: Vec<i64>,
-    /// `[N, A]`.
-    weights: Vec<f32>,
-    /// `[N]`.
-    margins: Vec<f32>,
-}
-
-/// The `active` largest of each row of `logits` `[N, E]`, ties to the lowest index, or the experts
-/// given; their weights are the softmax of these, or of all if they are not renormalised.
-fn route(
-    logits: &[f32],
-    experts: usize,
-    active: usize,
-    renormalise: bool,
-    forced: Option<&Array2<i64>>,
-) -> Routed {
-    let mut routed = Routed { ids: Vec::new(), weights: Vec::new(), margins: Vec::new() };
-    for (n, row) in logits.chunks_exact(experts).enumerate() {
-        // One more than are chosen: the first left out.
-        let mut best: Vec<usize> = Vec::with_capacity(active + 2);
-        for (i, &logit) in row.iter().enumerate() {
-            if best.len() <= active || row[best[active]] < logit {
-                let at = best.partition_point(|&j| logit <= row[j]);
-                best.insert(at, i);
-                best.truncate(active + 1);
-            }
-        }
-        let margin = best.get(active).map(|&left| row[best[active - 1]] - row[left]);
-        routed.margins.push(margin.unwrap_or(f32::INFINITY));
-        let max = row[best[0]];
-        best.truncate(active);
-        if let Some(forced) = forced {
-            best = forced.row(n).iter().map(|&id| id as usize).collect();
-        }
-        let score = |logit: f32| (logit - max).exp();
-        let total: f32 = if renormalise {
-            best.iter().map(|&j| score(row[j])).sum()
-        } else {
-            row.iter().map(|&logit| score(logit)).sum()
-        };
-        routed.weights.extend(best.iter().map(|&j| score(row[j]) / total));
-        routed.ids.extend(best.iter().map(|&j| j as i64));
-    }
-    routed
-}
-
-impl<S: Simd> Engine for Model<S> {
-    fn name(&self) -> String {
-        format!("cpu/{}", S::NAME)
-    }
-
-    fn config(&self) -> &Config {
-        &self.config
-    }
-
-    fn plan(&self) -> Plan {
-        Plan::F32.form(Form::Chunked(CHUNK))
-    }
-
-    fn claims(&self) -> Claims {
-        Claims { deterministic: true, batch_invariant: true, cuts: None }
-    }
-
-    fn forces(&self) -> bool {
-        true
-    }
-
-    fn reset(&mut self, sequences: usize) -> Result<(), Error> {
-        self.sequences = (0..sequences).map(|_| self.empty_sequence()).collect();
-        self.undo = None;
-        Ok(())
-    }
-
-    fn lengths(&self) -> Vec<usize> {
-        self.sequences.iter().map(|sequence| sequence.len).collect()
-    }
-
-    fn forward(&mut self, tokens: &[Vec<u32>], want: &Want) -> Result<Step, Error> {
-        self.pass(tokens, want)
-    }
-
-    fn snapshot(&mut self) -> Result<Snapshot, Error> {
-        let id = self.next_snapshot;
-        self.next_snapshot += 1;
-        self.snapshots.insert(id, self.sequences.clone());
-        Ok(Snapshot(id))
-    }
-
-    fn restore(&mut self, Snapshot(id): Snapshot) -> Result<(), Error> {
-        self.sequences = self.snapshots.get(&id).ok_or("no such snapshot")?.clone();
-        self.undo = None;
-        Ok(())
-    }
-
-    fn release(&mut self, Snapshot(id): Snapshot) {
-        self.snapshots.remove(&id);
-    }
-
-    /// A recurrent state cannot be cropped: the kept tokens are fed again from the state before.
-    fn rollback(&mut self, keep: &[usize]) -> Result<(), Error> {
-        let undo = self.undo.take().ok_or("the last step did not ask for rollback")?;
-        let kept = undo.tokens.iter().zip(keep);
-        if keep.len() != undo.tokens.len() || kept.clone().any(|(tokens, &n)| tokens.len() < n) {
-            return Err("rollback keeps more tokens than the last step fed".into());
-        }
-        let mut rows = Vec::new();
-        let mut start = 0;
-        for (tokens, &n) in kept.clone() {
-            rows.extend(start..start + n);
-            start += tokens.len();
-        }
-        let select = |ids: &Array2<i64>| ids.select(Axis(0), &rows);
-        let forced_routing = undo
-            .forced_routing
-            .map(|layers| layers.iter().map(|ids| ids.as_ref().map(select)).collect());
-        let tokens: Vec<Vec<u32>> = kept.map(|(tokens, &n)| tokens[..n].to_vec()).collect();
-        let mtp: Vec<_> = self.sequences.iter().map(|sequence| sequence.mtp.clone()).collect();
-        self.sequences = undo.before;
-        for (sequence, mtp) in self.sequences.iter_mut().zip(mtp) {
-            sequence.mtp = mtp;
-        }
-        let want = Want { logits: Rows::None, forced_routing, ..Want::default() };
-        self.pass(&tokens, &want).map(|_| ())
-    }
-
-    fn linear_states(&self) -> Result<Vec<Option<LinearState>>, Error> {
-        let c = &self.config;
-        let (kept, width) = (c.linear_conv_kernel_dim - 1, c.conv_dim() / c.linear_num_key_heads);
-        let (hv, k, v) = (c.linear_num_value_heads, c.linear_key_head_dim, c.linear_value_head_dim);
-        let channels = channels(c);
-        let layer = |i: usize| {
-            let mut conv = Array3::zeros((self.sequences.len(), c.conv_dim(), kept));
-            let mut recurrent = Array4::zeros((self.sequences.len(), hv, k, v));
-            for (n, sequence) in self.sequences.iter().enumerate() {
-                let LayerState::Linear(state) = &sequence.layers[i] else { return None };
-                for (head, channels) in channels.iter().enumerate() {
-                    let of = &state.conv[head * kept * width..][..kept * width];
-                    for (at, &channel) in channels.iter().enumerate() {
-                        for j in 0..kept {
-                            conv[[n, channel, j]] = of[j * width + at];
-                        }
-                    }
-                }
-                recurrent
-                    .index_axis_mut(Axis(0), n)
-                    .iter_mut()
-                    .zip(&state.recurrent)
-                    .for_each(|(to, from)| *to = *from);
-            }
-            (c.layer_types[i] == Mixer::Linear).then_some(LinearState { conv, recurrent })
-        };
-        Ok((0..self.layers.len()).map(layer).collect())
-    }
-
-    fn watch(&mut self, listener: Listener) {
-        self.listener = Some(listener);
-    }
-
-    fn has_mtp(&self) -> bool {
-        self.mtp.is_some()
-    }
-
-    fn mtp(&mut self, tokens: &[Vec<u32>], hidden: &Array2<f32>) -> Result<Step, Error> {
-        self.check(tokens)?;
-        let mtp = self.mtp.as_ref().ok_or("the checkpoint has no multi-token-prediction head")?;
-        let (s, d) = (self.s, self.config.hidden_size);
-        let eps = self.config.rms_norm_eps as f32;
-        let n = tokens.iter().map(Vec::len).sum::<usize>();
-        if hidden.dim() != (n, d) {
-            return Err(format!("hidden is {:?}, expected [{n}, {d}]", hidden.dim()).into());
-        }
-        let lengths = self.sequences.iter().map(|sequence| sequence.mtp.len());
-        let place = self.place(tokens, lengths);
-        let mut both = vec![0.0; n * 2 * d];
-        let embedded = self.embed(tokens);
-        let rows = embedded.chunks_exact(d).zip(hidden.rows());
-        for (both, (embedded, hidden)) in both.chunks_exact_mut(2 * d).zip(rows) {
-            let (e, h) = both.split_at_mut(d);
-            e.copy_from_slice(embedded);
-            h.iter_mut().zip(hidden).for_each(|(to, from)| *to = *from);
-            s.run(
-                #[inline(always)]
-                || rms_norm_row(s, e, &mtp.norm_embedding, eps),
-            );
-            s.run(
-                #[inline(always)]
-                || rms_norm_row(s, h, &mtp.norm_hidden, eps),
-            );
-        }
-        let mut x = vec![0.0; n * d];
-        linear(s, &mut x, &both, &mtp.fc);
-        let mut normed = vec![0.0; n * d];
-        rms_norm(s, &mut normed, &x, &mtp.layer.input_norm, eps);
-        let mut caches: Vec<_> =
-            self.sequences.iter().map(|sequence| sequence.mtp.clone()).collect();
-        let mut borrowed: Vec<_> = caches.iter_mut().collect();
-        let mut seen = Seen { part: Part::Mtp, told: None, forced: None };
-        let mixed =
-            self.full_attention(&normed, &mtp.layer.mixer, &place, &mut borrowed, &mut seen)?;
-        add_rms_norm(s, &mut normed, &mut x, &mixed, &mtp.layer.post_norm, eps);
-        let (out, _) = self.mlp(&normed, &mtp.layer.mlp, None, &mut seen)?;
-        add_rms_norm(s, &mut normed, &mut x, &out, &mtp.norm, eps);
-        for (sequence, cache) in self.sequences.iter_mut().zip(caches) {
-            sequence.mtp = cache;
-        }
-        let logits = self.logits(&normed)?;
-        let hidden = Array2::from_shape_vec((n, d), normed)?;
-        Ok(Step { logits, hidden: vec![hidden], ..Step::default() })
-    }
-
-    fn mtp_lengths(&self) -> Vec<usize> {
-        self.sequences.iter().map(|sequence| sequence.mtp.len()).collect()
-    }
-
-    fn mtp_truncate(&mut self, keep: &[usize]) -> Result<(), Error> {
-        if keep.len() != self.sequences.len() {
-            let (given, kept) = (keep.len(), self.sequences.len());
-            return Err(format!("{given} lengths for {kept} sequences").into());
-        }
-        for (sequence, &keep) in self.sequences.iter_mut().zip(keep) {
-            let len = sequence.mtp.len();
-            if len < keep {
-                return Err(format!("the MTP cache holds {len} entries, not {keep}").into());
-            }
-            sequence.mtp.truncate(keep);
-        }
-        Ok(())
     }
 }
 

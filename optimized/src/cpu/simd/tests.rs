@@ -1,0 +1,144 @@
+//! The words mean the same on every instruction set.
+
+use half::{bf16, f16};
+
+use super::{Factor, LANES, Plain, Rows, Simd, Wide};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::{avx2::Avx2, avx512::Avx512};
+
+/// Numbers of all sizes, ends of ranges among them.
+fn numbers() -> Vec<f32> {
+    let ends = [0.0, -0.0, 1.0, -1.0, 88.7, 88.8, -87.3, -87.4, -103.9, -104.1, 1e-40, 3e38];
+    let more = (0..500).map(|i| (f64::from(i) * 0.37 - 90.0) as f32);
+    let small = (0..484).map(|i| ((i as f32) * 0.7).sin() * 2.0_f32.powi(i % 40 - 20));
+    ends.into_iter().chain(more).chain(small).collect()
+}
+
+fn map<S: Simd>(s: S, x: &[f32], word: impl Fn(S, S::F) -> S::F) -> Vec<f32> {
+    let mut o = x.to_vec();
+    for o in o.as_chunks_mut::<LANES>().0 {
+        let result = word(s, s.load(o));
+        s.store(o, result);
+    }
+    o.truncate(x.len() / LANES * LANES);
+    o
+}
+
+fn words<S: Simd>() {
+    let Some(s) = S::new() else { return };
+    let x = numbers();
+    let exp = s.run(|| map(s, &x, S::exp));
+    for (x, got) in x.iter().zip(exp) {
+        let want = f64::from(*x).exp();
+        let ulp = if want < f64::from(f32::MIN_POSITIVE) {
+            f64::from(f32::from_bits(1))
+        } else {
+            2.0_f64.powi(want.log2().floor() as i32 - 23)
+        };
+        let right = if (want as f32).is_finite() {
+            (f64::from(got) - want).abs() <= 2.0 * ulp
+        } else {
+            got == f32::INFINITY
+        };
+        assert!(right, "{}: exp({x}) = {got}, not {want}", S::NAME);
+    }
+    let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1000.0, -1000.0];
+    let odd: Vec<f32> = odd.into_iter().cycle().take(LANES).collect();
+    let exp = s.run(|| map(s, &odd, S::exp));
+    assert!(exp[0].is_nan());
+    assert_eq!(exp[1..5], [f32::INFINITY, 0.0, f32::INFINITY, 0.0]);
+    for (word, plain) in [
+        (S::round as fn(S, S::F) -> S::F, <Plain as Simd>::round as fn(_, _) -> _),
+        (S::sigmoid, Plain::sigmoid),
+        (S::silu, Plain::silu),
+    ] {
+        let x: Vec<f32> = x.iter().map(|x| x.clamp(-80.0, 80.0)).collect();
+        let (got, want) = (s.run(|| map(s, &x, word)), map(Plain, &x, plain));
+        for ((x, got), want) in x.iter().zip(got).zip(want) {
+            assert!((got - want).abs() <= 4e-7 * want.abs(), "{}: {x}: {got} {want}", S::NAME);
+        }
+    }
+    for x in x.as_chunks::<LANES>().0 {
+        let of = |word: fn(S, S::F) -> f32| s.run(|| word(s, s.load(x)));
+        assert_eq!(of(S::sum), Plain.sum(*x), "one order");
+    }
+}
+
+#[test]
+fn words_mean_the_same() {
+    words::<Plain>();
+    #[cfg(target_arch = \"x86_64\")]
+    words::<Avx2>();
+    #[cfg(target_arch = \"x86_64\")]
+    words::<Avx512>();
+}
+
+fn inner<S: Simd, W: Wide, X: Wide>() {
+    let Some(s) = S::new() else { return };
+    for len in [0, 1, 7, 8, 15, 16, 17, 31, 33, 64, 130, 2048] {
+        let of = |seed: usize| -> Vec<f32> {
+            (0..len).map(|i| (((i * 7 + seed * 13) % 29) as f32 - 14.0) / 8.0).collect()
+        };
+        let w: [Vec<W>; 3] =
+            std::array::from_fn(|r| of(r).iter().map(|&x| W::store(x)).collect());
+        let x: [Vec<X>; 4] =
+            std::array::from_fn(|t| of(t + 9).iter().map(|&x| X::store(x)).collect());
+        let got = s.run(|| s.dots(w.each_ref().map(|w| &w[..]), x.each_ref().map(|x| &x[..])));
+        for (r, w) in w.iter().enumerate() {
+            for (t, x) in x.iter().enumerate() {
+                // Eighths of small integers: exact in any order.
+                let want: f32 = w.iter().zip(x).map(|(w, x)| w.load() * x.load()).sum();
+                assert_eq!(got[r][t], want, "{} len {len} row {r} column {t}", S::NAME);
+            }
+        }
+    }
+}
+
+fn matrices<S: Simd, W: Wide>() {
+    let Some(s) = S::new() else { return };
+    let of = |len: usize, seed: usize| -> Vec<f32> {
+        (0..len).map(|i| (((i * 7 + seed * 13) % 29) as f32 - 14.0) / 8.0).collect()
+    };
+    for (i, l, j) in [(1, 1, 1), (3, 5, 16), (7, 64, 33), (13, 17, 128), (20, 600, 40)] {
+        let (a, b) = (of(i * l, 1), of(l * j, 2));
+        let stored: Vec<W> = b.iter().map(|&x| W::store(x)).collect();
+        let want: Vec<f32> = (0..i * j)
+            .map(|at| {
+                1.0 + (0..l).map(|l2| a[at / j * l + l2] * b[l2 * j + at % j]).sum::<f32>()
+            })
+            .collect();
+        let mut got = vec![1.0; i * j];
+        s.run(|| s.accumulate(&mut got, Factor { data: &a, row: l, column: 1 }, &stored, j));
+        assert_eq!(got, want, "{} a b {i} {l} {j}", S::NAME);
+        let turned: Vec<f32> = (0..i * l).map(|at| a[at % i * l + at / i]).collect();
+        let mut got = vec![1.0; i * j];
+        s.run(|| {
+            s.accumulate(&mut got, Factor { data: &turned, row: 1, column: i }, &stored, j);
+        });
+        assert_eq!(got, want, "{} a' b {i} {l} {j}", S::NAME);
+        let turned: Vec<W> = (0..l * j).map(|at| W::store(b[at % l * j + at / l])).collect();
+        let mut got = vec![1.0; i * j];
+        s.run(|| {
+            s.products(Rows::whole(&turned, l), Rows::whole(&a, l), |r, t, x| {
+                got[t * j + r] += x;
+            });
+        });
+        assert_eq!(got, want, "{} a b' {i} {l} {j}", S::NAME);
+    }
+}
+
+#[test]
+fn inner_products_are_exact_where_they_can_be() {
+    macro_rules! all {
+        ($($s:ty)*) => { $(
+            inner::<$s, f32, f32>();
+            inner::<$s, bf16, f32>();
+            inner::<$s, f16, f32>();
+            inner::<$s, bf16, bf16>();
+            inner::<$s, f32, f16>();
+            matrices::<$s, f32>();
+            matrices::<$s, bf16>();
+        )* };
+    }
+    all!(Plain Avx2 Avx512);
+}
