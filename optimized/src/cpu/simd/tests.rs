@@ -67,9 +67,9 @@ fn words<S: Simd>() {
 #[test]
 fn words_mean_the_same() {
     words::<Plain>();
-    #[cfg(target_arch = \"x86_64\")]
+    #[cfg(target_arch = "x86_64")]
     words::<Avx2>();
-    #[cfg(target_arch = \"x86_64\")]
+    #[cfg(target_arch = "x86_64")]
     words::<Avx512>();
 }
 
@@ -79,8 +79,7 @@ fn inner<S: Simd, W: Wide, X: Wide>() {
         let of = |seed: usize| -> Vec<f32> {
             (0..len).map(|i| (((i * 7 + seed * 13) % 29) as f32 - 14.0) / 8.0).collect()
         };
-        let w: [Vec<W>; 3] =
-            std::array::from_fn(|r| of(r).iter().map(|&x| W::store(x)).collect());
+        let w: [Vec<W>; 3] = std::array::from_fn(|r| of(r).iter().map(|&x| W::store(x)).collect());
         let x: [Vec<X>; 4] =
             std::array::from_fn(|t| of(t + 9).iter().map(|&x| X::store(x)).collect());
         let got = s.run(|| s.dots(w.each_ref().map(|w| &w[..]), x.each_ref().map(|x| &x[..])));
@@ -103,9 +102,7 @@ fn matrices<S: Simd, W: Wide>() {
         let (a, b) = (of(i * l, 1), of(l * j, 2));
         let stored: Vec<W> = b.iter().map(|&x| W::store(x)).collect();
         let want: Vec<f32> = (0..i * j)
-            .map(|at| {
-                1.0 + (0..l).map(|l2| a[at / j * l + l2] * b[l2 * j + at % j]).sum::<f32>()
-            })
+            .map(|at| 1.0 + (0..l).map(|l2| a[at / j * l + l2] * b[l2 * j + at % j]).sum::<f32>())
             .collect();
         let mut got = vec![1.0; i * j];
         s.run(|| s.accumulate(&mut got, Factor { data: &a, row: l, column: 1 }, &stored, j));
@@ -140,5 +137,7 @@ fn inner_products_are_exact_where_they_can_be() {
             matrices::<$s, bf16>();
         )* };
     }
-    all!(Plain Avx2 Avx512);
+    all!(Plain);
+    #[cfg(target_arch = "x86_64")]
+    all!(Avx2 Avx512);
 }
