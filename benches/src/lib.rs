@@ -41,7 +41,8 @@ use std::sync::Arc;
 use golden::{Engine, Error, Weights};
 
 /// An engine by name: `reference` in `f32`, `f64` or (the official code in bf16, emulated) `bf16`, with a fault planted in its
-/// wiring if one is named; or `cpu`, the fast kernels of this machine, in `f32`.
+/// wiring if one is named; or `cpu`, the fast kernels of this machine, over weights as they are
+/// (`f32`: it computes in that) or narrowed (`int8`, `int4`).
 ///
 /// # Errors
 /// If there is none of that name.
@@ -67,8 +68,7 @@ pub fn engine(
         }
         ("reference", _) => Err(format!("number {number:?}: expected f32, f64 or bf16").into()),
         ("cpu", _) if plant.is_some() => Err("plants are of the reference's wiring".into()),
-        ("cpu", "f32") => optimized::cpu::model::engine(&*weights),
-        ("cpu", _) => Err(format!("number {number:?}: the cpu engine computes in f32").into()),
+        ("cpu", format) => optimized::cpu::model::engine(&*weights, format),
         _ => Err(format!("engine {name:?}: expected reference or cpu").into()),
     }
 }

@@ -55,10 +55,10 @@ struct VerifyArgs {
     /// This checkpoint instead of the recorded one; it is computed even if its hashes differ
     #[arg(long, value_name = "DIR")]
     model: Option<String>,
-    /// What computes
+    /// What computes: reference, or cpu, the fast kernels of this machine
     #[arg(long, default_value = "reference")]
     engine: String,
-    /// Number type of the reference: f32, f64, or bf16, which emulates the official code in bf16 and is
+    /// Number type: f32; of the reference also f64, or bf16, which emulates the official code in bf16 and is
     /// held against what that said
     #[arg(long, default_value = "f32")]
     number: String,
@@ -234,6 +234,11 @@ pub(crate) fn verify_one(
     };
     let other_files = mismatches(&dir, &recording.manifest.checkpoint.files);
     let weights = std::sync::Arc::new(Checkpoint::open(&dir).map_err(refuse)?);
+    if number.starts_with("int") {
+        return Err(refuse(format!(
+            "--number {number}: narrowed weights are another model, which no rule holds to a recording; `karat logits --engine cpu --number {number}` and `karat compare` tell how far it is"
+        )));
+    }
     let emulate = number == "bf16";
     if emulate && !has_bf16(&recording) {
         return Err(refuse(format!("{id}: the official code was not recorded in bf16")));

@@ -27,6 +27,7 @@ pub mod moe_router;
 pub mod mtp;
 mod pool;
 mod portable;
+mod quantised;
 pub mod rms_norm;
 pub mod rms_norm_gated;
 pub mod rope;

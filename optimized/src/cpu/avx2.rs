@@ -12,12 +12,14 @@
 
 use std::arch::x86_64::{
     __m128i, __m256, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_add_ps,
-    _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_epi32,
+    _mm_add_ss, _mm_and_si128, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128, _mm_movehl_ps,
+    _mm_set1_epi8, _mm_shuffle_ps, _mm_srli_epi16, _mm_unpackhi_epi64, _mm256_add_epi32,
     _mm256_add_ps, _mm256_blendv_ps, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cmp_ps,
-    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_div_ps,
-    _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps,
-    _mm256_mul_ps, _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps,
-    _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_ps,
+    _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32,
+    _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps,
+    _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_round_ps,
+    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
+    _mm256_sub_ps,
 };
 
 use half::{bf16, f16};
@@ -99,6 +101,28 @@ impl Simd for Avx2 {
     fn load<W: Wide>(self, x: &[W; LANES]) -> Self::F {
         let x = x.as_ptr();
         unsafe { [W::eight(x), W::eight(x.add(8))] }
+    }
+
+    #[inline(always)]
+    fn signed(self, x: &[i8; LANES]) -> Self::F {
+        let x = x.as_ptr();
+        unsafe {
+            [0, 8].map(|at| {
+                let bytes = _mm_loadl_epi64(x.add(at).cast::<__m128i>());
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))
+            })
+        }
+    }
+
+    #[inline(always)]
+    fn halves(self, x: &[u8; LANES]) -> [Self::F; 2] {
+        unsafe {
+            let bytes = _mm_loadu_si128(x.as_ptr().cast::<__m128i>());
+            let low = _mm_set1_epi8(15);
+            [_mm_and_si128(bytes, low), _mm_and_si128(_mm_srli_epi16::<4>(bytes), low)].map(|x| {
+                [x, _mm_unpackhi_epi64(x, x)].map(|x| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x)))
+            })
+        }
     }
 
     #[inline(always)]

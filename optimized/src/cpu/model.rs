@@ -30,6 +30,7 @@ use super::{
     linear::fast::{Source, linear},
     moe_experts::fast::{Groups, moe_experts},
     pool,
+    quantised::Bits,
     rms_norm::fast::{add, add_rms_norm, rms_norm, rms_norm_row},
     seen::Seen,
     simd::Simd,
@@ -40,6 +41,7 @@ use super::{
 pub(crate) struct Model<S> {
     s: S,
     config: Config,
+    bits: Option<Bits>,
     embedding: Weight,
     layers: Vec<Layer>,
     final_norm: Vec<f32>,
@@ -87,9 +89,9 @@ impl<S: Simd> Model<S> {
     ///
     /// # Errors
     /// If a weight cannot be had.
-    pub(crate) fn new(s: S, weights: &dyn Weights) -> Result<Self, Error> {
+    pub(crate) fn new(s: S, weights: &dyn Weights, bits: Option<Bits>) -> Result<Self, Error> {
         let config = weights.config().clone();
-        let load = Loader { weights, config: &config };
+        let load = Loader { weights, config: &config, bits };
         let kinds = config.layer_types.iter().zip(&config.mlp_types).enumerate();
         let layers = kinds
             .map(|(i, (&mixer, &mlp))| load.layer(&format!("model.layers.{i}"), mixer, mlp))
@@ -99,19 +101,28 @@ impl<S: Simd> Model<S> {
             Some(_) => Some(Mtp {
                 norm_embedding: vector(weights, "mtp.pre_fc_norm_embedding.weight")?,
                 norm_hidden: vector(weights, "mtp.pre_fc_norm_hidden.weight")?,
-                fc: matrix(weights, names::MTP_FC)?,
+                fc: load.narrowed(matrix(weights, names::MTP_FC)?),
                 layer: load.layer("mtp.layers.0", Mixer::Full, names::mtp_mlp(&config))?,
                 norm: vector(weights, "mtp.norm.weight")?,
             }),
         };
-        let lm_head =
-            if config.tie_word_embeddings { None } else { Some(matrix(weights, names::LM_HEAD)?) };
+        // What chooses the token keeps eight bits.
+        let head = |weight: Weight| match bits {
+            None => weight,
+            Some(_) => weight.narrowed(Bits::Eight),
+        };
+        let lm_head = if config.tie_word_embeddings {
+            None
+        } else {
+            Some(head(matrix(weights, names::LM_HEAD)?))
+        };
         Ok(Model {
             s,
             embedding: matrix(weights, names::EMBED_TOKENS)?,
             final_norm: vector(weights, names::FINAL_NORM)?,
             inv_freq: config.rope.inv_freq(),
             config,
+            bits,
             layers,
             lm_head,
             mtp,
@@ -488,17 +499,28 @@ fn turn(x: &mut [f32], turns: &[(f32, f32)]) {
 
 /// The engine for this machine: on the widest instruction set that it has.
 ///
+/// `format` is what projections are kept in: as the checkpoint has them (`f32`: what it computes in), or
+/// narrowed to `int8` or `int4`.
+///
 /// # Errors
-/// If a weight cannot be had.
-pub fn engine(weights: &dyn Weights) -> Result<Box<dyn Engine>, Error> {
+/// If there is no such format, or a weight cannot be had.
+pub fn engine(weights: &dyn Weights, format: &str) -> Result<Box<dyn Engine>, Error> {
+    let bits = match format {
+        "f32" => None,
+        "int8" => Some(Bits::Eight),
+        "int4" => Some(Bits::Four),
+        _ => {
+            return Err(format!("number {format:?}: the cpu engine has f32, int8 and int4").into());
+        }
+    };
     #[cfg(target_arch = "x86_64")]
     {
         if let Some(s) = super::avx512::Avx512::new() {
-            return Ok(Box::new(Model::new(s, weights)?));
+            return Ok(Box::new(Model::new(s, weights, bits)?));
         }
         if let Some(s) = super::avx2::Avx2::new() {
-            return Ok(Box::new(Model::new(s, weights)?));
+            return Ok(Box::new(Model::new(s, weights, bits)?));
         }
     }
-    Ok(Box::new(Model::new(super::simd::Plain, weights)?))
+    Ok(Box::new(Model::new(super::simd::Plain, weights, bits)?))
 }

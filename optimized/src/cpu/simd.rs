@@ -57,6 +57,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn splat(self, x: f32) -> Self::F;
     /// Sixteen numbers, widened.
     fn load<W: Wide>(self, x: &[W; LANES]) -> Self::F;
+    /// Sixteen signed bytes as numbers.
+    fn signed(self, x: &[i8; LANES]) -> Self::F;
+    /// The low halves of sixteen bytes as numbers, and the high ones.
+    fn halves(self, x: &[u8; LANES]) -> [Self::F; 2];
     /// Writes sixteen numbers.
     fn store(self, o: &mut [f32; LANES], x: Self::F);
     /// `a + b`.
@@ -462,6 +466,16 @@ impl Simd for Plain {
     #[inline(always)]
     fn load<W: Wide>(self, x: &[W; LANES]) -> Self::F {
         x.map(Stored::load)
+    }
+
+    #[inline(always)]
+    fn signed(self, x: &[i8; LANES]) -> Self::F {
+        x.map(f32::from)
+    }
+
+    #[inline(always)]
+    fn halves(self, x: &[u8; LANES]) -> [Self::F; 2] {
+        [x.map(|x| f32::from(x & 15)), x.map(|x| f32::from(x >> 4))]
     }
 
     #[inline(always)]

@@ -9,7 +9,8 @@ use zerocopy::{FromBytes, Immutable};
 
 use super::{
     linear::fast::{Matrix, Source},
-    simd::{Simd, Wide},
+    quantised::{Bits, Quantised},
+    simd::{Plain, Simd, Wide},
     stored::Stored,
 };
 
@@ -44,6 +45,7 @@ pub(crate) enum Weight {
     Bf16(Data<bf16>, usize),
     F16(Data<f16>, usize),
     Fp8(Fp8),
+    Quantised(Quantised),
 }
 
 /// FP8 codes with a scale per block.
@@ -106,6 +108,7 @@ macro_rules! stored {
                 $done
             }
             Weight::Fp8($matrix) => $done,
+            Weight::Quantised($matrix) => $done,
         }
     };
 }
@@ -122,7 +125,14 @@ impl Weight {
             Weight::Bf16(data, _) => widened(o, data.slice(), i),
             Weight::F16(data, _) => widened(o, data.slice(), i),
             Weight::Fp8(fp8) => fp8.row(i, o),
+            Weight::Quantised(quantised) => quantised.row(Plain, i, o),
         }
+    }
+
+    /// The same in fewer bits.
+    pub(crate) fn narrowed(self, bits: Bits) -> Weight {
+        let (rows, d) = (self.rows(), self.columns());
+        Weight::Quantised(Quantised::new(bits, rows, d, |i, o| self.row(i, o)))
     }
 }
 
@@ -160,6 +170,7 @@ impl Source for Weight {
             Weight::Bf16(data, d) => widen_rows(s, data.slice(), *d, from, to, room),
             Weight::F16(data, d) => widen_rows(s, data.slice(), *d, from, to, room),
             Weight::Fp8(fp8) => fp8.widened(s, from, to, room),
+            Weight::Quantised(quantised) => quantised.widened(s, from, to, room),
         }
     }
 }

@@ -13,6 +13,7 @@ use super::{LayerState, Model, weights::channels};
 use crate::cpu::{
     gated_delta_rule::fast::CHUNK,
     linear::fast::linear,
+    quantised::Bits,
     rms_norm::fast::{add_rms_norm, rms_norm, rms_norm_row},
     seen::Seen,
     simd::Simd,
@@ -20,7 +21,8 @@ use crate::cpu::{
 
 impl<S: Simd> Engine for Model<S> {
     fn name(&self) -> String {
-        format!("cpu/{}", S::NAME)
+        let format = self.bits.map_or("", Bits::name);
+        format!("cpu/{}{format}", S::NAME)
     }
 
     fn config(&self) -> &Config {

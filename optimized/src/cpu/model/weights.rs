@@ -7,6 +7,7 @@ use golden::{
 
 use crate::cpu::{
     moe_experts::fast::Expert,
+    quantised::Bits,
     weight::{Weight, matrix, vector},
 };
 
@@ -67,16 +68,27 @@ pub(super) struct Mtp {
 pub(super) struct Loader<'a> {
     pub(super) weights: &'a dyn Weights,
     pub(super) config: &'a Config,
+    /// How projections are narrowed, if they are.
+    pub(super) bits: Option<Bits>,
 }
 
 impl Loader<'_> {
+    /// A projection as it is kept. Gates and the router decide, and are small: they stay as they are.
+    pub(super) fn narrowed(&self, weight: Weight) -> Weight {
+        match self.bits {
+            None => weight,
+            Some(bits) => weight.narrowed(bits),
+        }
+    }
+
     pub(super) fn layer(&self, prefix: &str, mixer: Mixer, mlp: Mlp) -> Result<Layer, Error> {
         let vector = |name: &str| vector(self.weights, &format!("{prefix}.{name}"));
-        let matrix = |name: &str| matrix(self.weights, &format!("{prefix}.{name}.weight"));
+        let whole = |name: &str| matrix(self.weights, &format!("{prefix}.{name}.weight"));
+        let matrix = |name: &str| whole(name).map(|weight| self.narrowed(weight));
         let mixer = match mixer {
             Mixer::Linear => MixerWeights::Linear {
                 qkvz: matrix("linear_attn.in_proj_qkvz")?,
-                ba: matrix("linear_attn.in_proj_ba")?,
+                ba: whole("linear_attn.in_proj_ba")?,
                 taps: self.taps(&vector("linear_attn.conv1d.weight")?),
                 rates: vector("linear_attn.A_log")?.iter().map(|a| a.exp()).collect(),
                 dt_bias: vector("linear_attn.dt_bias")?,
@@ -99,12 +111,12 @@ impl Loader<'_> {
         let mlp = match mlp {
             Mlp::Dense => MlpWeights::Dense(swiglu("")?),
             Mlp::Sparse => MlpWeights::Sparse {
-                router: matrix("mlp.gate")?,
+                router: whole("mlp.gate")?,
                 experts: (0..self.config.num_experts)
                     .map(|e| swiglu(&format!("experts.{e}.")))
                     .collect::<Result<_, _>>()?,
                 shared: swiglu("shared_expert.")?,
-                shared_gate: matrix("mlp.shared_expert_gate")?,
+                shared_gate: whole("mlp.shared_expert_gate")?,
             },
         };
         Ok(Layer {
