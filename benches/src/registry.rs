@@ -36,27 +36,27 @@ pub use crate::{
 
 /// Every op, in the order in which the model runs them.
 pub static OPS: &[&dyn Entry] = &[
-    &Bench::<ops::embedding::Embedding>(optimized::cpu::embedding::VARIANTS),
-    &Bench::<ops::rms_norm::RmsNorm>(optimized::cpu::rms_norm::VARIANTS),
-    &Bench::<ops::linear::Linear>(optimized::cpu::linear::VARIANTS),
-    &Bench::<ops::causal_conv1d::CausalConv1d>(optimized::cpu::causal_conv1d::VARIANTS),
-    &Bench::<ops::l2_norm::L2Norm>(optimized::cpu::l2_norm::VARIANTS),
-    &Bench::<ops::gdn_gates::GdnGates>(optimized::cpu::gdn_gates::VARIANTS),
-    &Bench::<ops::gated_delta_rule::GatedDeltaRule>(optimized::cpu::gated_delta_rule::VARIANTS),
-    &Bench::<ops::rms_norm_gated::RmsNormGated>(optimized::cpu::rms_norm_gated::VARIANTS),
-    &Bench::<ops::rope::Rope>(optimized::cpu::rope::VARIANTS),
-    &Bench::<ops::attention::Attention>(optimized::cpu::attention::VARIANTS),
-    &Bench::<ops::moe_router::MoeRouter>(optimized::cpu::moe_router::VARIANTS),
-    &Bench::<ops::moe_experts::MoeExperts>(optimized::cpu::moe_experts::VARIANTS),
-    &Bench::<ops::shared_expert::SharedExpert>(optimized::cpu::shared_expert::VARIANTS),
-    &Bench::<ops::lm_head::LmHead>(optimized::cpu::lm_head::VARIANTS),
-    &Bench::<ops::sampling::Sampling>(optimized::cpu::sampling::VARIANTS),
-    &Bench::<ops::mtp::Mtp>(optimized::cpu::mtp::VARIANTS),
-    &Bench::<ops::fp8_dequant::Fp8Dequant>(optimized::cpu::fp8_dequant::VARIANTS),
-    &Bench::<ops::gdn_layer::GdnLayer>(optimized::cpu::gdn_layer::VARIANTS),
-    &Bench::<ops::attention_layer::AttentionLayer>(optimized::cpu::attention_layer::VARIANTS),
-    &Bench::<ops::moe_layer::MoeLayer>(optimized::cpu::moe_layer::VARIANTS),
-    &Bench::<ops::model::Model>(&[]),
+    &Bench::<ops::embedding::Embedding>(|| optimized::cpu::embedding::VARIANTS),
+    &Bench::<ops::rms_norm::RmsNorm>(|| optimized::cpu::rms_norm::VARIANTS),
+    &Bench::<ops::linear::Linear>(|| optimized::cpu::linear::VARIANTS),
+    &Bench::<ops::causal_conv1d::CausalConv1d>(|| optimized::cpu::causal_conv1d::VARIANTS),
+    &Bench::<ops::l2_norm::L2Norm>(|| optimized::cpu::l2_norm::VARIANTS),
+    &Bench::<ops::gdn_gates::GdnGates>(|| optimized::cpu::gdn_gates::VARIANTS),
+    &Bench::<ops::gated_delta_rule::GatedDeltaRule>(|| optimized::cpu::gated_delta_rule::VARIANTS),
+    &Bench::<ops::rms_norm_gated::RmsNormGated>(|| optimized::cpu::rms_norm_gated::VARIANTS),
+    &Bench::<ops::rope::Rope>(|| optimized::cpu::rope::VARIANTS),
+    &Bench::<ops::attention::Attention>(|| optimized::cpu::attention::VARIANTS),
+    &Bench::<ops::moe_router::MoeRouter>(|| optimized::cpu::moe_router::VARIANTS),
+    &Bench::<ops::moe_experts::MoeExperts>(|| optimized::cpu::moe_experts::VARIANTS),
+    &Bench::<ops::shared_expert::SharedExpert>(|| optimized::cpu::shared_expert::VARIANTS),
+    &Bench::<ops::lm_head::LmHead>(|| optimized::cpu::lm_head::VARIANTS),
+    &Bench::<ops::sampling::Sampling>(|| optimized::cpu::sampling::VARIANTS),
+    &Bench::<ops::mtp::Mtp>(|| optimized::cpu::mtp::VARIANTS),
+    &Bench::<ops::fp8_dequant::Fp8Dequant>(|| optimized::cpu::fp8_dequant::VARIANTS),
+    &Bench::<ops::gdn_layer::GdnLayer>(|| optimized::cpu::gdn_layer::VARIANTS),
+    &Bench::<ops::attention_layer::AttentionLayer>(|| optimized::cpu::attention_layer::VARIANTS),
+    &Bench::<ops::moe_layer::MoeLayer>(|| optimized::cpu::moe_layer::VARIANTS),
+    &Bench::<ops::model::Model>(|| &[]),
 ];
 
 /// The op of a name.
@@ -194,8 +194,9 @@ pub struct Parsed {
     pub cost: Cost,
 }
 
-/// An op with its variants.
-struct Bench<O: Op>(&'static [&'static dyn Variant<O>]);
+/// An op with its variants. Behind a function: a static that held them would have all their kernels
+/// compiled once more in this crate.
+struct Bench<O: Op>(fn() -> &'static [&'static dyn Variant<O>]);
 
 /// The rule for two ways to write the same reference, both in f64: relative RMS 1e-12.
 const FORM_RULE: compare::Bound = compare::Bound::Relative { rel_rms: 1e-12, worst_token: 1e-10 };
@@ -236,7 +237,7 @@ impl<O: Answer> Bench<O> {
                 None => chunk(form).map(Candidate::Reference),
             },
             None => {
-                let variant = self.0.iter().find(|variant| variant.name() == name);
+                let variant = (self.0)().iter().find(|variant| variant.name() == name);
                 variant.map(|variant| Candidate::Variant(*variant))
             }
         };
@@ -271,7 +272,7 @@ impl<O: Answer> Bench<O> {
                 return Ok(Way::Made(Box::new(foreign::Remote::new(kernel.clone()))));
             }
         };
-        let variant = self.0.iter().find(|variant| variant.name() == name);
+        let variant = (self.0)().iter().find(|variant| variant.name() == name);
         match (variant, plant) {
             (Some(variant), None) => Ok(Way::Variant(*variant)),
             (Some(variant), Some(plant)) => {
@@ -377,7 +378,7 @@ impl<O: Answer> Entry for Bench<O> {
         let forms = O::CHUNKS
             .iter()
             .flat_map(|n| [format!("reference/chunk{n}"), format!("reference/f64-chunk{n}")]);
-        let fast = self.0.iter().map(|variant| variant.name().to_owned());
+        let fast = (self.0)().iter().map(|variant| variant.name().to_owned());
         std::iter::once("reference/f32".to_owned()).chain(forms).chain(fast).collect()
     }
 
@@ -554,7 +555,7 @@ impl<O: Answer> Entry for Bench<O> {
     }
 
     fn plants(&self, variant: &str) -> &'static [Plant] {
-        let found = self.0.iter().find(|known| known.name() == variant);
+        let found = (self.0)().iter().find(|known| known.name() == variant);
         found.map_or(&[], |variant| variant.plants())
     }
 
