@@ -22,22 +22,23 @@ pub static VARIANTS: &[&dyn Variant<RmsNorm>] = &[
     &Portable {
         name: "cpu/portable",
         pack: pack!(Loaded),
-        plan: |spec| {
-            Plan::stored(spec.dtype).round(Site::Residual, Plan::stored(spec.dtype).output)
-        },
+        plan,
         claims: CLAIMS,
         plants: PLANTS,
         plant: HONEST,
     },
     #[cfg(target_arch = "x86_64")]
-    &Vector::on::<super::avx2::Avx2>("cpu/avx2", |spec| Plan::stored(spec.dtype), VECTOR_PLANTS),
+    &Vector::on::<super::avx2::Avx2>("cpu/avx2", plan, VECTOR_PLANTS),
     #[cfg(target_arch = "x86_64")]
-    &Vector::on::<super::avx512::Avx512>(
-        "cpu/avx512",
-        |spec| Plan::stored(spec.dtype),
-        VECTOR_PLANTS,
-    ),
+    &Vector::on::<super::avx512::Avx512>("cpu/avx512", plan, VECTOR_PLANTS),
 ];
+
+/// The sum is stored before it is normed.
+fn plan(spec: &Spec<Case>) -> Plan {
+    let plan = Plan::stored(spec.dtype);
+    let output = plan.output;
+    plan.round(Site::Residual, output)
+}
 
 /// Those that the fast kernels can be told to have.
 #[cfg(target_arch = "x86_64")]
