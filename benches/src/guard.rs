@@ -63,7 +63,14 @@ pub(crate) fn poisoned<O: Op>(
         }
     }
     prepared.execute()?;
-    prepared.outputs().map(Ok)
+    let after = prepared.outputs()?;
+    for ((name, want), (_, got)) in before.tensors().iter().zip(after.tensors()) {
+        if want.shape() != got.shape() {
+            let (want, got) = (want.shape(), got.shape());
+            return Err(format!("output {name} has shape {got:?}, expected {want:?}").into());
+        }
+    }
+    Ok(Ok(after))
 }
 
 /// What a variant of unknown origin answers, in the order of asking.

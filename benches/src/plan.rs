@@ -155,7 +155,8 @@ pub(crate) fn spelled(word: &str) -> Option<(&str, &str, Option<&str>)> {
         Some((problem, variant)) => (problem, Some(variant)),
         None => (word, None),
     };
-    let (op, spec) = problem.split_once('/')?;
+    // `rms_norm/` is part of an id, and spells no problem.
+    let (op, spec) = problem.split_once('/').filter(|(_, spec)| !spec.is_empty())?;
     Some((op, spec, variant))
 }
 

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 use benches::report::{Outcome, Row};
 use golden::compare::{Bound, Finding};
 
+use crate::{exit::Exit, out::Out};
+
 /// What to type to see a row again.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Again {
@@ -12,6 +14,8 @@ pub(crate) struct Again {
     pub(crate) plant: Option<String>,
     /// Foreign kernels by the name of their variant.
     pub(crate) kernels: BTreeMap<String, PathBuf>,
+    /// What they were allowed, where it is not what is allowed anyway.
+    pub(crate) limits: String,
 }
 
 impl Again {
@@ -20,12 +24,33 @@ impl Again {
         let mut line = format!("karat check '{id}'");
         let variant = id.rsplit_once('@').map_or("", |(_, variant)| variant);
         if let Some(file) = self.kernels.get(variant) {
-            line = format!("{line} --kernel {}", file.display());
+            line = format!("{line} --kernel {}{}", quoted(&file.to_string_lossy()), self.limits);
         }
         if let Some(plant) = &self.plant {
             line = format!("{line} --plant {plant}");
         }
         line
+    }
+}
+
+/// What a run comes to in which a fault was planted and nothing was red: it proves nothing.
+pub(crate) fn unseen(plant: Option<&str>, exit: Exit, out: &Out) -> Exit {
+    match plant {
+        Some(plant) if exit == Exit::Ok => {
+            out.line(&format!("NOT SEEN  {plant}: nothing that ran here shows the planted fault"));
+            Exit::Wrong
+        }
+        _ => Exit::Ok,
+    }
+}
+
+/// A path as a shell reads it back.
+pub(crate) fn quoted(path: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_./=-:,@+%~".contains(c);
+    if !path.is_empty() && path.chars().all(plain) {
+        path.to_owned()
+    } else {
+        format!("'{}'", path.replace('\'', "'\\''"))
     }
 }
 

@@ -12,7 +12,7 @@ use golden::{compare::Bound, recording::Recording};
 use serde_json::json;
 
 use crate::{
-    block::{Again, block},
+    block::{Again, block, unseen},
     derivation,
     exit::{Exit, fail, refuse},
     files, foreign,
@@ -64,6 +64,7 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let mut run = Run::new(out, args.fail_fast);
     run.exit = opened;
     run.again.plant.clone_from(&args.plant);
+    run.again.limits = args.foreign.limits.typed();
     for kernel in &kernels {
         run.again.kernels.insert(kernel.variant(), kernel.manifest.file.clone());
     }
@@ -329,6 +330,6 @@ impl<'a> Run<'a> {
         if out::interrupted() {
             return Err(fail(Exit::Interrupted, "interrupted"));
         }
-        Ok(exit)
+        Ok(exit.gravest(unseen(self.again.plant.as_deref(), exit, self.out)))
     }
 }

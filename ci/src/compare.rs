@@ -183,6 +183,10 @@ fn prompts(args: &Args, recording: &Recording, got: &File) -> anyhow::Result<Vec
         let dir = recording.dir.display();
         refuse(format!("{dir}: --prompt: {what}expected one of {}", known.join(", ")))
     };
+    if known.is_empty() {
+        let dir = recording.dir.display();
+        return Err(refuse(format!("{dir}: a recording of no whole model: it has no logits")));
+    }
     if let Some(other) = args.prompt.iter().find(|id| !known.contains(id)) {
         return Err(refused(&format!("no prompt {other}, ")));
     }

@@ -11,6 +11,7 @@ use benches::foreign::{Isolation, Kernel, Unusable};
 use serde_json::json;
 
 use crate::{
+    block::quoted,
     exit::{Exit, Failure, refuse},
     out::{self, Out},
 };
@@ -72,7 +73,23 @@ impl FromStr for Bytes {
     }
 }
 
+/// The most time, and memory, where nothing is typed.
+const TIMEOUT: u64 = 60;
+const MEMORY: u64 = 4 << 30;
+
 impl Limits {
+    /// As they are typed, where they are not what is meant anyway.
+    pub(crate) fn typed(&self) -> String {
+        let mut typed = String::new();
+        if self.timeout.0 != Duration::from_secs(TIMEOUT) {
+            typed = format!("{typed} --timeout {}", self.timeout.0.as_secs_f64());
+        }
+        if self.memory.0 != MEMORY {
+            typed = format!("{typed} --memory {}", self.memory.0);
+        }
+        typed
+    }
+
     /// This program again, with the limits.
     pub(crate) fn isolation(&self) -> anyhow::Result<Isolation> {
         let exe = std::env::current_exe().map_err(|e| refuse(format!("this program: {e}")))?;
@@ -109,7 +126,11 @@ impl Kernels {
 
     /// As they are typed.
     pub(crate) fn typed(&self) -> String {
-        self.kernel.iter().map(|file| format!(" --kernel {}", file.display())).collect()
+        let mut typed = String::new();
+        for file in &self.kernel {
+            typed = format!("{typed} --kernel {}", quoted(&file.to_string_lossy()));
+        }
+        if typed.is_empty() { typed } else { typed + &self.limits.typed() }
     }
 
     /// Opens all kernels. What cannot be used is told at once, and does not keep the others from

@@ -316,7 +316,7 @@ fn run_verify(args: &VerifyArgs, out: &Out) -> anyhow::Result<Exit> {
         &["recording", "prompts", "tokens", "taps", "result", "worst use of bound", "time"],
         &rows,
     );
-    Ok(exit)
+    Ok(exit.gravest(block::unseen(args.plant.as_deref(), exit, out)))
 }
 
 /// A recording's line in a table.

@@ -51,7 +51,8 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         kernels,
     };
     let problems = plan(&options, &args.selection.filter()?).map_err(refuse)?;
-    let mut tally = Tally::new(out, "invariance", args.flags(), args.fail_fast, opened);
+    let mut tally =
+        Tally::new(out, "invariance", args.flags(), args.fail_fast, args.plant.clone(), opened);
     let bar = out.bar(problems.iter().map(Problem::len).sum::<usize>() as u64, "invariance", false);
     run_changes(&problems, &options, &mut |row| {
         tally.add(row);

@@ -47,7 +47,8 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         kernels,
     };
     let problems = plan(&options, &args.selection.filter()?).map_err(refuse)?;
-    let mut tally = Tally::new(out, "paths", args.flags(), args.fail_fast, opened);
+    let mut tally =
+        Tally::new(out, "paths", args.flags(), args.fail_fast, args.plant.clone(), opened);
     let bar = out.bar(problems.iter().map(Problem::len).sum::<usize>() as u64, "paths", false);
     run_paths(&problems, &options, &mut |row| {
         tally.add(row);

@@ -9,7 +9,7 @@ use benches::{
 use serde_json::json;
 
 use crate::{
-    block::{head, told},
+    block::{head, quoted, told, unseen},
     exit::{Exit, fail},
     out::{self, Out},
 };
@@ -37,7 +37,7 @@ impl Models {
     pub(crate) fn typed(&self) -> String {
         let mut flags = String::new();
         if self.model != DEFAULT {
-            flags.extend(self.model.iter().map(|model| format!(" --model {model}")));
+            flags.extend(self.model.iter().map(|model| format!(" --model {}", quoted(model))));
         }
         flags
             + &typed("engine", &*self.engine, "reference")
@@ -61,6 +61,8 @@ pub(crate) struct Tally<'a> {
     /// What has to be typed besides the id to see a row again.
     flags: String,
     fail_fast: bool,
+    /// The fault that was planted.
+    plant: Option<String>,
     order: Vec<Group>,
     /// Outcome, what, by whom and why of what was not run, and how often.
     skips: BTreeMap<(&'static str, String), usize>,
@@ -93,6 +95,7 @@ impl<'a> Tally<'a> {
         command: &'static str,
         flags: String,
         fail_fast: bool,
+        plant: Option<String>,
         exit: Exit,
     ) -> Tally<'a> {
         Tally {
@@ -100,6 +103,7 @@ impl<'a> Tally<'a> {
             command,
             flags,
             fail_fast,
+            plant,
             order: Vec::new(),
             skips: BTreeMap::new(),
             sums: BTreeMap::new(),
@@ -193,7 +197,7 @@ impl<'a> Tally<'a> {
             return Err(fail(
                 Exit::Nothing,
                 format!(
-                    "nothing selected; `karat {}` without a filter runs all there is",
+                    "nothing selected; `karat {}` without a filter runs all that there is of what was given",
                     self.command
                 ),
             ));
@@ -265,11 +269,12 @@ impl<'a> Tally<'a> {
             "exit": self.exit as u8,
         }));
         // A run in which nothing passed is red; where nothing even ran, the machine was unfit for it.
-        Ok(match self.exit {
+        let exit = match self.exit {
             Exit::Ok if passed == 0 && skipped == self.rows => Exit::Unfit,
             Exit::Ok if passed == 0 => Exit::Wrong,
             exit => exit,
-        })
+        };
+        Ok(exit.gravest(unseen(self.plant.as_deref(), exit, self.out)))
     }
 }
 

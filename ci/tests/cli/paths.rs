@@ -60,7 +60,8 @@ fn a_planted_fault_is_caught_and_its_repro_line_reproduces() {
     }
     // A fault that all paths share is not for this command to see.
     let shared = home.karat(&paths(&["split=8,8", "--plant", "missing-plus-one"]));
-    assert_eq!(shared.code, 0, "{shared:?}");
+    assert_eq!(shared.code, 3, "{shared:?}");
+    assert!(shared.out.contains("NOT SEEN  missing-plus-one"), "{shared:?}");
     let stopped = home.karat(&paths(&[
         "split=",
         "model/",
@@ -84,7 +85,9 @@ fn what_is_promised_of_runs_threads_and_batches_is_held() {
     for what in ["runs", "threads", "batch"] {
         assert!(rows.iter().any(|row| row["what"] == what && row["variant"] == "cpu/portable"));
     }
-    assert!(rows.iter().all(|row| row["equal"] == true && row["kind"] == "invariance"));
+    assert!(rows.iter().all(|row| row["kind"] == "invariance"));
+    let ran = || rows.iter().filter(|row| row["outcome"] != "skipped");
+    assert!(ran().all(|row| row["equal"] == true));
     assert!(rows.iter().any(|row| row["runs"] == 4));
     assert_eq!(home.karat(&args(&["model/synthetic", "/T5/"])).code, 0);
     for (plant, row, code) in [

@@ -37,7 +37,7 @@ const LIES: &[(&str, &str, &str)] = &[
     ("too-little", "crashed", "it wrote too little"),
     ("nothing", "crashed", "it ended (exit status: 0) without an answer"),
     ("silence", "timeout", ""),
-    ("other-shape", "failed", ""),
+    ("other-shape", "crashed", "output o has shape"),
     ("other-dtype", "crashed", "it wrote o as I32, expected F32"),
     ("other-output", "crashed", "it wrote extra, which is no output"),
     ("fewer-outputs", "crashed", "it did not write h"),
