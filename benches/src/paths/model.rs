@@ -107,7 +107,11 @@ impl Plain {
             Path::Rollback(_) | Path::Prompt(_) => cut(&[1]),
             Path::Together(_) | Path::LeftPadded(_) | Path::Poisoned(_) => batch.and(cut(&[1])),
             Path::Packed(_) | Path::Edit(_) => batch,
-            Path::Fresh(_) => self.claims.deterministic.then_some("equal bits of two runs"),
+            // It is fed in two halves.
+            Path::Fresh(_) => {
+                let runs = self.claims.deterministic.then_some("equal bits of two runs");
+                runs.and(cut(&[self.text.len() / 2]))
+            }
             Path::Alone | Path::Heads | Path::GateOne => None,
         }
     }
