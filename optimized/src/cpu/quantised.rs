@@ -1,10 +1,11 @@
 //! Weights in eight or four bits, blocks of 32 along a row.
 //!
 //! Eight bits: `w = scale code`, codes `-127 ..= 127`. Four bits: `w = minimum + scale code`, codes
-//! `0 ..= 15`. Scales and minima are f16, as llama.cpp's `Q8_0` and `Q4_1` have them. Activations stay
-//! f32: all that such a matrix adds to a product is the error of its weights.
+//! `0 ..= 15`. Blocks are those of llama.cpp's `Q8_0` and `Q4_1`, but scales and minima are f32: they are
+//! used as they lie in memory. Activations stay f32: all that such a matrix adds to a product is the
+//! error of its weights.
 
-use half::f16;
+use rayon::prelude::*;
 
 use super::{
     linear::fast::Source,
@@ -35,9 +36,9 @@ impl Bits {
 pub(crate) struct Quantised {
     codes: Codes,
     /// `[M, blocks]`.
-    scales: Vec<f16>,
+    scales: Vec<f32>,
     /// `[M, blocks]`; empty in eight bits.
-    minima: Vec<f16>,
+    minima: Vec<f32>,
     rows: usize,
     d: usize,
 }
@@ -50,35 +51,48 @@ enum Codes {
 }
 
 impl Quantised {
-    /// Narrows rows of `d` columns, which are asked for one by one.
+    /// Narrows rows of `d` columns, which are asked for one by one, on all threads.
     pub(crate) fn new(
         bits: Bits,
         rows: usize,
         d: usize,
-        mut row: impl FnMut(usize, &mut [f32]),
+        row: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Quantised {
         let blocks = d.div_ceil(BLOCK);
-        let mut codes = match bits {
-            Bits::Eight => Codes::Eight(Vec::with_capacity(rows * blocks * BLOCK)),
-            Bits::Four => Codes::Four(Vec::with_capacity(rows * blocks * BLOCK / 2)),
-        };
-        let (mut scales, mut minima) = (Vec::with_capacity(rows * blocks), Vec::new());
-        let mut wide = vec![0.0; blocks * BLOCK];
-        for i in 0..rows {
+        let mut scales = vec![0.0; rows * blocks];
+        let wide = |i: usize| {
+            let mut wide = vec![0.0; blocks * BLOCK];
             row(i, &mut wide[..d]);
-            for (block, x) in wide.as_chunks::<BLOCK>().0.iter().enumerate() {
-                // What fills a block up must not set its ends.
-                let own = &x[..BLOCK.min(d - block * BLOCK)];
-                match &mut codes {
-                    Codes::Eight(codes) => scales.push(eight(own, x, codes)),
-                    Codes::Four(codes) => {
-                        let (scale, minimum) = four(own, x, codes);
-                        scales.push(scale);
-                        minima.push(minimum);
+            wide
+        };
+        // What fills a block up must not set its ends.
+        let own = |block: usize| BLOCK.min(d - block * BLOCK);
+        let (codes, minima) = match bits {
+            Bits::Eight => {
+                let mut codes = vec![0; rows * blocks * BLOCK];
+                let rows = codes.par_chunks_mut(blocks * BLOCK).zip(scales.par_chunks_mut(blocks));
+                rows.enumerate().for_each(|(i, (codes, scales))| {
+                    let (wide, codes) = (wide(i), codes.as_chunks_mut::<BLOCK>().0);
+                    for (block, x) in wide.as_chunks::<BLOCK>().0.iter().enumerate() {
+                        scales[block] = eight(own(block), x, &mut codes[block]);
                     }
-                }
+                });
+                (Codes::Eight(codes), Vec::new())
             }
-        }
+            Bits::Four => {
+                let mut codes = vec![0; rows * blocks * LANES];
+                let mut minima = vec![0.0; rows * blocks];
+                let rows = codes.par_chunks_mut(blocks * LANES).zip(scales.par_chunks_mut(blocks));
+                let rows = rows.zip(minima.par_chunks_mut(blocks));
+                rows.enumerate().for_each(|(i, ((codes, scales), minima))| {
+                    let (wide, codes) = (wide(i), codes.as_chunks_mut::<LANES>().0);
+                    for (block, x) in wide.as_chunks::<BLOCK>().0.iter().enumerate() {
+                        (scales[block], minima[block]) = four(own(block), x, &mut codes[block]);
+                    }
+                });
+                (Codes::Four(codes), minima)
+            }
+        };
         Quantised { codes, scales, minima, rows, d }
     }
 
@@ -89,14 +103,14 @@ impl Quantised {
     /// Block `at` of all, as two vectors of numbers.
     #[inline(always)]
     fn block<S: Simd>(&self, s: S, at: usize) -> [S::F; 2] {
-        let scale = s.splat(self.scales[at].to_f32());
+        let scale = s.splat(self.scales[at]);
         match &self.codes {
             Codes::Eight(codes) => {
                 let [low, high] = halves(&codes[at * BLOCK..][..BLOCK]);
                 [s.mul(s.signed(low), scale), s.mul(s.signed(high), scale)]
             }
             Codes::Four(codes) => {
-                let minimum = s.splat(self.minima[at].to_f32());
+                let minimum = s.splat(self.minima[at]);
                 let both = s.halves(halves::<u8, 1>(&codes[at * LANES..][..LANES])[0]);
                 both.map(
                     #[inline(always)]
@@ -126,23 +140,22 @@ fn halves<T, const N: usize>(x: &[T]) -> [&[T; LANES]; N] {
     std::array::from_fn(|i| &chunks[i])
 }
 
-fn eight(own: &[f32], x: &[f32; BLOCK], codes: &mut Vec<i8>) -> f16 {
-    let most = own.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
-    let scale = f16::from_f32(most / 127.0);
-    let inverse = if scale.to_f32() == 0.0 { 0.0 } else { 1.0 / scale.to_f32() };
-    codes.extend(x.iter().map(|x| (x * inverse).round_ties_even().clamp(-127.0, 127.0) as i8));
-    scale
+/// Codes of a block of which `own` elements count, and its scale.
+fn eight(own: usize, x: &[f32; BLOCK], codes: &mut [i8; BLOCK]) -> f32 {
+    let most = x[..own].iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+    let inverse = if most == 0.0 { 0.0 } else { 127.0 / most };
+    *codes = x.map(|x| (x * inverse).round_ties_even() as i8);
+    most / 127.0
 }
 
-fn four(own: &[f32], x: &[f32; BLOCK], codes: &mut Vec<u8>) -> (f16, f16) {
-    let least = own.iter().copied().fold(f32::INFINITY, f32::min);
-    let most = own.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let minimum = f16::from_f32(least);
-    let scale = f16::from_f32((most - minimum.to_f32()) / 15.0);
-    let inverse = if scale.to_f32() == 0.0 { 0.0 } else { 1.0 / scale.to_f32() };
-    let code = |x: f32| ((x - minimum.to_f32()) * inverse).round_ties_even().clamp(0.0, 15.0) as u8;
-    codes.extend((0..LANES).map(|j| code(x[j]) | code(x[LANES + j]) << 4));
-    (scale, minimum)
+/// Codes of a block of which `own` elements count, its scale and its minimum.
+fn four(own: usize, x: &[f32; BLOCK], codes: &mut [u8; LANES]) -> (f32, f32) {
+    let least = x[..own].iter().copied().fold(f32::INFINITY, f32::min);
+    let most = x[..own].iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let inverse = if most == least { 0.0 } else { 15.0 / (most - least) };
+    let code = |x: f32| ((x - least) * inverse).round_ties_even().clamp(0.0, 15.0) as u8;
+    *codes = std::array::from_fn(|j| code(x[j]) | code(x[LANES + j]) << 4);
+    ((most - least) / 15.0, least)
 }
 
 /// Rows that are summed together, so that what is loaded of a token is used as often.
@@ -240,8 +253,8 @@ mod tests {
                         Bits::Eight => most.abs().max(least.abs()) / 127.0,
                         Bits::Four => (most - least) / 15.0,
                     };
-                    // Half a step, and what f16 does to scale and minimum.
-                    let allowed = 0.5 * step + 2.0_f32.powi(-10);
+                    // Half a step, and the roundings of f32.
+                    let allowed = 0.5 * step + 1e-6;
                     assert!((wide - w[r * d + j]).abs() <= allowed, "{bits:?} {r} {j}");
                 }
                 for t in 0..tokens {
