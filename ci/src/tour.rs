@@ -36,22 +36,26 @@ pub(crate) fn run(settings: &[InForce], out: &Out) -> anyhow::Result<Exit> {
     check::recorded(&mut checks, &[], None, None)?;
     exit = exit.gravest(checks.end()?);
 
-    out.line("\nthe whole model: the reference against recordings of the official implementation, on real files");
+    out.line("\nthe whole model: the reference and the fast CPU engine against recordings of the official implementation, on real files");
     let ids = golden_cmd::model_ids();
     let mut rows = Vec::new();
     let in_bf16: Vec<_> = ids.iter().filter(|id| golden_cmd::in_bf16(id)).collect();
-    let bar = out.bar((2 * ids.len() + in_bf16.len()) as u64, "verify", false);
-    for (number, ids) in
-        [("f32", ids.iter().collect()), ("f64", ids.iter().collect()), ("bf16", in_bf16)]
-    {
+    let bar = out.bar((3 * ids.len() + in_bf16.len()) as u64, "verify", false);
+    let all = || ids.iter().collect();
+    for (engine, number, ids) in [
+        ("reference", "f32", all()),
+        ("reference", "f64", all()),
+        ("reference", "bf16", in_bf16),
+        ("cpu", "f32", all()),
+    ] {
         for id in ids {
-            let report = golden_cmd::verify_one(id, None, "reference", number, None)?;
+            let report = golden_cmd::verify_one(id, None, engine, number, None)?;
             bar.inc(1);
-            out.json(&json!({"schema": "karat.result/1", "kind": "golden", "recording": id, "number": number, "ok": report.ok(),
+            out.json(&json!({"schema": "karat.result/1", "kind": "golden", "recording": id, "engine": engine, "number": number, "ok": report.ok(),
                 "budget_used": report.budget().to_string(), "seconds": report.seconds}));
             exit = exit.gravest(report.exit());
             let mut row = golden_cmd::row(&report);
-            row.insert(1, number.to_owned());
+            row.insert(1, if engine == "reference" { number } else { engine }.to_owned());
             rows.push(row);
         }
     }
@@ -59,7 +63,7 @@ pub(crate) fn run(settings: &[InForce], out: &Out) -> anyhow::Result<Exit> {
     out.table(
         &[
             "recording",
-            "number",
+            "number or engine",
             "prompts",
             "tokens",
             "taps",

@@ -64,6 +64,14 @@ fn every_wiring_fault_is_caught_where_it_is() {
         let repro = format!("  repro: karat golden verify {recording} --plant {plant}");
         assert!(ran.out.lines().any(|line| line == repro), "{plant}: {ran:?}");
     }
+    let fast = home.karat(&["golden", "verify", "--engine", "cpu", "--format", "jsonl"]);
+    assert_eq!(fast.code, 0, "{fast:?}");
+    let narrow = ["golden", "verify", "layers", "--engine", "cpu", "--number", "int8"];
+    home.says(2, &narrow, &["--number int8: narrowed weights are another model"]);
+    // A fault that nothing shows proves nothing: this checkpoint has no YaRN.
+    let unseen = home.karat(&["golden", "verify", "layers", "--plant", "yarn-scale-dropped"]);
+    assert_eq!(unseen.code, 3, "{unseen:?}");
+    assert!(unseen.out.contains("NOT SEEN  yarn-scale-dropped"), "{unseen:?}");
     home.says(2, &["golden", "verify", "layers", "--plant", "nope"], &["expected one of swap-b-a"]);
     assert_eq!(home.karat(&["golden", "verify", "--format", "jsonl"]).code, 0);
 }
