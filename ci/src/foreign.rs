@@ -109,7 +109,11 @@ impl Kernels {
 
     /// As they are typed.
     pub(crate) fn typed(&self) -> String {
-        self.kernel.iter().map(|file| format!(" --kernel {}", file.display())).collect()
+        let files = self
+            .kernel
+            .iter()
+            .flat_map(|file| [" --kernel ".to_owned(), file.display().to_string()]);
+        files.collect()
     }
 
     /// Opens all kernels. What cannot be used is told at once, and does not keep the others from

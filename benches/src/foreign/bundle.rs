@@ -11,12 +11,12 @@ use crate::evidence::held;
 
 /// Tensors as they are sent, scalars as the metadata of the file: to the bit, as text.
 pub(super) fn bundled(tensors: &impl Tensors) -> Result<Vec<u8>, golden::Error> {
-    sent(tensors.tensors(), tensors.scalars())
+    sent(tensors.tensors(), &tensors.scalars())
 }
 
 fn sent(
     tensors: Vec<(&'static str, View<'_>)>,
-    scalars: Vec<(&'static str, f64)>,
+    scalars: &[(&'static str, f64)],
 ) -> Result<Vec<u8>, golden::Error> {
     let named: Vec<_> =
         tensors.into_iter().map(|(name, view)| (name.to_owned(), held(view))).collect();
