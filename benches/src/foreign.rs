@@ -8,6 +8,8 @@ mod bundle;
 pub mod child;
 mod guest;
 mod remote;
+#[cfg(test)]
+mod tests;
 mod verdict;
 
 use std::{
@@ -279,15 +281,19 @@ fn fits(manifest: &Manifest, op: &str) -> bool {
         .any(|spec| adapted(&manifest.constraints, entry, spec).is_some())
 }
 
-/// The problem nearest to `spec` that the constraints allow.
+/// The problem of the op nearest to `spec` that the constraints allow.
 fn adapted(constraints: &Constraints, entry: &dyn Entry, spec: &str) -> Option<String> {
     let parsed = entry.parse(spec).ok()?;
     let dtype: Dtype = parsed.dtype.parse().ok()?;
-    let (sizes, dtype) = constraints.adapt(&parsed.sizes, dtype)?;
-    let sizes: Vec<_> = sizes.iter().map(|(letter, size)| format!("{letter}{size}")).collect();
-    let text =
-        format!("{};dtype={dtype};fill={};seed={}", sizes.join("-"), parsed.fill, parsed.seed);
-    entry.parse(&text).ok().map(|parsed| parsed.canonical)
+    let problem = |sizes: &[(&'static str, usize)], dtype: Dtype| {
+        let sizes: Vec<_> = sizes.iter().map(|(letter, size)| format!("{letter}{size}")).collect();
+        let text =
+            format!("{};dtype={dtype};fill={};seed={}", sizes.join("-"), parsed.fill, parsed.seed);
+        entry.parse(&text).ok().map(|parsed| parsed.canonical)
+    };
+    let fits = |sizes: &[(&'static str, usize)], dtype: Dtype| problem(sizes, dtype).is_some();
+    let (sizes, dtype) = constraints.adapt(&parsed.sizes, dtype, &fits)?;
+    problem(&sizes, dtype)
 }
 
 /// Builds what has to be built: what is not there, or older than a source of it.

@@ -29,13 +29,21 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// `Passed` or `Failed`.
+    /// `Passed` or `Failed`; `Mistrusted` where nothing is wrong that has a bound, but not everything
+    /// has one.
     pub fn of(findings: Vec<Finding>) -> Outcome {
         if findings.iter().all(|finding| finding.ok) {
-            Outcome::Passed(findings)
-        } else {
-            Outcome::Failed(findings)
+            return Outcome::Passed(findings);
         }
+        if findings.iter().any(|finding| !finding.ok && !finding.unbounded) {
+            return Outcome::Failed(findings);
+        }
+        let without = findings.iter().filter(|finding| finding.unbounded);
+        let names: Vec<_> = without.map(|finding| finding.output.as_str()).collect();
+        Outcome::Mistrusted(format!(
+            "no bound can be derived under this plan: runs in stochastic arithmetic are not finite in {}",
+            names.join(", ")
+        ))
     }
 
     /// Whether something is wrong: neither passed nor known beforehand.
@@ -178,4 +186,46 @@ pub fn finding_json(f: &Finding) -> Value {
 /// A number as JSON; what JSON lacks is text.
 pub fn number(x: f64) -> Value {
     if x.is_finite() { json!(x) } else { json!(x.to_string()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use golden::{
+        View,
+        compare::{Finding, derived::Derived},
+        plan::Grid,
+    };
+    use ndarray::arr1;
+
+    use super::Outcome;
+
+    /// What an answer comes to whose right value is one, after runs that gave these.
+    fn finding(name: &str, runs: &[f64], got: f32) -> Finding {
+        let mut derived = Derived::new(&[1], vec![1.0], Grid::F32);
+        for &run in runs {
+            derived.add(&[run]);
+        }
+        derived.compare(name, &View::F32(arr1(&[got]).into_dyn().view()))
+    }
+
+    #[test]
+    fn without_a_bound_nobody_passes_or_fails() {
+        let right = finding("right", &[1.0, 1.1], 1.05);
+        let wrong = finding("wrong", &[1.0, 1.1], 9.0);
+        for run in [f64::NAN, f64::INFINITY] {
+            for got in [1.0, 9.0, f32::NAN] {
+                let nothing = finding("o", &[1.0, run], got);
+                let why = "no bound can be derived under this plan: \
+                           runs in stochastic arithmetic are not finite in o";
+                assert_eq!(
+                    Outcome::of(vec![right.clone(), nothing.clone()]),
+                    Outcome::Mistrusted(why.to_owned())
+                );
+                // What has a bound is held to it.
+                let outcome = Outcome::of(vec![wrong.clone(), nothing]);
+                assert!(matches!(outcome, Outcome::Failed(_)), "{outcome:?}");
+            }
+        }
+        assert!(matches!(Outcome::of(vec![right]), Outcome::Passed(_)));
+    }
 }

@@ -51,7 +51,7 @@ impl FromStr for Seconds {
 
     fn from_str(s: &str) -> Result<Seconds, String> {
         let number = s.parse().ok().filter(|&number: &f64| 0.0 < number && number <= 1e6);
-        let number = number.ok_or("expected a number of seconds, from 0 to a million")?;
+        let number = number.ok_or("expected a number of seconds, above 0 and at most a million")?;
         Ok(Seconds(Duration::from_secs_f64(number)))
     }
 }

@@ -89,6 +89,8 @@ pub struct Finding {
     pub bias: Option<Bias>,
     /// Where the errors are, in words, if it failed.
     pub pattern: Option<String>,
+    /// No bound could be derived: runs under the plan are not finite. Nothing is known, so it is not ok.
+    pub unbounded: bool,
     /// Whether the bound holds.
     pub ok: bool,
 }
@@ -198,6 +200,7 @@ fn missing(name: &str, shape: &[usize], bound: Bound) -> Finding {
         budget: f64::INFINITY,
         bias: None,
         pattern: Some(format!("missing, or not of shape {shape:?}")),
+        unbounded: false,
         ok: false,
     }
 }
@@ -260,6 +263,11 @@ fn slices(name: &str, shape: &[usize], want: &[f64], got: &[f64], bound: Bound) 
     };
     let bad: Vec<bool> =
         per_row.iter().map(|&row| row.is_nan() || worst_token_allowed < row).collect();
+    // An error of the emulation that is infinite, though there is something to be relative to.
+    let unbounded = matches!(bound, Bound::Twice { rel_rms, .. } if !rel_rms.is_finite())
+        && 0.0 < want2
+        && want2.is_finite();
+    let ok = ok && !unbounded;
     let pattern = (!ok).then(|| pattern::describe("row", &bad));
     Finding {
         output: name.to_owned(),
@@ -282,6 +290,7 @@ fn slices(name: &str, shape: &[usize], want: &[f64], got: &[f64], bound: Bound) 
         budget,
         bias: None,
         pattern,
+        unbounded,
         ok,
     }
 }

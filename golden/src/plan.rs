@@ -347,6 +347,34 @@ impl Plan {
         sites.into_iter().fold(plan, |plan, site| plan.round(site, Grid::Bf16))
     }
 
+    /// The largest error of an elementary function that a plan may declare, in units in the last place
+    /// of f32. Fast library functions stay within a few such units, those of large arguments within a few
+    /// dozen. 64 of them are 2^-18 of the result, still far finer than the half ulp of bf16: what is
+    /// coarser is a rounding, and has to be declared as one by its name.
+    pub const MOST_ULPS: f64 = 64.0;
+
+    /// Whether every error it declares is one that a bound may follow from.
+    ///
+    /// # Errors
+    /// One line: key, expected, got.
+    pub fn check(&self) -> Result<(), String> {
+        for (key, ulps) in [
+            ("exp_ulps", self.exp_ulps),
+            ("log_ulps", self.log_ulps),
+            ("root_ulps", self.root_ulps),
+            ("trig_ulps", self.trig_ulps),
+        ] {
+            if !(0.0..=Plan::MOST_ULPS).contains(&ulps) {
+                // Of `10000000` and `1e7` the shorter.
+                let (plain, scientific) = (ulps.to_string(), format!("{ulps:e}"));
+                let got = if scientific.len() < plain.len() { scientific } else { plain };
+                let most = Plan::MOST_ULPS;
+                return Err(format!("{key}: expected a number from 0 to {most}, got {got}"));
+            }
+        }
+        Ok(())
+    }
+
     /// What flash-linear-attention's chunked kernel rounds for bf16 inputs: normalised queries and
     /// keys, the inverse, `W`, `U`, the corrected values and the scores inside a chunk in bf16, decays
     /// from prefix sums, products of bf16 factors summed in f32, the state kept in f32 and read in bf16
@@ -425,5 +453,38 @@ impl fmt::Display for Plan {
             f.write_str("; flush to zero")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Plan;
+
+    #[test]
+    fn elementary_functions_are_within_a_limit() {
+        let all = |ulps| {
+            [
+                Plan { exp_ulps: ulps, ..Plan::F32 },
+                Plan { log_ulps: ulps, ..Plan::F32 },
+                Plan { root_ulps: ulps, ..Plan::F32 },
+                Plan { trig_ulps: ulps, ..Plan::F32 },
+            ]
+        };
+        for ulps in [0.0, 0.5, 2.0, 64.0] {
+            assert!(all(ulps).iter().all(|plan| plan.check().is_ok()), "{ulps}");
+        }
+        for (ulps, got) in [
+            (1e7, "1e7"),
+            (1e30, "1e30"),
+            (64.5, "64.5"),
+            (-1.0, "-1"),
+            (f64::INFINITY, "inf"),
+            (f64::NAN, "NaN"),
+        ] {
+            for (plan, key) in all(ulps).iter().zip(["exp", "log", "root", "trig"]) {
+                let why = format!("{key}_ulps: expected a number from 0 to 64, got {got}");
+                assert_eq!(plan.check(), Err(why));
+            }
+        }
     }
 }

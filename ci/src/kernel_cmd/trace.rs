@@ -102,6 +102,7 @@ pub(crate) fn import(args: &Import, out: &Out) -> anyhow::Result<Exit> {
     }
     let mut found = 0;
     for file in &workloads {
+        let root = root.map_or_else(|| root_of(file), Path::to_owned);
         for (at, line) in
             read(file)?.lines().enumerate().filter(|(_, line)| !line.trim().is_empty())
         {
@@ -119,8 +120,7 @@ pub(crate) fn import(args: &Import, out: &Out) -> anyhow::Result<Exit> {
                     name.unwrap_or("named")
                 ))
             })?;
-            let got = trace::import(definition, &workload, root.unwrap_or(Path::new(".")))
-                .map_err(told)?;
+            let got = trace::import(definition, &workload, &root).map_err(told)?;
             found += 1;
             out.line(&got.id);
             if let Some(remark) = &got.remark {
@@ -136,6 +136,16 @@ pub(crate) fn import(args: &Import, out: &Out) -> anyhow::Result<Exit> {
         return Err(fail(Exit::Nothing, format!("{}: no workloads", args.from.display())));
     }
     Ok(Exit::Ok)
+}
+
+/// Where the paths of a file of workloads start: the root of the data set if it lies in one, in
+/// `workloads/<kind>`, or else its folder.
+fn root_of(file: &Path) -> PathBuf {
+    // The folders above it may be those that the program was started in.
+    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    let folder = file.parent().unwrap_or(Path::new("."));
+    let set = folder.parent().filter(|all| all.file_name().is_some_and(|name| name == "workloads"));
+    set.and_then(Path::parent).unwrap_or(folder).to_owned()
 }
 
 fn read(file: &Path) -> anyhow::Result<String> {

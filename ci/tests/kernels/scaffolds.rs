@@ -112,6 +112,11 @@ fn manifests() {
         (("D = \">= 1\"", "\"D *\" = 7"), &["[constraints]", "D *▸"]),
         (("D = \">= 1\"", "dtype = [\"int3\"]"), &["[constraints]", "int3"]),
         (("output = \"f32\"", "output = \"fp4\""), &["[plan]", "unknown variant `fp4`"]),
+        (
+            ("output = \"f32\"", "root_ulps = 1e7"),
+            &["[plan] root_ulps: expected a number from 0 to 64, got 1e7"],
+        ),
+        (("output = \"f32\"", "bf16 = { exp_ulps = inf }"), &["[plan] bf16: exp_ulps", "got inf"]),
         (("output = \"f32\"", "rounds = 1"), &["[plan]", "unknown field `rounds`"]),
         (
             ("output = \"f32\"", "round = { soul = \"bf16\" }"),

@@ -26,8 +26,9 @@ fn there_and_back() {
     let mut got: Vec<&str> = back.out.lines().collect();
     got.sort_unstable();
     assert_eq!(got, want);
-    // An axis that nobody knows, told with the place.
     let name = lines[0]["definition"].as_str().unwrap();
+    one_file(&home, name, &want);
+    // An axis that nobody knows, told with the place.
     let file = home.path("set/definitions/rmsnorm").join(format!("{name}.json"));
     fs::remove_dir_all(home.path("set/blob")).unwrap();
     let text = fs::read_to_string(&file).unwrap();
@@ -42,4 +43,26 @@ fn there_and_back() {
         &["kernel", "export", "sampling/", "--out", "set"],
         &["rms_norm, linear, gated_delta_rule, attention"],
     );
+}
+
+/// A file of workloads knows where the blobs of its data set are, wherever it is asked from, and a file
+/// alone takes them from its own folder.
+fn one_file(home: &Home, name: &str, all: &[&str]) {
+    let read = |ran: super::Ran| -> Vec<String> {
+        assert_eq!(ran.code, 0, "{ran:?}");
+        ran.out.lines().map(str::to_owned).collect()
+    };
+    let workloads = format!("set/workloads/rmsnorm/{name}.jsonl");
+    let definition = home.path(&format!("set/definitions/rmsnorm/{name}.json"));
+    let definition = definition.to_str().unwrap();
+    let want = read(home.karat(&["kernel", "import", &workloads, "--definition", definition]));
+    assert!(want.iter().all(|id| all.contains(&id.as_str())), "{want:?}");
+    assert!(want.iter().any(|id| id.contains("fill=")), "{want:?}");
+    let inside = format!("{name}.jsonl");
+    let mut command = home.command(&["kernel", "import", &inside, "--definition", definition]);
+    command.current_dir(home.path("set/workloads/rmsnorm"));
+    assert_eq!(read(home.run(&mut command)), want);
+    fs::copy(home.path(&workloads), home.path("set/alone.jsonl")).unwrap();
+    let alone = ["kernel", "import", "set/alone.jsonl", "--definition", definition];
+    assert_eq!(read(home.karat(&alone)), want);
 }

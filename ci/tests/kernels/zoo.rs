@@ -15,6 +15,7 @@ const WAYS: &[(&str, &str, &str, i32)] = &[
     ("BY_POINTER", "cheat", "new inputs at the addresses of the call before", 11),
     ("PREVIOUS", "cheat", "the answer of that call: o", 11),
     ("BEYOND", "cheat", "4 bytes after o were written, the first 0 beyond its end", 11),
+    ("FAR", "cheat", "4 bytes after o were written, the first 60000 beyond its end", 11),
     ("AHEAD", "cheat", "4 bytes before o were written, the last 1 ahead of its start", 11),
     ("TAIL", "failed", "", 3),
     ("MUTATES", "cheat", "input x was changed", 11),
@@ -36,6 +37,7 @@ const LIES: &[(&str, &str, &str)] = &[
     ("claims-too-much", "crashed", "it wrote too much: 1099511627776 bytes"),
     ("too-little", "crashed", "it wrote too little"),
     ("nothing", "crashed", "it ended (exit status: 0) without an answer"),
+    ("leaves", "crashed", "it ended (exit status: 7) without an answer"),
     ("silence", "timeout", ""),
     ("other-shape", "crashed", "output o has shape"),
     ("other-dtype", "crashed", "it wrote o as I32, expected F32"),
@@ -62,6 +64,7 @@ pub(super) fn tests() -> Vec<Test> {
     });
     let more = [
         test("zoo::narrow_but_declared", Needs::Cc, narrow_but_declared),
+        test("zoo::a_plan_without_a_bound", Needs::Cc, a_plan_without_a_bound),
         test("zoo::random_without_a_claim", Needs::Cc, random_without_a_claim),
         test("zoo::invariance_that_is_claimed", Needs::Cc, invariance_that_is_claimed),
         test("zoo::invariance_that_is_not", Needs::Cc, invariance_that_is_not),
@@ -115,6 +118,15 @@ fn narrow_but_declared() {
     let (ran, rows, _) = check(&home, FILE, &[]);
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(rows.iter().all(|row| row["outcome"] == "passed"), "{ran:?}");
+}
+
+/// Squares of tiny rows are zero in fp8, and one over their root is not finite: nobody fails for that.
+fn a_plan_without_a_bound() {
+    let home = of("HONEST", "plan = { accumulator = \"fp8\" }");
+    let (ran, rows, _) = check(&home, FILE, &["rms_norm/N5-D64;fill=tiny-rows"]);
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert_eq!(rows[0]["outcome"], "mistrusted", "{ran:?}");
+    assert!(rows[0]["why"].as_str().unwrap_or_default().contains("no bound can be derived"));
 }
 
 /// Another last bit is no wrong answer; only who claims otherwise cheats.

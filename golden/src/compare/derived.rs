@@ -12,7 +12,8 @@
 //! - of the whole and of each head the *bias*, slope and mean of `got - want`: 6.4 standard
 //!   deviations, level 1e-9, around what rounding the oracle to the output type gives.
 //!
-//! All hold, or the finding is not ok. An element alone cannot see a drift, an aggregate alone cannot
+//! All hold, or the finding is not ok. Where a run is not finite no bound follows, and the finding says
+//! that of itself: it is no failure of whoever answered. An element alone cannot see a drift, an aggregate alone cannot
 //! see a wrong element, and neither sees a scale of 1.004 under a bf16 plan.
 
 use crate::{
@@ -260,7 +261,8 @@ impl Derived {
             }
             Part::Whole => (rel_rms, 0, "whole"),
         };
-        let ok = over == 0 && not_finite == 0 && budget <= 1.0;
+        let unbounded = self.unbounded();
+        let ok = over == 0 && not_finite == 0 && budget <= 1.0 && unbounded == 0;
         let pattern = (!ok).then(|| {
             let aggregate = || {
                 if bias.iter().any(|bias| 1.0 < bias.used()) {
@@ -269,6 +271,9 @@ impl Derived {
                     format!("no single element over: too much error in {worst_is} {worst_token_at}")
                 }
             };
+            if 0 < unbounded {
+                return format!("no bound: of {unbounded} elements some run is not finite");
+            }
             if over == 0 { aggregate() } else { pattern::axes(&self.shape, &bad) }
         });
         let mut sorted = ulps;
@@ -300,6 +305,7 @@ impl Derived {
             budget,
             bias: bias.into_iter().max_by(|a, b| a.used().total_cmp(&b.used())),
             pattern,
+            unbounded: 0 < unbounded,
             ok,
         }
     }

@@ -19,8 +19,9 @@ impl Layout {
     }
 }
 
-/// Bytes of a guard band, on either side.
-const GUARD: usize = 4096;
+/// Bytes of a guard band on either side, at least and at most: in between it is as long as its tensor,
+/// so that an index that is off by a row, a head or a whole sequence still lands there.
+const GUARD: (usize, usize) = (64 << 10, 1 << 20);
 /// Where tensors start: at multiples of this.
 const ALIGN: usize = 64;
 /// What guard bands hold: NaN in every floating-point type, so that reading there shows as well.
@@ -38,9 +39,10 @@ impl Block {
     /// Room for a tensor; what it holds is poison.
     pub(crate) fn new(layout: Layout) -> Block {
         let size = layout.size();
-        let mut bytes = BAND.repeat((size + 2 * GUARD + ALIGN).div_ceil(2));
-        let start = GUARD + bytes.as_ptr().wrapping_add(GUARD).align_offset(ALIGN);
-        bytes.truncate(start + size + GUARD);
+        let guard = size.clamp(GUARD.0, GUARD.1);
+        let mut bytes = BAND.repeat((size + 2 * guard + ALIGN).div_ceil(2));
+        let start = guard + bytes.as_ptr().wrapping_add(guard).align_offset(ALIGN);
+        bytes.truncate(start + size + guard);
         let mut block = Block { layout, bytes, start };
         block.poison();
         block
@@ -194,7 +196,7 @@ mod tests {
             let mut block = block(Dtype::F32, n);
             let (image, start) = block.image();
             assert_eq!((image.as_ptr() as usize + start) % 64, 0);
-            assert_eq!(image.len(), start + 4 * n + 4096);
+            assert_eq!(image.len(), start + 4 * n + (64 << 10));
             block.image_mut()[start + 4 * n + 7] ^= 1;
             let want = "1 bytes after x were written, the first 7 beyond its end";
             assert_eq!(block.strayed().as_deref(), Some(want));
@@ -202,6 +204,21 @@ mod tests {
             block.image_mut()[start - 1] = 0;
             let want = "1 bytes before x were written, the last 1 ahead of its start";
             assert_eq!(block.strayed().as_deref(), Some(want));
+        }
+    }
+
+    #[test]
+    fn a_guard_is_as_long_as_its_tensor() {
+        for (n, guard) in [(1, 64 << 10), (50_000, 200_000), (300_000, 1 << 20)] {
+            let mut block = block(Dtype::F32, n);
+            let start = block.image().1;
+            let last = start + 4 * n + guard - 1;
+            assert_eq!(block.image().0.len(), last + 1);
+            assert!(guard <= start);
+            block.image_mut()[last] = 0;
+            let want =
+                format!("1 bytes after x were written, the first {} beyond its end", guard - 1);
+            assert_eq!(block.strayed(), Some(want));
         }
     }
 }

@@ -127,17 +127,39 @@ impl Constraints {
         Some(format!("this machine has no {missing}"))
     }
 
-    /// The problem nearest to this one that the kernel takes: sizes grown as little as it takes, the
-    /// first dtype that it names. `None` if it was not found.
+    /// The problem nearest to this one that the kernel takes and that is one of the op (`fits`): sizes
+    /// grown as little as it takes, the first dtype that it names. `None` if it was not found.
     pub fn adapt(
         &self,
         sizes: &Sizes,
         dtype: Dtype,
+        fits: &dyn Fn(&Sizes, Dtype) -> bool,
     ) -> Option<(Vec<(&'static str, usize)>, Dtype)> {
         let dtype = match &self.dtypes {
             Some(dtypes) if !dtypes.contains(&dtype) => dtypes[0],
             _ => dtype,
         };
+        let settled = self.settled(sizes)?;
+        let both = |sizes: &Sizes| self.hold(sizes) && fits(sizes, dtype);
+        if both(&settled) {
+            return Some((settled, dtype));
+        }
+        let moved = moves(sizes, &settled).into_iter().find_map(|(_, _, moves)| {
+            let mut sizes = settled.clone();
+            for (at, size) in moves {
+                sizes[at].1 = size;
+            }
+            both(&sizes).then_some(sizes)
+        });
+        Some((moved?, dtype))
+    }
+
+    fn hold(&self, sizes: &Sizes) -> bool {
+        self.sizes.iter().all(|condition| condition.holds(sizes) != Some(false))
+    }
+
+    /// The sizes nearest to these with which all conditions hold, whatever the op says of them.
+    fn settled(&self, sizes: &Sizes) -> Option<Vec<(&'static str, usize)>> {
         let mut sizes = sizes.to_vec();
         // Settling one condition may break another that shares a letter; a few rounds settle all that
         // can be settled so.
@@ -145,7 +167,7 @@ impl Constraints {
             let Some(broken) =
                 self.sizes.iter().find(|condition| condition.holds(&sizes) == Some(false))
             else {
-                return Some((sizes, dtype));
+                return Some(sizes);
             };
             // What depends on one letter is fixed first, so that sums and ratios follow it.
             let mine: Vec<usize> = (0..sizes.len())
@@ -176,6 +198,85 @@ impl Constraints {
                 .then(|| sizes.clone())
         })
     }
+}
+
+/// Which letters get which sizes, after how much is shrunk and how far they move.
+type Move = (usize, usize, Vec<(usize, usize)>);
+
+/// Up to this size a letter keeps its ratio to one that was settled: those are numbers of heads and
+/// experts. A kernel that mixes up which head shares which shows only where some are shared.
+const SHARED: usize = 64;
+/// How far one letter is moved alone, and two together.
+const FAR: usize = 512;
+const NEAR: usize = 8;
+
+/// Changes of one letter or two that may make a problem of an op out of settled sizes, in the order
+/// in which they are tried: ratios kept, one letter, two letters; grown before shrunk, least first.
+fn moves(before: &Sizes, settled: &Sizes) -> Vec<Move> {
+    let places = 0..settled.len();
+    let kept: Vec<Vec<usize>> = places.clone().map(|at| ratios(before, settled, at)).collect();
+    let change = |moves: Vec<(usize, usize)>| -> Move {
+        let shrunk = moves.iter().filter(|&&(at, to)| to < settled[at].1).count();
+        let far = moves.iter().map(|&(at, to)| to.abs_diff(settled[at].1)).sum();
+        (shrunk, far, moves)
+    };
+    let alone = |of: &dyn Fn(usize) -> Vec<usize>| {
+        let mut all: Vec<Move> = places
+            .clone()
+            .flat_map(|at| of(at).into_iter().map(move |to| change(vec![(at, to)])))
+            .collect();
+        all.sort();
+        all
+    };
+    let close: Vec<Vec<usize>> = places
+        .clone()
+        .map(|at| [kept[at].clone(), others(settled, at, NEAR, 0)].concat())
+        .collect();
+    let mut pairs: Vec<Move> = Vec::new();
+    for second in places.clone() {
+        for first in 0..second {
+            for &a in &close[first] {
+                pairs.extend(close[second].iter().map(|&b| change(vec![(first, a), (second, b)])));
+            }
+        }
+    }
+    pairs.sort();
+    let kept = alone(&|at| kept[at].clone());
+    let one = alone(&|at| others(settled, at, FAR, FAR / 2));
+    [kept, one, pairs].concat()
+}
+
+/// Sizes of a letter that keep its ratio to a letter that was settled.
+fn ratios(before: &Sizes, settled: &Sizes, at: usize) -> Vec<usize> {
+    let now = settled[at].1;
+    let mut all: Vec<usize> = before
+        .iter()
+        .zip(settled)
+        .filter(|((_, from), (_, to))| from != to && 0 < *from)
+        .filter_map(|(&(_, from), &(_, to))| {
+            let scaled = now.checked_mul(to)?;
+            (scaled.is_multiple_of(from)).then(|| scaled / from)
+        })
+        .filter(|&scaled| scaled != now && (1..=SHARED).contains(&scaled))
+        .collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// Sizes of a letter around its own, those of the others and a bit more, and their multiples on
+/// either side: what ops ask of two letters is that one divides the other, or is not above it.
+fn others(settled: &Sizes, at: usize, around: usize, above: usize) -> Vec<usize> {
+    let now = settled[at].1;
+    let mut all: Vec<usize> = (now.saturating_sub(around)..=now.saturating_add(around)).collect();
+    for &(_, other) in settled {
+        all.extend(other..=other.saturating_add(above));
+        all.extend([now.next_multiple_of(other.max(1)), now - now % other.max(1)]);
+    }
+    all.retain(|&size| size != now && 0 < size && size <= MAX_SIZE);
+    all.sort_unstable();
+    all.dedup();
+    all
 }
 
 impl Condition {
@@ -305,11 +406,39 @@ mod tests {
         let all =
             read("\"T % 64\" = 0\nK = 128\n\"HV / HK\" = 2\ndtype = ['bf16', 'f16']").unwrap();
         let sizes = [("T", 65), ("HK", 3), ("HV", 3), ("K", 16)];
-        let (sizes, dtype) = all.adapt(&sizes, Dtype::F32).unwrap();
+        let (sizes, dtype) = all.adapt(&sizes, Dtype::F32, &|_, _| true).unwrap();
         assert_eq!(dtype, Dtype::Bf16);
         assert_eq!(all.refuse(&sizes, dtype), None);
         assert_eq!((sizes[0].1, sizes[3].1), (128, 128));
         let none = read("T = 65\n\"T % 64\" = 0").unwrap();
-        assert_eq!(none.adapt(&[("T", 1)], Dtype::F32), None);
+        assert_eq!(none.adapt(&[("T", 1)], Dtype::F32, &|_, _| true), None);
+    }
+
+    /// What attention asks of its sizes.
+    fn attention(sizes: &[(&'static str, usize)], _: Dtype) -> bool {
+        let [t, tk, hq, hkv] = [0, 1, 2, 3].map(|at| sizes[at].1);
+        t <= tk && hq.is_multiple_of(hkv)
+    }
+
+    #[test]
+    fn the_nearest_problem_is_one_of_the_op() {
+        let sizes = [("T", 33), ("TK", 40), ("HQ", 4), ("HKV", 2)];
+        for (text, want) in [
+            ("T = 64", Some([64, 64, 4, 2])),
+            ("T = 65536", Some([65536, 65536, 4, 2])),
+            ("T = 5000\n\"TK % 128\" = 0", Some([5000, 5120, 4, 2])),
+            // Two query heads share a key head as before.
+            ("HKV = 8", Some([33, 40, 16, 8])),
+            ("HKV = 3", Some([33, 40, 6, 3])),
+            ("HQ = 5", Some([33, 40, 5, 5])),
+            ("HQ = 5\nHKV = '<= 4'", Some([33, 40, 5, 1])),
+            ("HQ = 5\nT = 64", Some([64, 64, 5, 5])),
+            ("HQ = 5\nHKV = 3", None),
+            ("TK = 32", Some([32, 32, 4, 2])),
+        ] {
+            let found = read(text).unwrap().adapt(&sizes, Dtype::F32, &attention);
+            let found = found.map(|(sizes, _)| [0, 1, 2, 3].map(|at| sizes[at].1));
+            assert_eq!(found, want, "{text}");
+        }
     }
 }

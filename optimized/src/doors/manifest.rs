@@ -369,6 +369,7 @@ fn plans(mut table: toml::Table) -> Result<BTreeMap<&'static str, Stored>, Strin
         let output = table.contains_key("output");
         let plan = Plan::deserialize(table.clone())
             .map_err(|error: toml::de::Error| error.message().replace('\n', " "))?;
+        plan.check()?;
         for grid in [plan.output, plan.state] {
             if grid == Grid::Fp8 {
                 return Err("output and state: expected f32, f16 or bf16, got fp8".to_owned());
@@ -388,4 +389,25 @@ fn plans(mut table: toml::Table) -> Result<BTreeMap<&'static str, Stored>, Strin
 fn exists(file: &Path) -> Result<(), String> {
     let found = file.metadata().map_err(|e| format!("{}: {e}", file.display()))?;
     if found.is_file() { Ok(()) } else { Err(format!("{}: expected a file", file.display())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plans;
+
+    #[test]
+    fn no_plan_declares_any_error_it_likes() {
+        let why = |text: &str| plans(text.parse().expect("a table")).err();
+        assert_eq!(why("root_ulps = 64\nexp_ulps = 0.5\n[f32]\nlog_ulps = 4"), None);
+        for (text, told) in [
+            ("root_ulps = 1e7", "root_ulps: expected a number from 0 to 64, got 1e7"),
+            ("exp_ulps = inf", "exp_ulps: expected a number from 0 to 64, got inf"),
+            ("log_ulps = nan", "log_ulps: expected a number from 0 to 64, got NaN"),
+            ("trig_ulps = -1", "trig_ulps: expected a number from 0 to 64, got -1"),
+            ("[f32]\nexp_ulps = 1e30", "f32: exp_ulps: expected a number from 0 to 64, got 1e30"),
+            ("[bf16]\nexp_ulps = 65", "bf16: exp_ulps: expected a number from 0 to 64, got 65"),
+        ] {
+            assert_eq!(why(text).as_deref(), Some(told), "{text}");
+        }
+    }
 }

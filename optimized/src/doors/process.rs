@@ -21,6 +21,7 @@ use std::{
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
     thread,
+    time::Duration,
 };
 
 use golden::Dtype;
@@ -160,7 +161,11 @@ impl Running {
             let writing = scope.spawn(|| frame::write(to, header, payload));
             let answer = frame::read(from, most);
             if answer.is_err() {
-                // Who has not answered will not read on either.
+                // Who has not answered will not read on either. Whoever closed its output is most
+                // likely about to end by itself, and how it ends is what is told.
+                if matches!(answer, Err(None)) {
+                    leave(child);
+                }
                 let _ = child.kill();
             }
             let _ = writing.join();
@@ -187,6 +192,21 @@ impl Running {
             }
             _ => Err(Fault::Died(format!("it wrote status {}, expected ok", header["status"]))),
         }
+    }
+}
+
+/// How often a program that closed its output is looked at, and how long it is left alone in between:
+/// it has 200 ms to end by itself.
+const LOOKS: u32 = 100;
+const BETWEEN: Duration = Duration::from_millis(2);
+
+/// Waits until it has ended by itself, but not for long.
+fn leave(child: &mut Child) {
+    for _ in 0..LOOKS {
+        if !matches!(child.try_wait(), Ok(None)) {
+            return;
+        }
+        thread::sleep(BETWEEN);
     }
 }
 

@@ -11,6 +11,7 @@ enum {
     BY_POINTER,  /* answers by the address of x */
     PREVIOUS,    /* answers what it answered the call before */
     BEYOND,      /* writes one element behind o */
+    FAR,         /* writes one element far behind o */
     AHEAD,       /* writes one element ahead of o */
     TAIL,        /* leaves the last quarter of o as it was */
     MUTATES,     /* writes to x */
@@ -87,6 +88,7 @@ int karat_rms_norm(const karat_call *call) {
         break;
     }
     case BEYOND: o[n] = 1; break;
+    case FAR: o[n + 15000] = 1; break;
     case AHEAD: o[-1] = 1; break;
     case TAIL:
         for (size_t i = n - n / 4; i < n; i++) o[i] = NAN;
