@@ -15,8 +15,11 @@
 //! the first of them, in the order of the computation, is named.
 
 mod element;
+mod file;
 mod model;
 mod op;
+mod parts;
+mod progress;
 mod recorded;
 #[cfg(test)]
 mod tests;
@@ -27,8 +30,10 @@ use serde_json::{Value, json};
 
 pub use self::{
     element::First,
+    file::{File, against_file},
     model::{Asked, against_reference},
-    recorded::{File, against_file, against_recording},
+    progress::Progress,
+    recorded::against_recording,
 };
 pub(crate) use self::{
     op::{Kernel, kernel},
@@ -54,6 +59,8 @@ pub struct Report {
 pub struct Row {
     /// The part.
     pub part: Part,
+    /// What else is in it that cannot be told from the part, all of it in words; `None` if nothing is.
+    pub span: Option<String>,
     /// Error of the residual stream that it got, relative RMS; `None` if unknown.
     pub inherited: Option<f64>,
     /// Error of what it left of the right input.
@@ -85,6 +92,13 @@ pub struct Op {
     pub notes: Vec<String>,
 }
 
+impl Row {
+    /// What it tells of.
+    pub fn name(&self) -> String {
+        self.span.clone().unwrap_or_else(|| self.part.to_string())
+    }
+}
+
 impl Report {
     /// Whether nothing is to blame.
     pub fn ok(&self) -> bool {
@@ -99,6 +113,14 @@ impl Report {
             (Some(row), Some(op)) => Some(row.min(op)),
             (row, op) => row.or(op),
         }
+    }
+
+    /// The same in words: as narrow as it can be told, which is the part where an op in it is to blame.
+    pub fn blame(&self) -> Option<String> {
+        let part = self.part()?;
+        let row = self.rows.iter().find(|row| !row.ok && row.part == part);
+        let told = self.ops.first().is_some_and(|op| op.part == part);
+        Some(row.filter(|_| !told).map_or_else(|| part.to_string(), Row::name))
     }
 
     /// Its ops that are to blame, each once.
@@ -117,7 +139,7 @@ impl Report {
         let optional = |x: Option<f64>| x.map_or(Value::Null, number);
         let rows = self.rows.iter().map(|row| {
             json!({
-                "schema": "karat.result/1", "kind": "bisect", "subject": self.subject, "part": row.part.to_string(),
+                "schema": "karat.result/1", "kind": "bisect", "subject": self.subject, "part": row.name(),
                 "inherited": optional(row.inherited), "local": optional(row.local), "allowed": optional(row.allowed),
                 "after": optional(row.after), "ok": row.ok,
             })

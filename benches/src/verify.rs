@@ -234,7 +234,7 @@ fn sketched(
 }
 
 /// The largest logits and the log of the sum of all, where no more was recorded.
-fn top_logits(
+pub(crate) fn top_logits(
     recording: &Recording,
     prompt: &Prompt,
     got: &Array2<f32>,

@@ -1,16 +1,24 @@
 //! `karat bisect`: where an engine or a kernel goes wrong.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+    time::Duration,
+};
 
 use benches::{
-    bisect::{Asked, File, Op, Report, against_file, against_recording, against_reference},
+    bisect::{
+        Asked, File, Op, Progress, Report, against_file, against_recording, against_reference,
+    },
     registry,
 };
 use golden::{
     Rng, Weights,
-    recording::{Prompt as Recorded, Recording},
+    engine::INTERRUPTED,
+    recording::{Prompt as Recorded, Recording, RecordingError},
     tap::Part,
 };
+use indicatif::ProgressBar;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 
@@ -19,7 +27,7 @@ use crate::{
     exit::{Exit, fail, refuse},
     golden_cmd,
     logits::Prompt,
-    out::Out,
+    out::{self, Out},
     same::typed,
 };
 
@@ -61,44 +69,104 @@ const MODEL: &str = "synthetic:ragged";
 const PIECES: [usize; 3] = [11, 4, 1];
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
-    let recording = args.against.strip_prefix("golden:");
-    let reports = match (&args.job, recording) {
-        (Some(job), None) => vec![kernel(args, job)?],
-        (Some(_), Some(_)) => {
-            return Err(refuse("bisect: a problem is held against the reference"));
-        }
-        (None, Some(name)) => recorded(args, name)?,
-        (None, None) if args.against == "reference" => vec![engine(args)?],
-        (None, None) => {
-            let given = &args.against;
-            return Err(refuse(format!("--against {given:?}: expected reference or golden:DIR")));
-        }
-    };
+    let bar = out.bar(0, "bisect", false);
+    let reports = reports(args, &bar);
+    bar.finish_and_clear();
+    let reports = reports?;
     for report in &reports {
         tell(report, args, out);
     }
-    let exit = if reports.iter().all(Report::ok) { Exit::Ok } else { Exit::Wrong };
     let wrong = reports.iter().find(|report| !report.ok());
+    // A comparison that does not see the fault it was given proves nothing of what it passes.
+    let unseen = args.plant.as_deref().filter(|_| wrong.is_none());
+    if let Some(plant) = unseen {
+        out.line(&format!("{plant} was not seen by this comparison: {}", elsewhere(args)));
+    }
+    let exit = if wrong.is_none() && unseen.is_none() { Exit::Ok } else { Exit::Wrong };
     out.json(&json!({
         "schema": "karat.result/1", "kind": "summary", "exit": exit as u8,
-        "part": wrong.and_then(Report::part).map(|part| part.to_string()),
+        "part": wrong.and_then(Report::blame),
         "ops": wrong.map(Report::blamed).unwrap_or_default(),
         "unknown": reports.iter().flat_map(|report| &report.unknown).collect::<Vec<_>>(),
+        "unseen": unseen,
     }));
     Ok(exit)
 }
 
-fn kernel(args: &Args, job: &str) -> anyhow::Result<Report> {
+/// What might see a fault that was planted and not seen.
+fn elsewhere(args: &Args) -> &'static str {
+    if args.job.is_some() {
+        "try larger sizes or another fill, which karat list names"
+    } else if args.against == "reference" {
+        "try another --model, or pieces (--split) that carry states"
+    } else {
+        "try --against reference or another recording; karat mutate names one that sees it"
+    }
+}
+
+fn reports(args: &Args, bar: &ProgressBar) -> anyhow::Result<Vec<Report>> {
+    match (&args.job, args.against.strip_prefix("golden:")) {
+        (Some(job), None) => Ok(vec![kernel(args, job, bar)?]),
+        (Some(_), Some(_)) => Err(refuse("bisect: a problem is held against the reference")),
+        (None, Some(name)) => recorded(args, name, bar),
+        (None, None) if args.against == "reference" => Ok(vec![engine(args, bar)?]),
+        (None, None) => {
+            let given = &args.against;
+            Err(refuse(format!("--against {given:?}: expected reference or golden:DIR")))
+        }
+    }
+}
+
+/// Draws how far it is, and ends the work at the next layer once it was interrupted.
+fn progress(bar: &ProgressBar) -> Progress {
+    let bar = bar.clone();
+    Arc::new(move |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+        !out::interrupted()
+    })
+}
+
+/// How a bisection that found nothing out ended.
+fn ended(error: &golden::Error) -> anyhow::Error {
+    if error.to_string() == INTERRUPTED {
+        fail(Exit::Interrupted, INTERRUPTED)
+    } else if error.is::<RecordingError>() {
+        fail(Exit::Recording, error.to_string())
+    } else {
+        refuse(error)
+    }
+}
+
+/// A problem has no layers at which it could be ended, so it runs beside, and is left where it is.
+fn kernel(args: &Args, job: &str, bar: &ProgressBar) -> anyhow::Result<Report> {
     let expected = || refuse(format!("{job:?}: expected op/spec@device/algorithm"));
     let (problem, variant) = job.split_once('@').ok_or_else(expected)?;
     let (op, spec) = problem.split_once('/').ok_or_else(expected)?;
     let known = || registry::OPS.iter().map(|op| op.name()).collect::<Vec<_>>().join(", ");
     let entry = registry::op(op)
         .ok_or_else(|| refuse(format!("op {op:?}: expected one of {}", known())))?;
-    entry.bisect(spec, variant, args.plant.as_deref()).map_err(refuse)
+    let (told, report) = mpsc::channel();
+    let (spec, variant, plant) = (spec.to_owned(), variant.to_owned(), args.plant.clone());
+    std::thread::spawn(move || {
+        // Nobody listens any more where it was interrupted.
+        let _ = told.send(entry.bisect(&spec, &variant, plant.as_deref()));
+    });
+    loop {
+        match report.recv_timeout(Duration::from_millis(50)) {
+            Ok(report) => return report.map_err(refuse),
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                return Err(fail(Exit::Internal, "a fault of karat itself; please report it"));
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) if out::interrupted() => {
+                return Err(fail(Exit::Interrupted, INTERRUPTED));
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => bar.tick(),
+        }
+    }
 }
 
-fn engine(args: &Args) -> anyhow::Result<Report> {
+fn engine(args: &Args, bar: &ProgressBar) -> anyhow::Result<Report> {
     if args.engine.starts_with("file:") {
         return Err(refuse("--engine file:…: a file is held against a recording, golden:DIR"));
     }
@@ -121,7 +189,7 @@ fn engine(args: &Args) -> anyhow::Result<Report> {
             "--split: expected pieces above 0 that sum to {columns}, got {pieces:?}"
         )));
     }
-    against_reference(&asked(args, weights, tokens, pieces)).map_err(refuse)
+    against_reference(&asked(args, weights, tokens, pieces, bar)).map_err(|e| ended(&e))
 }
 
 /// A prompt, and the last token as a step after it: what carries no state shows nothing of it.
@@ -145,33 +213,37 @@ fn drawn(weights: &dyn Weights, pieces: &[usize]) -> anyhow::Result<Vec<u32>> {
     Ok((0..columns).map(|_| rng.below(config.vocab_size) as u32).collect())
 }
 
-fn asked(
-    args: &Args,
-    weights: std::sync::Arc<dyn Weights>,
+fn asked<'a>(
+    args: &'a Args,
+    weights: Arc<dyn Weights>,
     tokens: Vec<Vec<u32>>,
     pieces: Vec<usize>,
-) -> Asked<'_> {
+    bar: &ProgressBar,
+) -> Asked<'a> {
     let (engine, number, plant) = (&*args.engine, &*args.number, args.plant.as_deref());
-    Asked { engine, number, plant, weights, tokens, pieces }
+    Asked { engine, number, plant, weights, tokens, pieces, progress: progress(bar) }
 }
 
 /// Prompts of a recording, until one is wrong.
-fn recorded(args: &Args, name: &str) -> anyhow::Result<Vec<Report>> {
+fn recorded(args: &Args, name: &str, bar: &ProgressBar) -> anyhow::Result<Vec<Report>> {
     if args.tokens.is_some() || !args.split.is_empty() {
         return Err(refuse("--tokens, --split: a recording has its own prompts"));
     }
     let recording = golden_cmd::open(name)?;
     let prompts = prompts(args, &recording)?;
-    let wrong = |e: golden::Error| match e.downcast_ref::<golden::recording::RecordingError>() {
-        Some(error) => fail(Exit::Recording, error.to_string()),
-        None => refuse(e),
-    };
     if let Some(path) = args.engine.strip_prefix("file:") {
-        let file = file(Path::new(path))?;
+        if args.plant.is_some() {
+            return Err(refuse("--plant: no fault can be planted in a file of answers"));
+        }
+        let (file, others) = file(Path::new(path))?;
         let Ok([prompt]) = <[&Recorded; 1]>::try_from(prompts) else {
             return Err(refuse("--prompt: expected which of the recording the file answers"));
         };
-        return Ok(vec![against_file(&file, path, &recording, prompt).map_err(wrong)?]);
+        let mut report = against_file(&file, path, &recording, prompt).map_err(|e| ended(&e))?;
+        if !others.is_empty() {
+            report.unknown.push(format!("{}: not judged here", others.join(", ")));
+        }
+        return Ok(vec![report]);
     }
     let model = match &args.model {
         Some(model) => model.clone(),
@@ -180,8 +252,8 @@ fn recorded(args: &Args, name: &str) -> anyhow::Result<Vec<Report>> {
     let weights = golden::open(&model).map_err(refuse)?;
     let mut reports = Vec::new();
     for prompt in prompts {
-        let asked = asked(args, weights.clone(), Vec::new(), Vec::new());
-        reports.push(against_recording(&asked, &recording, prompt).map_err(wrong)?);
+        let asked = asked(args, weights.clone(), Vec::new(), Vec::new(), bar);
+        reports.push(against_recording(&asked, &recording, prompt).map_err(|e| ended(&e))?);
         if reports.last().is_some_and(|report| !report.ok()) {
             break;
         }
@@ -191,6 +263,12 @@ fn recorded(args: &Args, name: &str) -> anyhow::Result<Vec<Report>> {
 
 fn prompts<'a>(args: &Args, recording: &'a Recording) -> anyhow::Result<Vec<&'a Recorded>> {
     let all = &recording.manifest.prompts;
+    if all.is_empty() {
+        return Err(refuse(format!(
+            "{}: a recording of no whole model; `karat check` holds ops against it",
+            recording.id()
+        )));
+    }
     let kept: Vec<&Recorded> =
         all.iter().filter(|p| args.prompt.as_ref().is_none_or(|id| *id == p.id)).collect();
     if kept.is_empty() {
@@ -200,15 +278,22 @@ fn prompts<'a>(args: &Args, recording: &'a Recording) -> anyhow::Result<Vec<&'a 
     Ok(kept)
 }
 
-/// The f32 tensors of a file of answers.
-fn file(path: &Path) -> anyhow::Result<File> {
+/// Hidden states and logits of a file of answers, and what other answers there are in it.
+fn file(path: &Path) -> anyhow::Result<(File, Vec<String>)> {
     let wrong = |what: &dyn std::fmt::Display| refuse(format!("{}: {what}", path.display()));
     let data = golden::map::map(path).map_err(|e| wrong(&e))?;
     let parsed = SafeTensors::deserialize(&data).map_err(|e| wrong(&e))?;
-    let mut file = File::new();
+    let (mut file, mut others) = (File::new(), Vec::new());
     for (name, tensor) in parsed.tensors() {
-        if tensor.dtype() != Dtype::F32 || !(name == "logits" || name.starts_with("hidden.")) {
+        if name != "logits" && !name.starts_with("hidden") {
+            if name != "input_ids" && name != "attention_mask" {
+                others.push(name);
+            }
             continue;
+        }
+        if tensor.dtype() != Dtype::F32 {
+            let got = tensor.dtype();
+            return Err(wrong(&format!("tensor {name}: expected F32, got {got:?}")));
         }
         let bytes = tensor.data().as_chunks::<4>().0;
         let values = bytes.iter().map(|&b| f32::from_le_bytes(b)).collect();
@@ -218,7 +303,8 @@ fn file(path: &Path) -> anyhow::Result<File> {
     if file.is_empty() {
         return Err(wrong(&"expected F32 tensors logits or hidden.l, [B, T, …]"));
     }
-    Ok(file)
+    others.sort();
+    Ok((file, others))
 }
 
 fn tell(report: &Report, args: &Args, out: &Out) {
@@ -226,7 +312,7 @@ fn tell(report: &Report, args: &Args, out: &Out) {
     let number = |x: Option<f64>| x.map_or("not known".to_owned(), |x| format!("{x:.2e}"));
     let row = |row: &benches::bisect::Row| {
         vec![
-            row.part.to_string(),
+            row.name(),
             number(row.inherited),
             number(row.local),
             number(row.allowed),
@@ -253,7 +339,8 @@ fn tell(report: &Report, args: &Args, out: &Out) {
     for unknown in &report.unknown {
         out.line(&format!("cannot be told: {unknown}"));
     }
-    match part {
+    match report.blame() {
+        None if args.plant.is_some() => out.line("nothing was found"),
         None => out.line("nothing is to blame"),
         Some(part) => {
             let ops = report.blamed().join(", ");

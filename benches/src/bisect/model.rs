@@ -21,6 +21,7 @@ use reference::{
 
 use super::{
     Op, Report, Row, element,
+    progress::{Progress, Steps},
     walk::{Given, Text, Told, walk},
 };
 use crate::{
@@ -44,27 +45,26 @@ pub struct Asked<'a> {
     pub tokens: Vec<Vec<u32>>,
     /// Columns in which they are fed.
     pub pieces: Vec<usize>,
+    /// Told how far it is.
+    pub progress: Progress,
 }
 
 /// Holds an engine against the reference.
 ///
 /// # Errors
-/// If there is no such engine, or it cannot run.
+/// If there is no such engine, it cannot run, or the work was ended.
 pub fn against_reference(asked: &Asked<'_>) -> Result<Report, Error> {
     let mut engine = crate::engine(asked.engine, asked.number, asked.weights.clone(), asked.plant)?;
+    let steps = Steps::new(asked.progress.clone());
+    engine.watch(steps.listener());
     let oracle = Oracle::new(
         asked.weights.clone(),
         asked.number,
         engine.plan(),
         Text { tokens: asked.tokens.clone(), pieces: asked.pieces.clone() },
+        steps,
     )?;
-    let mut report = oracle.hold(&mut *engine)?;
-    if let (true, Some(plant)) = (report.ok(), asked.plant) {
-        report.unknown.push(format!(
-            "{plant} changes nothing here: try another model, or pieces that carry states"
-        ));
-    }
-    Ok(report)
+    oracle.hold(&mut *engine)
 }
 
 /// What is put in place of what the engine computed.
@@ -92,6 +92,7 @@ pub(super) struct Oracle {
     /// Bounds of walks that are forced with the reference's own intermediates: every engine of this
     /// plan shares them.
     kept: Mutex<Kept>,
+    steps: Steps,
 }
 
 impl Oracle {
@@ -101,20 +102,30 @@ impl Oracle {
         number: &str,
         plan: Plan,
         text: Text,
+        steps: Steps,
     ) -> Result<Oracle, Error> {
         // Every side is fed exactly what the engine gets, weights too.
         let cast = number == "bf16";
         let weights: Arc<dyn Weights> =
             if cast { Arc::new(Rounded::new(weights, Dtype::Bf16)) } else { weights };
-        let mut oracle =
-            Oracle { weights, cast, plan, text, free: Told::default(), kept: Mutex::default() };
+        let (free, kept) = (Told::default(), Mutex::default());
+        let mut oracle = Oracle { weights, cast, plan, text, free, kept, steps };
+        oracle.expect(1);
         oracle.free = walk(&mut oracle.model::<f64>(), &oracle.text, &Given::default())?;
         Ok(oracle)
     }
 
     fn model<R: Real>(&self) -> Model<R> {
         let model = Model::new(self.weights.clone());
-        if self.cast { model.with_frequencies_in(Dtype::Bf16) } else { model }
+        let mut model = if self.cast { model.with_frequencies_in(Dtype::Bf16) } else { model };
+        model.watch(self.steps.listener());
+        model
+    }
+
+    /// So many more walks are to come.
+    fn expect(&self, walks: usize) {
+        let layers = self.weights.config().num_hidden_layers();
+        self.steps.expect(walks * layers * self.text.pieces.len());
     }
 
     /// What is told of the residual stream and after it.
@@ -155,11 +166,13 @@ impl Oracle {
         };
         // Experts are the oracle's: a swap in a near tie is judged where the router is.
         let routing = Given { forced: Vec::new(), mtp: None, ..self.given(&self.free, Fed::Free) };
+        self.expect(1);
         let free = walk(engine, &self.text, &routing)?;
         let tells_ops = free.whole(&self.text)?.iter().any(|(tap, _)| !Oracle::stream(tap));
         let mut side = |fed: Fed, free: &Told| -> Result<Vec<Judged>, Error> {
             if forces {
                 let given = self.given(&self.free, fed);
+                self.expect(1);
                 let got = walk(engine, &self.text, &given)?;
                 self.settle(&self.free, fed, &got, true)
             } else {
@@ -232,6 +245,7 @@ impl Oracle {
             whole.retain(|(tap, _)| keep(tap) && tap.tensor != "ids" && tap.tensor != "margins");
             Ok(whole)
         };
+        self.expect(1);
         let want = pick(&walk(&mut self.model::<f64>(), &self.text, &given)?)?;
         let ids: Vec<(Part, ArrayD<i64>)> = from
             .whole(&self.text)?
@@ -258,6 +272,7 @@ impl Oracle {
             if let Some(bounds) = kept {
                 return Ok(bounds);
             }
+            self.expect(runs as usize);
             let bounds = Arc::new(spread::derive(&named, &grid, runs, &run)?);
             if let (true, Ok(mut kept)) = (shared, self.kept.lock()) {
                 kept.push(((fed, runs), bounds.clone()));
@@ -304,6 +319,7 @@ impl Oracle {
     fn router(&self, engine: &mut dyn Engine) -> Result<Vec<Op>, Error> {
         let given = Given { routing: Vec::new(), ..self.given(&self.free, Fed::Ops) };
         let layers = self.weights.config().num_hidden_layers();
+        self.expect(2);
         let got = walk(engine, &self.text, &given)?.routing(layers);
         let own = walk(&mut self.model::<f64>(), &self.text, &given)?;
         let margins = |told: &Told| -> Result<Vec<(Part, Vec<f64>)>, Error> {
@@ -316,6 +332,7 @@ impl Oracle {
             return Ok(Vec::new());
         }
         let mut off: Vec<Vec<f64>> = want.iter().map(|(_, x)| vec![0.0; x.len()]).collect();
+        self.expect(SCREEN as usize);
         for seed in 0..SCREEN {
             let run = under(&self.plan, None, Rounding::Random(u64::from(seed)), || {
                 walk(&mut self.model::<Planned>(), &self.text, &given)
@@ -429,6 +446,7 @@ fn rows(free: &[Judged], layers: &[Judged]) -> Vec<Row> {
         } else {
             rows.push(Row {
                 part: one.tap.part,
+                span: None,
                 inherited: before,
                 local: Some(finding.rel_rms),
                 allowed: Some(finding.rel_rms_allowed),

@@ -1,4 +1,4 @@
-//! An engine, or a file of its answers, held against a recording, layer by layer.
+//! An engine held against a recording, layer by layer.
 //!
 //! Where every hidden state was recorded whole, each layer is fed the recorded one before it. Of a
 //! sketch a distance can be estimated, but nothing can be fed: what a layer adds is then not told from
@@ -9,42 +9,54 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use golden::{
     Engine, Error,
-    compare::{Finding, matrices},
+    compare::matrices,
     recording::{Kind, Prompt, Recording},
     tap::{self, Forced, Part, RESIDUAL, Value},
 };
-use ndarray::{Array2, ArrayD, Axis, Ix3, concatenate, s};
+use ndarray::{Array2, Axis};
 
 use super::{
-    Asked, Report, Row,
+    Asked, Report,
     model::Oracle,
+    parts,
+    progress::Steps,
     walk::{Given, Text, walk},
 };
 use crate::{
     emulation::verify_bf16,
     same,
-    verify::{Rule, held, recorded_routing, rows, verify},
+    verify::{Rule, recorded_routing, rows, verify},
 };
-
-/// What an engine of any kind wrote down: `hidden.l` and `logits`, each `[B, T, …]`.
-pub type File = BTreeMap<String, ArrayD<f32>>;
 
 /// Holds an engine against one prompt of a recording, and where it is wrong against the reference.
 ///
 /// # Errors
-/// If the engine cannot run, or the recording lacks what its manifest promises.
+/// If the engine cannot run or is of another model, if the recording has nothing of a part or lacks what
+/// its manifest promises, or if the work was ended.
 pub fn against_recording(
     asked: &Asked<'_>,
     recording: &Recording,
     prompt: &Prompt,
 ) -> Result<Report, Error> {
+    parts::same_sizes(recording, asked.weights.config())?;
+    let steps = Steps::new(asked.progress.clone());
     let mut engine = crate::engine(asked.engine, asked.number, asked.weights.clone(), asked.plant)?;
+    engine.watch(steps.listener());
+    let layers = engine.config().num_hidden_layers();
+    let pieces = prompt.split.as_ref().map_or(1, Vec::len) + prompt.decode.unwrap_or(0);
+    steps.expect(layers * pieces);
+    // Layers tell of themselves, and end the work as well.
+    let told = &mut |_, _| true;
     let rule = Rule::of(asked.number);
     let verified = if asked.number == "bf16" {
-        let make = || crate::emulated(asked.weights.clone(), asked.plant);
-        verify_bf16(&make, recording, prompt, &mut |_, _| true)?
+        let make = || {
+            let mut emulated = crate::emulated(asked.weights.clone(), asked.plant)?;
+            emulated.watch(steps.listener());
+            Ok(emulated)
+        };
+        verify_bf16(&make, recording, prompt, told)?
     } else {
-        verify(&mut *engine, recording, prompt, rule, &mut |_, _| true)?
+        verify(&mut *engine, recording, prompt, rule, told)?
     };
     let find = |name: &str| verified.findings.iter().find(|(tap, _)| tap == name);
     let free = |name: &str| find(name).map(|(_, finding)| finding.clone());
@@ -52,8 +64,8 @@ pub fn against_recording(
         subject: format!("{} against {}/{}", engine.name(), recording.id(), prompt.id),
         ..Report::default()
     };
-    let layers = engine.config().num_hidden_layers();
     let fed = if engine.forces() {
+        steps.expect(layers * text(recording, prompt)?.pieces.len());
         streams(&mut *engine, recording, prompt, rule, layers)?
     } else {
         None
@@ -76,7 +88,14 @@ pub fn against_recording(
             "{why}: what a layer adds is not told from what it inherits; the first over its bound is named"
         ));
     }
-    report.rows = parts(layers, &free, &local.unwrap_or_default());
+    report.rows = parts::rows(layers, &free, &local.unwrap_or_default());
+    if report.rows.is_empty() {
+        let (id, prompt) = (recording.id(), &prompt.id);
+        return Err(format!(
+            "{id}: prompt {prompt}: no hidden state and no logits to hold it against"
+        )
+        .into());
+    }
     if let Some(flip) = &verified.illegal_flip {
         report.unknown.push(format!("routing: {flip}"));
     }
@@ -85,10 +104,12 @@ pub fn against_recording(
     }
     let text = continued(recording, prompt)?;
     let mut oracle = crate::engine("reference", "f64", asked.weights.clone(), None)?;
-    let agrees = asked.number == "bf16"
-        || verify(&mut *oracle, recording, prompt, Rule::F64, &mut |_, _| true)?.ok();
+    oracle.watch(steps.listener());
+    steps.expect(layers * pieces);
+    let agrees =
+        asked.number == "bf16" || verify(&mut *oracle, recording, prompt, Rule::F64, told)?.ok();
     if agrees {
-        let oracle = Oracle::new(asked.weights.clone(), asked.number, engine.plan(), text)?;
+        let oracle = Oracle::new(asked.weights.clone(), asked.number, engine.plan(), text, steps)?;
         let found = oracle.hold(&mut *engine)?;
         report.unknown.extend(found.unknown);
         report.ops = found.ops;
@@ -98,66 +119,13 @@ pub fn against_recording(
                 .to_owned(),
         );
     }
-    if let (true, Some((tap, _))) = (report.ok(), verified.first_bad()) {
+    if report.ok() {
         report.rows.iter_mut().last().into_iter().for_each(|row| row.ok = false);
-        report.unknown.push(format!("{tap} is over its bound, and no part is found to blame"));
-    }
-    Ok(report)
-}
-
-/// Holds a file of answers against one prompt of a recording. Needs no weights.
-///
-/// # Errors
-/// If a tensor has another shape, or the recording lacks what its manifest promises.
-pub fn against_file(
-    file: &File,
-    name: &str,
-    recording: &Recording,
-    prompt: &Prompt,
-) -> Result<Report, Error> {
-    let real = recording.real_rows(prompt)?;
-    let mut findings: Vec<(String, Finding)> = Vec::new();
-    let mut sketched = false;
-    let layers = file.keys().filter(|name| name.starts_with("hidden.")).count();
-    for (tensor, x) in file {
-        let x = x.clone().into_dimensionality::<Ix3>().map_err(|_| {
-            format!("{name}: tensor {tensor}: expected [B, T, …], got {:?}", x.shape())
-        })?;
-        if x.shape()[..2] != [prompt.batch, prompt.tokens] {
-            let (want, got) = ([prompt.batch, prompt.tokens], &x.shape()[..2]);
-            return Err(format!(
-                "{name}: tensor {tensor}: expected [B, T] {want:?} of {}, got {got:?}",
-                prompt.id
-            )
-            .into());
-        }
-        let t = prompt.tokens;
-        let kept: Vec<_> =
-            real.iter().enumerate().map(|(i, &n)| x.slice(s![i, t - n.., ..])).collect();
-        let x = concatenate(Axis(0), &kept)?;
-        sketched |= recording.get(&format!("{}/{tensor}.sketch", prompt.id)).is_some();
-        if let Some(finding) = held(recording, prompt, tensor, &x, Rule::F32)? {
-            findings.push((tensor.clone(), finding));
-        }
-    }
-    if findings.is_empty() {
-        return Err(format!("{name}: nothing in it was recorded of {}", prompt.id).into());
-    }
-    let free = |tap: &str| {
-        findings.iter().find(|(name, _)| name == tap).map(|(_, finding)| finding.clone())
-    };
-    let mut report = Report {
-        subject: format!("{name} against {}/{}", recording.id(), prompt.id),
-        rows: parts(layers.saturating_sub(1), &free, &BTreeMap::new()),
-        ..Report::default()
-    };
-    report.unknown.push(
-        "a file can be fed nothing: what a layer adds is not told from what it inherits; the first over its bound is named, not the op in it".to_owned(),
-    );
-    if sketched {
-        report.unknown.push(
-            "only sketches were recorded: distances are estimates to about 25 %, and no token, head or element can be named".to_owned(),
-        );
+        let why = match verified.first_bad() {
+            Some((tap, _)) => format!("{tap} is over its bound"),
+            None => "other experts were chosen than recorded".to_owned(),
+        };
+        report.unknown.push(format!("{why}, and no part is found to blame"));
     }
     Ok(report)
 }
@@ -248,41 +216,4 @@ pub(crate) fn streams(
         fed.push(Fed { want, got });
     }
     Ok(Some(fed))
-}
-
-/// One row per part.
-fn parts(
-    layers: usize,
-    free: &dyn Fn(&str) -> Option<Finding>,
-    local: &BTreeMap<String, Finding>,
-) -> Vec<Row> {
-    let mut rows = Vec::new();
-    let mut before: Option<Finding> = None;
-    let names = (0..=layers).map(|layer| {
-        let part = layer.checked_sub(1).map_or(Part::Embedding, Part::Layer);
-        (part, format!("hidden.{layer}"))
-    });
-    let ends = [
-        (Part::Head, "logits".to_owned()),
-        (Part::Head, "step_logits".to_owned()),
-        (Part::Mtp, "mtp_logits".to_owned()),
-    ];
-    for (part, name) in names.chain(ends) {
-        let Some(after) = free(&name) else { continue };
-        let own = local.get(&name);
-        // Without the error of its own a part is to blame if it got what is right and left what is not.
-        let inherited = before.as_ref().is_some_and(|before| !before.ok);
-        let ok = own.map_or(after.ok || inherited, |own| own.ok);
-        rows.push(Row {
-            part,
-            inherited: before.as_ref().map(|finding| finding.rel_rms),
-            local: own.map(|finding| finding.rel_rms),
-            allowed: Some(own.unwrap_or(&after).rel_rms_allowed),
-            after: Some(after.rel_rms),
-            ok,
-            finding: Some(own.unwrap_or(&after).clone()),
-        });
-        before = Some(after);
-    }
-    rows
 }

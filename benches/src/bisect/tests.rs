@@ -1,21 +1,36 @@
 //! Every fault in the wiring is found where it is, and nothing is found where there is none.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use golden::{
-    Config, Engine, Plan, Rng, Weights,
+    Config, Dtype, Engine, Error, Plan, Rng, Weights,
     config::{Mixer, Mlp},
+    engine::INTERRUPTED,
+    recording::Recording,
     synthetic::Synthetic,
     tap::Part,
 };
+use ndarray::ArrayD;
 use reference::{Model, Place, Plant};
 
-use super::{Asked, Report, against_reference, model::Oracle, walk::Text};
+use super::{
+    Asked, File, Progress, Report, against_file, against_recording, against_reference,
+    model::Oracle, progress::Steps, walk::Text,
+};
 use crate::registry::op;
 
 /// A model of which no two layers are alike: every kind of fault has a place in it.
 fn weights() -> Arc<dyn Weights> {
     Arc::new("synthetic:ragged".parse::<Synthetic>().unwrap())
+}
+
+/// Nobody who ends it.
+fn on() -> Progress {
+    Arc::new(|_, _| true)
+}
+
+fn steps() -> Steps {
+    Steps::new(on())
 }
 
 fn text(config: &Config, pieces: &[usize]) -> Text {
@@ -58,7 +73,8 @@ fn named(
 ) -> usize {
     let config = weights.config().clone();
     let oracle =
-        Oracle::new(weights.clone(), "f32", Plan::F32, text(&config, &[11, 4, 1])).unwrap();
+        Oracle::new(weights.clone(), "f32", Plan::F32, text(&config, &[11, 4, 1]), steps())
+            .unwrap();
     let hold = |plant: Option<Plant>| -> Report {
         let mut engine = Model::<f32>::new(weights.clone()).with_plant(plant);
         oracle.hold(&mut engine as &mut dyn Engine).unwrap()
@@ -89,7 +105,9 @@ fn an_emulation_is_held_to_its_own_plan() {
     let ask = |plant| {
         let (tokens, pieces) = (text.tokens.clone(), text.pieces.clone());
         let weights = weights.clone();
-        let asked = Asked { engine: "reference", number: "bf16", plant, weights, tokens, pieces };
+        let progress = on();
+        let (engine, number) = ("reference", "bf16");
+        let asked = Asked { engine, number, plant, weights, tokens, pieces, progress };
         against_reference(&asked).unwrap()
     };
     let honest = ask(None);
@@ -127,5 +145,113 @@ fn a_kernel_is_wrong_in_an_op_inside() {
             assert!(report.ops.last().is_some_and(|op| op.op == problem), "{fault}: {report:#?}");
             assert!(report.ops[0].first.is_some() || report.ops[0].finding.over == 0);
         }
+    }
+}
+
+/// A recording of four layers of width 64, and the weights it was made of.
+fn layers() -> (Recording, Arc<dyn Weights>) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden/recordings/layers");
+    let recording = Recording::open(&folder).unwrap();
+    let source = &recording.manifest.checkpoint;
+    let config = Config::parse(&source.config.to_string(), "layers").unwrap();
+    let weights = Synthetic::new(config.stored_as(Dtype::F32), source.seed.unwrap());
+    (recording, Arc::new(weights))
+}
+
+fn held(recording: &Recording, file: &File) -> Result<Report, Error> {
+    let prompt = recording.manifest.prompts.iter().find(|prompt| prompt.id == "t3").unwrap();
+    against_file(file, "f", recording, prompt)
+}
+
+#[test]
+fn every_tensor_of_a_file_is_judged_under_its_own_index() {
+    let (recording, _) = layers();
+    let file = |names: &[&str], wrong: &[&str]| -> File {
+        let value = |name: &str| {
+            let x = recording.f32(&format!("t3/{name}")).unwrap();
+            if wrong.contains(&name) { x * 0.0 } else { x }
+        };
+        names.iter().map(|&name| (name.to_owned(), value(name))).collect()
+    };
+    let all = ["hidden.0", "hidden.1", "hidden.2", "hidden.3", "hidden.4", "logits"];
+    for (names, wrong, rows, blamed) in [
+        (&all[..], &[][..], 6, None),
+        (&all, &["hidden.2"], 6, Some("layer 1")),
+        (&all, &["hidden.4", "logits"], 6, Some("layer 3 or the final norm")),
+        (&all, &["logits"], 6, Some("head")),
+        (&["hidden.2"], &[], 1, None),
+        (&["hidden.2"], &["hidden.2"], 1, Some("embedding to layer 1")),
+        (&["hidden.4", "logits"], &[], 2, None),
+        (&["hidden.4", "logits"], &["hidden.4"], 2, Some("embedding to the final norm")),
+        (&["hidden.0", "hidden.3"], &["hidden.3"], 2, Some("layer 0 to layer 2")),
+        (&["hidden.3", "logits"], &["logits"], 2, Some("layer 3 to the head")),
+    ] {
+        let report = held(&recording, &file(names, wrong)).unwrap();
+        assert_eq!(report.rows.len(), rows, "{names:?}");
+        assert_eq!(report.blame().as_deref(), blamed, "{names:?}, wrong {wrong:?}");
+        assert_eq!(report.ok(), wrong.is_empty());
+    }
+}
+
+#[test]
+fn a_file_of_another_model_is_refused() {
+    let (recording, _) = layers();
+    let said = |name: &str, shape: &[usize]| {
+        let file = File::from([(name.to_owned(), ArrayD::zeros(shape))]);
+        held(&recording, &file).unwrap_err().to_string()
+    };
+    for name in ["hidden.5", "hidden.x", "hidden.01", "hidden"] {
+        let want = format!("f: tensor {name}: expected hidden.0 … hidden.4 or logits of layers");
+        assert_eq!(said(name, &[1, 3, 64]), want);
+    }
+    for shape in [&[1, 3, 10][..], &[1, 2, 64], &[3, 64]] {
+        let want =
+            format!("f: tensor hidden.2: expected shape [1, 3, 64] of layers/t3, got {shape:?}");
+        assert_eq!(said("hidden.2", shape), want);
+    }
+    assert!(said("logits", &[1, 3, 64]).starts_with("f: tensor logits: expected shape [1, 3, "));
+}
+
+#[test]
+fn a_recording_blames_the_final_norm_and_refuses_another_model() {
+    let (recording, weights) = layers();
+    let ask = |weights: &Arc<dyn Weights>, plant, progress| {
+        let (engine, number, weights) = ("reference", "f32", weights.clone());
+        let (tokens, pieces) = (Vec::new(), Vec::new());
+        let asked = Asked { engine, number, plant, weights, tokens, pieces, progress };
+        against_recording(&asked, &recording, &recording.manifest.prompts[1])
+    };
+    let report = ask(&weights, Some("missing-plus-one"), on()).unwrap();
+    assert_eq!(report.blame().as_deref(), Some("head"), "{report:#?}");
+    assert_eq!((report.part(), report.blamed()), (Some(Part::Head), vec!["rms_norm"]));
+    let row = report.rows.iter().find(|row| !row.ok).unwrap();
+    assert_eq!(row.name(), "layer 3 or the final norm");
+    // In the last layer the same row is over, and the reference says that it is the layer.
+    let report = ask(&weights, Some("qk-norm-missing-plus-one"), on()).unwrap();
+    assert_eq!(report.blame().as_deref(), Some("layer 3"), "{report:#?}");
+
+    let other: Arc<dyn Weights> = Arc::new("synthetic:ragged".parse::<Synthetic>().unwrap());
+    let said = ask(&other, None, on()).unwrap_err().to_string();
+    let want = format!("hidden_size: expected 64, got {}", other.config().hidden_size);
+    assert!(said.starts_with("layers: recorded of another model: ") && said.contains(&want));
+
+    for (plant, last) in [(None, 0), (None, 3), (Some("missing-plus-one"), 40)] {
+        let stop: Progress = Arc::new(move |done, total| {
+            assert!(done <= total);
+            done <= last
+        });
+        assert_eq!(ask(&weights, plant, stop).unwrap_err().to_string(), INTERRUPTED, "{last}");
+    }
+}
+
+#[test]
+fn a_walk_ends_where_it_is_interrupted() {
+    let weights = weights();
+    for last in [0, 5, 100] {
+        let Text { tokens, pieces } = text(weights.config(), &[3, 1]);
+        let progress: Progress = Arc::new(move |done, _| done <= last);
+        let (engine, number, plant, weights) = ("reference", "f32", None, weights.clone());
+        let asked = Asked { engine, number, plant, weights, tokens, pieces, progress };
+        assert_eq!(against_reference(&asked).unwrap_err().to_string(), INTERRUPTED, "{last}");
     }
 }

@@ -1,6 +1,10 @@
 //! `bisect`: where an engine, a kernel or a file of answers goes wrong.
 
-use std::fs;
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
@@ -37,8 +41,11 @@ fn an_engine_is_wrong_in_a_layer_and_an_op() {
     let tiny = ["bisect", "--model", "synthetic:tiny", "--tokens", "t.safetensors"];
     home.ends(0, &tiny);
     home.ends(3, &[&tiny[..], &["--plant", "conv-state-lost"]].concat());
-    // Fed at once no state is read: nothing can be seen of it.
-    home.ends(0, &[&tiny[..], &["--plant", "conv-state-lost", "--split", "6"]].concat());
+    // Fed at once no state is read: nothing can be seen of it, which proves nothing.
+    let ran = home.karat(&[&tiny[..], &["--plant", "conv-state-lost", "--split", "6"]].concat());
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert!(!ran.out.contains("nothing is to blame"), "{ran:?}");
+    assert!(ran.out.contains("conv-state-lost was not seen by this comparison: "), "{ran:?}");
     home.says(2, &[&tiny[..], &["--split", "4"]].concat(), &["sum to 6"]);
     home.says(2, &["bisect", "--plant", "nope"], &["expected one of swap-b-a"]);
     home.says(2, &["bisect", "--against", "nope"], &["expected reference or golden:DIR"]);
@@ -99,6 +106,11 @@ fn sketches_name_the_layer_without_the_checkpoint() {
     let logits = ["logits", "--model", "model", "--tokens", "t.safetensors", "--taps", "hidden"];
     home.ends(0, &[&logits[..], &["--out", "got.safetensors"]].concat());
     sketched(&home);
+    // Of logits these sketches have nothing, and nothing judged is nothing passed.
+    write(&home, "logits.safetensors", "logits", Dtype::F32, &[1, 3, vocabulary(&home)]);
+    let few = ["bisect", "--against", "golden:./golden/recordings/few", "--prompt", "t3"];
+    let file = ["--engine", "file:logits.safetensors"];
+    home.says(2, &[&few[..], &file].concat(), &["it holds nothing that few has of t3"]);
     fs::remove_dir_all(home.path("model")).unwrap();
     fs::remove_dir_all(home.path("target/karat/checkpoints")).unwrap();
     let ran = home.karat(&[
@@ -117,6 +129,65 @@ fn sketches_name_the_layer_without_the_checkpoint() {
     assert_eq!(summary(&lines), (json!("layer 2"), json!([])));
     let unknown = lines.last().unwrap()["unknown"].to_string();
     assert!(unknown.contains("only sketches") && unknown.contains("a file can be fed nothing"));
+}
+
+#[test]
+fn a_file_that_answers_something_else_is_refused() {
+    let home = Home::with(&["layers", "ops"]);
+    let bisect = ["bisect", "--against", "golden:layers", "--prompt", "t3"];
+    let file = [&bisect[..], &["--engine", "file:f"]].concat();
+    write(&home, "f", "hidden.2", Dtype::F32, &[1, 3, 64]);
+    home.ends(3, &file);
+    home.says(2, &[&file[..], &["--plant", "swap-b-a"]].concat(), &["--plant", "file"]);
+    write(&home, "f", "hidden.2", Dtype::BF16, &[1, 3, 64]);
+    home.says(2, &file, &["f: tensor hidden.2: expected F32, got BF16"]);
+    write(&home, "f", "hidden.2", Dtype::F32, &[1, 3, 10]);
+    home.says(2, &file, &["f: tensor hidden.2: expected shape [1, 3, 64]", "got [1, 3, 10]"]);
+    for name in ["hidden.9", "hidden.x"] {
+        write(&home, "f", name, Dtype::F32, &[1, 3, 64]);
+        let expected = format!("f: tensor {name}: expected hidden.0 … hidden.4 or logits");
+        home.says(2, &file, &[&expected]);
+    }
+    let ragged = [&bisect[..], &["--model", "synthetic:ragged"]].concat();
+    home.says(2, &ragged, &["layers: recorded of another model: ", "hidden_size: expected 64"]);
+    home.says(2, &["bisect", "--against", "golden:ops"], &["ops: a recording of no whole model"]);
+    let final_norm = [&bisect[..], &["--plant", "missing-plus-one", "--format", "jsonl"]].concat();
+    assert_eq!(summary(&home.karat(&final_norm).lines()), (json!("head"), json!(["rms_norm"])));
+    // One token has no states to lose.
+    let one = ["bisect", "--against", "golden:layers", "--prompt", "t1"];
+    let ran = home.karat(&[&one[..], &["--plant", "conv-state-lost"]].concat());
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert!(ran.out.contains("conv-state-lost was not seen by this comparison: "), "{ran:?}");
+}
+
+/// Ctrl-C in the middle of walks, and of a kernel, that take minutes.
+#[test]
+fn an_interrupt_ends_it() {
+    let home = Home::new();
+    let kernel = "gated_delta_rule/B1-T4096-HK16-HV32-K128-V128@cpu/portable";
+    for args in [&["bisect", "--model", "synthetic:slice"][..], &["bisect", kernel]] {
+        let mut child =
+            home.command(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(1500));
+        assert!(child.try_wait().unwrap().is_none(), "{args:?}: it should still be computing");
+        let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+        let ended = child.wait_with_output().unwrap();
+        assert_eq!(ended.status.code(), Some(130), "{args:?}");
+        assert_eq!(String::from_utf8_lossy(&ended.stderr).trim(), "karat: interrupted");
+    }
+}
+
+/// A file with one tensor of zeros.
+fn write(home: &Home, file: &str, name: &str, dtype: Dtype, shape: &[usize]) {
+    let data = vec![0; shape.iter().product::<usize>() * dtype.bitsize() / 8];
+    let view = TensorView::new(dtype, shape.to_vec(), &data).unwrap();
+    fs::write(home.path(file), safetensors::serialize([(name, view)], None).unwrap()).unwrap();
+}
+
+fn vocabulary(home: &Home) -> usize {
+    let (manifest, _) = recording(home, "layers");
+    manifest["checkpoint"]["config"]["vocab_size"].as_u64().unwrap() as usize
 }
 
 fn recording(home: &Home, id: &str) -> (Value, Vec<u8>) {
