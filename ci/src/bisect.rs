@@ -44,7 +44,7 @@ pub(crate) struct Args {
     /// Number type of the reference: f32, f64, or bf16, which emulates the official code in bf16
     #[arg(long, default_value = "f32")]
     number: String,
-    /// Plant this fault, to see that it is found (karat explain names them)
+    /// Plant this fault, to see that it is found (karat explain names them); not seen, it ends with 3
     #[arg(long, value_name = "NAME")]
     plant: Option<String>,
     /// A checkpoint folder, or synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S]; of a recording
@@ -138,7 +138,7 @@ fn ended(error: &golden::Error) -> anyhow::Error {
     }
 }
 
-/// A problem has no layers at which it could be ended, so it runs beside, and is left where it is.
+/// A problem has no layers at which it could be ended: it runs beside, and is left behind when interrupted.
 fn kernel(args: &Args, job: &str, bar: &ProgressBar) -> anyhow::Result<Report> {
     let expected = || refuse(format!("{job:?}: expected op/spec@device/algorithm"));
     let (problem, variant) = job.split_once('@').ok_or_else(expected)?;

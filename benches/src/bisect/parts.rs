@@ -23,9 +23,11 @@ pub(super) fn same_sizes(recording: &Recording, got: &Config) -> Result<(), Erro
             ("vocab_size", c.vocab_size),
             ("num_experts", c.num_experts),
             ("num_experts_per_tok", c.num_experts_per_tok),
+            ("linear_num_key_heads", c.linear_num_key_heads),
             ("linear_num_value_heads", c.linear_num_value_heads),
             ("linear_key_head_dim", c.linear_key_head_dim),
             ("linear_value_head_dim", c.linear_value_head_dim),
+            ("linear_conv_kernel_dim", c.linear_conv_kernel_dim),
         ]
     };
     let want = model(recording)?;

@@ -230,10 +230,20 @@ fn a_recording_blames_the_final_norm_and_refuses_another_model() {
     let report = ask(&weights, Some("qk-norm-missing-plus-one"), on()).unwrap();
     assert_eq!(report.blame().as_deref(), Some("layer 3"), "{report:#?}");
 
-    let other: Arc<dyn Weights> = Arc::new("synthetic:ragged".parse::<Synthetic>().unwrap());
-    let said = ask(&other, None, on()).unwrap_err().to_string();
-    let want = format!("hidden_size: expected 64, got {}", other.config().hidden_size);
-    assert!(said.starts_with("layers: recorded of another model: ") && said.contains(&want));
+    for (other, want) in [
+        (
+            "ragged",
+            "num_hidden_layers: expected 4, got 5; linear_num_value_heads: expected 4, got 6; ",
+        ),
+        ("ragged,layers=4", "linear_conv_kernel_dim: expected 4, got 3"),
+        ("tiny,experts=8", "layers: recorded of another model: num_experts: expected 16, got 8"),
+    ] {
+        let other: Arc<dyn Weights> =
+            Arc::new(format!("synthetic:{other}").parse::<Synthetic>().unwrap());
+        let said = ask(&other, None, on()).unwrap_err().to_string();
+        assert!(said.starts_with("layers: recorded of another model: "), "{said}");
+        assert!(said.contains(want), "{said}");
+    }
 
     for (plant, last) in [(None, 0), (None, 3), (Some("missing-plus-one"), 40)] {
         let stop: Progress = Arc::new(move |done, total| {

@@ -149,7 +149,11 @@ fn a_file_that_answers_something_else_is_refused() {
         home.says(2, &file, &[&expected]);
     }
     let ragged = [&bisect[..], &["--model", "synthetic:ragged"]].concat();
-    home.says(2, &ragged, &["layers: recorded of another model: ", "hidden_size: expected 64"]);
+    home.says(
+        2,
+        &ragged,
+        &["layers: recorded of another model: ", "num_hidden_layers: expected 4, got 5"],
+    );
     home.says(2, &["bisect", "--against", "golden:ops"], &["ops: a recording of no whole model"]);
     let final_norm = [&bisect[..], &["--plant", "missing-plus-one", "--format", "jsonl"]].concat();
     assert_eq!(summary(&home.karat(&final_norm).lines()), (json!("head"), json!(["rms_norm"])));
