@@ -5,8 +5,6 @@ use std::{collections::BTreeMap, path::PathBuf};
 use benches::report::{Outcome, Row};
 use golden::compare::{Bound, Finding};
 
-use crate::{exit::Exit, out::Out};
-
 /// What to type to see a row again.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Again {
@@ -30,17 +28,6 @@ impl Again {
             line = format!("{line} --plant {plant}");
         }
         line
-    }
-}
-
-/// What a run comes to in which a fault was planted and nothing was red: it proves nothing.
-pub(crate) fn unseen(plant: Option<&str>, exit: Exit, out: &Out) -> Exit {
-    match plant {
-        Some(plant) if exit == Exit::Ok => {
-            out.line(&format!("NOT SEEN  {plant}: nothing that ran here shows the planted fault"));
-            Exit::Wrong
-        }
-        _ => Exit::Ok,
     }
 }
 

@@ -12,8 +12,9 @@ use golden::{compare::Bound, recording::Recording};
 use serde_json::json;
 
 use crate::{
-    block::{Again, block, unseen},
+    block::{Again, block},
     derivation,
+    ended::{self, Counts, Skips},
     exit::{Exit, fail, refuse},
     files, foreign,
     list::Selection,
@@ -181,8 +182,7 @@ pub(crate) struct Run<'a> {
     pub(crate) out: &'a Out,
     pub(crate) rows: usize,
     again: Again,
-    /// Outcome, op, variant and reason of what was skipped, and how often.
-    skips: BTreeMap<(&'static str, String), usize>,
+    skips: Skips,
     fail_fast: bool,
     /// Case and outcome, to be kept for `karat support`.
     found: Vec<(String, &'static str)>,
@@ -206,7 +206,7 @@ impl<'a> Run<'a> {
             out,
             rows: 0,
             again: Again::default(),
-            skips: BTreeMap::new(),
+            skips: Skips::default(),
             fail_fast,
             found: Vec::new(),
             ops: Vec::new(),
@@ -235,31 +235,15 @@ impl<'a> Run<'a> {
         sum.seconds += row.took.as_secs_f64();
         sum.budget = sum.budget.max(row.budget());
         self.out.json(&row.json());
-        let exit = match &row.outcome {
-            Outcome::Passed(_) => {
-                sum.passed += 1;
-                Exit::Ok
-            }
-            Outcome::Failed(_) | Outcome::Mistrusted(_) => Exit::Wrong,
-            Outcome::Crashed(_) | Outcome::Timeout => Exit::Crashed,
-            Outcome::Cheat(_) => Exit::Cheat,
-            // It is not karat that is wrong with a kernel that cannot be called.
-            Outcome::Error(_) if row.variant.starts_with("foreign/") => Exit::Refused,
-            Outcome::Error(_) => Exit::Internal,
-            // Known beforehand; told, and not green.
-            Outcome::Skipped(_) | Outcome::Unsupported(_) => {
-                sum.skipped += 1;
-                Exit::Ok
-            }
-        };
+        sum.passed += usize::from(matches!(row.outcome, Outcome::Passed(_)));
+        let skipped = self.skips.add(&row.outcome, row.op, &row.variant);
+        sum.skipped += usize::from(skipped);
+        let exit = ended::exit(&row.outcome, &row.variant);
         if exit != Exit::Ok {
             self.out.line(&block(row, &self.again));
-        } else if let Outcome::Skipped(why) | Outcome::Unsupported(why) = &row.outcome {
-            let whom = format!("{}@{}: {why}", row.op, row.variant);
-            *self.skips.entry((row.outcome.name(), whom)).or_default() += 1;
-            if self.out.verbose {
-                self.out.line(&format!("{:<11} {}: {why}", row.outcome.name(), row.id()));
-            }
+        } else if skipped && self.out.verbose {
+            let why = row.outcome.why().unwrap_or_default();
+            self.out.line(&format!("{:<11} {}: {why}", row.outcome.name(), row.id()));
         } else if self.out.verbose {
             self.out.line(&format!(
                 "{:<11} {}  budget {:.3}",
@@ -308,21 +292,12 @@ impl<'a> Run<'a> {
             &["op", "cases", "passed", "not passed", "skipped", "worst use of bound", "time"],
             &rows,
         );
-        for ((outcome, whom), n) in &self.skips {
-            let problems = if *n == 1 { "problem" } else { "problems" };
-            self.out.line(&format!("{outcome}: {whom} ({n} {problems})"));
-        }
-        let passed: usize = self.sums.values().map(|sum| sum.passed).sum();
-        let skipped: usize = self.sums.values().map(|sum| sum.skipped).sum();
-        let told = if skipped == 0 { String::new() } else { format!(", {skipped} skipped") };
-        let wrong = self.rows - passed - skipped;
-        self.out.line(&format!("{passed} passed, {wrong} not passed{told}"));
-        // A run in which nothing passed is red; where nothing even ran, the machine was unfit for it.
-        let exit = match self.exit {
-            Exit::Ok if passed == 0 && skipped == self.rows => Exit::Unfit,
-            Exit::Ok if passed == 0 => Exit::Wrong,
-            exit => exit,
-        };
+        self.skips.tell("problem", self.out);
+        let passed = self.sums.values().map(|sum| sum.passed).sum();
+        let skipped = self.sums.values().map(|sum| sum.skipped).sum();
+        let counts = Counts { rows: self.rows, passed, skipped };
+        self.out.line(&counts.told(""));
+        let exit = counts.exit(self.exit, self.again.plant.as_deref(), self.out);
         self.out.json(&json!({
             "schema": "karat.result/1", "kind": "summary", "rows": self.rows, "passed": passed, "skipped": skipped,
             "exit": exit as u8,
@@ -330,6 +305,6 @@ impl<'a> Run<'a> {
         if out::interrupted() {
             return Err(fail(Exit::Interrupted, "interrupted"));
         }
-        Ok(exit.gravest(unseen(self.again.plant.as_deref(), exit, self.out)))
+        Ok(exit)
     }
 }

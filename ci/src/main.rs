@@ -14,6 +14,7 @@ mod compare;
 mod config;
 mod derivation;
 mod doctor;
+mod ended;
 mod exit;
 mod explain;
 mod files;

@@ -9,7 +9,8 @@ use benches::{
 use serde_json::json;
 
 use crate::{
-    block::{head, quoted, told, unseen},
+    block::{head, quoted, told},
+    ended::{self, Counts, Skips},
     exit::{Exit, fail},
     out::{self, Out},
 };
@@ -64,8 +65,7 @@ pub(crate) struct Tally<'a> {
     /// The fault that was planted.
     plant: Option<String>,
     order: Vec<Group>,
-    /// Outcome, what, by whom and why of what was not run, and how often.
-    skips: BTreeMap<(&'static str, String), usize>,
+    skips: Skips,
     sums: BTreeMap<Group, Sum>,
     rows: usize,
     exit: Exit,
@@ -105,7 +105,7 @@ impl<'a> Tally<'a> {
             fail_fast,
             plant,
             order: Vec::new(),
-            skips: BTreeMap::new(),
+            skips: Skips::default(),
             sums: BTreeMap::new(),
             rows: 0,
             exit,
@@ -136,25 +136,9 @@ impl<'a> Tally<'a> {
             let (least, most) = sum.runs.unwrap_or((runs, runs));
             sum.runs = Some((least.min(runs), most.max(runs)));
         }
-        let exit = match &row.outcome {
-            Outcome::Passed(_) => {
-                sum.passed += 1;
-                Exit::Ok
-            }
-            Outcome::Failed(_) | Outcome::Mistrusted(_) => Exit::Wrong,
-            Outcome::Crashed(_) | Outcome::Timeout => Exit::Crashed,
-            Outcome::Cheat(_) => Exit::Cheat,
-            // It is not karat that is wrong with a kernel that cannot be called.
-            Outcome::Error(_) if row.by.starts_with("foreign/") => Exit::Refused,
-            Outcome::Error(_) => Exit::Internal,
-            // Known beforehand; told, and not green.
-            Outcome::Skipped(why) | Outcome::Unsupported(why) => {
-                sum.skipped += 1;
-                let whom = format!("{}@{}: {why}", row.group, row.by);
-                *self.skips.entry((row.outcome.name(), whom)).or_default() += 1;
-                Exit::Ok
-            }
-        };
+        sum.passed += usize::from(matches!(row.outcome, Outcome::Passed(_)));
+        sum.skipped += usize::from(self.skips.add(&row.outcome, &row.group, &row.by));
+        let exit = ended::exit(&row.outcome, &row.by);
         self.out.json(&row.json());
         if exit != Exit::Ok {
             self.out.line(&self.block(row));
@@ -253,28 +237,18 @@ impl<'a> Tally<'a> {
             ],
             &rows,
         );
-        let passed: usize = self.sums.values().map(|sum| sum.passed).sum();
+        let passed = self.sums.values().map(|sum| sum.passed).sum();
         let equal: usize = self.sums.values().map(|sum| sum.equal).sum();
-        let skipped: usize = self.sums.values().map(|sum| sum.skipped).sum();
-        for ((outcome, whom), n) in &self.skips {
-            self.out.line(&format!("{outcome}: {whom} ({n} rows)"));
-        }
-        let wrong = self.rows - passed - skipped;
-        let told = if skipped == 0 { String::new() } else { format!(", {skipped} skipped") };
-        self.out
-            .line(&format!("{passed} passed ({equal} with equal bits), {wrong} not passed{told}"));
+        let skipped = self.sums.values().map(|sum| sum.skipped).sum();
+        self.skips.tell("row", self.out);
+        let counts = Counts { rows: self.rows, passed, skipped };
+        self.out.line(&counts.told(&format!(" ({equal} with equal bits)")));
+        let exit = counts.exit(self.exit, self.plant.as_deref(), self.out);
         self.out.json(&json!({
             "schema": "karat.result/1", "kind": "summary", "rows": self.rows, "passed": passed, "equal": equal,
-            "skipped": skipped,
-            "exit": self.exit as u8,
+            "skipped": skipped, "exit": exit as u8,
         }));
-        // A run in which nothing passed is red; where nothing even ran, the machine was unfit for it.
-        let exit = match self.exit {
-            Exit::Ok if passed == 0 && skipped == self.rows => Exit::Unfit,
-            Exit::Ok if passed == 0 => Exit::Wrong,
-            exit => exit,
-        };
-        Ok(exit.gravest(unseen(self.plant.as_deref(), exit, self.out)))
+        Ok(exit)
     }
 }
 
