@@ -18,7 +18,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -36,7 +36,7 @@ pub(crate) use self::{
 use crate::{
     filter::{Filter, Subject},
     plan::{Job, spelled},
-    registry::{self, Entry, OPS},
+    registry::{self, Entry, OPS, Parsed},
     report::Outcome,
 };
 
@@ -272,6 +272,30 @@ impl Kernel {
     }
 }
 
+/// A problem, and the kernel that takes it.
+pub(crate) type Taken = (&'static dyn Entry, Parsed, Arc<Kernel>);
+
+/// Of every op that one of these kernels computes: those of its problems that it takes, or that are made
+/// so that it does.
+///
+/// # Errors
+/// If a problem is none of its op.
+pub(crate) fn problems(
+    kernels: &[Arc<Kernel>],
+    device: Option<&str>,
+    specs: &dyn Fn(&dyn Entry) -> Vec<String>,
+) -> Result<Vec<Taken>, String> {
+    let mut all = Vec::new();
+    for kernel in kernels {
+        for &entry in OPS.iter().filter(|&&entry| kernel.implements(entry, device)) {
+            for spec in kernel.problems(entry, specs(entry)) {
+                all.push((entry, entry.parse(&spec)?, kernel.clone()));
+            }
+        }
+    }
+    Ok(all)
+}
+
 /// Whether some problem of an op can be made one that the kernel takes.
 fn fits(manifest: &Manifest, op: &str) -> bool {
     let Some(entry) = registry::op(op) else { return false };
@@ -333,7 +357,7 @@ pub fn jobs(
     set: Set,
     filter: &Filter,
     device: Option<&str>,
-    kernels: &[std::sync::Arc<Kernel>],
+    kernels: &[Arc<Kernel>],
 ) -> Result<Vec<Job>, String> {
     let mut jobs: Vec<Job> = Vec::new();
     for &entry in OPS {

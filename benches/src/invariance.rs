@@ -20,7 +20,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
 
 use crate::{
     filter::{Filter, Subject},
-    foreign::Kernel,
+    foreign::{self, Kernel},
     paths::{self, Row},
     registry::{Entry, OPS, Parsed},
     same,
@@ -169,8 +169,16 @@ impl Problem {
 /// If a model cannot be opened, or nothing has the fault to plant.
 pub fn plan(options: &Options, filter: &Filter) -> Result<Vec<Problem>, Error> {
     if !options.kernels.is_empty() {
-        let all = options.kernels.iter().map(|kernel| foreign(kernel, options, filter));
-        return Ok(all.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect());
+        let specs = |entry: &dyn Entry| entry.specs(options.set);
+        let taken = foreign::problems(&options.kernels, options.device.as_deref(), &specs)?;
+        let of = |(entry, parsed, kernel): (_, Parsed, Arc<Kernel>)| {
+            // A device has no threads to be told the number of.
+            let cpu = kernel.manifest.device() == "cpu";
+            let mut problem = of_op(entry, &parsed, Who::Foreign(kernel), options.runs, filter);
+            problem.changes.retain(|change| cpu || !matches!(change, Change::Threads(_)));
+            problem
+        };
+        return Ok(taken.into_iter().map(of).filter(|problem| !problem.is_empty()).collect());
     }
     let plant = options.plant.as_deref();
     let mut problems = Vec::new();
@@ -194,7 +202,7 @@ pub fn plan(options: &Options, filter: &Filter) -> Result<Vec<Problem>, Error> {
                 }
                 planted = true;
                 let who = Who::Named { variant: by, plant: options.plant.clone() };
-                problems.push(of_op(entry, &spec, &parsed, who, options.runs, filter));
+                problems.push(of_op(entry, &parsed, who, options.runs, filter));
             }
         }
     }
@@ -210,42 +218,19 @@ pub fn plan(options: &Options, filter: &Filter) -> Result<Vec<Problem>, Error> {
 
 fn of_op(
     entry: &'static dyn Entry,
-    spec: &str,
     parsed: &Parsed,
     who: Who,
     runs: usize,
     filter: &Filter,
 ) -> Problem {
     let mut problem = Problem {
-        subject: format!("{}/{spec}", entry.name()),
+        subject: format!("{}/{}", entry.name(), parsed.canonical),
         by: who.to_string(),
         changes: changes(runs, parsed, entry.has_sequences()),
-        what: What::Op { entry, spec: spec.to_owned(), who },
+        what: What::Op { entry, spec: parsed.canonical.clone(), who },
     };
     problem.select(filter, entry.name(), parsed);
     problem
-}
-
-/// Every problem that a foreign kernel takes, or one that is made so that it does.
-fn foreign(
-    kernel: &Arc<Kernel>,
-    options: &Options,
-    filter: &Filter,
-) -> Result<Vec<Problem>, Error> {
-    let mut problems = Vec::new();
-    for &entry in OPS.iter().filter(|&&entry| kernel.implements(entry, options.device.as_deref())) {
-        for spec in kernel.problems(entry, entry.specs(options.set)) {
-            let parsed = entry.parse(&spec)?;
-            let who = Who::Foreign(kernel.clone());
-            let mut problem = of_op(entry, &spec, &parsed, who, options.runs, filter);
-            // A device has no threads to be told the number of.
-            let cpu = kernel.manifest.device() == "cpu";
-            problem.changes.retain(|change| cpu || !matches!(change, Change::Threads(_)));
-            problems.push(problem);
-        }
-    }
-    problems.retain(|problem| !problem.is_empty());
-    Ok(problems)
 }
 
 /// What is done otherwise with a problem of an op: in a batch sequences change places, alone it is put

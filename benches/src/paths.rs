@@ -35,7 +35,7 @@ pub use self::faults::FAULTS;
 pub use crate::same::{Difference, Row};
 use crate::{
     filter::{Filter, Subject},
-    foreign::Kernel,
+    foreign::{self, Kernel},
     registry::{Entry, OPS, Parsed},
     same,
     way::Who,
@@ -259,8 +259,14 @@ impl Problem {
 /// If a model cannot be opened, or nothing has the fault to plant.
 pub fn plan(options: &Options, filter: &Filter) -> Result<Vec<Problem>, Error> {
     if !options.kernels.is_empty() {
-        let all = options.kernels.iter().map(|kernel| foreign(kernel, options, filter));
-        return Ok(all.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect());
+        let specs = |entry: &dyn Entry| {
+            list::specs(entry.name(), options).into_iter().map(|case| case.spec).collect()
+        };
+        let taken = foreign::problems(&options.kernels, options.device.as_deref(), &specs)?;
+        let of = |(entry, parsed, kernel): (_, Parsed, _)| {
+            of_op(entry, &parsed, Who::Foreign(kernel), options.set, filter)
+        };
+        return Ok(taken.into_iter().map(of).filter(|problem| !problem.is_empty()).collect());
     }
     let plant = options.plant.as_deref();
     let wiring = plant.is_none_or(is_fault);
@@ -316,25 +322,6 @@ fn of_op(
     };
     problem.select(filter, entry.name(), parsed);
     problem
-}
-
-/// Every problem that a foreign kernel takes, or one that is made so that it does. Pieces of it that it
-/// does not take are told as unsupported.
-fn foreign(
-    kernel: &Arc<Kernel>,
-    options: &Options,
-    filter: &Filter,
-) -> Result<Vec<Problem>, Error> {
-    let mut problems = Vec::new();
-    for &entry in OPS.iter().filter(|&&entry| kernel.implements(entry, options.device.as_deref())) {
-        let specs = list::specs(entry.name(), options).into_iter().map(|case| case.spec).collect();
-        for spec in kernel.problems(entry, specs) {
-            let who = Who::Foreign(kernel.clone());
-            problems.push(of_op(entry, &entry.parse(&spec)?, who, options.set, filter));
-        }
-    }
-    problems.retain(|problem| !problem.is_empty());
-    Ok(problems)
 }
 
 fn of_model(name: &str, options: &Options, filter: &Filter) -> Result<Problem, Error> {
