@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ndarray::{Array2, Array3, Array4};
+use ndarray::{Array2, Array3, Array4, Axis};
 
 use crate::{
     Claims, Config, Error, Plan,
@@ -141,4 +141,74 @@ pub struct Routing {
     pub ids: Array2<i64>,
     /// `[N]` gap between the logits of the last expert chosen and the first one left out.
     pub margins: Vec<f32>,
+}
+
+/// Whether token lists can be fed to so many sequences.
+///
+/// # Errors
+/// Names the sequence and the token.
+pub fn check_tokens(tokens: &[Vec<u32>], sequences: usize, vocab_size: usize) -> Result<(), Error> {
+    if tokens.len() != sequences {
+        return Err(format!("{} token lists for {sequences} sequences", tokens.len()).into());
+    }
+    for (i, row) in tokens.iter().enumerate() {
+        let beyond = row.iter().enumerate().find(|(_, id)| vocab_size <= **id as usize);
+        if let Some((at, id)) = beyond {
+            return Err(format!(
+                "sequence {i}, token {at}: id {id} is not below vocab_size {vocab_size}"
+            )
+            .into());
+        }
+    }
+    Ok(())
+}
+
+/// What an engine whose states cannot be cropped needs to take tokens of its last step back: the states
+/// before it, and what was fed.
+#[derive(Clone, Debug)]
+pub struct Undo<S> {
+    /// The sequences before the step.
+    pub before: Vec<S>,
+    /// What it fed to each.
+    pub tokens: Vec<Vec<u32>>,
+    /// The experts that were forced.
+    pub forced_routing: Option<Vec<Option<Array2<i64>>>>,
+}
+
+impl<S> Undo<S> {
+    /// Of a step that is about to be made, if it wants to be taken back.
+    pub fn of(before: &[S], tokens: &[Vec<u32>], want: &Want) -> Option<Undo<S>>
+    where
+        S: Clone,
+    {
+        want.rollback.then(|| Undo {
+            before: before.to_vec(),
+            tokens: tokens.to_vec(),
+            forced_routing: want.forced_routing.clone(),
+        })
+    }
+
+    /// The step that feeds the first `keep[sequence]` tokens again.
+    ///
+    /// # Errors
+    /// If that is more than the step fed.
+    pub fn keeping(&self, keep: &[usize]) -> Result<(Vec<Vec<u32>>, Want), Error> {
+        let kept = self.tokens.iter().zip(keep);
+        if keep.len() != self.tokens.len() || kept.clone().any(|(tokens, &n)| tokens.len() < n) {
+            return Err("rollback keeps more tokens than the last step fed".into());
+        }
+        let mut rows = Vec::new();
+        let mut start = 0;
+        for (tokens, &n) in kept.clone() {
+            rows.extend(start..start + n);
+            start += tokens.len();
+        }
+        let select = |ids: &Array2<i64>| ids.select(Axis(0), &rows);
+        let forced_routing = self
+            .forced_routing
+            .as_ref()
+            .map(|layers| layers.iter().map(|ids| ids.as_ref().map(select)).collect());
+        let tokens = kept.map(|(tokens, &n)| tokens[..n].to_vec()).collect();
+        Ok((tokens, Want { logits: Rows::None, forced_routing, ..Want::default() }))
+    }
 }

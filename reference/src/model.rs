@@ -15,7 +15,9 @@ use std::{collections::HashMap, sync::Arc};
 use golden::{
     Claims, Config, Dtype, Engine, Error, Tensor1, Tensor2, Tensor3, Tensor4, Weights,
     config::{Mixer, Mlp},
-    engine::{INTERRUPTED, LinearState, Listener, Routing, Rows, Snapshot, Step, Want},
+    engine::{
+        INTERRUPTED, LinearState, Listener, Routing, Rows, Snapshot, Step, Undo, Want, check_tokens,
+    },
     ops,
     tap::{Part, RESIDUAL, Tap},
 };
@@ -43,7 +45,7 @@ pub struct Model<R> {
     sequences: Vec<Sequence<R>>,
     snapshots: HashMap<u64, Vec<Sequence<R>>>,
     next_snapshot: u64,
-    undo: Option<Undo<R>>,
+    undo: Option<Undo<Sequence<R>>>,
     plant: Option<Plant>,
     listener: Option<Listener>,
 }
@@ -70,13 +72,6 @@ enum State<R> {
 struct Cache<R> {
     k: Tensor3<R>,
     v: Tensor3<R>,
-}
-
-/// What is needed to take tokens of the last step back.
-struct Undo<R> {
-    before: Vec<Sequence<R>>,
-    tokens: Vec<Vec<u32>>,
-    forced_routing: Option<Vec<Option<Array2<i64>>>>,
 }
 
 /// What one step computed, before it is narrowed for the seam.
@@ -358,11 +353,7 @@ impl<R: Real> Model<R> {
     /// Embedding, decoder layers, final norm, logits: one step of every sequence.
     fn pass(&mut self, tokens: &[Vec<u32>], want: &Want) -> Result<Pass<R>, Error> {
         self.check(tokens)?;
-        self.undo = want.rollback.then(|| Undo {
-            before: self.sequences.clone(),
-            tokens: tokens.to_vec(),
-            forced_routing: want.forced_routing.clone(),
-        });
+        self.undo = Undo::of(&self.sequences, tokens, want);
         let cu = offsets(tokens.iter().map(Vec::len));
         let (mut hidden, mut routing) = (Vec::new(), Vec::new());
         let mut taps = Vec::new();
@@ -447,24 +438,7 @@ impl<R: Real> Model<R> {
     }
 
     fn check(&self, tokens: &[Vec<u32>]) -> Result<(), Error> {
-        if tokens.len() != self.sequences.len() {
-            return Err(format!(
-                "{} token lists for {} sequences",
-                tokens.len(),
-                self.sequences.len()
-            )
-            .into());
-        }
-        let vocab = self.config.vocab_size;
-        for (i, row) in tokens.iter().enumerate() {
-            if let Some((at, id)) = row.iter().enumerate().find(|(_, id)| vocab <= **id as usize) {
-                return Err(format!(
-                    "sequence {i}, token {at}: id {id} is not below vocab_size {vocab}"
-                )
-                .into());
-            }
-        }
-        Ok(())
+        check_tokens(tokens, self.sequences.len(), self.config.vocab_size)
     }
 }
 
@@ -531,27 +505,11 @@ impl<R: Real> Engine for Model<R> {
     /// A recurrent state cannot be cropped: the kept tokens are fed again from the state before.
     fn rollback(&mut self, keep: &[usize]) -> Result<(), Error> {
         let undo = self.undo.take().ok_or("the last step did not ask for rollback")?;
-        let kept = undo.tokens.iter().zip(keep);
-        if keep.len() != undo.tokens.len() || kept.clone().any(|(tokens, &n)| tokens.len() < n) {
-            return Err("rollback keeps more tokens than the last step fed".into());
+        let (tokens, want) = undo.keeping(keep)?;
+        let after = std::mem::replace(&mut self.sequences, undo.before);
+        for (sequence, after) in self.sequences.iter_mut().zip(after) {
+            sequence.mtp = after.mtp;
         }
-        let tokens: Vec<Vec<u32>> = kept.map(|(tokens, &n)| tokens[..n].to_vec()).collect();
-        let mtp: Vec<_> = self.sequences.iter().map(|sequence| sequence.mtp.clone()).collect();
-        let cu = offsets(undo.tokens.iter().map(Vec::len));
-        let rows: Vec<usize> = keep
-            .iter()
-            .zip(&cu)
-            .flat_map(|(&n, &start)| start as usize..start as usize + n)
-            .collect();
-        let select = |ids: &Array2<i64>| ids.select(Axis(0), &rows);
-        let forced_routing = undo
-            .forced_routing
-            .map(|layers| layers.iter().map(|ids| ids.as_ref().map(select)).collect());
-        self.sequences = undo.before;
-        for (sequence, mtp) in self.sequences.iter_mut().zip(mtp) {
-            sequence.mtp = mtp;
-        }
-        let want = Want { logits: Rows::None, forced_routing, ..Want::default() };
         self.forward(&tokens, &want).map(|_| ())
     }
 

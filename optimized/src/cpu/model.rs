@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use golden::{
     Config, Engine, Error, Weights,
     config::Mixer,
-    engine::{INTERRUPTED, Listener, Routing, Rows, Step, Want},
+    engine::{INTERRUPTED, Listener, Routing, Rows, Step, Undo, Want, check_tokens},
     names,
     tap::{Part, RESIDUAL},
 };
@@ -51,7 +51,7 @@ pub(crate) struct Model<S> {
     sequences: Vec<Sequence>,
     snapshots: HashMap<u64, Vec<Sequence>>,
     next_snapshot: u64,
-    undo: Option<Undo>,
+    undo: Option<Undo<Sequence>>,
     listener: Option<Listener>,
 }
 
@@ -67,13 +67,6 @@ struct Sequence {
 enum LayerState {
     Linear(State),
     Full(Cache<f32>),
-}
-
-/// What is needed to take tokens of the last step back.
-struct Undo {
-    before: Vec<Sequence>,
-    tokens: Vec<Vec<u32>>,
-    forced_routing: Option<Vec<Option<Array2<i64>>>>,
 }
 
 /// The rows of the sequences and where they stand.
@@ -153,7 +146,7 @@ impl<S: Simd> Model<S> {
         let ids: Vec<u32> = tokens.iter().flatten().copied().collect();
         let mut x = vec![0.0; ids.len() * d];
         for (x, &id) in x.chunks_exact_mut(d).zip(&ids) {
-            self.embedding.row(id as usize, x);
+            self.embedding.row(self.s, id as usize, x);
         }
         x
     }
@@ -351,11 +344,7 @@ impl<S: Simd> Model<S> {
 
     fn pass(&mut self, tokens: &[Vec<u32>], want: &Want) -> Result<Step, Error> {
         self.check(tokens)?;
-        self.undo = want.rollback.then(|| Undo {
-            before: self.sequences.clone(),
-            tokens: tokens.to_vec(),
-            forced_routing: want.forced_routing.clone(),
-        });
+        self.undo = Undo::of(&self.sequences, tokens, want);
         let mut sequences = std::mem::take(&mut self.sequences);
         let step = self.layers(tokens, want, &mut sequences);
         self.sequences = sequences;
@@ -472,19 +461,7 @@ impl<S: Simd> Model<S> {
     }
 
     fn check(&self, tokens: &[Vec<u32>]) -> Result<(), Error> {
-        let (given, kept) = (tokens.len(), self.sequences.len());
-        if given != kept {
-            return Err(format!("{given} token lists for {kept} sequences").into());
-        }
-        let vocab = self.config.vocab_size;
-        for (i, row) in tokens.iter().enumerate() {
-            if let Some((at, id)) = row.iter().enumerate().find(|(_, id)| vocab <= **id as usize) {
-                let what =
-                    format!("sequence {i}, token {at}: id {id} is not below vocab_size {vocab}");
-                return Err(what.into());
-            }
-        }
-        Ok(())
+        check_tokens(tokens, self.sequences.len(), self.config.vocab_size)
     }
 }
 

@@ -3,7 +3,7 @@
 use golden::{
     Claims, Config, Engine, Error, Plan,
     config::Mixer,
-    engine::{LinearState, Listener, Rows, Snapshot, Step, Want},
+    engine::{LinearState, Listener, Snapshot, Step, Want},
     plan::Form,
     tap::Part,
 };
@@ -75,27 +75,11 @@ impl<S: Simd> Engine for Model<S> {
     /// A recurrent state cannot be cropped: the kept tokens are fed again from the state before.
     fn rollback(&mut self, keep: &[usize]) -> Result<(), Error> {
         let undo = self.undo.take().ok_or("the last step did not ask for rollback")?;
-        let kept = undo.tokens.iter().zip(keep);
-        if keep.len() != undo.tokens.len() || kept.clone().any(|(tokens, &n)| tokens.len() < n) {
-            return Err("rollback keeps more tokens than the last step fed".into());
+        let (tokens, want) = undo.keeping(keep)?;
+        let after = std::mem::replace(&mut self.sequences, undo.before);
+        for (sequence, after) in self.sequences.iter_mut().zip(after) {
+            sequence.mtp = after.mtp;
         }
-        let mut rows = Vec::new();
-        let mut start = 0;
-        for (tokens, &n) in kept.clone() {
-            rows.extend(start..start + n);
-            start += tokens.len();
-        }
-        let select = |ids: &Array2<i64>| ids.select(Axis(0), &rows);
-        let forced_routing = undo
-            .forced_routing
-            .map(|layers| layers.iter().map(|ids| ids.as_ref().map(select)).collect());
-        let tokens: Vec<Vec<u32>> = kept.map(|(tokens, &n)| tokens[..n].to_vec()).collect();
-        let mtp: Vec<_> = self.sequences.iter().map(|sequence| sequence.mtp.clone()).collect();
-        self.sequences = undo.before;
-        for (sequence, mtp) in self.sequences.iter_mut().zip(mtp) {
-            sequence.mtp = mtp;
-        }
-        let want = Want { logits: Rows::None, forced_routing, ..Want::default() };
         self.pass(&tokens, &want).map(|_| ())
     }
 
