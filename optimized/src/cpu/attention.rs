@@ -10,8 +10,7 @@ use golden::{
 use ndarray::Ix3;
 use rayon::prelude::*;
 
-#[cfg(target_arch = "x86_64")]
-use super::vector::Vector;
+use super::vector::variants;
 use super::{
     activation::{overflowing_sigmoid, sigmoid, silu},
     linear::dots,
@@ -22,24 +21,18 @@ use super::{
 pub(crate) mod fast;
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<Attention>] = &[
-    &Portable {
+pub static VARIANTS: &[&dyn Variant<Attention>] = variants!(
+    [&Portable {
         name: "cpu/portable",
         pack: pack!(Loaded),
         plan: |spec| Plan::stored(spec.dtype),
         claims: CLAIMS,
         plants: PLANTS,
         plant: HONEST,
-    },
-    #[cfg(target_arch = "x86_64")]
-    &Vector::on::<super::avx2::Avx2>("cpu/avx2", |spec| Plan::stored(spec.dtype), VECTOR_PLANTS),
-    #[cfg(target_arch = "x86_64")]
-    &Vector::on::<super::avx512::Avx512>(
-        "cpu/avx512",
-        |spec| Plan::stored(spec.dtype),
-        VECTOR_PLANTS,
-    ),
-];
+    }],
+    |spec| Plan::stored(spec.dtype),
+    VECTOR_PLANTS
+);
 
 /// Those that the fast kernels can be told to have: `scale-one-over-h`, `gate-missing`.
 #[cfg(target_arch = "x86_64")]

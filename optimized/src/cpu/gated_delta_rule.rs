@@ -3,7 +3,7 @@
 use std::{marker::PhantomData, ops::Range};
 
 use golden::{
-    Claims, Dtype, Error, Host, Plan, Plant, Prepared, Spec, Tensor1, Variant,
+    Dtype, Plan, Spec, Tensor1, Variant,
     ops::gated_delta_rule::{Case, GatedDeltaRule, Inputs, Outputs},
     plan::Form,
 };
@@ -11,11 +11,10 @@ use half::bf16;
 use ndarray::{Ix2, Ix3, Ix4};
 use rayon::prelude::*;
 
-#[cfg(target_arch = "x86_64")]
-use super::vector::Vector;
+use super::vector::variants;
 use super::{
     l2_norm::l2_norm,
-    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
+    portable::{CLAIMS, HONEST, Kernel, Only, Planted, Portable, pack, packed, unpacked},
     stored::Stored,
 };
 use chunked::Chunked;
@@ -27,45 +26,43 @@ mod plants;
 pub(crate) mod recurrent;
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<GatedDeltaRule>] = &[
-    &Portable {
-        name: "cpu/portable",
-        pack: pack!(TokenByToken),
-        plan: |spec| Plan::stored(spec.dtype),
-        claims: CLAIMS,
-        plants: plants::RECURRENT,
-        plant: HONEST,
-    },
-    &Portable {
-        name: "cpu/portable-chunk64",
-        pack: pack!(InChunks),
-        plan: |spec| Plan::stored(spec.dtype).form(Form::Chunked(CHUNK)),
-        claims: CLAIMS,
-        plants: plants::CHUNKED,
-        plant: HONEST,
-    },
-    &OnlyBf16(Portable {
-        name: "cpu/portable-chunk64-bf16",
-        pack: pack!(InNarrowChunks),
-        // Its decays are sums between tokens, which round less than differences of prefix sums.
-        plan: |_| Plan::fla_bf16(CHUNK).form(Form::Chunked(CHUNK)),
-        claims: CLAIMS,
-        plants: plants::CHUNKED_BF16,
-        plant: HONEST,
-    }),
-    #[cfg(target_arch = "x86_64")]
-    &Vector::on::<super::avx2::Avx2>(
-        "cpu/avx2",
-        |spec| Plan::stored(spec.dtype).form(Form::Chunked(fast::CHUNK)),
-        plants::VECTOR,
-    ),
-    #[cfg(target_arch = "x86_64")]
-    &Vector::on::<super::avx512::Avx512>(
-        "cpu/avx512",
-        |spec| Plan::stored(spec.dtype).form(Form::Chunked(fast::CHUNK)),
-        plants::VECTOR,
-    ),
-];
+pub static VARIANTS: &[&dyn Variant<GatedDeltaRule>] = variants!(
+    [
+        &Portable {
+            name: "cpu/portable",
+            pack: pack!(TokenByToken),
+            plan: |spec| Plan::stored(spec.dtype),
+            claims: CLAIMS,
+            plants: plants::RECURRENT,
+            plant: HONEST,
+        },
+        &Portable {
+            name: "cpu/portable-chunk64",
+            pack: pack!(InChunks),
+            plan: |spec| Plan::stored(spec.dtype).form(Form::Chunked(CHUNK)),
+            claims: CLAIMS,
+            plants: plants::CHUNKED,
+            plant: HONEST,
+        },
+        &Only {
+            skip: |spec| {
+                let other = || format!("computes bf16 problems, not {}", spec.dtype);
+                (spec.dtype != Dtype::Bf16).then(other)
+            },
+            of: Portable {
+                name: "cpu/portable-chunk64-bf16",
+                pack: pack!(InNarrowChunks),
+                // Its decays are sums between tokens, which round less than differences of prefix sums.
+                plan: |_| Plan::fla_bf16(CHUNK).form(Form::Chunked(CHUNK)),
+                claims: CLAIMS,
+                plants: plants::CHUNKED_BF16,
+                plant: HONEST,
+            },
+        }
+    ],
+    |spec| Plan::stored(spec.dtype).form(Form::Chunked(fast::CHUNK)),
+    plants::VECTOR
+);
 
 /// Tokens of a chunk.
 const CHUNK: usize = 64;
@@ -350,41 +347,4 @@ fn heads<'a>(
         heads.push(Head { h: i % hv, tokens, o: own, state });
     }
     heads
-}
-
-/// A variant that computes bf16 problems only.
-struct OnlyBf16(Portable<GatedDeltaRule>);
-
-impl Variant<GatedDeltaRule> for OnlyBf16 {
-    fn name(&self) -> &str {
-        self.0.name()
-    }
-
-    fn skip(&self, _: &Host, spec: &Spec<Case>) -> Option<String> {
-        (spec.dtype != Dtype::Bf16).then(|| format!("computes bf16 problems, not {}", spec.dtype))
-    }
-
-    fn plan(&self, spec: &Spec<Case>) -> Plan {
-        self.0.plan(spec)
-    }
-
-    fn claims(&self) -> Claims {
-        self.0.claims()
-    }
-
-    fn plants(&self) -> &'static [Plant] {
-        self.0.plants()
-    }
-
-    fn planted(&self, name: &str) -> Option<Box<dyn Variant<GatedDeltaRule>>> {
-        Some(Box::new(OnlyBf16(self.0.with(name)?)))
-    }
-
-    fn prepare(
-        &self,
-        spec: &Spec<Case>,
-        inputs: &Inputs,
-    ) -> Result<Box<dyn Prepared<GatedDeltaRule>>, Error> {
-        self.0.prepare(spec, inputs)
-    }
 }

@@ -9,8 +9,7 @@ use golden::{
 use ndarray::Ix2;
 use rayon::prelude::*;
 
-#[cfg(target_arch = "x86_64")]
-use super::vector::Vector;
+use super::vector::variants;
 use super::{
     portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
     stored::{Stored, widen},
@@ -19,24 +18,18 @@ use super::{
 pub(crate) mod fast;
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<Linear>] = &[
-    &Portable {
+pub static VARIANTS: &[&dyn Variant<Linear>] = variants!(
+    [&Portable {
         name: "cpu/portable",
         pack: pack!(Loaded),
         plan: |spec| Plan::stored(spec.dtype),
         claims: CLAIMS,
         plants: PLANTS,
         plant: HONEST,
-    },
-    #[cfg(target_arch = "x86_64")]
-    &Vector::on::<super::avx2::Avx2>("cpu/avx2", |spec| Plan::stored(spec.dtype), VECTOR_PLANTS),
-    #[cfg(target_arch = "x86_64")]
-    &Vector::on::<super::avx512::Avx512>(
-        "cpu/avx512",
-        |spec| Plan::stored(spec.dtype),
-        VECTOR_PLANTS,
-    ),
-];
+    }],
+    |spec| Plan::stored(spec.dtype),
+    VECTOR_PLANTS
+);
 
 /// Those that the fast kernels can be told to have: the first, the fourth and the sixth.
 #[cfg(target_arch = "x86_64")]

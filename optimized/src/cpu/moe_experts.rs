@@ -7,8 +7,7 @@ use golden::{
 use ndarray::{ArcArray, Ix2, Ix3};
 use rayon::prelude::*;
 
-#[cfg(target_arch = "x86_64")]
-use super::vector::Vector;
+use super::vector::variants;
 use super::{
     portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
     shared_expert::{Mlp, swiglu},
@@ -18,8 +17,8 @@ use super::{
 pub(crate) mod fast;
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<MoeExperts>] = &[
-    &Portable {
+pub static VARIANTS: &[&dyn Variant<MoeExperts>] = variants!(
+    [&Portable {
         name: "cpu/portable",
         pack: pack!(Loaded),
         // Hidden activations, expert outputs and their sum stay in f32.
@@ -27,16 +26,10 @@ pub static VARIANTS: &[&dyn Variant<MoeExperts>] = &[
         claims: CLAIMS,
         plants: PLANTS,
         plant: HONEST,
-    },
-    #[cfg(target_arch = "x86_64")]
-    &Vector::on::<super::avx2::Avx2>("cpu/avx2", |spec| Plan::stored(spec.dtype), VECTOR_PLANTS),
-    #[cfg(target_arch = "x86_64")]
-    &Vector::on::<super::avx512::Avx512>(
-        "cpu/avx512",
-        |spec| Plan::stored(spec.dtype),
-        VECTOR_PLANTS,
-    ),
-];
+    }],
+    |spec| Plan::stored(spec.dtype),
+    VECTOR_PLANTS
+);
 
 /// Those that the fast kernels can be told to have: `weights-not-applied`, `gate-up-swapped`.
 #[cfg(target_arch = "x86_64")]

@@ -124,6 +124,47 @@ impl<O: Op> Variant<O> for Portable<O> {
     }
 }
 
+/// A variant that does not run everywhere, or not every problem.
+pub(crate) struct Only<O: Op> {
+    /// Why it does not, if so.
+    pub(crate) skip: fn(&Spec<O::Case>) -> Option<String>,
+    pub(crate) of: Portable<O>,
+}
+
+impl<O: Op> Variant<O> for Only<O> {
+    fn name(&self) -> &str {
+        self.of.name()
+    }
+
+    fn skip(&self, _: &Host, spec: &Spec<O::Case>) -> Option<String> {
+        (self.skip)(spec)
+    }
+
+    fn plan(&self, spec: &Spec<O::Case>) -> Plan {
+        self.of.plan(spec)
+    }
+
+    fn claims(&self) -> Claims {
+        self.of.claims()
+    }
+
+    fn plants(&self) -> &'static [Plant] {
+        self.of.plants()
+    }
+
+    fn planted(&self, name: &str) -> Option<Box<dyn Variant<O>>> {
+        Some(Box::new(Only { skip: self.skip, of: self.of.with(name)? }))
+    }
+
+    fn prepare(
+        &self,
+        spec: &Spec<O::Case>,
+        inputs: &O::Inputs<f32>,
+    ) -> Result<Box<dyn Prepared<O>>, Error> {
+        self.of.prepare(spec, inputs)
+    }
+}
+
 struct Loaded<O: Op> {
     kernel: Box<dyn Kernel<O>>,
     plant: Planted,

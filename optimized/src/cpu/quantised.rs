@@ -119,18 +119,6 @@ impl Quantised {
             }
         }
     }
-
-    /// Row `i`, widened.
-    pub(crate) fn row<S: Simd>(&self, s: S, i: usize, o: &mut [f32]) {
-        for (block, o) in o.chunks_mut(BLOCK).enumerate() {
-            let mut wide = [0.0; BLOCK];
-            let parts = self.block(s, i * self.blocks() + block);
-            for (to, part) in wide.as_chunks_mut::<LANES>().0.iter_mut().zip(parts) {
-                s.store(to, part);
-            }
-            o.copy_from_slice(&wide[..o.len()]);
-        }
-    }
 }
 
 /// A slice as arrays of lanes.
@@ -207,18 +195,15 @@ impl Source for Quantised {
     }
 
     #[inline(always)]
-    fn widened<'a, S: Simd>(
-        &'a self,
-        s: S,
-        from: usize,
-        to: usize,
-        room: &'a mut Vec<f32>,
-    ) -> &'a [f32] {
-        room.resize((to - from) * self.d, 0.0);
-        for (i, row) in room.chunks_exact_mut(self.d).enumerate() {
-            self.row(s, from + i, row);
+    fn row<S: Simd>(&self, s: S, i: usize, o: &mut [f32]) {
+        for (block, o) in o.chunks_mut(BLOCK).enumerate() {
+            let mut wide = [0.0; BLOCK];
+            let parts = self.block(s, i * self.blocks() + block);
+            for (to, part) in wide.as_chunks_mut::<LANES>().0.iter_mut().zip(parts) {
+                s.store(to, part);
+            }
+            o.copy_from_slice(&wide[..o.len()]);
         }
-        room
     }
 }
 

@@ -8,8 +8,7 @@ use golden::{
 use ndarray::Ix2;
 use rayon::prelude::*;
 
-#[cfg(target_arch = "x86_64")]
-use super::vector::Vector;
+use super::vector::variants;
 use super::{
     portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
     stored::Stored,
@@ -18,20 +17,18 @@ use super::{
 pub(crate) mod fast;
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<RmsNorm>] = &[
-    &Portable {
+pub static VARIANTS: &[&dyn Variant<RmsNorm>] = variants!(
+    [&Portable {
         name: "cpu/portable",
         pack: pack!(Loaded),
         plan,
         claims: CLAIMS,
         plants: PLANTS,
         plant: HONEST,
-    },
-    #[cfg(target_arch = "x86_64")]
-    &Vector::on::<super::avx2::Avx2>("cpu/avx2", plan, VECTOR_PLANTS),
-    #[cfg(target_arch = "x86_64")]
-    &Vector::on::<super::avx512::Avx512>("cpu/avx512", plan, VECTOR_PLANTS),
-];
+    }],
+    plan,
+    VECTOR_PLANTS
+);
 
 /// The sum is stored before it is normed.
 fn plan(spec: &Spec<Case>) -> Plan {

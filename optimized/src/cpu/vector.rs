@@ -3,11 +3,11 @@
 
 use std::marker::PhantomData;
 
-use golden::{Claims, Error, Host, Op, Plan, Plant, Prepared, Spec, Tensors, Variant, ViewMut};
+use golden::{Op, Plan, Plant, Spec, Tensors, ViewMut};
 use ndarray::{ArcArray, Dimension};
 
 use super::{
-    portable::{HONEST, Kernel, Pack, Planted, Portable},
+    portable::{CLAIMS, HONEST, Kernel, Only, Pack, Planted, Portable},
     simd::{Simd, Wide},
 };
 
@@ -85,71 +85,44 @@ where
     }
 }
 
-/// A variant on an instruction set.
-pub(crate) struct Vector<O: Op> {
-    /// Whether the processor has it.
-    there: fn() -> bool,
-    of: Portable<O>,
-}
-
-impl<O: Fast> Vector<O>
+/// The kernels of an op on `S`, where the processor has it.
+pub(crate) const fn on<S: Simd, O: Fast>(
+    name: &'static str,
+    plan: fn(&Spec<O::Case>) -> Plan,
+    plants: &'static [Plant],
+) -> Only<O>
 where
     O::Inputs<f32>: Send,
     O::Outputs<f32>: Send,
 {
-    /// The kernels of an op on `S`.
-    pub(crate) const fn on<S: Simd>(
-        name: &'static str,
-        plan: fn(&Spec<O::Case>) -> Plan,
-        plants: &'static [Plant],
-    ) -> Vector<O> {
-        let pack = Pack {
-            f32: Loaded::<S, O, f32>::boxed,
-            bf16: Loaded::<S, O, half::bf16>::boxed,
-            f16: Loaded::<S, O, half::f16>::boxed,
-        };
-        let claims = super::portable::CLAIMS;
-        Vector {
-            there: || S::new().is_some(),
-            of: Portable { name, pack, plan, claims, plants, plant: HONEST },
-        }
+    let pack = Pack {
+        f32: Loaded::<S, O, f32>::boxed,
+        bf16: Loaded::<S, O, half::bf16>::boxed,
+        f16: Loaded::<S, O, half::f16>::boxed,
+    };
+    Only {
+        skip: |_| {
+            let lacks = || format!("this processor lacks what cpu/{} needs", S::NAME);
+            S::new().is_none().then(lacks)
+        },
+        of: Portable { name, pack, plan, claims: CLAIMS, plants, plant: HONEST },
     }
 }
 
-impl<O: Op> Variant<O> for Vector<O> {
-    fn name(&self) -> &str {
-        self.of.name()
-    }
-
-    fn skip(&self, _: &Host, _: &Spec<O::Case>) -> Option<String> {
-        let lacks = || format!("this processor lacks what {} needs", self.of.name);
-        (!(self.there)()).then(lacks)
-    }
-
-    fn plan(&self, spec: &Spec<O::Case>) -> Plan {
-        self.of.plan(spec)
-    }
-
-    fn claims(&self) -> Claims {
-        self.of.claims()
-    }
-
-    fn plants(&self) -> &'static [Plant] {
-        self.of.plants()
-    }
-
-    fn planted(&self, name: &str) -> Option<Box<dyn Variant<O>>> {
-        Some(Box::new(Vector { there: self.there, of: self.of.with(name)? }))
-    }
-
-    fn prepare(
-        &self,
-        spec: &Spec<O::Case>,
-        inputs: &O::Inputs<f32>,
-    ) -> Result<Box<dyn Prepared<O>>, Error> {
-        self.of.prepare(spec, inputs)
-    }
+/// Variants of an op: those given, and its fast kernels on every instruction set of this architecture,
+/// with their plan and the faults that they can be told to have.
+macro_rules! variants {
+    ([$($plain:expr),* $(,)?], $plan:expr, $plants:expr) => {
+        &[
+            $($plain,)*
+            #[cfg(target_arch = "x86_64")]
+            &$crate::cpu::vector::on::<$crate::cpu::avx2::Avx2, _>("cpu/avx2", $plan, $plants),
+            #[cfg(target_arch = "x86_64")]
+            &$crate::cpu::vector::on::<$crate::cpu::avx512::Avx512, _>("cpu/avx512", $plan, $plants),
+        ]
+    };
 }
+pub(crate) use variants;
 
 /// The elements of a tensor, in order.
 pub(crate) fn flat<D: Dimension>(x: &ArcArray<f32, D>) -> Vec<f32> {

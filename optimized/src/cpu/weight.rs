@@ -8,10 +8,9 @@ use half::{bf16, f16};
 use zerocopy::{FromBytes, Immutable};
 
 use super::{
-    linear::fast::{Matrix, Source},
+    linear::fast::{Matrix, Source, wide},
     quantised::{Bits, Quantised},
-    simd::{Plain, Simd, Wide},
-    stored::Stored,
+    simd::{Plain, Simd},
 };
 
 /// Elements of one type.
@@ -114,25 +113,10 @@ macro_rules! stored {
 }
 
 impl Weight {
-    /// Row `i`, widened.
-    pub(crate) fn row(&self, i: usize, o: &mut [f32]) {
-        fn widened<W: Stored>(o: &mut [f32], data: &[W], i: usize) {
-            let d = o.len();
-            super::stored::widen(o, &data[i * d..(i + 1) * d]);
-        }
-        match self {
-            Weight::F32(data, _) => widened(o, data.slice(), i),
-            Weight::Bf16(data, _) => widened(o, data.slice(), i),
-            Weight::F16(data, _) => widened(o, data.slice(), i),
-            Weight::Fp8(fp8) => fp8.row(i, o),
-            Weight::Quantised(quantised) => quantised.row(Plain, i, o),
-        }
-    }
-
     /// The same in fewer bits.
     pub(crate) fn narrowed(self, bits: Bits) -> Weight {
         let (rows, d) = (self.rows(), self.columns());
-        Weight::Quantised(Quantised::new(bits, rows, d, |i, o| self.row(i, o)))
+        Weight::Quantised(Quantised::new(bits, rows, d, |i, o| self.row(Plain, i, o)))
     }
 }
 
@@ -158,6 +142,11 @@ impl Source for Weight {
     }
 
     #[inline(always)]
+    fn row<S: Simd>(&self, s: S, i: usize, o: &mut [f32]) {
+        stored!(self, matrix => matrix.row(s, i, o));
+    }
+
+    #[inline(always)]
     fn widened<'a, S: Simd>(
         &'a self,
         s: S,
@@ -166,40 +155,11 @@ impl Source for Weight {
         room: &'a mut Vec<f32>,
     ) -> &'a [f32] {
         match self {
-            Weight::F32(data, d) => &data.slice()[from * d..to * d],
-            Weight::Bf16(data, d) => widen_rows(s, data.slice(), *d, from, to, room),
-            Weight::F16(data, d) => widen_rows(s, data.slice(), *d, from, to, room),
+            Weight::F32(data, d) => wide(s, &data.slice()[from * d..to * d], room),
+            Weight::Bf16(data, d) => wide(s, &data.slice()[from * d..to * d], room),
+            Weight::F16(data, d) => wide(s, &data.slice()[from * d..to * d], room),
             Weight::Fp8(fp8) => fp8.widened(s, from, to, room),
             Weight::Quantised(quantised) => quantised.widened(s, from, to, room),
-        }
-    }
-}
-
-#[inline(always)]
-fn widen_rows<'a, S: Simd, W: Wide>(
-    s: S,
-    data: &[W],
-    d: usize,
-    from: usize,
-    to: usize,
-    room: &'a mut Vec<f32>,
-) -> &'a [f32] {
-    room.resize((to - from) * d, 0.0);
-    super::simd::widen(s, room, &data[from * d..to * d]);
-    room
-}
-
-impl Fp8 {
-    /// Row `i`: `code * scale` of its block, rounded to f32.
-    fn row(&self, i: usize, o: &mut [f32]) {
-        let [rows, columns] = self.block;
-        let across = self.d.div_ceil(columns);
-        let codes = &self.codes.data()[i * self.d..(i + 1) * self.d];
-        let scales = &self.scales[i / rows * across..][..across];
-        for ((o, codes), scale) in o.chunks_mut(columns).zip(codes.chunks(columns)).zip(scales) {
-            for (o, &code) in o.iter_mut().zip(codes) {
-                *o = VALUES[usize::from(code)] * scale;
-            }
         }
     }
 }
@@ -234,25 +194,24 @@ impl Source for Fp8 {
             let n = TOGETHER.min(to - start);
             let rows = &mut rows[..n * self.d];
             for (i, row) in rows.chunks_exact_mut(self.d).enumerate() {
-                self.row(start + i, row);
+                self.row(s, start + i, row);
             }
             let w = Matrix { data: rows, d: self.d };
             w.products(s, 0, n, x, |r, t, sum| put(start - from + r, t, sum));
         }
     }
 
+    /// `code * scale` of its block, rounded to f32.
     #[inline(always)]
-    fn widened<'a, S: Simd>(
-        &'a self,
-        _: S,
-        from: usize,
-        to: usize,
-        room: &'a mut Vec<f32>,
-    ) -> &'a [f32] {
-        room.resize((to - from) * self.d, 0.0);
-        for (i, row) in room.chunks_exact_mut(self.d).enumerate() {
-            self.row(from + i, row);
+    fn row<S: Simd>(&self, _: S, i: usize, o: &mut [f32]) {
+        let [rows, columns] = self.block;
+        let across = self.d.div_ceil(columns);
+        let codes = &self.codes.data()[i * self.d..(i + 1) * self.d];
+        let scales = &self.scales[i / rows * across..][..across];
+        for ((o, codes), scale) in o.chunks_mut(columns).zip(codes.chunks(columns)).zip(scales) {
+            for (o, &code) in o.iter_mut().zip(codes) {
+                *o = VALUES[usize::from(code)] * scale;
+            }
         }
-        room
     }
 }

@@ -354,10 +354,12 @@ impl Fast for Attention {
 
     fn run<S: Simd, E: Wide>(s: S, x: &Packed<E>, o: &mut Outputs, plant: Planted) {
         let caches: Vec<_> = x.caches.iter().collect();
-        let scale = if plant.is("scale-one-over-h") { (x.sizes.h as f32).sqrt() } else { 1.0 };
-        let q: Vec<f32> = x.q.iter().map(|q| q / scale).collect();
-        let open = vec![OPEN; x.gate.len()];
-        let gate = if plant.is("gate-missing") { &open } else { &x.gate };
-        attention(s, flat_mut(&mut o.o), (&q, gate), &caches, &x.cu_seqlens, x.sizes);
+        let q: &Vec<f32> = if plant.is("scale-one-over-h") {
+            &x.q.iter().map(|q| q / (x.sizes.h as f32).sqrt()).collect()
+        } else {
+            &x.q
+        };
+        let gate = if plant.is("gate-missing") { &vec![OPEN; x.gate.len()] } else { &x.gate };
+        attention(s, flat_mut(&mut o.o), (q, gate), &caches, &x.cu_seqlens, x.sizes);
     }
 }

@@ -14,7 +14,7 @@ use golden::{
 use crate::cpu::{
     pool::{self, Part},
     portable::{Planted, packed},
-    simd::{DEPTH, LANES, Rows, Simd, Wide},
+    simd::{DEPTH, LANES, Rows, Simd, Wide, widen},
     vector::{Fast, flat, flat_mut},
 };
 
@@ -33,14 +33,24 @@ pub(crate) trait Source: Sync {
         x: &[f32],
         put: impl FnMut(usize, usize, f32),
     );
+    /// Row `i` as f32.
+    fn row<S: Simd>(&self, s: S, i: usize, o: &mut [f32]);
     /// Rows `from..to` as f32: borrowed, or widened into `room`.
+    #[inline(always)]
     fn widened<'a, S: Simd>(
         &'a self,
         s: S,
         from: usize,
         to: usize,
         room: &'a mut Vec<f32>,
-    ) -> &'a [f32];
+    ) -> &'a [f32] {
+        let d = self.columns();
+        room.resize((to - from) * d, 0.0);
+        for (i, row) in room.chunks_exact_mut(d).enumerate() {
+            self.row(s, from + i, row);
+        }
+        room
+    }
 }
 
 /// A matrix in a type that loads widen.
@@ -74,6 +84,11 @@ impl<W: Wide> Source for Matrix<'_, W> {
     }
 
     #[inline(always)]
+    fn row<S: Simd>(&self, s: S, i: usize, o: &mut [f32]) {
+        widen(s, o, &self.data[i * self.d..(i + 1) * self.d]);
+    }
+
+    #[inline(always)]
     fn widened<'a, S: Simd>(
         &'a self,
         s: S,
@@ -81,14 +96,19 @@ impl<W: Wide> Source for Matrix<'_, W> {
         to: usize,
         room: &'a mut Vec<f32>,
     ) -> &'a [f32] {
-        let data = &self.data[from * self.d..to * self.d];
-        if let Some(data) = W::as_f32(data) {
-            return data;
-        }
-        room.resize(data.len(), 0.0);
-        crate::cpu::simd::widen(s, room, data);
-        room
+        wide(s, &self.data[from * self.d..to * self.d], room)
     }
+}
+
+/// Elements as f32: borrowed, or widened into `room`.
+#[inline(always)]
+pub(crate) fn wide<'a, S: Simd, W: Wide>(s: S, data: &'a [W], room: &'a mut Vec<f32>) -> &'a [f32] {
+    if let Some(data) = W::as_f32(data) {
+        return data;
+    }
+    room.resize(data.len(), 0.0);
+    widen(s, room, data);
+    room
 }
 
 /// Tokens that meet a row of the weight as it comes from memory.

@@ -179,8 +179,8 @@ impl Fast for MoeExperts {
         let (gate, up) = (x.matrices(&x.gate_proj, d), x.matrices(&x.up_proj, d));
         let (gate, up) = if plant.is("gate-up-swapped") { (up, gate) } else { (gate, up) };
         let down = x.matrices(&x.down_proj, f);
-        let ones = vec![1.0; x.weights.len()];
-        let weights = if plant.is("weights-not-applied") { &ones } else { &x.weights };
+        let weights =
+            if plant.is("weights-not-applied") { &vec![1.0; x.weights.len()] } else { &x.weights };
         let o = flat_mut(&mut o.o);
         o.fill(0.0);
         moe_experts(s, o, &x.x, &x.groups, weights, |e| Expert {
