@@ -28,6 +28,7 @@ pub mod sabotage;
 mod same;
 mod sequence;
 pub mod shrink;
+pub mod speed;
 mod spread;
 pub mod trace;
 pub mod verify;

@@ -5,6 +5,7 @@
 
 #![allow(clippy::doc_markdown, reason = "doc comments of arguments are help texts")]
 
+mod bench;
 mod bisect;
 mod block;
 mod chat;
@@ -113,6 +114,8 @@ enum Command {
     Invariance(invariance::Args),
     /// Say where an engine or a kernel goes wrong: layer, op, head or expert, element
     Bisect(bisect::Args),
+    /// Say how fast a model is, beside what the machine can do
+    Bench(bench::Args),
     /// Recordings of the official implementation: record, verify, status, diff, accept
     Golden(golden_cmd::Args),
     /// Compare logits of any other engine with a recording or another file
@@ -237,6 +240,7 @@ fn run(cli: &Cli, settings: &[InForce], out: &Out) -> (&'static str, anyhow::Res
         Some(Command::Paths(args)) => ("paths", paths::run(args, out)),
         Some(Command::Invariance(args)) => ("invariance", invariance::run(args, out)),
         Some(Command::Bisect(args)) => ("bisect", bisect::run(args, out)),
+        Some(Command::Bench(args)) => ("bench", bench::run(args, out)),
         Some(Command::Golden(args)) => ("golden", golden_cmd::run(args, out)),
         Some(Command::Compare(args)) => ("compare", compare::run(args, out)),
         Some(Command::Logits(args)) => ("logits", logits::run(args, out)),

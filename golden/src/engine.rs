@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ndarray::{Array2, Array3, Array4, Axis};
+use serde::Serialize;
 
 use crate::{
     Claims, Config, Error, Plan,
@@ -36,6 +37,18 @@ pub trait Engine {
     fn reset(&mut self, sequences: usize) -> Result<(), Error>;
     /// Tokens that each sequence holds.
     fn lengths(&self) -> Vec<usize>;
+    /// Makes the states of every sequence those of some text of so many tokens, drawn from a seed: to
+    /// time what follows without feeding it.
+    ///
+    /// # Errors
+    /// If it cannot.
+    fn pretend(&mut self, _tokens: usize, _seed: u64) -> Result<(), Error> {
+        Err(format!("{} cannot make up states", self.name()).into())
+    }
+    /// What a token costs that follows `depth` others, if it tells.
+    fn traffic(&self, _depth: usize) -> Option<Traffic> {
+        None
+    }
     /// Feeds each sequence its next tokens and computes what is wanted.
     fn forward(&mut self, tokens: &[Vec<u32>], want: &Want) -> Result<Step, Error>;
     /// Keeps a copy of all states.
@@ -69,6 +82,17 @@ pub type Listener = Box<dyn FnMut(usize) -> bool + Send>;
 
 /// The error of a step that its listener ended.
 pub const INTERRUPTED: &str = "interrupted";
+
+/// What one token costs, at least.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Traffic {
+    /// Bytes of weights that it reads, the output head's among them.
+    pub weights: u64,
+    /// Bytes of states and caches that it reads or writes.
+    pub states: u64,
+    /// Multiplications and additions with weight matrices without the output head, and in attention.
+    pub operations: u64,
+}
 
 /// A copy of all states, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -16,6 +16,7 @@ pub mod fp8;
 pub mod inventory;
 pub mod map;
 pub mod names;
+pub mod narrow;
 pub mod op;
 pub mod ops;
 pub mod packed;
@@ -33,6 +34,7 @@ pub use crate::{
     config::Config,
     dtype::Dtype,
     engine::Engine,
+    narrow::Narrow,
     op::{
         Apart, Case, Claims, Cost, DOMAIN, Error, Fill, Host, Op, Plant, Prepared, Set, Spec,
         Variant,

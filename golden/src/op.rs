@@ -5,7 +5,7 @@ use std::{error, fmt, str::FromStr};
 use ndarray::{ArcArray, Dimension};
 
 use crate::{
-    Dtype, Number, Plan, Rng, Tensors,
+    Dtype, Narrow, Number, Plan, Rng, Tensors,
     plan::{Grid, Site},
     tap::Tap,
     tensor::Read,
@@ -23,6 +23,8 @@ pub trait Op: Sized + 'static {
     /// Floating-point inputs that are stored in f32 whatever the storage dtype of the problem: decays,
     /// recurrent states, frequencies.
     const WIDE: &'static [&'static str] = &[];
+    /// Whether its weight matrices come narrowed, too: to FP8, eight or four bits.
+    const NARROW: bool = false;
     /// Inputs and outputs of which the formula does not let the one move the other. Otherwise every
     /// output depends on every input.
     const APART: &'static [Apart] = &[];
@@ -49,7 +51,7 @@ pub trait Op: Sized + 'static {
     }
     /// What [`check`](Self::check) found.
     fn unfit(spec: &Spec<Self::Case>) -> Option<String> {
-        let Spec { case, dtype, fill, .. } = spec;
+        let Spec { case, dtype, fill, weights, .. } = spec;
         let fills = Self::fills();
         if !fills.iter().any(|known| known.name == fill) {
             let known: Vec<_> = fills.iter().map(|fill| fill.name).collect();
@@ -57,6 +59,17 @@ pub trait Op: Sized + 'static {
         }
         if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16) {
             return Some(format!("dtype {dtype}: expected f32, f16 or bf16"));
+        }
+        if let Some(narrow) = weights {
+            if !Self::NARROW {
+                return Some(format!(
+                    "weights {narrow}: {} has none that are narrowed",
+                    Self::NAME
+                ));
+            }
+            if *dtype != Dtype::F32 {
+                return Some(format!("weights {narrow}: go with dtype f32, got {dtype}"));
+            }
         }
         let sizes = case.sizes();
         if let Some(at) = sizes.iter().position(|&size| size == 0) {
@@ -109,13 +122,15 @@ pub trait Case: Clone + Eq + fmt::Debug + Send + Sync + 'static {
 }
 
 /// One problem: sizes, storage dtype, fill and seed; prints as
-/// `B1-T65-HK16;dtype=bf16;fill=tiny-norm-k;seed=7` with defaults left out, and parses back.
+/// `B1-T65-HK16;dtype=bf16;weights=int8;fill=tiny-norm-k;seed=7` with defaults left out, and parses back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spec<C> {
     /// The sizes.
     pub case: C,
     /// Storage dtype of activations (and of weights where the checkpoint's would be).
     pub dtype: Dtype,
+    /// What weight matrices are narrowed to, if they are.
+    pub weights: Option<Narrow>,
     /// Name of the fill; `domain` is the default.
     pub fill: String,
     /// Seed of the draw.
@@ -128,7 +143,7 @@ pub const DOMAIN: &str = "domain";
 impl<C: Case> Spec<C> {
     /// Sizes with the default dtype `f32`, fill `domain`, seed 0.
     pub fn new(case: C) -> Self {
-        Spec { case, dtype: Dtype::F32, fill: DOMAIN.to_owned(), seed: 0 }
+        Spec { case, dtype: Dtype::F32, weights: None, fill: DOMAIN.to_owned(), seed: 0 }
     }
 
     /// With another fill.
@@ -145,6 +160,24 @@ impl<C: Case> Spec<C> {
         }
     }
 
+    /// A weight matrix, or several, as the problem has them: `[…, rows, columns]`.
+    pub fn weight<D: Dimension>(&self, w: ArcArray<f32, D>) -> ArcArray<f32, D> {
+        let Some(narrow) = self.weights else { return self.round(w) };
+        let shape = w.shape();
+        let d = shape.last().copied().unwrap_or(1).max(1);
+        let rows = shape.iter().rev().nth(1).copied().unwrap_or(1).max(1);
+        let mut w = w.as_standard_layout().into_owned();
+        for matrix in w.as_slice_mut().into_iter().flat_map(|w| w.chunks_mut(rows * d)) {
+            narrow.round(matrix, d);
+        }
+        w.into_shared()
+    }
+
+    /// Bytes of a weight matrix as the problem has it.
+    pub fn weight_bytes(&self, rows: u64, d: u64) -> u64 {
+        self.weights.map_or(self.dtype.size() as u64 * rows * d, |narrow| narrow.bytes(rows, d))
+    }
+
     /// Whether the fill is `name`.
     pub fn is(&self, name: &str) -> bool {
         self.fill == name
@@ -154,6 +187,12 @@ impl<C: Case> Spec<C> {
     #[must_use]
     pub fn dtype(self, dtype: Dtype) -> Self {
         Spec { dtype, ..self }
+    }
+
+    /// With narrowed weights.
+    #[must_use]
+    pub fn weights(self, narrow: Narrow) -> Self {
+        Spec { weights: Some(narrow), ..self }
     }
 }
 
@@ -165,6 +204,9 @@ impl<C: Case> fmt::Display for Spec<C> {
         }
         if self.dtype != Dtype::F32 {
             write!(f, ";dtype={}", self.dtype)?;
+        }
+        if let Some(narrow) = self.weights {
+            write!(f, ";weights={narrow}")?;
         }
         if self.fill != DOMAIN {
             write!(f, ";fill={}", self.fill)?;
@@ -206,6 +248,7 @@ impl<C: Case> FromStr for Spec<C> {
         for part in parts {
             match part.split_once('=') {
                 Some(("dtype", value)) => spec.dtype = value.parse()?,
+                Some(("weights", value)) => spec.weights = Some(value.parse()?),
                 Some(("fill", value)) => value.clone_into(&mut spec.fill),
                 Some(("seed", value)) => {
                     spec.seed = value
@@ -214,7 +257,7 @@ impl<C: Case> FromStr for Spec<C> {
                 }
                 _ => {
                     return Err(format!(
-                        "case {s:?}: unexpected {part:?}, expected dtype=, fill= or seed="
+                        "case {s:?}: unexpected {part:?}, expected dtype=, weights=, fill= or seed="
                     ));
                 }
             }

@@ -245,6 +245,33 @@ impl fmt::Display for Grid {
     }
 }
 
+/// What a projection reads of its activations. Those that decide, the router's and the gates', read them
+/// as they are.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Activations {
+    /// As they are.
+    #[default]
+    F32,
+    /// Rounded to bf16.
+    Bf16,
+    /// Of 32 neighbours in a row, 127 steps of the largest: as llama.cpp's `Q8_0`, the step in f32.
+    Int8,
+}
+
+impl Activations {
+    /// The name in a plan.
+    pub fn name(self) -> &'static str {
+        match self {
+            Activations::F32 => "f32",
+            Activations::Bf16 => "bf16",
+            Activations::Int8 => "int8",
+        }
+    }
+}
+
 /// How a computation rounds.
 ///
 /// ```
@@ -263,6 +290,8 @@ pub struct Plan {
     pub accumulator: Grid,
     /// What the factors of matrix products and inner products are rounded to.
     pub dot: Grid,
+    /// What projections read of their activations.
+    pub activations: Activations,
     /// What outputs are stored in. States are stored in [`state`](Self::state).
     pub output: Grid,
     /// What a recurrent state is stored in when it is an output.
@@ -294,6 +323,7 @@ impl Plan {
         form: Form::Plain,
         accumulator: Grid::F32,
         dot: Grid::F32,
+        activations: Activations::F32,
         output: Grid::F32,
         state: Grid::F32,
         round: BTreeMap::new(),
@@ -408,6 +438,10 @@ impl Plan {
         if self.dot != self.accumulator {
             terms.push((format!("{} dot factors", self.dot), Term::Dot));
         }
+        if self.activations != Activations::F32 {
+            let name = format!("{} activations", self.activations.name());
+            terms.push((name, Term::Activations));
+        }
         terms.push(("elementary functions".to_owned(), Term::Functions));
         let sites = self.round.iter();
         terms.extend(sites.map(|(site, grid)| (format!("{site} in {grid}"), Term::Site(*site))));
@@ -422,6 +456,8 @@ pub enum Term {
     Accumulator,
     /// The factors of products.
     Dot,
+    /// What projections read.
+    Activations,
     /// Exponentials, logarithms, roots, cosines.
     Functions,
     /// A stored intermediate.
@@ -431,6 +467,9 @@ pub enum Term {
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}; accumulator {}; dot {}", self.form, self.accumulator, self.dot)?;
+        if self.activations != Activations::F32 {
+            write!(f, "; activations {}", self.activations.name())?;
+        }
         for (site, grid) in &self.round {
             write!(f, "; {site} {grid}")?;
         }

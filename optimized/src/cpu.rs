@@ -30,6 +30,8 @@ mod portable;
 mod quantised;
 pub mod rms_norm;
 pub mod rms_norm_gated;
+pub mod roof;
+mod room;
 pub mod rope;
 pub mod sampling;
 mod seen;

@@ -5,7 +5,10 @@ use golden::{
 use ndarray::{Array2, s};
 
 use crate::{
-    causal_conv1d, gated_delta_rule, gdn_gates, linear::project, probe::Probe, real::Real,
+    causal_conv1d, gated_delta_rule, gdn_gates,
+    linear::{decide, project},
+    probe::Probe,
+    real::Real,
     rms_norm_gated,
 };
 
@@ -31,7 +34,7 @@ pub fn gdn_layer_seen<R: Real>(x: &Inputs<R>, probe: &mut Probe<'_>) -> Outputs<
     // Ungroup the projections: HK groups of [q | k | v … | z …] and of [b … | a …].
     let mut qkvz = project(&x.x, &x.in_proj_qkvz);
     probe.see("linear", "in_proj_qkvz", &mut qkvz);
-    let mut ba = project(&x.x, &x.in_proj_ba);
+    let mut ba = decide(&x.x, &x.in_proj_ba);
     probe.see("linear", "in_proj_ba", &mut ba);
     let mut qkv = Array2::from_elem((n, 2 * hk * k + hv * v), R::zero());
     let mut z = Array2::from_elem((n, hv * v), R::zero());

@@ -2,7 +2,7 @@ use golden::{
     Tensor2,
     ops::linear::{Inputs, Outputs},
 };
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView1};
 
 use crate::real::{Real, Site, dot_weight};
 
@@ -24,6 +24,20 @@ pub fn linear<R: Real>(Inputs { x, weight }: &Inputs<R>) -> Outputs<R> {
 
 /// [`linear`] without the names.
 pub(crate) fn project<R: Real>(x: &Tensor2<R>, weight: &Tensor2<f32>) -> Tensor2<R> {
+    let rows = x.as_standard_layout();
+    let read = |row: ArrayView1<'_, R>| R::activations(row.to_slice()?);
+    match rows.rows().into_iter().map(read).collect::<Option<Vec<_>>>() {
+        Some(read) => {
+            let read = Array2::from_shape_vec(x.dim(), read.concat()).expect("rows of one length");
+            decide(&read.into_shared(), weight)
+        }
+        None => decide(x, weight),
+    }
+}
+
+/// A projection that decides: the router's, a gate's. It reads its activations as they are, whatever a
+/// plan says of others.
+pub(crate) fn decide<R: Real>(x: &Tensor2<R>, weight: &Tensor2<f32>) -> Tensor2<R> {
     let (x, weight) = (x.as_standard_layout(), weight.as_standard_layout());
     let mut o = Array2::from_elem((x.nrows(), weight.nrows()), R::zero());
     // Each row of the weight is read once and meets every token while it is at hand.

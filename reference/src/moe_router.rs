@@ -5,7 +5,7 @@ use golden::{
 use ndarray::{Array1, Array2};
 
 use crate::{
-    linear::project,
+    linear::decide,
     real::{Real, Site, sum},
 };
 
@@ -25,7 +25,7 @@ pub fn moe_router_forced<R: Real>(x: &Inputs<R>, ids: &Array2<i64>) -> Outputs<R
 }
 
 fn route<R: Real>(x: &Inputs<R>, forced: Option<&Array2<i64>>) -> Outputs<R> {
-    let logits = project(&x.x, &x.weight).map(|l| l.at(Site::RouterLogits)).into_shared();
+    let logits = decide(&x.x, &x.weight).map(|l| l.at(Site::RouterLogits)).into_shared();
     let (n, e) = logits.dim();
     let a = x.top_k;
     let mut ids = Tensor2::zeros((n, a));

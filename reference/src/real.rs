@@ -46,6 +46,11 @@ pub trait Real:
         self
     }
 
+    /// A row of activations as a projection reads it, if not as it is.
+    fn activations(_: &[Self]) -> Option<Vec<Self>> {
+        None
+    }
+
     /// `sum_i f(i)` for `i < n`: see [`sum`].
     fn sum(n: usize, f: impl Fn(usize) -> Self) -> Self {
         interleaved(n, LANES, f)

@@ -4,7 +4,7 @@ use golden::{
 };
 
 use crate::{
-    linear::project,
+    linear::{decide, project},
     real::{Real, Site},
 };
 
@@ -12,7 +12,7 @@ use crate::{
 ///
 /// `x`, `o`: `[N, D]`; `gate_proj`, `up_proj`: `[F, D]`; `down_proj`: `[D, F]`; `gate`: `[1, D]`.
 pub fn shared_expert<R: Real>(x: &Inputs<R>) -> Outputs<R> {
-    let gate = project(&x.x, &x.gate);
+    let gate = decide(&x.x, &x.gate);
     let mut o = swiglu(&x.x, &x.gate_proj, &x.up_proj, &x.down_proj);
     for (mut row, gate) in o.rows_mut().into_iter().zip(gate.column(0)) {
         let gate = gate.sigmoid().at(Site::Sigmoid);

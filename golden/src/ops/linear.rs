@@ -4,7 +4,9 @@
 //! weights are exact in `f32`; FP8 weights enter through [`fp8_dequant`](super::fp8_dequant).
 //! Source: `torch.nn.functional.linear`; no linear layer of the model has a bias.
 
-use crate::{Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor2, tensor::unwritten};
+use crate::{
+    Cost, DOMAIN, Dtype, Fill, Narrow, Number, Op, Rng, Set, Spec, Tensor2, tensor::unwritten,
+};
 
 /// The op.
 #[derive(Debug)]
@@ -65,6 +67,7 @@ const FILLS: &[Fill] = &[
 
 impl Op for Linear {
     const NAME: &'static str = "linear";
+    const NARROW: bool = true;
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
     type Outputs<R: Number> = Outputs<R>;
@@ -82,9 +85,15 @@ impl Op for Linear {
             specs.extend([(5, 64, 64), (65, 33, 127)].map(|case| new(case).dtype(Dtype::Bf16)));
             specs.push(new((5, 64, 64)).fill("outlier").dtype(Dtype::Bf16));
             specs.push(new((7, 40, 51)).dtype(Dtype::F16));
+            for narrow in Narrow::ALL {
+                let cases = [(1, 48, 64), (3, 17, 33), (13, 100, 300)];
+                specs.extend(cases.map(|case| new(case).weights(narrow)));
+                specs.push(new((5, 64, 64)).weights(narrow).fill("outlier"));
+            }
         }
         if set >= Set::Nightly {
             specs.extend([(1, 12288, 2048), (64, 2048, 4096), (64, 8192, 2048)].map(new));
+            specs.extend(Narrow::ALL.map(|narrow| new((1, 12288, 2048)).weights(narrow)));
         }
         specs
     }
@@ -94,7 +103,7 @@ impl Op for Linear {
         if spec.is("integers") {
             let mut small =
                 |shape| Tensor2::from_shape_simple_fn(shape, || rng.below(9) as f32 - 4.0);
-            return Inputs { x: small((n, d)), weight: small((m, d)) };
+            return Inputs { x: small((n, d)), weight: spec.weight(small((m, d))) };
         }
         let mut x = rng.normals((n, d), 0.0, 1.0);
         match spec.fill.as_str() {
@@ -103,7 +112,7 @@ impl Op for Linear {
             _ => {}
         }
         let weight = rng.normals((m, d), 0.0, (d as f32).sqrt().recip());
-        Inputs { x: spec.round(x), weight: spec.round(weight) }
+        Inputs { x: spec.round(x), weight: spec.weight(weight) }
     }
 
     fn unwritten(_: &Spec<Case>, x: &Inputs) -> Outputs {
@@ -116,6 +125,7 @@ impl Op for Linear {
 
     fn cost(spec: &Spec<Case>) -> Cost {
         let [n, m, d] = [spec.case.n, spec.case.m, spec.case.d].map(|size| size as u64);
-        Cost { bytes: spec.dtype.size() as u64 * (n * d + m * d + n * m), flops: 2 * n * m * d }
+        let activations = spec.dtype.size() as u64 * (n * d + n * m);
+        Cost { bytes: activations + spec.weight_bytes(m, d), flops: 2 * n * m * d }
     }
 }

@@ -9,7 +9,8 @@
 //! gate and up as one tensor, gate rows first; checkpoints hold them apart, one expert at a time).
 
 use crate::{
-    Cost, DOMAIN, Dtype, Fill, Number, Op, Rng, Set, Spec, Tensor2, Tensor3, tensor::unwritten,
+    Cost, DOMAIN, Dtype, Fill, Narrow, Number, Op, Rng, Set, Spec, Tensor2, Tensor3,
+    tensor::unwritten,
 };
 
 /// The op.
@@ -88,6 +89,7 @@ const FILLS: &[Fill] = &[
 
 impl Op for MoeExperts {
     const NAME: &'static str = "moe_experts";
+    const NARROW: bool = true;
     const WIDE: &'static [&'static str] = &["weights"];
     type Case = Case;
     type Inputs<R: Number> = Inputs<R>;
@@ -111,6 +113,10 @@ impl Op for MoeExperts {
                 new((33, 32, 16, 3, 24)).dtype(Dtype::F16),
                 new((9, 16, 16, 3, 8)).fill("outlier").dtype(Dtype::F16),
             ]);
+            for narrow in Narrow::ALL {
+                specs.push(new((1, 64, 16, 4, 48)).weights(narrow));
+                specs.push(new((65, 72, 8, 2, 40)).weights(narrow).fill("hot-expert"));
+            }
         }
         if set >= Set::Nightly {
             specs.push(new((64, 2048, 64, 10, 512)));
@@ -160,9 +166,9 @@ impl Op for MoeExperts {
             x: spec.round(x),
             ids,
             weights,
-            gate_proj: spec.round(rng.normals((e, f, d), 0.0, by_d)),
-            up_proj: spec.round(rng.normals((e, f, d), 0.0, by_d)),
-            down_proj: spec.round(rng.normals((e, d, f), 0.0, by_f)),
+            gate_proj: spec.weight(rng.normals((e, f, d), 0.0, by_d)),
+            up_proj: spec.weight(rng.normals((e, f, d), 0.0, by_d)),
+            down_proj: spec.weight(rng.normals((e, d, f), 0.0, by_f)),
         }
     }
 
@@ -180,7 +186,8 @@ impl Op for MoeExperts {
         // The least: as few experts as the tokens can share.
         let _ = e;
         Cost {
-            bytes: spec.dtype.size() as u64 * (2 * n * d + 3 * a * d * f),
+            bytes: spec.dtype.size() as u64 * 2 * n * d
+                + a * (2 * spec.weight_bytes(f, d) + spec.weight_bytes(d, f)),
             flops: n * a * (6 * d * f + 4 * f + 2 * d),
         }
     }

@@ -11,20 +11,23 @@
 #![expect(clippy::cast_ptr_alignment, reason = "loads that ask for no alignment")]
 
 use std::arch::x86_64::{
-    __m128i, __m256, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_add_ps,
-    _mm_add_ss, _mm_and_si128, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128, _mm_movehl_ps,
-    _mm_set1_epi8, _mm_shuffle_ps, _mm_srli_epi16, _mm_unpackhi_epi64, _mm256_add_epi32,
-    _mm256_add_ps, _mm256_blendv_ps, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cmp_ps,
-    _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32,
-    _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps,
-    _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_round_ps,
-    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
-    _mm256_sub_ps,
+    __m128i, __m256, __m256i, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT,
+    _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehl_ps, _mm_set1_epi32,
+    _mm_shuffle_ps, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256, _mm256_blendv_ps,
+    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cmp_ps, _mm256_cvtepi8_epi16,
+    _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_div_ps,
+    _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_loadu_si256,
+    _mm256_madd_epi16, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_round_ps,
+    _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256,
+    _mm256_slli_epi32, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_sub_ps, _mm256_unpackhi_epi8,
+    _mm256_unpacklo_epi8,
 };
 
 use half::{bf16, f16};
 
-use super::simd::{Factor, LANES, Rows, Simd, Wide, outer, tiles};
+use super::simd::{
+    Factor, LANES, PAIRS, QUADS, Rows, Simd, Wide, each, fp8_by_table, lanes, outer, tiles,
+};
 
 /// Proof that the processor has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -78,7 +81,11 @@ macro_rules! both {
 
 impl Simd for Avx2 {
     const NAME: &'static str = "avx2";
+    const REGISTERS: usize = 8;
     type F = [Eight; 2];
+    type H = [[Eight; 2]; 2];
+    type I = [__m256i; 2];
+    type B = [__m256i; 2];
 
     fn new() -> Option<Avx2> {
         let has = is_x86_feature_detected!("avx2")
@@ -104,24 +111,68 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn signed(self, x: &[i8; LANES]) -> Self::F {
-        let x = x.as_ptr();
-        unsafe {
-            [0, 8].map(|at| {
-                let bytes = _mm_loadl_epi64(x.add(at).cast::<__m128i>());
-                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))
-            })
-        }
+    fn halves(self, x: &[bf16; PAIRS]) -> Self::H {
+        let (low, high) = x.split_at(LANES);
+        [self.load(lanes(low)), self.load(lanes(high))]
     }
 
     #[inline(always)]
-    fn halves(self, x: &[u8; LANES]) -> [Self::F; 2] {
+    fn fp8(self, x: &[u8; QUADS]) -> [Self::H; 2] {
+        let [low, high] = fp8_by_table(x);
+        [self.halves(&low), self.halves(&high)]
+    }
+
+    #[inline(always)]
+    fn pairs(self, acc: Self::F, a: Self::H, b: Self::H) -> Self::F {
+        self.fma(a[1], b[1], self.fma(a[0], b[0], acc))
+    }
+
+    #[inline(always)]
+    fn narrow(self, o: &mut [bf16; LANES], x: Self::F) {
+        let mut wide = [0.0; LANES];
+        self.store(&mut wide, x);
+        *o = wide.map(bf16::from_f32);
+    }
+
+    #[inline(always)]
+    fn int(self, x: i32) -> Self::I {
+        unsafe { [_mm256_set1_epi32(x); 2] }
+    }
+
+    #[inline(always)]
+    fn number(self, x: Self::I) -> Self::F {
+        unsafe { [_mm256_cvtepi32_ps(x[0]), _mm256_cvtepi32_ps(x[1])] }
+    }
+
+    #[inline(always)]
+    fn bytes(self, x: &[u8; QUADS]) -> Self::B {
+        let start = x.as_ptr().cast::<__m256i>();
+        unsafe { [_mm256_loadu_si256(start), _mm256_loadu_si256(start.add(1))] }
+    }
+
+    #[inline(always)]
+    fn nibbles(self, x: &[u8; QUADS]) -> [Self::B; 2] {
+        let x = self.bytes(x);
         unsafe {
-            let bytes = _mm_loadu_si128(x.as_ptr().cast::<__m128i>());
-            let low = _mm_set1_epi8(15);
-            [_mm_and_si128(bytes, low), _mm_and_si128(_mm_srli_epi16::<4>(bytes), low)].map(|x| {
-                [x, _mm_unpackhi_epi64(x, x)].map(|x| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x)))
-            })
+            let low = _mm256_set1_epi8(15);
+            let high = [_mm256_srli_epi16::<4>(x[0]), _mm256_srli_epi16::<4>(x[1])];
+            let low = |x: Self::B| [_mm256_and_si256(x[0], low), _mm256_and_si256(x[1], low)];
+            [low(x), low(high)]
+        }
+    }
+
+    /// In products of 16 bits: `maddubs` would saturate.
+    #[inline(always)]
+    fn quads(self, acc: Self::I, w: Self::B, x: [i8; 4]) -> Self::I {
+        unsafe {
+            let x = _mm256_cvtepi8_epi16(_mm_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8))));
+            let zero = _mm256_setzero_si256();
+            let quads = |acc: __m256i, w: __m256i| {
+                let low = _mm256_madd_epi16(_mm256_unpacklo_epi8(w, zero), x);
+                let high = _mm256_madd_epi16(_mm256_unpackhi_epi8(w, zero), x);
+                _mm256_add_epi32(acc, _mm256_hadd_epi32(low, high))
+            };
+            [quads(acc[0], w[0]), quads(acc[1], w[1])]
         }
     }
 
@@ -203,7 +254,11 @@ impl Simd for Avx2 {
         let mut sums = [[unsafe { _mm256_setzero_ps() }; T]; R];
         for at in (0..whole).step_by(8) {
             // `at + 8 <= whole <= len`.
-            let w: [Eight; R] = std::array::from_fn(|r| unsafe { W::eight(w[r].as_ptr().add(at)) });
+            let w: [Eight; R] = each(
+                unsafe { _mm256_setzero_ps() },
+                #[inline(always)]
+                |r| unsafe { W::eight(w[r].as_ptr().add(at)) },
+            );
             for t in 0..T {
                 let x = unsafe { X::eight(x[t].as_ptr().add(at)) };
                 for r in 0..R {
@@ -212,15 +267,20 @@ impl Simd for Avx2 {
             }
         }
         if whole < len {
-            let w = w.map(|w| unsafe { rest(&w[whole..]) });
-            let x = x.map(|x| unsafe { rest(&x[whole..]) });
             for (sums, w) in sums.iter_mut().zip(w) {
+                let w = unsafe { rest(&w[whole..]) };
                 for (sum, x) in sums.iter_mut().zip(x) {
-                    *sum = unsafe { _mm256_fmadd_ps(w, x, *sum) };
+                    *sum = unsafe { _mm256_fmadd_ps(w, rest(&x[whole..]), *sum) };
                 }
             }
         }
-        sums.map(|sums| sums.map(|x| unsafe { sum(x) }))
+        let mut all = [[0.0; T]; R];
+        for (all, sums) in all.iter_mut().zip(sums) {
+            for (o, x) in all.iter_mut().zip(sums) {
+                *o = unsafe { sum(x) };
+            }
+        }
+        all
     }
 
     #[inline(always)]

@@ -11,23 +11,26 @@
 #![expect(clippy::cast_ptr_alignment, reason = "loads that ask for no alignment")]
 
 use std::arch::x86_64::{
-    __m128i, __m256i, __m512, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT,
-    _mm_add_ps, _mm_add_ss, _mm_and_si128, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehl_ps,
-    _mm_set1_epi8, _mm_shuffle_ps, _mm_srli_epi16, _mm256_add_ps, _mm256_castps256_ps128,
-    _mm256_extractf128_ps, _mm256_loadu_si256, _mm512_add_epi32, _mm512_add_ps,
-    _mm512_castps512_ps256, _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi8_epi32,
-    _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
-    _mm512_cvtps_epi32, _mm512_div_ps, _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_mask_mov_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_roundscale_ps,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
-    _mm512_sub_ps,
+    __m256i, __m512, __m512bh, __m512i, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT,
+    _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_ps,
+    _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_loadu_si256, _mm256_storeu_si256,
+    _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps256,
+    _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps,
+    _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_epi32, _mm512_div_ps, _mm512_dpbf16_ps,
+    _mm512_dpbusd_epi32, _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_mask_mov_epi32, _mm512_mask_mov_ps, _mm512_max_ps, _mm512_min_ps,
+    _mm512_mul_ps, _mm512_permutex2var_epi8, _mm512_permutexvar_epi64, _mm512_roundscale_ps,
+    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi64, _mm512_setzero_ps,
+    _mm512_slli_epi32, _mm512_srli_epi16, _mm512_srli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+    _mm512_ternarylogic_epi64, _mm512_unpackhi_epi8, _mm512_unpacklo_epi8,
 };
 
 use half::{bf16, f16};
 
-use super::simd::{Factor, LANES, Rows, Simd, Wide, outer, tiles};
+use super::simd::{FP8, Factor, LANES, PAIRS, QUADS, Rows, Simd, Wide, each, outer, tiles};
 
-/// Proof that the processor has AVX-512 (F, DQ, BW, VL).
+/// Proof that the processor has AVX-512 with F, DQ, BW, VL, VNNI, BF16 and VBMI: Zen 4, Sapphire Rapids and
+/// later. One that lacks some of it (Skylake, Ice Lake) is served by AVX2.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(());
 
@@ -60,20 +63,29 @@ impl Load for f16 {
     }
 }
 
-#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c")]
+#[target_feature(
+    enable = "avx512f,avx512dq,avx512bw,avx512vl,avx512vnni,avx512bf16,avx512vbmi,avx2,fma,f16c"
+)]
 fn compiled_here<T>(job: impl FnOnce() -> T) -> T {
     job()
 }
 
 impl Simd for Avx512 {
     const NAME: &'static str = "avx512";
+    const REGISTERS: usize = 32;
     type F = __m512;
+    type H = __m512i;
+    type I = __m512i;
+    type B = __m512i;
 
     fn new() -> Option<Avx512> {
         let has = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("avx512bf16")
+            && is_x86_feature_detected!("avx512vbmi")
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
@@ -96,20 +108,82 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn signed(self, x: &[i8; LANES]) -> __m512 {
+    fn halves(self, x: &[bf16; PAIRS]) -> __m512i {
+        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn fp8(self, x: &[u8; QUADS]) -> [__m512i; 2] {
         unsafe {
-            let bytes = _mm_loadu_si128(x.as_ptr().cast::<__m128i>());
-            _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
+            let table = |bytes: &[u8; 128]| {
+                let start = bytes.as_ptr();
+                (_mm512_loadu_si512(start.cast()), _mm512_loadu_si512(start.add(64).cast()))
+            };
+            let (high, low) = (table(&FP8.0), table(&FP8.1));
+            // Bytes are interleaved within quarters of a register: eight codes go to each beforehand.
+            let order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+            let codes = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(x.as_ptr().cast()));
+            let sign = _mm512_set1_epi8(-128);
+            // a | (b & c)
+            let high = _mm512_ternarylogic_epi64::<0xf8>(
+                _mm512_permutex2var_epi8(high.0, codes, high.1),
+                codes,
+                sign,
+            );
+            let low = _mm512_permutex2var_epi8(low.0, codes, low.1);
+            [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)]
         }
     }
 
     #[inline(always)]
-    fn halves(self, x: &[u8; LANES]) -> [__m512; 2] {
+    fn pairs(self, acc: __m512, a: __m512i, b: __m512i) -> __m512 {
         unsafe {
-            let bytes = _mm_loadu_si128(x.as_ptr().cast::<__m128i>());
-            let low = _mm_set1_epi8(15);
-            [_mm_and_si128(bytes, low), _mm_and_si128(_mm_srli_epi16::<4>(bytes), low)]
-                .map(|x| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(x)))
+            let pairs = |x: __m512i| std::mem::transmute::<__m512i, __m512bh>(x);
+            _mm512_dpbf16_ps(acc, pairs(a), pairs(b))
+        }
+    }
+
+    #[inline(always)]
+    fn narrow(self, o: &mut [bf16; LANES], x: __m512) {
+        // `vcvtneps2bf16` would make numbers below the smallest normal zero.
+        let wide = unsafe { _mm512_castps_si512(x) };
+        unsafe {
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(wide), _mm512_set1_epi32(1));
+            let bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+            let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(wide, bias));
+            let rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0));
+            _mm256_storeu_si256(o.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(rounded));
+        }
+    }
+
+    #[inline(always)]
+    fn int(self, x: i32) -> __m512i {
+        unsafe { _mm512_set1_epi32(x) }
+    }
+
+    #[inline(always)]
+    fn number(self, x: __m512i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(x) }
+    }
+
+    #[inline(always)]
+    fn bytes(self, x: &[u8; QUADS]) -> __m512i {
+        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn nibbles(self, x: &[u8; QUADS]) -> [__m512i; 2] {
+        unsafe {
+            let (x, low) = (_mm512_loadu_si512(x.as_ptr().cast()), _mm512_set1_epi8(15));
+            [_mm512_and_si512(x, low), _mm512_and_si512(_mm512_srli_epi16::<4>(x), low)]
+        }
+    }
+
+    #[inline(always)]
+    fn quads(self, acc: __m512i, w: __m512i, x: [i8; 4]) -> __m512i {
+        unsafe {
+            _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8))))
         }
     }
 
@@ -192,8 +266,11 @@ impl Simd for Avx512 {
         let mut sums = [[unsafe { _mm512_setzero_ps() }; T]; R];
         for at in (0..whole).step_by(LANES) {
             // `at + 16 <= whole <= len`.
-            let w: [__m512; R] =
-                std::array::from_fn(|r| unsafe { W::sixteen(w[r].as_ptr().add(at)) });
+            let w: [__m512; R] = each(
+                self.splat(0.0),
+                #[inline(always)]
+                |r| unsafe { W::sixteen(w[r].as_ptr().add(at)) },
+            );
             for t in 0..T {
                 let x = unsafe { X::sixteen(x[t].as_ptr().add(at)) };
                 for r in 0..R {
@@ -202,15 +279,20 @@ impl Simd for Avx512 {
             }
         }
         if whole < len {
-            let w = w.map(|w| self.rest(&w[whole..]));
-            let x = x.map(|x| self.rest(&x[whole..]));
             for (sums, w) in sums.iter_mut().zip(w) {
+                let w = self.rest(&w[whole..]);
                 for (sum, x) in sums.iter_mut().zip(x) {
-                    *sum = self.fma(w, x, *sum);
+                    *sum = self.fma(w, self.rest(&x[whole..]), *sum);
                 }
             }
         }
-        sums.map(|sums| sums.map(|x| self.sum(x)))
+        let mut all = [[0.0; T]; R];
+        for (all, sums) in all.iter_mut().zip(sums) {
+            for (o, sum) in all.iter_mut().zip(sums) {
+                *o = self.sum(sum);
+            }
+        }
+        all
     }
 
     #[inline(always)]

@@ -45,6 +45,7 @@ pub static VARIANTS: &[&dyn Variant<GatedDeltaRule>] = variants!(
             plant: HONEST,
         },
         &Only {
+            lacks: || None,
             skip: |spec| {
                 let other = || format!("computes bf16 problems, not {}", spec.dtype);
                 (spec.dtype != Dtype::Bf16).then(other)

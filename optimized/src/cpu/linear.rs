@@ -15,7 +15,9 @@ use super::{
     stored::{Stored, widen},
 };
 
+pub(crate) mod activations;
 pub(crate) mod fast;
+pub(crate) mod halves;
 
 /// Every CPU variant, plainest first.
 pub static VARIANTS: &[&dyn Variant<Linear>] = variants!(
@@ -27,8 +29,10 @@ pub static VARIANTS: &[&dyn Variant<Linear>] = variants!(
         plants: PLANTS,
         plant: HONEST,
     }],
-    |spec| Plan::stored(spec.dtype),
-    VECTOR_PLANTS
+    fast::plan,
+    VECTOR_PLANTS,
+    paired: fast::unpaired,
+    fast::paired_plan
 );
 
 /// Those that the fast kernels can be told to have: the first, the fourth and the sixth.

@@ -22,7 +22,7 @@ use ndarray::{Array2, Axis};
 
 use self::{
     route::route,
-    weights::{Layer, Loader, MixerWeights, MlpWeights, Mtp},
+    weights::{Format, Layer, Loader, MixerWeights, MlpWeights, Mtp},
 };
 use super::{
     attention::fast::{Cache, Sizes, attention},
@@ -30,8 +30,8 @@ use super::{
     linear::fast::{Source, linear},
     moe_experts::fast::{Groups, moe_experts},
     pool,
-    quantised::Bits,
     rms_norm::fast::{add, add_rms_norm, rms_norm, rms_norm_row},
+    room::{Room, room},
     seen::Seen,
     simd::Simd,
     weight::{Weight, matrix, vector},
@@ -41,11 +41,11 @@ use super::{
 pub(crate) struct Model<S> {
     s: S,
     config: Config,
-    bits: Option<Bits>,
+    format: Format,
     embedding: Weight,
     layers: Vec<Layer>,
     final_norm: Vec<f32>,
-    lm_head: Option<Weight>,
+    lm_head: Weight,
     mtp: Option<Mtp>,
     inv_freq: Vec<f32>,
     sequences: Vec<Sequence>,
@@ -82,9 +82,9 @@ impl<S: Simd> Model<S> {
     ///
     /// # Errors
     /// If a weight cannot be had.
-    pub(crate) fn new(s: S, weights: &dyn Weights, bits: Option<Bits>) -> Result<Self, Error> {
+    pub(crate) fn new(s: S, weights: &dyn Weights, format: Format) -> Result<Self, Error> {
         let config = weights.config().clone();
-        let load = Loader { weights, config: &config, bits };
+        let load = Loader { weights, config: &config, format };
         let kinds = config.layer_types.iter().zip(&config.mlp_types).enumerate();
         let layers = kinds
             .map(|(i, (&mixer, &mlp))| load.layer(&format!("model.layers.{i}"), mixer, mlp))
@@ -94,28 +94,22 @@ impl<S: Simd> Model<S> {
             Some(_) => Some(Mtp {
                 norm_embedding: vector(weights, "mtp.pre_fc_norm_embedding.weight")?,
                 norm_hidden: vector(weights, "mtp.pre_fc_norm_hidden.weight")?,
-                fc: load.narrowed(matrix(weights, names::MTP_FC)?),
+                fc: load.kept(matrix(weights, names::MTP_FC)?),
                 layer: load.layer("mtp.layers.0", Mixer::Full, names::mtp_mlp(&config))?,
                 norm: vector(weights, "mtp.norm.weight")?,
             }),
         };
         // What chooses the token keeps eight bits.
-        let head = |weight: Weight| match bits {
-            None => weight,
-            Some(_) => weight.narrowed(Bits::Eight),
-        };
-        let lm_head = if config.tie_word_embeddings {
-            None
-        } else {
-            Some(head(matrix(weights, names::LM_HEAD)?))
-        };
+        let format_of_head = if format == Format::Int4 { Format::Int8 } else { format };
+        let head = if config.tie_word_embeddings { names::EMBED_TOKENS } else { names::LM_HEAD };
+        let lm_head = format_of_head.keep(matrix(weights, head)?);
         Ok(Model {
             s,
             embedding: matrix(weights, names::EMBED_TOKENS)?,
             final_norm: vector(weights, names::FINAL_NORM)?,
             inv_freq: config.rope.inv_freq(),
             config,
-            bits,
+            format,
             layers,
             lm_head,
             mtp,
@@ -141,10 +135,10 @@ impl<S: Simd> Model<S> {
     }
 
     /// `[N, D]`.
-    fn embed(&self, tokens: &[Vec<u32>]) -> Vec<f32> {
+    fn embed(&self, tokens: &[Vec<u32>]) -> Room<f32> {
         let d = self.config.hidden_size;
         let ids: Vec<u32> = tokens.iter().flatten().copied().collect();
-        let mut x = vec![0.0; ids.len() * d];
+        let mut x = room(ids.len() * d);
         for (x, &id) in x.chunks_exact_mut(d).zip(&ids) {
             self.embedding.row(self.s, id as usize, x);
         }
@@ -176,11 +170,12 @@ impl<S: Simd> Model<S> {
         mlp: &MlpWeights,
         forced: Option<&Array2<i64>>,
         seen: &mut Seen<'_>,
-    ) -> Result<(Vec<f32>, Option<Routing>), Error> {
+    ) -> Result<(Room<f32>, Option<Routing>), Error> {
         let s = self.s;
         let c = &self.config;
         let n = x.len() / c.hidden_size;
-        let mut o = vec![0.0; x.len()];
+        let mut o = room(x.len());
+        o.fill(0.0);
         let everyone = Groups::new(&vec![0; n], 1, 1);
         match mlp {
             MlpWeights::Dense(mlp) => {
@@ -190,7 +185,7 @@ impl<S: Simd> Model<S> {
             }
             MlpWeights::Sparse { router, experts, shared, shared_gate } => {
                 let active = c.num_experts_per_tok;
-                let mut logits = vec![0.0; n * c.num_experts];
+                let mut logits = room(n * c.num_experts);
                 linear(s, &mut logits, x, router);
                 seen.see("moe_router", "logits", &[n, c.num_experts], &mut logits)?;
                 let given = seen.given_ids("moe_router", "ids")?;
@@ -200,7 +195,7 @@ impl<S: Simd> Model<S> {
                 let groups = Groups::new(&routed.ids, active, c.num_experts);
                 moe_experts(s, &mut o, x, &groups, &routed.weights, |e| experts[e].expert());
                 seen.see("moe_experts", "o", &[n, c.hidden_size], &mut o)?;
-                let mut open = vec![0.0; n];
+                let mut open = room(n);
                 linear(s, &mut open, x, shared_gate);
                 open.iter_mut().for_each(|open| *open = 1.0 / (1.0 + (-*open).exp()));
                 moe_experts(s, &mut o, x, &everyone, &open, |_| shared.expert());
@@ -219,7 +214,7 @@ impl<S: Simd> Model<S> {
         place: &Place,
         caches: &mut [&mut Cache<f32>],
         seen: &mut Seen<'_>,
-    ) -> Result<Vec<f32>, Error> {
+    ) -> Result<Room<f32>, Error> {
         let MixerWeights::Full { q, k, v, o, q_norm, k_norm } = mixer else {
             unreachable!("a full layer")
         };
@@ -228,8 +223,8 @@ impl<S: Simd> Model<S> {
         let (hq, hkv, h) = (c.num_attention_heads, c.num_key_value_heads, c.head_dim);
         let eps = c.rms_norm_eps as f32;
         let n = x.len() / c.hidden_size;
-        let mut both = vec![0.0; n * hq * 2 * h];
-        let (mut keys, mut values) = (vec![0.0; n * hkv * h], vec![0.0; n * hkv * h]);
+        let mut both = room(n * hq * 2 * h);
+        let (mut keys, mut values) = (room(n * hkv * h), room(n * hkv * h));
         linear(s, &mut both, x, q);
         seen.see("linear", "q_proj", &[n, hq, 2 * h], &mut both)?;
         linear(s, &mut keys, x, k);
@@ -238,7 +233,7 @@ impl<S: Simd> Model<S> {
         seen.see("linear", "v_proj", &[n, hkv, h], &mut values)?;
         let half = self.inv_freq.len();
         let scale = 1.0 / (h as f32).sqrt();
-        let (mut queries, mut gates) = (vec![0.0; n * hq * h], vec![0.0; n * hq * h]);
+        let (mut queries, mut gates) = (room(n * hq * h), room(n * hq * h));
         pool::pieces2((&mut queries, hq * h), (&mut gates, hq * h), |token, queries, gates| {
             let turns = &place.turns[token * half..][..half];
             s.run(
@@ -275,10 +270,10 @@ impl<S: Simd> Model<S> {
             }
         }
         let caches: Vec<&Cache<f32>> = caches.iter().map(|cache| &**cache).collect();
-        let mut mixed = vec![0.0; n * hq * h];
+        let mut mixed = room(n * hq * h);
         attention(s, &mut mixed, (&queries, &gates), &caches, &place.cu, Sizes { hq, hkv, h });
         seen.see("attention", "o", &[n, hq, h], &mut mixed)?;
-        let mut out = vec![0.0; x.len()];
+        let mut out = room(x.len());
         linear(s, &mut out, &mixed, o);
         seen.see("linear", "o_proj", &[n, c.hidden_size], &mut out)?;
         Ok(out)
@@ -311,24 +306,24 @@ impl<S: Simd> Model<S> {
         place: &Place,
         states: &mut [&mut State],
         seen: &mut Seen<'_>,
-    ) -> Result<Vec<f32>, Error> {
+    ) -> Result<Room<f32>, Error> {
         let MixerWeights::Linear { qkvz, ba, out, .. } = mixer else {
             unreachable!("a linear layer")
         };
         let s = self.s;
         let n = x.len() / self.config.hidden_size;
-        let mut projected = vec![0.0; n * qkvz.rows()];
+        let mut projected = room(n * qkvz.rows());
         linear(s, &mut projected, x, qkvz);
         seen.see("linear", "in_proj_qkvz", &[n, qkvz.rows()], &mut projected)?;
-        let mut gates = vec![0.0; n * ba.rows()];
+        let mut gates = room(n * ba.rows());
         linear(s, &mut gates, x, ba);
         seen.see("linear", "in_proj_ba", &[n, ba.rows()], &mut gates)?;
-        let mut mixed = vec![0.0; n * self.config.linear_value_dim()];
+        let mut mixed = room(n * self.config.linear_value_dim());
         self.gdn(mixer).mix(s, &mut mixed, &projected, &gates, states, &place.cu);
         let c = &self.config;
         let heads = [n, c.linear_num_value_heads, c.linear_value_head_dim];
         seen.see("rms_norm_gated", "norm", &heads, &mut mixed)?;
-        let mut o = vec![0.0; x.len()];
+        let mut o = room(x.len());
         linear(s, &mut o, &mixed, out);
         seen.see("linear", "out_proj", &[n, c.hidden_size], &mut o)?;
         Ok(o)
@@ -338,7 +333,7 @@ impl<S: Simd> Model<S> {
     fn logits(&self, x: &[f32]) -> Result<Array2<f32>, Error> {
         let n = x.len() / self.config.hidden_size;
         let mut logits = vec![0.0; n * self.config.vocab_size];
-        linear(self.s, &mut logits, x, self.lm_head.as_ref().unwrap_or(&self.embedding));
+        linear(self.s, &mut logits, x, &self.lm_head);
         Ok(Array2::from_shape_vec((n, self.config.vocab_size), logits)?)
     }
 
@@ -370,7 +365,7 @@ impl<S: Simd> Model<S> {
         };
         let mut x = self.embed(tokens);
         seen.see("embedding", "o", &[n, d], &mut x)?;
-        let mut normed = vec![0.0; n * d];
+        let mut normed = room(n * d);
         let first = self.layers.first().map_or(&self.final_norm, |layer| &layer.input_norm);
         rms_norm(s, &mut normed, &x, first, eps);
         for i in 0..self.layers.len() {
@@ -476,28 +471,25 @@ fn turn(x: &mut [f32], turns: &[(f32, f32)]) {
 
 /// The engine for this machine: on the widest instruction set that it has.
 ///
-/// `format` is what projections are kept in: as the checkpoint has them (`f32`: what it computes in), or
-/// narrowed to `int8` or `int4`.
+/// `format` is what projections are kept in, and what they read: `f32` as the checkpoint has them, and
+/// activations as they are; `bf16` in bf16 or FP8, activations rounded to bf16; `int8` and `int4` narrowed,
+/// activations in eight bits.
 ///
 /// # Errors
 /// If there is no such format, or a weight cannot be had.
 pub fn engine(weights: &dyn Weights, format: &str) -> Result<Box<dyn Engine>, Error> {
-    let bits = match format {
-        "f32" => None,
-        "int8" => Some(Bits::Eight),
-        "int4" => Some(Bits::Four),
-        _ => {
-            return Err(format!("number {format:?}: the cpu engine has f32, int8 and int4").into());
-        }
+    let Some(format) = Format::ALL.into_iter().find(|known| known.name() == format) else {
+        let known = Format::ALL.map(Format::name).join(", ");
+        return Err(format!("number {format:?}: the cpu engine has {known}").into());
     };
     #[cfg(target_arch = "x86_64")]
     {
         if let Some(s) = super::avx512::Avx512::new() {
-            return Ok(Box::new(Model::new(s, weights, bits)?));
+            return Ok(Box::new(Model::new(s, weights, format)?));
         }
         if let Some(s) = super::avx2::Avx2::new() {
-            return Ok(Box::new(Model::new(s, weights, bits)?));
+            return Ok(Box::new(Model::new(s, weights, format)?));
         }
     }
-    Ok(Box::new(Model::new(super::simd::Plain, weights, bits)?))
+    Ok(Box::new(Model::new(super::simd::Plain, weights, format)?))
 }

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use super::vector::variants;
 use super::{
+    linear,
     portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
     shared_expert::{Mlp, swiglu},
     stored::Stored,
@@ -27,8 +28,10 @@ pub static VARIANTS: &[&dyn Variant<MoeExperts>] = variants!(
         plants: PLANTS,
         plant: HONEST,
     }],
-    |spec| Plan::stored(spec.dtype),
-    VECTOR_PLANTS
+    linear::fast::plan,
+    VECTOR_PLANTS,
+    paired: linear::fast::unpaired,
+    linear::fast::paired_plan
 );
 
 /// Those that the fast kernels can be told to have: `weights-not-applied`, `gate-up-swapped`.

@@ -126,7 +126,9 @@ impl<O: Op> Variant<O> for Portable<O> {
 
 /// A variant that does not run everywhere, or not every problem.
 pub(crate) struct Only<O: Op> {
-    /// Why it does not, if so.
+    /// What the processor lacks for it, if anything.
+    pub(crate) lacks: fn() -> Option<String>,
+    /// Why it does not run a problem, if so.
     pub(crate) skip: fn(&Spec<O::Case>) -> Option<String>,
     pub(crate) of: Portable<O>,
 }
@@ -137,7 +139,7 @@ impl<O: Op> Variant<O> for Only<O> {
     }
 
     fn skip(&self, _: &Host, spec: &Spec<O::Case>) -> Option<String> {
-        (self.skip)(spec)
+        (self.lacks)().or_else(|| (self.skip)(spec))
     }
 
     fn plan(&self, spec: &Spec<O::Case>) -> Plan {
@@ -153,7 +155,7 @@ impl<O: Op> Variant<O> for Only<O> {
     }
 
     fn planted(&self, name: &str) -> Option<Box<dyn Variant<O>>> {
-        Some(Box::new(Only { skip: self.skip, of: self.of.with(name)? }))
+        Some(Box::new(Only { of: self.of.with(name)?, ..*self }))
     }
 
     fn prepare(

@@ -1,53 +1,46 @@
-//! Weights in eight or four bits, blocks of 32 along a row.
+//! Weights in eight or four bits, blocks of 32 along a row, multiplied as integers.
 //!
-//! Eight bits: `w = scale code`, codes `-127 ..= 127`. Four bits: `w = minimum + scale code`, codes
-//! `0 ..= 15`. Blocks are those of llama.cpp's `Q8_0` and `Q4_1`, but scales and minima are f32: they are
-//! used as they lie in memory. Activations stay f32: all that such a matrix adds to a product is the
-//! error of its weights.
+//! The numbers are those of [`golden::narrow`]. In memory sixteen rows stand together: four columns of
+//! each are the four bytes of a lane, so that sums of a row stay in their lane and nothing is added
+//! across. Activations are read in eight bits ([`super::linear::activations`]): integer sums of a block
+//! are exact, and two factors make a number of them.
 
+use golden::narrow::{Ends, int4_code, int4_ends, int8_code, int8_scale};
+use half::bf16;
 use rayon::prelude::*;
 
 use super::{
-    linear::fast::Source,
-    simd::{LANES, Simd},
+    linear::activations::{BlockPart, put_lanes},
+    pool::Part,
+    simd::{LANES, QUADS, Simd, each},
 };
 
 /// Columns that share a scale.
-pub(crate) const BLOCK: usize = 32;
+pub(crate) const BLOCK: usize = golden::narrow::BLOCK;
 
-/// How a weight matrix is narrowed.
+/// Quads of columns of a block.
+const COLUMNS: usize = BLOCK / 4;
+
+/// How many bits a weight has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bits {
     Eight,
     Four,
 }
 
-impl Bits {
-    /// Behind the name of an engine.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Bits::Eight => "-int8",
-            Bits::Four => "-int4",
-        }
-    }
-}
-
-/// A narrowed matrix `[M, D]`; the last block of a row is filled up with zeros.
+/// A narrowed matrix `[M, D]`; the last group of rows and the last block of columns are filled up
+/// with zeros.
 pub(crate) struct Quantised {
-    codes: Codes,
-    /// `[M, blocks]`.
-    scales: Vec<f32>,
-    /// `[M, blocks]`; empty in eight bits.
-    minima: Vec<f32>,
+    bits: Bits,
+    /// `[M / 16, blocks, 8, 16, 4]` codes, 128 too large, of eight bits. Of four bits
+    /// `[M / 16, blocks, 4, 16, 4]`: the low halves are the first sixteen columns.
+    codes: Vec<u8>,
+    /// `[M / 16, blocks, 16]`.
+    scales: Vec<bf16>,
+    /// The same; empty in eight bits.
+    minima: Vec<bf16>,
     rows: usize,
     d: usize,
-}
-
-enum Codes {
-    /// `[M, blocks, 32]`.
-    Eight(Vec<i8>),
-    /// `[M, blocks, 16]`: column `j` of a block in the low half of byte `j`, `16 + j` in its high half.
-    Four(Vec<u8>),
 }
 
 impl Quantised {
@@ -58,211 +51,306 @@ impl Quantised {
         d: usize,
         row: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Quantised {
-        let blocks = d.div_ceil(BLOCK);
-        let mut scales = vec![0.0; rows * blocks];
-        let wide = |i: usize| {
-            let mut wide = vec![0.0; blocks * BLOCK];
-            row(i, &mut wide[..d]);
-            wide
-        };
-        // What fills a block up must not set its ends.
-        let own = |block: usize| BLOCK.min(d - block * BLOCK);
-        let (codes, minima) = match bits {
-            Bits::Eight => {
-                let mut codes = vec![0; rows * blocks * BLOCK];
-                let rows = codes.par_chunks_mut(blocks * BLOCK).zip(scales.par_chunks_mut(blocks));
-                rows.enumerate().for_each(|(i, (codes, scales))| {
-                    let (wide, codes) = (wide(i), codes.as_chunks_mut::<BLOCK>().0);
-                    for (block, x) in wide.as_chunks::<BLOCK>().0.iter().enumerate() {
-                        scales[block] = eight(own(block), x, &mut codes[block]);
+        let (groups, blocks) = (rows.div_ceil(LANES), d.div_ceil(BLOCK));
+        let size = bits.bytes();
+        let mut codes = vec![0; groups * blocks * size];
+        let mut scales = vec![bf16::ZERO; groups * blocks * LANES];
+        let mut minima = vec![bf16::ZERO; if bits == Bits::Four { scales.len() } else { 0 }];
+        let group = |group: usize, codes: &mut [u8], scales: &mut [bf16], minima: &mut [bf16]| {
+            let mut wide = vec![0.0; d];
+            for lane in 0..LANES.min(rows - group * LANES) {
+                row(group * LANES + lane, &mut wide);
+                for (block, x) in wide.chunks(BLOCK).enumerate() {
+                    let at = block * LANES + lane;
+                    let codes = &mut codes[block * size..][..size];
+                    match bits {
+                        Bits::Eight => {
+                            let scale = int8_scale(x);
+                            scales[at] = bf16::from_f32(scale);
+                            for (j, &x) in x.iter().enumerate() {
+                                codes[place(j, lane)] =
+                                    (i32::from(int8_code(x, scale)) + 128) as u8;
+                            }
+                        }
+                        Bits::Four => {
+                            let ends = int4_ends(x);
+                            scales[at] = bf16::from_f32(ends.scale);
+                            minima[at] = bf16::from_f32(ends.minimum);
+                            for (j, &x) in x.iter().enumerate() {
+                                let (half, shift) = (j % LANES, j / LANES * 4);
+                                codes[place(half, lane)] |= int4_code(x, ends) << shift;
+                            }
+                        }
                     }
-                });
-                (Codes::Eight(codes), Vec::new())
-            }
-            Bits::Four => {
-                let mut codes = vec![0; rows * blocks * LANES];
-                let mut minima = vec![0.0; rows * blocks];
-                let rows = codes.par_chunks_mut(blocks * LANES).zip(scales.par_chunks_mut(blocks));
-                let rows = rows.zip(minima.par_chunks_mut(blocks));
-                rows.enumerate().for_each(|(i, ((codes, scales), minima))| {
-                    let (wide, codes) = (wide(i), codes.as_chunks_mut::<LANES>().0);
-                    for (block, x) in wide.as_chunks::<BLOCK>().0.iter().enumerate() {
-                        (scales[block], minima[block]) = four(own(block), x, &mut codes[block]);
-                    }
-                });
-                (Codes::Four(codes), minima)
+                }
             }
         };
-        Quantised { codes, scales, minima, rows, d }
+        let parts = codes
+            .par_chunks_mut((blocks * size).max(1))
+            .zip(scales.par_chunks_mut((blocks * LANES).max(1)))
+            .enumerate();
+        match bits {
+            Bits::Eight => parts.for_each(|(i, (codes, scales))| group(i, codes, scales, &mut [])),
+            Bits::Four => parts
+                .zip(minima.par_chunks_mut((blocks * LANES).max(1)))
+                .for_each(|((i, (codes, scales)), minima)| group(i, codes, scales, minima)),
+        }
+        Quantised { bits, codes, scales, minima, rows, d }
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Bytes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        self.codes.len() + 2 * (self.scales.len() + self.minima.len())
     }
 
     fn blocks(&self) -> usize {
         self.d.div_ceil(BLOCK)
     }
 
-    /// Block `at` of all, as two vectors of numbers.
-    #[inline(always)]
-    fn block<S: Simd>(&self, s: S, at: usize) -> [S::F; 2] {
-        let scale = s.splat(self.scales[at]);
-        match &self.codes {
-            Codes::Eight(codes) => {
-                let [low, high] = halves(&codes[at * BLOCK..][..BLOCK]);
-                [s.mul(s.signed(low), scale), s.mul(s.signed(high), scale)]
-            }
-            Codes::Four(codes) => {
-                let minimum = s.splat(self.minima[at]);
-                let both = s.halves(halves::<u8, 1>(&codes[at * LANES..][..LANES])[0]);
-                both.map(
-                    #[inline(always)]
-                    |code| s.fma(code, scale, minimum),
-                )
+    /// Row `i`, widened.
+    pub(crate) fn row(&self, i: usize, o: &mut [f32]) {
+        let (group, lane) = (i / LANES, i % LANES);
+        for (block, o) in o.chunks_mut(BLOCK).enumerate() {
+            let at = group * self.blocks() + block;
+            let codes = &self.codes[at * self.bits.bytes()..][..self.bits.bytes()];
+            let scale = self.scales[at * LANES + lane].to_f32();
+            for (j, o) in o.iter_mut().enumerate() {
+                *o = match self.bits {
+                    Bits::Eight => (f32::from(codes[place(j, lane)]) - 128.0) * scale,
+                    Bits::Four => {
+                        let code = codes[place(j % LANES, lane)] >> (j / LANES * 4) & 15;
+                        let minimum = self.minima[at * LANES + lane].to_f32();
+                        Ends { minimum, scale }.of(code)
+                    }
+                };
             }
         }
     }
-}
 
-/// A slice as arrays of lanes.
-#[inline(always)]
-fn halves<T, const N: usize>(x: &[T]) -> [&[T; LANES]; N] {
-    let chunks = x.as_chunks::<LANES>().0;
-    std::array::from_fn(|i| &chunks[i])
-}
-
-/// Codes of a block of which `own` elements count, and its scale.
-fn eight(own: usize, x: &[f32; BLOCK], codes: &mut [i8; BLOCK]) -> f32 {
-    let most = x[..own].iter().fold(0.0_f32, |most, x| most.max(x.abs()));
-    let inverse = if most == 0.0 { 0.0 } else { 127.0 / most };
-    *codes = x.map(|x| (x * inverse).round_ties_even() as i8);
-    most / 127.0
-}
-
-/// Codes of a block of which `own` elements count, its scale and its minimum.
-fn four(own: usize, x: &[f32; BLOCK], codes: &mut [u8; LANES]) -> (f32, f32) {
-    let least = x[..own].iter().copied().fold(f32::INFINITY, f32::min);
-    let most = x[..own].iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let inverse = if most == least { 0.0 } else { 15.0 / (most - least) };
-    let code = |x: f32| ((x - least) * inverse).round_ties_even().clamp(0.0, 15.0) as u8;
-    *codes = std::array::from_fn(|j| code(x[j]) | code(x[LANES + j]) << 4);
-    ((most - least) / 15.0, least)
-}
-
-/// Rows that are summed together, so that what is loaded of a token is used as often.
-const TOGETHER: usize = 4;
-
-impl Source for Quantised {
-    fn rows(&self) -> usize {
-        self.rows
-    }
-
-    fn columns(&self) -> usize {
-        self.d
-    }
-
+    /// The columns of a part of `o`, for tokens `[rows of the part, blocks]` in eight bits. A part
+    /// begins at a group.
     #[inline(always)]
-    fn products<S: Simd>(
+    pub(crate) fn products<S: Simd>(
         &self,
         s: S,
-        from: usize,
-        to: usize,
-        x: &[f32],
-        mut put: impl FnMut(usize, usize, f32),
+        codes: &[i8],
+        parts: &[BlockPart],
+        part: &mut Part<'_, f32>,
     ) {
-        let blocks = self.blocks();
-        let (whole, tail) = (self.d / BLOCK, self.d % BLOCK);
-        for (t, x) in x.chunks_exact(self.d).enumerate() {
-            let mut last = [0.0; BLOCK];
-            last[..tail].copy_from_slice(&x[whole * BLOCK..]);
-            let x = x.as_chunks::<BLOCK>().0;
-            for start in (from..to).step_by(TOGETHER) {
-                // Rows past the end are the last one again.
-                let row: [usize; TOGETHER] =
-                    std::array::from_fn(|r| (start + r).min(to - 1) * blocks);
-                let mut sums = [[s.splat(0.0); 2]; TOGETHER];
-                for block in 0..blocks {
-                    let [a, b] = halves(x.get(block).unwrap_or(&last));
-                    let (a, b) = (s.load(a), s.load(b));
-                    for (sums, row) in sums.iter_mut().zip(row) {
-                        let [w_a, w_b] = self.block(s, row + block);
-                        sums[0] = s.fma(w_a, a, sums[0]);
-                        sums[1] = s.fma(w_b, b, sums[1]);
-                    }
-                }
-                for (r, [a, b]) in sums.into_iter().enumerate().take(to - start) {
-                    put(start - from + r, t, s.sum(s.add(a, b)));
-                }
+        let x = Tokens { codes, parts, blocks: self.blocks() };
+        let tokens = part.rows.len();
+        let mut t = 0;
+        if S::REGISTERS == 32 {
+            while t + 6 <= tokens {
+                self.groups::<S, 2, 6>(s, x, t, part);
+                t += 6;
+            }
+            while t + 3 <= tokens {
+                self.groups::<S, 2, 3>(s, x, t, part);
+                t += 3;
+            }
+            while t < tokens {
+                self.groups::<S, 2, 1>(s, x, t, part);
+                t += 1;
+            }
+        } else {
+            while t + 2 <= tokens {
+                self.groups::<S, 1, 2>(s, x, t, part);
+                t += 2;
+            }
+            while t < tokens {
+                self.groups::<S, 1, 1>(s, x, t, part);
+                t += 1;
+            }
+        }
+    }
+
+    /// All groups of a part with `T` tokens from `t` on, `G` groups at a time.
+    #[inline(always)]
+    fn groups<S: Simd, const G: usize, const T: usize>(
+        &self,
+        s: S,
+        x: Tokens<'_>,
+        t: usize,
+        part: &mut Part<'_, f32>,
+    ) {
+        let first = part.columns.start / LANES;
+        let n = part.columns.len().div_ceil(LANES);
+        let mut g = 0;
+        while g + G <= n {
+            let sums = self.sums::<S, G, T>(s, first + g, x, t);
+            self.put(s, sums, g, t, part);
+            g += G;
+        }
+        while g < n {
+            let sums = self.sums::<S, 1, T>(s, first + g, x, t);
+            self.put(s, sums, g, t, part);
+            g += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn put<S: Simd, const G: usize, const T: usize>(
+        &self,
+        s: S,
+        sums: [[S::F; T]; G],
+        g: usize,
+        t: usize,
+        part: &mut Part<'_, f32>,
+    ) {
+        for (i, sums) in sums.into_iter().enumerate() {
+            for (j, sum) in sums.into_iter().enumerate() {
+                let row = part.row(t + j);
+                let end = row.len().min((g + i + 1) * LANES);
+                put_lanes(s, &mut row[(g + i) * LANES..end], sum);
             }
         }
     }
 
     #[inline(always)]
-    fn row<S: Simd>(&self, s: S, i: usize, o: &mut [f32]) {
-        for (block, o) in o.chunks_mut(BLOCK).enumerate() {
-            let mut wide = [0.0; BLOCK];
-            let parts = self.block(s, i * self.blocks() + block);
-            for (to, part) in wide.as_chunks_mut::<LANES>().0.iter_mut().zip(parts) {
-                s.store(to, part);
-            }
-            o.copy_from_slice(&wide[..o.len()]);
+    fn sums<S: Simd, const G: usize, const T: usize>(
+        &self,
+        s: S,
+        group: usize,
+        x: Tokens<'_>,
+        t: usize,
+    ) -> [[S::F; T]; G] {
+        match self.bits {
+            Bits::Eight => self.sums_of::<S, G, T, 8>(s, group, x, t),
+            Bits::Four => self.sums_of::<S, G, T, 4>(s, group, x, t),
         }
+    }
+
+    /// `Q`: vectors of a block of codes.
+    #[inline(always)]
+    fn sums_of<'a, S: Simd, const G: usize, const T: usize, const Q: usize>(
+        &'a self,
+        s: S,
+        group: usize,
+        x: Tokens<'_>,
+        t: usize,
+    ) -> [[S::F; T]; G] {
+        let blocks = self.blocks();
+        let codes: [&[[[u8; QUADS]; Q]]; G] = each(
+            &[],
+            #[inline(always)]
+            |g| {
+                let from = (group + g) * blocks * Q * QUADS;
+                let own = &self.codes[from..from + blocks * Q * QUADS];
+                &own.as_chunks::<QUADS>().0.as_chunks().0[..blocks]
+            },
+        );
+        let of_groups = |all: &'a [bf16]| -> [&'a [[bf16; LANES]]; G] {
+            each(
+                &[],
+                #[inline(always)]
+                |g| &all[(group + g) * blocks * LANES..].as_chunks().0[..blocks],
+            )
+        };
+        let scales = of_groups(&self.scales);
+        let minima = if Q == 4 { of_groups(&self.minima) } else { scales };
+        let tokens: [Token<'_>; T] = each(
+            (&[][..], &[][..]),
+            #[inline(always)]
+            |i| x.row(t + i),
+        );
+        let mut sums = [[s.splat(0.0); T]; G];
+        for block in 0..blocks {
+            let mut whole = [[s.int(0); T]; G];
+            if Q != 4 {
+                for t in 0..T {
+                    let offset = s.int(tokens[t].1[block].offset);
+                    for whole in &mut whole {
+                        whole[t] = offset;
+                    }
+                }
+            }
+            for q in 0..Q {
+                if Q == 4 {
+                    let filler = s.nibbles(&[0; QUADS]);
+                    let w: [[S::B; 2]; G] = each(
+                        filler,
+                        #[inline(always)]
+                        |g| s.nibbles(&codes[g][block][q]),
+                    );
+                    for t in 0..T {
+                        let x = &tokens[t].0[block];
+                        for g in 0..G {
+                            whole[g][t] = s.quads(whole[g][t], w[g][0], x[q]);
+                            whole[g][t] = s.quads(whole[g][t], w[g][1], x[q + 4]);
+                        }
+                    }
+                } else {
+                    let w: [S::B; G] = each(
+                        s.bytes(&[0; QUADS]),
+                        #[inline(always)]
+                        |g| s.bytes(&codes[g][block][q]),
+                    );
+                    for t in 0..T {
+                        let x = tokens[t].0[block][q];
+                        for g in 0..G {
+                            whole[g][t] = s.quads(whole[g][t], w[g], x);
+                        }
+                    }
+                }
+            }
+            for g in 0..G {
+                let scale = s.load(&scales[g][block]);
+                for t in 0..T {
+                    let factor = s.mul(scale, s.splat(tokens[t].1[block].scale));
+                    sums[g][t] = s.fma(s.number(whole[g][t]), factor, sums[g][t]);
+                }
+                if Q == 4 {
+                    let minimum = s.load(&minima[g][block]);
+                    for t in 0..T {
+                        let total = s.splat(tokens[t].1[block].total);
+                        sums[g][t] = s.fma(minimum, total, sums[g][t]);
+                    }
+                }
+            }
+        }
+        sums
+    }
+}
+
+impl Bits {
+    /// Bytes of the codes of a block of sixteen rows.
+    fn bytes(self) -> usize {
+        match self {
+            Bits::Eight => COLUMNS * QUADS,
+            Bits::Four => COLUMNS / 2 * QUADS,
+        }
+    }
+}
+
+/// Where column `j` of a lane stands in a block.
+fn place(j: usize, lane: usize) -> usize {
+    j / 4 * QUADS + lane * 4 + j % 4
+}
+
+/// Tokens in eight bits.
+#[derive(Clone, Copy)]
+struct Tokens<'a> {
+    codes: &'a [i8],
+    parts: &'a [BlockPart],
+    blocks: usize,
+}
+
+/// Its codes and what its blocks say beside them.
+type Token<'a> = (&'a [[[i8; 4]; COLUMNS]], &'a [BlockPart]);
+
+impl<'a> Tokens<'a> {
+    #[inline(always)]
+    fn row(&self, t: usize) -> Token<'a> {
+        let (from, blocks) = (t * self.blocks, self.blocks);
+        let codes = &self.codes[from * BLOCK..(from + blocks) * BLOCK];
+        (&codes.as_chunks::<4>().0.as_chunks().0[..blocks], &self.parts[from..from + blocks])
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{BLOCK, Bits, Quantised};
-    use crate::cpu::{
-        linear::fast::{Source, linear},
-        simd::{Plain, Simd},
-    };
-
-    fn number(i: usize) -> f32 {
-        ((i * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0
-    }
-
-    fn products<S: Simd>(bits: Bits) {
-        let Some(s) = S::new() else { return };
-        for (rows, d, tokens) in [(1, 1, 1), (5, 31, 2), (9, 70, 3), (16, 128, 20)] {
-            let w: Vec<f32> = (0..rows * d).map(number).collect();
-            let x: Vec<f32> = (0..tokens * d).map(|i| number(i + 77)).collect();
-            let narrow = Quantised::new(bits, rows, d, |i, o| o.copy_from_slice(&w[i * d..][..d]));
-            let mut wide = vec![0.0; d];
-            let mut o = vec![0.0; tokens * rows];
-            linear(s, &mut o, &x, &narrow);
-            for r in 0..rows {
-                narrow.row(s, r, &mut wide);
-                for (j, wide) in wide.iter().enumerate() {
-                    let block = &w[r * d..][j / BLOCK * BLOCK..d.min((j / BLOCK + 1) * BLOCK)];
-                    let most = block.iter().copied().fold(f32::MIN, f32::max);
-                    let least = block.iter().copied().fold(f32::MAX, f32::min);
-                    let step = match bits {
-                        Bits::Eight => most.abs().max(least.abs()) / 127.0,
-                        Bits::Four => (most - least) / 15.0,
-                    };
-                    // Half a step, and the roundings of f32.
-                    let allowed = 0.5 * step + 1e-6;
-                    assert!((wide - w[r * d + j]).abs() <= allowed, "{bits:?} {r} {j}");
-                }
-                for t in 0..tokens {
-                    let terms =
-                        wide.iter().zip(&x[t * d..]).map(|(w, x)| f64::from(*w) * f64::from(*x));
-                    let (want, size) =
-                        terms.fold((0.0, 0.0), |(sum, size), x| (sum + x, size + x.abs()));
-                    let got = f64::from(o[t * rows + r]);
-                    assert!((got - want).abs() <= 1e-6 * size, "{bits:?} {r} {t}: {got} {want}");
-                }
-            }
-            assert_eq!((narrow.rows(), narrow.columns()), (rows, d));
-        }
-    }
-
-    #[test]
-    fn a_product_is_that_of_the_narrowed_weights() {
-        for bits in [Bits::Eight, Bits::Four] {
-            products::<Plain>(bits);
-            #[cfg(target_arch = "x86_64")]
-            products::<crate::cpu::avx2::Avx2>(bits);
-            #[cfg(target_arch = "x86_64")]
-            products::<crate::cpu::avx512::Avx512>(bits);
-        }
-    }
-}
+mod tests;

@@ -14,6 +14,12 @@ use super::stored::Stored;
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
+/// Neighbouring bf16 numbers that are multiplied at a time.
+pub(crate) const PAIRS: usize = 2 * LANES;
+
+/// Bytes of a vector: four for each lane.
+pub(crate) const QUADS: usize = 4 * LANES;
+
 /// What the instruction sets of this architecture can load.
 #[cfg(target_arch = "x86_64")]
 pub(crate) trait Load: super::avx2::Load + super::avx512::Load {}
@@ -45,8 +51,16 @@ impl Wide for f16 {}
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// In variant names: `cpu/avx2`.
     const NAME: &'static str;
+    /// How many [`Self::F`] it keeps at hand.
+    const REGISTERS: usize;
     /// Sixteen numbers.
     type F: Copy;
+    /// Thirty-two bf16 numbers.
+    type H: Copy;
+    /// Sixteen integers.
+    type I: Copy;
+    /// Sixty-four bytes, four for each lane.
+    type B: Copy;
 
     /// This instruction set, if the processor has it.
     fn new() -> Option<Self>;
@@ -57,10 +71,25 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn splat(self, x: f32) -> Self::F;
     /// Sixteen numbers, widened.
     fn load<W: Wide>(self, x: &[W; LANES]) -> Self::F;
-    /// Sixteen signed bytes as numbers.
-    fn signed(self, x: &[i8; LANES]) -> Self::F;
-    /// The low halves of sixteen bytes as numbers, and the high ones.
-    fn halves(self, x: &[u8; LANES]) -> [Self::F; 2];
+    /// Thirty-two bf16 numbers as they are.
+    fn halves(self, x: &[bf16; PAIRS]) -> Self::H;
+    /// The same numbers from FP8 codes.
+    fn fp8(self, x: &[u8; QUADS]) -> [Self::H; 2];
+    /// `acc` and the products of two numbers each of `a` and `b`: in which lane they are summed is the
+    /// machine's matter, and whether numbers below the smallest normal count.
+    fn pairs(self, acc: Self::F, a: Self::H, b: Self::H) -> Self::F;
+    /// Rounds sixteen numbers to bf16.
+    fn narrow(self, o: &mut [bf16; LANES], x: Self::F);
+    /// The same integer in every lane.
+    fn int(self, x: i32) -> Self::I;
+    /// Integers as numbers.
+    fn number(self, x: Self::I) -> Self::F;
+    /// Sixty-four bytes.
+    fn bytes(self, x: &[u8; QUADS]) -> Self::B;
+    /// The low halves of sixty-four bytes, and the high ones.
+    fn nibbles(self, x: &[u8; QUADS]) -> [Self::B; 2];
+    /// `acc_r + sum_j w_rj x_j` over the four unsigned bytes of each lane.
+    fn quads(self, acc: Self::I, w: Self::B, x: [i8; 4]) -> Self::I;
     /// Writes sixteen numbers.
     fn store(self, o: &mut [f32; LANES], x: Self::F);
     /// `a + b`.
@@ -144,6 +173,57 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     }
 }
 
+/// The bf16 number of each FP8 code without its sign: high bytes and low bytes.
+pub(crate) static FP8: ([u8; 128], [u8; 128]) = fp8_bytes();
+
+const fn fp8_bytes() -> ([u8; 128], [u8; 128]) {
+    let (mut high, mut low) = ([0; 128], [0; 128]);
+    let mut code = 0;
+    while code < 128 {
+        let (mut exponent, mut mantissa) = (code >> 3, code & 7);
+        let bits = if code == 127 {
+            0x7fc0
+        } else if exponent == 0 && mantissa == 0 {
+            0
+        } else {
+            // Below the smallest normal the hidden one is further down; bf16 has room to write it.
+            if exponent == 0 {
+                exponent = 1;
+                while mantissa < 8 {
+                    mantissa *= 2;
+                    exponent -= 1;
+                }
+                mantissa -= 8;
+            }
+            ((exponent + 120) << 7) | (mantissa << 4)
+        };
+        (high[code as usize], low[code as usize]) = ((bits >> 8) as u8, bits as u8);
+        code += 1;
+    }
+    (high, low)
+}
+
+/// The bf16 numbers of FP8 codes, by the table.
+#[inline(always)]
+pub(crate) fn fp8_by_table(codes: &[u8; QUADS]) -> [[bf16; PAIRS]; 2] {
+    let number = |code: u8| {
+        let at = usize::from(code & 127);
+        bf16::from_bits(u16::from_be_bytes([FP8.0[at] | (code & 128), FP8.1[at]]))
+    };
+    std::array::from_fn(|half| std::array::from_fn(|i| number(codes[half * PAIRS + i])))
+}
+
+/// `[f(0), f(1), …]`. Those of the standard library are calls of their own where the compiler thinks it has
+/// inlined enough, and calls are compiled for no instruction set.
+#[inline(always)]
+pub(crate) fn each<T: Copy, const N: usize>(filler: T, mut f: impl FnMut(usize) -> T) -> [T; N] {
+    let mut all = [filler; N];
+    for (i, x) in all.iter_mut().enumerate() {
+        *x = f(i);
+    }
+    all
+}
+
 /// Some columns of the rows of a matrix.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<'a, W> {
@@ -177,7 +257,11 @@ impl<'a, W> Rows<'a, W> {
 
     #[inline(always)]
     fn rows<const N: usize>(&self, i: usize) -> [&'a [W]; N] {
-        std::array::from_fn(|n| self.row(i + n))
+        each(
+            &[],
+            #[inline(always)]
+            |n| self.row(i + n),
+        )
     }
 }
 
@@ -209,7 +293,10 @@ fn deep<S: Simd, W: Wide, X: Wide, const R: usize, const T: usize>(
     let mut sums = [[0.0; T]; R];
     for at in (0..len).step_by(DEPTH) {
         let block = at..(at + DEPTH).min(len);
-        let parts = s.dots(w.map(|w| &w[block.clone()]), x.map(|x| &x[block.clone()]));
+        let (mut w_block, mut x_block) = (w, x);
+        w_block.iter_mut().for_each(|w| *w = &w[block.clone()]);
+        x_block.iter_mut().for_each(|x| *x = &x[block.clone()]);
+        let parts = s.dots(w_block, x_block);
         for (sums, parts) in sums.iter_mut().zip(parts) {
             for (sum, part) in sums.iter_mut().zip(parts) {
                 *sum += part;
@@ -333,11 +420,23 @@ fn tile<S: Simd, B: Wide, const R: usize, const C: usize>(
     at: usize,
 ) {
     let place = |r: usize, c: usize| (i + r) * j + at + c * LANES;
-    let mut sums: [[S::F; C]; R] =
-        std::array::from_fn(|r| std::array::from_fn(|c| s.load(lanes(&o[place(r, c)..]))));
-    let factors: [&[f32]; R] = std::array::from_fn(|r| &a.data[(i + r) * a.row..]);
+    let mut sums: [[S::F; C]; R] = [[s.splat(0.0); C]; R];
+    for (r, sums) in sums.iter_mut().enumerate() {
+        for (c, sum) in sums.iter_mut().enumerate() {
+            *sum = s.load(lanes(&o[place(r, c)..]));
+        }
+    }
+    let factors: [&[f32]; R] = each(
+        &[],
+        #[inline(always)]
+        |r| &a.data[(i + r) * a.row..],
+    );
     for (l, b) in b.chunks_exact(j).enumerate() {
-        let b: [S::F; C] = std::array::from_fn(|c| s.load(lanes(&b[at + c * LANES..])));
+        let b: [S::F; C] = each(
+            s.splat(0.0),
+            #[inline(always)]
+            |c| s.load(lanes(&b[at + c * LANES..])),
+        );
         for r in 0..R {
             let factor = s.splat(factors[r][l * a.column]);
             for c in 0..C {
@@ -448,7 +547,11 @@ pub(crate) struct Plain;
 
 impl Simd for Plain {
     const NAME: &'static str = "plain";
+    const REGISTERS: usize = 8;
     type F = [f32; LANES];
+    type H = [bf16; PAIRS];
+    type I = [i32; LANES];
+    type B = [u8; QUADS];
 
     fn new() -> Option<Plain> {
         Some(Plain)
@@ -469,13 +572,51 @@ impl Simd for Plain {
     }
 
     #[inline(always)]
-    fn signed(self, x: &[i8; LANES]) -> Self::F {
-        x.map(f32::from)
+    fn halves(self, x: &[bf16; PAIRS]) -> Self::H {
+        *x
     }
 
     #[inline(always)]
-    fn halves(self, x: &[u8; LANES]) -> [Self::F; 2] {
-        [x.map(|x| f32::from(x & 15)), x.map(|x| f32::from(x >> 4))]
+    fn fp8(self, x: &[u8; QUADS]) -> [Self::H; 2] {
+        fp8_by_table(x)
+    }
+
+    #[inline(always)]
+    fn pairs(self, acc: Self::F, a: Self::H, b: Self::H) -> Self::F {
+        let product = |i: usize| a[i].to_f32() * b[i].to_f32();
+        std::array::from_fn(|i| acc[i] + (product(2 * i) + product(2 * i + 1)))
+    }
+
+    #[inline(always)]
+    fn narrow(self, o: &mut [bf16; LANES], x: Self::F) {
+        *o = x.map(bf16::from_f32);
+    }
+
+    #[inline(always)]
+    fn int(self, x: i32) -> Self::I {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn number(self, x: Self::I) -> Self::F {
+        x.map(|x| x as f32)
+    }
+
+    #[inline(always)]
+    fn bytes(self, x: &[u8; QUADS]) -> Self::B {
+        *x
+    }
+
+    #[inline(always)]
+    fn nibbles(self, x: &[u8; QUADS]) -> [Self::B; 2] {
+        [x.map(|x| x & 15), x.map(|x| x >> 4)]
+    }
+
+    #[inline(always)]
+    fn quads(self, acc: Self::I, w: Self::B, x: [i8; 4]) -> Self::I {
+        std::array::from_fn(|r| {
+            (0..4).fold(acc[r], |sum, j| sum + i32::from(w[4 * r + j]) * i32::from(x[j]))
+        })
     }
 
     #[inline(always)]

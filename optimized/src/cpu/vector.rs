@@ -7,6 +7,7 @@ use golden::{Op, Plan, Plant, Spec, Tensors, ViewMut};
 use ndarray::{ArcArray, Dimension};
 
 use super::{
+    linear::activations::Reads,
     portable::{CLAIMS, HONEST, Kernel, Only, Pack, Planted, Portable},
     simd::{Simd, Wide},
 };
@@ -16,8 +17,12 @@ pub(crate) trait Fast: Op {
     /// What the kernels read, weights in `E`.
     type Packed<E: Wide>: Send;
 
-    /// Makes a problem ready.
-    fn pack<E: Wide>(spec: &Spec<Self::Case>, inputs: &Self::Inputs<f32>) -> Self::Packed<E>;
+    /// Makes a problem ready; of products that can be those of bf16 pairs, `reads` says which to take.
+    fn pack<E: Wide>(
+        spec: &Spec<Self::Case>,
+        inputs: &Self::Inputs<f32>,
+        reads: Reads,
+    ) -> Self::Packed<E>;
 
     /// Computes every output.
     fn run<S: Simd, E: Wide>(
@@ -43,12 +48,16 @@ where
     O::Inputs<f32>: Send,
     O::Outputs<f32>: Send,
 {
-    fn boxed(spec: &Spec<O::Case>, inputs: &O::Inputs<f32>) -> Box<dyn Kernel<O>> {
+    fn boxed<const PAIRED: bool>(
+        spec: &Spec<O::Case>,
+        inputs: &O::Inputs<f32>,
+    ) -> Box<dyn Kernel<O>> {
+        let reads = if PAIRED { Reads::Bf16 } else { Reads::F32 };
         let unwritten = O::unwritten(spec, inputs);
         Box::new(Loaded::<S, O, E> {
             s: S::new().expect("skipped where the processor lacks it"),
             inputs: inputs.clone(),
-            packed: O::pack(spec, inputs),
+            packed: O::pack(spec, inputs, reads),
             outputs: unwritten.clone(),
             unwritten,
             stored: PhantomData,
@@ -85,9 +94,10 @@ where
     }
 }
 
-/// The kernels of an op on `S`, where the processor has it.
-pub(crate) const fn on<S: Simd, O: Fast>(
+/// The kernels of an op on `S`, where the processor has it and `skip` says nothing against it.
+pub(crate) const fn on<S: Simd, O: Fast, const PAIRED: bool>(
     name: &'static str,
+    skip: fn(&Spec<O::Case>) -> Option<String>,
     plan: fn(&Spec<O::Case>) -> Plan,
     plants: &'static [Plant],
 ) -> Only<O>
@@ -96,12 +106,13 @@ where
     O::Outputs<f32>: Send,
 {
     let pack = Pack {
-        f32: Loaded::<S, O, f32>::boxed,
-        bf16: Loaded::<S, O, half::bf16>::boxed,
-        f16: Loaded::<S, O, half::f16>::boxed,
+        f32: Loaded::<S, O, f32>::boxed::<PAIRED>,
+        bf16: Loaded::<S, O, half::bf16>::boxed::<PAIRED>,
+        f16: Loaded::<S, O, half::f16>::boxed::<PAIRED>,
     };
     Only {
-        skip: |_| {
+        skip,
+        lacks: || {
             let lacks = || format!("this processor lacks what cpu/{} needs", S::NAME);
             S::new().is_none().then(lacks)
         },
@@ -111,14 +122,30 @@ where
 
 /// Variants of an op: those given, and its fast kernels on every instruction set of this architecture,
 /// with their plan and the faults that they can be told to have.
+///
+/// Behind `paired`, those that multiply bf16 pairs: which problems they do not run, and their plan.
 macro_rules! variants {
-    ([$($plain:expr),* $(,)?], $plan:expr, $plants:expr) => {
+    ([$($plain:expr),* $(,)?], $plan:expr, $plants:expr $(, paired: $unpaired:expr, $paired:expr)?) => {
         &[
             $($plain,)*
             #[cfg(target_arch = "x86_64")]
-            &$crate::cpu::vector::on::<$crate::cpu::avx2::Avx2, _>("cpu/avx2", $plan, $plants),
+            &$crate::cpu::vector::on::<$crate::cpu::avx2::Avx2, _, false>(
+                "cpu/avx2", |_| None, $plan, $plants
+            ),
             #[cfg(target_arch = "x86_64")]
-            &$crate::cpu::vector::on::<$crate::cpu::avx512::Avx512, _>("cpu/avx512", $plan, $plants),
+            &$crate::cpu::vector::on::<$crate::cpu::avx512::Avx512, _, false>(
+                "cpu/avx512", |_| None, $plan, $plants
+            ),
+            $(
+                #[cfg(target_arch = "x86_64")]
+                &$crate::cpu::vector::on::<$crate::cpu::avx2::Avx2, _, true>(
+                    "cpu/avx2-bf16", $unpaired, $paired, $plants
+                ),
+                #[cfg(target_arch = "x86_64")]
+                &$crate::cpu::vector::on::<$crate::cpu::avx512::Avx512, _, true>(
+                    "cpu/avx512-bf16", $unpaired, $paired, $plants
+                ),
+            )?
         ]
     };
 }

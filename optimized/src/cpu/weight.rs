@@ -1,60 +1,70 @@
 //! Weight matrices as an engine keeps them: in the type of the checkpoint, in its memory map where it
-//! can be.
+//! can be, or narrowed.
 
 use std::{fmt, marker::PhantomData};
 
-use golden::{Dtype, Error, Weights, weights::Kept};
+use golden::{Case, Dtype, Error, Narrow, Spec, Weights, narrow, weights::Kept};
 use half::{bf16, f16};
 use zerocopy::{FromBytes, Immutable};
 
 use super::{
-    linear::fast::{Matrix, Source, wide},
+    linear::{
+        activations::{Reads, View},
+        fast::{FEW, Matrix, Source, panel, width},
+        halves::{self, Codes, Halves},
+    },
+    pool::Part,
     quantised::{Bits, Quantised},
-    simd::{Plain, Simd},
+    simd::{Plain, QUADS, Simd, widen},
 };
 
-/// Elements of one type.
-pub(crate) struct Data<W> {
-    kept: Kept,
-    /// The same elements, where the file has them at an odd address.
-    copy: Option<Vec<W>>,
-    of: PhantomData<W>,
+/// Elements of one type: in a checkpoint, or of our own.
+pub(crate) enum Data<W> {
+    Mapped(Kept, PhantomData<W>),
+    Own(Vec<W>),
 }
 
 impl<W: FromBytes + Immutable> Data<W> {
     fn new(kept: Kept) -> Data<W> {
+        if <[W]>::ref_from_bytes(kept.data()).is_ok() {
+            return Data::Mapped(kept, PhantomData);
+        }
+        // The file has them at an odd address.
         let read = |bytes| W::read_from_bytes(bytes).ok();
-        let copy = <[W]>::ref_from_bytes(kept.data())
-            .is_err()
-            .then(|| kept.data().chunks_exact(size_of::<W>()).filter_map(read).collect());
-        Data { kept, copy, of: PhantomData }
+        Data::Own(kept.data().chunks_exact(size_of::<W>()).filter_map(read).collect())
     }
 
     pub(crate) fn slice(&self) -> &[W] {
-        match &self.copy {
-            Some(copy) => copy,
-            None => <[W]>::ref_from_bytes(self.kept.data()).unwrap_or(&[]),
+        match self {
+            Data::Mapped(kept, _) => <[W]>::ref_from_bytes(kept.data()).unwrap_or(&[]),
+            Data::Own(own) => own,
         }
     }
 }
 
 /// A weight matrix `[M, D]`.
-pub(crate) enum Weight {
-    F32(Data<f32>, usize),
-    Bf16(Data<bf16>, usize),
-    F16(Data<f16>, usize),
+pub(crate) struct Weight {
+    stored: Stored,
+    d: usize,
+    /// Whether products are those of bf16 pairs.
+    paired: bool,
+}
+
+enum Stored {
+    F32(Data<f32>),
+    Bf16(Data<bf16>),
+    F16(Data<f16>),
     Fp8(Fp8),
     Quantised(Quantised),
 }
 
 /// FP8 codes with a scale per block.
-pub(crate) struct Fp8 {
+struct Fp8 {
     /// `[M, D]`.
-    codes: Kept,
+    codes: Data<u8>,
     /// `[M / block, D / block]`, rounded up.
     scales: Vec<f32>,
     block: [usize; 2],
-    d: usize,
 }
 
 impl fmt::Debug for Weight {
@@ -67,20 +77,21 @@ impl fmt::Debug for Weight {
 pub(crate) fn matrix(weights: &dyn Weights, name: &str) -> Result<Weight, Error> {
     let kept = weights.keep(name)?;
     let d: usize = kept.meta.shape[1..].iter().product();
-    Ok(match kept.meta.dtype {
-        Dtype::F32 => Weight::F32(Data::new(kept), d),
-        Dtype::Bf16 => Weight::Bf16(Data::new(kept), d),
-        Dtype::F16 => Weight::F16(Data::new(kept), d),
+    let stored = match kept.meta.dtype {
+        Dtype::F32 => Stored::F32(Data::new(kept)),
+        Dtype::Bf16 => Stored::Bf16(Data::new(kept)),
+        Dtype::F16 => Stored::F16(Data::new(kept)),
         Dtype::Fp8 => {
             let fp8 = weights.config().fp8.as_ref();
             let block = fp8.ok_or_else(|| {
                 format!("{name}: FP8 codes, but config.json has no quantization_config")
             })?;
             let scales = vector(weights, &golden::names::scale_of(name))?;
-            Weight::Fp8(Fp8 { codes: kept, scales, block: block.weight_block_size, d })
+            Stored::Fp8(Fp8 { codes: Data::new(kept), scales, block: block.weight_block_size })
         }
         other => return Err(format!("{name}: {other} where a float type was expected").into()),
-    })
+    };
+    Ok(Weight { stored, d, paired: false })
 }
 
 /// A small tensor by name, widened.
@@ -90,76 +101,170 @@ pub(crate) fn vector(weights: &dyn Weights, name: &str) -> Result<Vec<f32>, Erro
         .ok_or_else(|| format!("{name}: {} where a float type was expected", raw.dtype).into())
 }
 
-/// Does something with whatever a weight is stored in.
-macro_rules! stored {
-    ($weight:expr, $matrix:ident => $done:expr) => {
-        match $weight {
-            Weight::F32(data, d) => {
-                let $matrix = Matrix { data: data.slice(), d: *d };
-                $done
-            }
-            Weight::Bf16(data, d) => {
-                let $matrix = Matrix { data: data.slice(), d: *d };
-                $done
-            }
-            Weight::F16(data, d) => {
-                let $matrix = Matrix { data: data.slice(), d: *d };
-                $done
-            }
-            Weight::Fp8($matrix) => $done,
-            Weight::Quantised($matrix) => $done,
-        }
-    };
-}
-
 impl Weight {
+    /// A weight of a problem, `[M, D]`, which is what its format can hold already.
+    pub(crate) fn of<C: Case>(spec: &Spec<C>, reads: Reads, w: &[f32], d: usize) -> Weight {
+        let rows = w.len() / d;
+        let quantised = |bits| {
+            Stored::Quantised(Quantised::new(bits, rows, d, |i, o| {
+                o.copy_from_slice(&w[i * d..][..d]);
+            }))
+        };
+        let stored = match (spec.weights, spec.dtype) {
+            (Some(Narrow::Int8), _) => quantised(Bits::Eight),
+            (Some(Narrow::Int4), _) => quantised(Bits::Four),
+            (Some(Narrow::Fp8), _) => {
+                let (mut codes, mut scales) = (Vec::with_capacity(w.len()), Vec::new());
+                for rows in w.chunks(narrow::FP8_BLOCK * d) {
+                    let own = narrow::fp8_scales(rows, d);
+                    for row in rows.chunks(d) {
+                        let parts = row.chunks(narrow::FP8_BLOCK).zip(&own);
+                        codes.extend(parts.flat_map(|(part, &scale)| {
+                            part.iter().map(move |&w| narrow::fp8_code(w, scale))
+                        }));
+                    }
+                    scales.extend(own);
+                }
+                let block = [narrow::FP8_BLOCK; 2];
+                Stored::Fp8(Fp8 { codes: Data::Own(codes), scales, block })
+            }
+            (None, Dtype::Bf16) => {
+                Stored::Bf16(Data::Own(w.iter().map(|&w| bf16::from_f32(w)).collect()))
+            }
+            (None, Dtype::F16) => {
+                Stored::F16(Data::Own(w.iter().map(|&w| f16::from_f32(w)).collect()))
+            }
+            (None, _) => return Weight::own(w.to_vec(), d),
+        };
+        Weight { stored, d, paired: reads == Reads::Bf16 }
+    }
+
+    /// A matrix in f32.
+    pub(crate) fn own(w: Vec<f32>, d: usize) -> Weight {
+        Weight { stored: Stored::F32(Data::Own(w)), d, paired: false }
+    }
+
+    /// Bytes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        let elements = self.rows() * self.d;
+        match &self.stored {
+            Stored::F32(_) => 4 * elements,
+            Stored::Bf16(_) | Stored::F16(_) => 2 * elements,
+            Stored::Fp8(fp8) => elements + 4 * fp8.scales.len(),
+            Stored::Quantised(quantised) => quantised.bytes(),
+        }
+    }
+
     /// The same in fewer bits.
     pub(crate) fn narrowed(self, bits: Bits) -> Weight {
         let (rows, d) = (self.rows(), self.columns());
-        Weight::Quantised(Quantised::new(bits, rows, d, |i, o| self.row(Plain, i, o)))
+        let stored = Quantised::new(bits, rows, d, |i, o| self.row(Plain, i, o));
+        Weight { stored: Stored::Quantised(stored), d, paired: false }
+    }
+
+    /// The same, multiplied with activations in bf16; what is neither bf16 nor FP8 is rounded to bf16.
+    pub(crate) fn paired(self) -> Weight {
+        let d = self.d;
+        let stored = match self.stored {
+            Stored::F32(_) | Stored::F16(_) => {
+                let mut row = vec![0.0; d];
+                let mut own = Vec::with_capacity(self.rows() * d);
+                for i in 0..self.rows() {
+                    self.row(Plain, i, &mut row);
+                    own.extend(row.iter().map(|&w| bf16::from_f32(w)));
+                }
+                Stored::Bf16(Data::Own(own))
+            }
+            stored => stored,
+        };
+        Weight { stored, d, paired: true }
     }
 }
 
 impl Source for Weight {
     fn rows(&self) -> usize {
-        stored!(self, matrix => matrix.rows())
+        let elements = match &self.stored {
+            Stored::F32(data) => data.slice().len(),
+            Stored::Bf16(data) => data.slice().len(),
+            Stored::F16(data) => data.slice().len(),
+            Stored::Fp8(fp8) => fp8.codes.slice().len(),
+            Stored::Quantised(quantised) => return quantised.rows(),
+        };
+        elements / self.d
     }
 
     fn columns(&self) -> usize {
-        stored!(self, matrix => matrix.columns())
+        self.d
+    }
+
+    fn reads(&self) -> Reads {
+        match &self.stored {
+            Stored::Quantised(_) => Reads::Int8,
+            Stored::Bf16(_) if self.paired => Reads::Bf16,
+            Stored::Fp8(fp8) if self.paired && fp8.block[1].is_multiple_of(QUADS) => Reads::Bf16,
+            _ => Reads::F32,
+        }
+    }
+
+    fn width(&self, tokens: usize) -> usize {
+        let (bytes, panel) = match &self.stored {
+            Stored::F32(_) => (4 * self.d, 32),
+            Stored::Bf16(_) | Stored::F16(_) => (2 * self.d, if self.paired { 64 } else { 32 }),
+            Stored::Fp8(_) => (self.d, if self.paired { 64 } else { 32 }),
+            Stored::Quantised(quantised) => (quantised.bytes() / quantised.rows().max(1), 64),
+        };
+        width(tokens, bytes, panel)
     }
 
     #[inline(always)]
-    fn products<S: Simd>(
-        &self,
-        s: S,
-        from: usize,
-        to: usize,
-        x: &[f32],
-        put: impl FnMut(usize, usize, f32),
-    ) {
-        stored!(self, matrix => matrix.products(s, from, to, x, put));
+    fn products<S: Simd>(&self, s: S, x: View<'_>, part: &mut Part<'_, f32>, room: &mut Vec<f32>) {
+        let d = self.d;
+        match (&self.stored, x) {
+            (Stored::F32(data), View::F32(x)) => {
+                Matrix { data: data.slice(), d }.products(s, x, part, room);
+            }
+            (Stored::Bf16(data), View::F32(x)) => {
+                Matrix { data: data.slice(), d }.products(s, x, part, room);
+            }
+            (Stored::F16(data), View::F32(x)) => {
+                Matrix { data: data.slice(), d }.products(s, x, part, room);
+            }
+            (Stored::Bf16(data), View::Bf16(x)) => {
+                halves::products(s, &Halves { data: data.slice(), d }, x, d, part);
+            }
+            (Stored::Fp8(fp8), View::Bf16(x)) => halves::products(s, &fp8.rows(d), x, d, part),
+            (Stored::Fp8(fp8), View::F32(x)) => {
+                let columns = part.columns.clone();
+                let mut own = std::mem::take(room);
+                own.resize(columns.len() * d, 0.0);
+                for (i, row) in columns.zip(own.chunks_exact_mut(d)) {
+                    fp8.row(d, i, row);
+                }
+                if part.rows.len() <= FEW {
+                    // Summed as everything of few tokens is.
+                    let rows = Matrix { data: &own[..], d };
+                    rows.few(s, x, part);
+                } else {
+                    panel(s, &own, d, x, part);
+                }
+                *room = own;
+            }
+            (Stored::Quantised(quantised), View::Int8(codes, parts)) => {
+                quantised.products(s, codes, parts, part);
+            }
+            _ => unreachable!("activations are made ready as `reads` says"),
+        }
     }
 
     #[inline(always)]
     fn row<S: Simd>(&self, s: S, i: usize, o: &mut [f32]) {
-        stored!(self, matrix => matrix.row(s, i, o));
-    }
-
-    #[inline(always)]
-    fn widened<'a, S: Simd>(
-        &'a self,
-        s: S,
-        from: usize,
-        to: usize,
-        room: &'a mut Vec<f32>,
-    ) -> &'a [f32] {
-        match self {
-            Weight::F32(data, d) => wide(s, &data.slice()[from * d..to * d], room),
-            Weight::Bf16(data, d) => wide(s, &data.slice()[from * d..to * d], room),
-            Weight::F16(data, d) => wide(s, &data.slice()[from * d..to * d], room),
-            Weight::Fp8(fp8) => fp8.widened(s, from, to, room),
-            Weight::Quantised(quantised) => quantised.widened(s, from, to, room),
+        let own = i * self.d..(i + 1) * self.d;
+        match &self.stored {
+            Stored::F32(data) => o.copy_from_slice(&data.slice()[own]),
+            Stored::Bf16(data) => widen(s, o, &data.slice()[own]),
+            Stored::F16(data) => widen(s, o, &data.slice()[own]),
+            Stored::Fp8(fp8) => fp8.row(self.d, i, o),
+            Stored::Quantised(quantised) => quantised.row(i, o),
         }
     }
 }
@@ -168,45 +273,16 @@ impl Source for Weight {
 static VALUES: std::sync::LazyLock<[f32; 256]> =
     std::sync::LazyLock::new(|| std::array::from_fn(|code| golden::fp8::to_f32(code as u8)));
 
-/// Rows that are widened together where few tokens meet them.
-const TOGETHER: usize = 8;
-
-impl Source for Fp8 {
-    fn rows(&self) -> usize {
-        self.codes.meta.shape[0]
-    }
-
-    fn columns(&self) -> usize {
-        self.d
-    }
-
-    #[inline(always)]
-    fn products<S: Simd>(
-        &self,
-        s: S,
-        from: usize,
-        to: usize,
-        x: &[f32],
-        mut put: impl FnMut(usize, usize, f32),
-    ) {
-        let mut rows = vec![0.0; TOGETHER * self.d];
-        for start in (from..to).step_by(TOGETHER) {
-            let n = TOGETHER.min(to - start);
-            let rows = &mut rows[..n * self.d];
-            for (i, row) in rows.chunks_exact_mut(self.d).enumerate() {
-                self.row(s, start + i, row);
-            }
-            let w = Matrix { data: rows, d: self.d };
-            w.products(s, 0, n, x, |r, t, sum| put(start - from + r, t, sum));
-        }
+impl Fp8 {
+    fn rows(&self, d: usize) -> Codes<'_> {
+        Codes { codes: self.codes.slice(), scales: &self.scales, block: self.block, d }
     }
 
     /// `code * scale` of its block, rounded to f32.
-    #[inline(always)]
-    fn row<S: Simd>(&self, _: S, i: usize, o: &mut [f32]) {
+    fn row(&self, d: usize, i: usize, o: &mut [f32]) {
         let [rows, columns] = self.block;
-        let across = self.d.div_ceil(columns);
-        let codes = &self.codes.data()[i * self.d..(i + 1) * self.d];
+        let across = d.div_ceil(columns);
+        let codes = &self.codes.slice()[i * d..(i + 1) * d];
         let scales = &self.scales[i / rows * across..][..across];
         for ((o, codes), scale) in o.chunks_mut(columns).zip(codes.chunks(columns)).zip(scales) {
             for (o, &code) in o.iter_mut().zip(codes) {

@@ -19,7 +19,7 @@ use std::{
 
 use golden::{
     Cast, Element, Number, Plan, View, ViewMut,
-    plan::{Grid, Site, Term},
+    plan::{Activations, Grid, Site, Term},
     recording::Recorded,
 };
 use ndarray::{ArrayD, ArrayViewD, ArrayViewMutD};
@@ -109,10 +109,14 @@ const EXACT: Functions = Functions { exp: 0.0, log: 0.0, root: 0.0, trig: 0.0, l
 
 type Stores = [Option<Grid>; SITES];
 
+/// Neighbours in a row that share a step in eight bits.
+const BLOCK: usize = golden::narrow::BLOCK;
+
 thread_local! {
     static HOT: Cell<Hot> = const { Cell::new(IDLE) };
     static FUNCTIONS: Cell<Functions> = const { Cell::new(EXACT) };
     static STORES: Cell<Stores> = const { Cell::new([None; SITES]) };
+    static ACTIVATIONS: Cell<Activations> = const { Cell::new(Activations::F32) };
 }
 
 /// What `f` returns with every [`Planned`] number of this thread under `plan`, or under one term of
@@ -124,11 +128,12 @@ pub fn under<T>(plan: &Plan, only: Option<Term>, rounding: Rounding, f: impl FnO
     result
 }
 
-type Settings = (Hot, Functions, Stores);
+type Settings = (Hot, Functions, Stores, Activations);
 
 /// Makes the settings of this thread these, and returns those that were.
-fn enter((hot, functions, stores): Settings) -> Settings {
-    (HOT.replace(hot), FUNCTIONS.replace(functions), STORES.replace(stores))
+fn enter((hot, functions, stores, activations): Settings) -> Settings {
+    let activations = ACTIVATIONS.replace(activations);
+    (HOT.replace(hot), FUNCTIONS.replace(functions), STORES.replace(stores), activations)
 }
 
 fn settings(plan: &Plan, only: Option<Term>, rounding: Rounding) -> Settings {
@@ -162,7 +167,8 @@ fn settings(plan: &Plan, only: Option<Term>, rounding: Rounding) -> Settings {
         lean: signed(mix(seed ^ 0x1ea7)),
     };
     let functions = if on(Term::Functions) { functions } else { EXACT };
-    (hot, functions, stores)
+    let activations = if on(Term::Activations) { plan.activations } else { Activations::F32 };
+    (hot, functions, stores, activations)
 }
 
 /// Scrambles all bits (`murmur3`'s finaliser).
@@ -242,6 +248,23 @@ fn at_the_ends(x: f64, grid: Grid, drop: u32, hot: Hot) -> f64 {
         units.round_ties_even()
     };
     whole * step
+}
+
+/// 32 neighbours as whole steps of which the largest has 127.
+fn in_steps(block: &[Planned], hot: Hot) -> Vec<Planned> {
+    let most = block.iter().fold(0.0_f64, |most, x| most.max(x.0.abs()));
+    let step = most / 127.0;
+    let whole = |x: f64| {
+        let steps = x / step;
+        if hot.random {
+            (steps + f64::midpoint(signed(word(x, hot.seed)), 1.0)).floor().clamp(-127.0, 127.0)
+        } else {
+            steps.round_ties_even()
+        }
+    };
+    // Of zeros there is no step, and what is not finite has none to stand on.
+    let steps = |x: &Planned| if step == 0.0 { *x } else { Planned(whole(x.0) * step) };
+    block.iter().map(steps).collect()
 }
 
 /// Whether every partial sum of these terms is on the grid, whatever the order: they are multiples of
@@ -395,6 +418,19 @@ impl Real for Planned {
         match hot.dot {
             Some(grid) => Planned(round(self.0, Step::new(grid), hot.stored())),
             None => self,
+        }
+    }
+    fn activations(row: &[Planned]) -> Option<Vec<Planned>> {
+        let hot = HOT.get().stored();
+        match ACTIVATIONS.get() {
+            Activations::F32 => None,
+            Activations::Bf16 => {
+                let step = Step::new(Grid::Bf16);
+                Some(row.iter().map(|x| Planned(round(x.0, step, hot))).collect())
+            }
+            Activations::Int8 => {
+                Some(row.chunks(BLOCK).flat_map(|block| in_steps(block, hot)).collect())
+            }
         }
     }
     fn table(x: f32) -> Planned {

@@ -14,6 +14,7 @@ use golden::{
 };
 
 use crate::cpu::{
+    linear::activations::Reads,
     pool,
     portable::Planted,
     simd::{Factor, Rows, Simd, Wide, map},
@@ -331,7 +332,7 @@ pub(crate) struct Packed<E> {
 impl Fast for Attention {
     type Packed<E: Wide> = Packed<E>;
 
-    fn pack<E: Wide>(spec: &Spec<Case>, x: &Inputs) -> Packed<E> {
+    fn pack<E: Wide>(spec: &Spec<Case>, x: &Inputs, _: Reads) -> Packed<E> {
         let Case { hq, hkv, h, .. } = spec.case;
         let scale = 1.0 / (h as f32).sqrt();
         let (k, v) = (flat(&x.k), flat(&x.v));

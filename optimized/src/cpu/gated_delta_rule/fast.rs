@@ -18,10 +18,11 @@ use super::{
 };
 use crate::cpu::{
     gdn_layer::fast::STEPS,
+    linear::activations::Reads,
     pool,
     portable::Planted,
     rms_norm::fast::l2_norm_row,
-    simd::{Factor, LANES, Rows, Simd, Wide, lanes, lanes_mut, map},
+    simd::{Factor, LANES, Rows, Simd, Wide, each, lanes, lanes_mut, map},
     vector::{Fast, flat, flat_mut},
 };
 
@@ -106,7 +107,11 @@ fn write_and_answer<S: Simd>(s: S, o: &mut [f32], state: &mut [f32], x: Write<'_
     let decay = s.splat(x.decay);
     let mut at = 0;
     while at + C * LANES <= j {
-        let d: [S::F; C] = std::array::from_fn(|c| s.load(lanes(&x.d[at + c * LANES..])));
+        let d: [S::F; C] = each(
+            s.splat(0.0),
+            #[inline(always)]
+            |c| s.load(lanes(&x.d[at + c * LANES..])),
+        );
         let mut sums = [s.splat(0.0); C];
         for ((row, &k), &q) in state.chunks_exact_mut(j).zip(x.k).zip(x.q) {
             let (k, q) = (s.splat(k), s.splat(q));
@@ -277,7 +282,7 @@ pub(crate) struct Packed {
 impl Fast for GatedDeltaRule {
     type Packed<E: Wide> = Packed;
 
-    fn pack<E: Wide>(spec: &Spec<Case>, x: &Inputs) -> Packed {
+    fn pack<E: Wide>(spec: &Spec<Case>, x: &Inputs, _: Reads) -> Packed {
         let Case { hk, hv, k, v, .. } = spec.case;
         let n = x.v.dim().0;
         let mut packed = Packed {

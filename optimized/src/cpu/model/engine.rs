@@ -1,28 +1,35 @@
 //! The model as an engine.
 
 use golden::{
-    Claims, Config, Engine, Error, Plan,
+    Claims, Config, Engine, Error, Plan, Rng,
     config::Mixer,
-    engine::{LinearState, Listener, Snapshot, Step, Want},
-    plan::Form,
+    engine::{LinearState, Listener, Snapshot, Step, Traffic, Want},
+    plan::{Activations, Form},
     tap::Part,
 };
 use ndarray::{Array2, Array3, Array4, Axis};
 
-use super::{LayerState, Model, weights::channels};
+use super::{
+    LayerState, MixerWeights, Model,
+    weights::{Format, channels},
+};
 use crate::cpu::{
+    attention::fast::Cache,
     gated_delta_rule::fast::CHUNK,
-    linear::fast::linear,
-    quantised::Bits,
+    linear::fast::{Source, linear},
     rms_norm::fast::{add_rms_norm, rms_norm, rms_norm_row},
+    room::room,
     seen::Seen,
     simd::Simd,
+    weight::Weight,
 };
 
 impl<S: Simd> Engine for Model<S> {
     fn name(&self) -> String {
-        let format = self.bits.map_or("", Bits::name);
-        format!("cpu/{}{format}", S::NAME)
+        match self.format {
+            Format::F32 => format!("cpu/{}", S::NAME),
+            format => format!("cpu/{}-{}", S::NAME, format.name()),
+        }
     }
 
     fn config(&self) -> &Config {
@@ -30,7 +37,9 @@ impl<S: Simd> Engine for Model<S> {
     }
 
     fn plan(&self) -> Plan {
-        Plan::F32.form(Form::Chunked(CHUNK))
+        let activations = self.format.activations();
+        let flush_to_zero = activations == Activations::Bf16;
+        Plan { activations, flush_to_zero, ..Plan::F32 }.form(Form::Chunked(CHUNK))
     }
 
     fn claims(&self) -> Claims {
@@ -49,6 +58,66 @@ impl<S: Simd> Engine for Model<S> {
 
     fn lengths(&self) -> Vec<usize> {
         self.sequences.iter().map(|sequence| sequence.len).collect()
+    }
+
+    fn pretend(&mut self, tokens: usize, seed: u64) -> Result<(), Error> {
+        let c = &self.config;
+        let width = c.num_key_value_heads * c.head_dim;
+        let mut rng = Rng::keyed("pretend", seed);
+        let mut numbers =
+            |n: usize| -> Vec<f32> { (0..n).map(|_| rng.uniform(-1.0, 1.0)).collect() };
+        // A few rows in turn: what is timed does not depend on what they say.
+        let rows: Vec<_> = (0..61).map(|_| (numbers(width), numbers(width))).collect();
+        let fill = |cache: &mut Cache<f32>| {
+            for i in 0..tokens {
+                let (k, v) = &rows[i % rows.len()];
+                cache.push(k, v);
+            }
+        };
+        for sequence in &mut self.sequences {
+            sequence.len += tokens;
+            for layer in &mut sequence.layers {
+                match layer {
+                    LayerState::Full(cache) => fill(cache),
+                    LayerState::Linear(state) => {
+                        state.conv = numbers(state.conv.len());
+                        state.recurrent = numbers(state.recurrent.len());
+                        state.recurrent.iter_mut().for_each(|x| *x *= 0.1);
+                    }
+                }
+            }
+        }
+        self.undo = None;
+        Ok(())
+    }
+
+    fn traffic(&self, depth: usize) -> Option<Traffic> {
+        let c = &self.config;
+        let (mut weights, mut elements) = (0, 0);
+        let mut add = |weight: &Weight, times: usize| {
+            weights += (weight.bytes() * times) as u64;
+            elements += (weight.rows() * weight.columns() * times) as u64;
+        };
+        let (mut states, mut mixing) = (0, 0);
+        for layer in &self.layers {
+            layer.mixer.each(&mut |weight| add(weight, 1));
+            layer.mlp.each(c.num_experts_per_tok, &mut add);
+            match layer.mixer {
+                MixerWeights::Linear { .. } => {
+                    let state = c.linear_value_dim() * c.linear_key_head_dim;
+                    states += 8 * state as u64;
+                    // Two products with the state, and what is added to it.
+                    mixing += 3 * state as u64;
+                }
+                MixerWeights::Full { .. } => {
+                    let width = c.num_key_value_heads * c.head_dim;
+                    states += (depth * width * 2 * size_of::<f32>()) as u64;
+                    mixing += (2 * depth * c.num_attention_heads * c.head_dim) as u64;
+                }
+            }
+        }
+        weights += self.lm_head.bytes() as u64;
+        Some(Traffic { weights, states, operations: 2 * (elements + mixing) })
     }
 
     fn forward(&mut self, tokens: &[Vec<u32>], want: &Want) -> Result<Step, Error> {
@@ -131,7 +200,7 @@ impl<S: Simd> Engine for Model<S> {
         }
         let lengths = self.sequences.iter().map(|sequence| sequence.mtp.len());
         let place = self.place(tokens, lengths);
-        let mut both = vec![0.0; n * 2 * d];
+        let mut both = room(n * 2 * d);
         let embedded = self.embed(tokens);
         let rows = embedded.chunks_exact(d).zip(hidden.rows());
         for (both, (embedded, hidden)) in both.chunks_exact_mut(2 * d).zip(rows) {
@@ -147,9 +216,9 @@ impl<S: Simd> Engine for Model<S> {
                 || rms_norm_row(s, h, &mtp.norm_hidden, eps),
             );
         }
-        let mut x = vec![0.0; n * d];
+        let mut x = room(n * d);
         linear(s, &mut x, &both, &mtp.fc);
-        let mut normed = vec![0.0; n * d];
+        let mut normed = room(n * d);
         rms_norm(s, &mut normed, &x, &mtp.layer.input_norm, eps);
         let mut caches: Vec<_> =
             self.sequences.iter().map(|sequence| sequence.mtp.clone()).collect();
@@ -164,7 +233,7 @@ impl<S: Simd> Engine for Model<S> {
             sequence.mtp = cache;
         }
         let logits = self.logits(&normed)?;
-        let hidden = Array2::from_shape_vec((n, d), normed)?;
+        let hidden = Array2::from_shape_vec((n, d), normed.to_vec())?;
         Ok(Step { logits, hidden: vec![hidden], ..Step::default() })
     }
 

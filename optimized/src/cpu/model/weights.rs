@@ -3,6 +3,7 @@
 use golden::{
     Config, Error, Weights,
     config::{Mixer, Mlp},
+    plan::Activations,
 };
 
 use crate::cpu::{
@@ -40,6 +41,32 @@ pub(super) enum MixerWeights {
     },
 }
 
+impl MixerWeights {
+    /// Calls `f` with every projection.
+    pub(super) fn each<'a>(&'a self, f: &mut impl FnMut(&'a Weight)) {
+        match self {
+            MixerWeights::Linear { qkvz, ba, out, .. } => [qkvz, ba, out].into_iter().for_each(f),
+            MixerWeights::Full { q, k, v, o, .. } => [q, k, v, o].into_iter().for_each(f),
+        }
+    }
+}
+
+impl MlpWeights {
+    /// Calls `f` with every projection that a token meets, and how many of its kind.
+    pub(super) fn each(&self, active: usize, f: &mut impl FnMut(&Weight, usize)) {
+        let mut mlp = |Swiglu(all): &Swiglu, times| all.iter().for_each(|weight| f(weight, times));
+        match self {
+            MlpWeights::Dense(dense) => mlp(dense, 1),
+            MlpWeights::Sparse { router, experts, shared, shared_gate } => {
+                mlp(shared, 1);
+                experts.iter().take(1).for_each(|expert| mlp(expert, active));
+                f(router, 1);
+                f(shared_gate, 1);
+            }
+        }
+    }
+}
+
 /// Gate, up and down projection.
 pub(super) struct Swiglu([Weight; 3]);
 
@@ -64,27 +91,69 @@ pub(super) struct Mtp {
     pub(super) norm: Vec<f32>,
 }
 
+/// What projections are kept in, and with it what they read of their activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// As the checkpoint has them; activations as they are.
+    F32,
+    /// In bf16 or FP8; activations in bf16.
+    Bf16,
+    /// In eight bits; activations in eight bits.
+    Int8,
+    /// In four bits; activations in eight bits.
+    Int4,
+}
+
+impl Format {
+    pub(super) const ALL: [Format; 4] = [Format::F32, Format::Bf16, Format::Int8, Format::Int4];
+
+    /// Its name on the command line.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Format::F32 => "f32",
+            Format::Bf16 => "bf16",
+            Format::Int8 => "int8",
+            Format::Int4 => "int4",
+        }
+    }
+
+    pub(super) fn activations(self) -> Activations {
+        match self {
+            Format::F32 => Activations::F32,
+            Format::Bf16 => Activations::Bf16,
+            Format::Int8 | Format::Int4 => Activations::Int8,
+        }
+    }
+
+    /// A projection in this format.
+    pub(super) fn keep(self, weight: Weight) -> Weight {
+        match self {
+            Format::F32 => weight,
+            Format::Bf16 => weight.paired(),
+            Format::Int8 => weight.narrowed(Bits::Eight),
+            Format::Int4 => weight.narrowed(Bits::Four),
+        }
+    }
+}
+
 /// Reads the weights of one layer.
 pub(super) struct Loader<'a> {
     pub(super) weights: &'a dyn Weights,
     pub(super) config: &'a Config,
-    /// How projections are narrowed, if they are.
-    pub(super) bits: Option<Bits>,
+    /// What projections are kept in.
+    pub(super) format: Format,
 }
 
 impl Loader<'_> {
     /// A projection as it is kept. Gates and the router decide, and are small: they stay as they are.
-    pub(super) fn narrowed(&self, weight: Weight) -> Weight {
-        match self.bits {
-            None => weight,
-            Some(bits) => weight.narrowed(bits),
-        }
+    pub(super) fn kept(&self, weight: Weight) -> Weight {
+        self.format.keep(weight)
     }
 
     pub(super) fn layer(&self, prefix: &str, mixer: Mixer, mlp: Mlp) -> Result<Layer, Error> {
         let vector = |name: &str| vector(self.weights, &format!("{prefix}.{name}"));
         let whole = |name: &str| matrix(self.weights, &format!("{prefix}.{name}.weight"));
-        let matrix = |name: &str| whole(name).map(|weight| self.narrowed(weight));
+        let matrix = |name: &str| whole(name).map(|weight| self.kept(weight));
         let mixer = match mixer {
             Mixer::Linear => MixerWeights::Linear {
                 qkvz: matrix("linear_attn.in_proj_qkvz")?,

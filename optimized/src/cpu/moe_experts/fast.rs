@@ -9,16 +9,22 @@ use golden::{
     Spec,
     ops::moe_experts::{Case, Inputs, MoeExperts, Outputs},
 };
+use ndarray::{ArcArray, Ix3};
 
 use crate::cpu::{
-    linear::fast::{Matrix, Source, rows_of, width},
+    linear::{
+        activations::{Activations, Reads},
+        fast::{Source, rows_of},
+    },
     pool,
-    portable::{Planted, packed},
+    portable::Planted,
+    room::room,
     simd::{Simd, Wide, add_scaled, map2},
     vector::{Fast, flat, flat_mut},
+    weight::Weight,
 };
 
-/// The three projections of an expert.
+/// The three projections of an expert, of one format.
 #[expect(clippy::struct_field_names, reason = "as the checkpoint calls them")]
 pub(crate) struct Expert<'a, M> {
     /// `[F, D]`.
@@ -78,28 +84,30 @@ pub(crate) fn moe_experts<'a, S: Simd, M: Source + 'a>(
     else {
         return;
     };
-    let (f, d) = (expert(first).gate_proj.rows(), expert(first).gate_proj.columns());
+    let first = expert(first);
+    let (f, d) = (first.gate_proj.rows(), first.gate_proj.columns());
     let slots = groups.tokens.len();
     let most = groups.starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
     // [N A, D]: the tokens of each group.
-    let mut gathered = vec![0.0; slots * d];
+    let mut gathered = room(slots * d);
     pool::pieces(&mut gathered, 8 * d, |i, rows| {
         for (row, &token) in rows.chunks_exact_mut(d).zip(&groups.tokens[8 * i..]) {
             row.copy_from_slice(&x[token * d..][..d]);
         }
     });
-    let mut gate = vec![0.0; slots * f];
-    let mut up = vec![0.0; slots * f];
-    let wide = width(most, expert(first).gate_proj);
+    let mut gate = room(slots * f);
+    let mut up = room(slots * f);
+    let read = Activations::new(s, first.gate_proj.reads(), &gathered, d);
+    let wide = first.gate_proj.width(most);
     for (to, second) in [(&mut gate, false), (&mut up, true)] {
         pool::parts(to, &groups.starts, wide, |group, part| {
             let expert = expert(group);
             let weight = if second { expert.up_proj } else { expert.gate_proj };
             let rows = part.rows.clone();
-            rows_of(s, part, &gathered[rows.start * d..rows.end * d], weight);
+            rows_of(s, part, read.rows(rows.start, rows.end), weight);
         });
     }
-    let mut hidden = vec![0.0; slots * f];
+    let mut hidden = room(slots * f);
     pool::pieces(&mut hidden, 1 << 14, |i, hidden| {
         let range = (i << 14)..(i << 14) + hidden.len();
         s.run(
@@ -116,12 +124,13 @@ pub(crate) fn moe_experts<'a, S: Simd, M: Source + 'a>(
             },
         );
     });
-    let wide = width(most, expert(first).down_proj);
+    let read = Activations::new(s, first.down_proj.reads(), &hidden, f);
+    let wide = first.down_proj.width(most);
     // [N A, D]
-    let mut outputs = gathered;
+    let mut outputs = room(slots * d);
     pool::parts(&mut outputs, &groups.starts, wide, |group, part| {
         let rows = part.rows.clone();
-        rows_of(s, part, &hidden[rows.start * f..rows.end * f], expert(group).down_proj);
+        rows_of(s, part, read.rows(rows.start, rows.end), expert(group).down_proj);
     });
     let active = weights.len() * d / o.len();
     pool::pieces(o, d, |token, o| {
@@ -138,47 +147,38 @@ pub(crate) fn moe_experts<'a, S: Simd, M: Source + 'a>(
 }
 
 /// A problem of the op.
-pub(crate) struct Packed<E> {
+pub(crate) struct Packed {
     x: Vec<f32>,
     groups: Groups,
     weights: Vec<f32>,
-    gate_proj: Vec<E>,
-    up_proj: Vec<E>,
-    down_proj: Vec<E>,
-    d: usize,
-    f: usize,
-}
-
-impl<E> Packed<E> {
-    /// One per expert, `d` columns each.
-    fn matrices<'a>(&self, data: &'a [E], d: usize) -> Vec<Matrix<'a, E>> {
-        data.chunks_exact(self.d * self.f).map(|data| Matrix { data, d }).collect()
-    }
+    /// One per expert.
+    gate_proj: Vec<Weight>,
+    up_proj: Vec<Weight>,
+    down_proj: Vec<Weight>,
 }
 
 impl Fast for MoeExperts {
-    type Packed<E: Wide> = Packed<E>;
+    type Packed<E: Wide> = Packed;
 
-    fn pack<E: Wide>(spec: &Spec<Case>, x: &Inputs) -> Packed<E> {
+    fn pack<E: Wide>(spec: &Spec<Case>, x: &Inputs, reads: Reads) -> Packed {
         let Case { d, e, a, f, .. } = spec.case;
         let ids: Vec<i64> = x.ids.iter().copied().collect();
+        let matrices = |w: &ArcArray<f32, Ix3>, d| -> Vec<Weight> {
+            flat(w).chunks_exact(w.len() / e).map(|w| Weight::of(spec, reads, w, d)).collect()
+        };
         Packed {
             x: flat(&x.x),
             groups: Groups::new(&ids, a, e),
             weights: flat(&x.weights),
-            gate_proj: packed(&x.gate_proj),
-            up_proj: packed(&x.up_proj),
-            down_proj: packed(&x.down_proj),
-            d,
-            f,
+            gate_proj: matrices(&x.gate_proj, d),
+            up_proj: matrices(&x.up_proj, d),
+            down_proj: matrices(&x.down_proj, f),
         }
     }
 
-    fn run<S: Simd, E: Wide>(s: S, x: &Packed<E>, o: &mut Outputs, plant: Planted) {
-        let Packed { d, f, .. } = *x;
-        let (gate, up) = (x.matrices(&x.gate_proj, d), x.matrices(&x.up_proj, d));
+    fn run<S: Simd, E: Wide>(s: S, x: &Packed, o: &mut Outputs, plant: Planted) {
+        let (gate, up) = (&x.gate_proj, &x.up_proj);
         let (gate, up) = if plant.is("gate-up-swapped") { (up, gate) } else { (gate, up) };
-        let down = x.matrices(&x.down_proj, f);
         let weights =
             if plant.is("weights-not-applied") { &vec![1.0; x.weights.len()] } else { &x.weights };
         let o = flat_mut(&mut o.o);
@@ -186,7 +186,7 @@ impl Fast for MoeExperts {
         moe_experts(s, o, &x.x, &x.groups, weights, |e| Expert {
             gate_proj: &gate[e],
             up_proj: &up[e],
-            down_proj: &down[e],
+            down_proj: &x.down_proj[e],
         });
     }
 }

@@ -6,6 +6,7 @@ use golden::{
 };
 
 use crate::cpu::{
+    linear::activations::Reads,
     pool,
     portable::Planted,
     simd::{Simd, Wide, map, map2},
@@ -186,7 +187,7 @@ pub(crate) struct Packed<E> {
 impl Fast for RmsNorm {
     type Packed<E: Wide> = Packed<E>;
 
-    fn pack<E: Wide>(_: &Spec<Case>, x: &Inputs) -> Packed<E> {
+    fn pack<E: Wide>(_: &Spec<Case>, x: &Inputs, _: Reads) -> Packed<E> {
         Packed {
             x: flat(&x.x),
             residual: x.residual.as_ref().map(flat),

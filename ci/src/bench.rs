@@ -1,0 +1,132 @@
+//! `karat bench`: how fast a model is, beside what the machine can do.
+
+use benches::speed::{self, Options, Roof, Row, Samples};
+use golden::engine::INTERRUPTED;
+use serde_json::json;
+
+use crate::{
+    exit::{Exit, fail, refuse},
+    out::{self, Out},
+};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// A checkpoint folder, or synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S]
+    #[arg(long, env = "KARAT_MODEL")]
+    model: String,
+    /// What projections of the cpu engine are kept in; several are asked in turns
+    #[arg(long, value_delimiter = ',', default_value = "bf16", value_name = "f32,bf16,int8,int4")]
+    number: Vec<String>,
+    /// Tokens that are fed at once; 0 for none
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    prefill: usize,
+    /// Tokens that are fed one by one; 0 for none
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    decode: usize,
+    /// Tokens that the states hold before; those states are made up
+    #[arg(long, value_delimiter = ',', default_value = "0", value_name = "N,N,…")]
+    depth: Vec<usize>,
+    /// How often each is asked, beside a first time that is not counted
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+}
+
+pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
+    let weights = golden::open(&args.model).map_err(refuse)?;
+    let mut engines = Vec::new();
+    for number in &args.number {
+        let engine = benches::engine("cpu", number, weights.clone(), None).map_err(refuse)?;
+        engines.push(engine);
+    }
+    let options = Options {
+        prefill: args.prefill,
+        decode: args.decode,
+        depths: args.depth.clone(),
+        rounds: args.rounds as usize,
+    };
+    let bar = out.bar(0, "bench", false);
+    let ran = speed::run(&mut engines, &options, &mut |done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+        !out::interrupted()
+    });
+    bar.finish_and_clear();
+    let (roof, rows) = ran.map_err(|e| {
+        if e.to_string() == INTERRUPTED {
+            fail(Exit::Interrupted, "interrupted")
+        } else {
+            refuse(e)
+        }
+    })?;
+    tell(&args.model, &roof, &rows, out);
+    Ok(Exit::Ok)
+}
+
+fn tell(model: &str, roof: &Roof, rows: &[Row], out: &Out) {
+    let host = benches::host();
+    out.line(&format!("{}, {} threads", host.cpu, host.threads));
+    for (what, samples, unit) in [
+        ("memory is read at", roof.read, "GB/s"),
+        ("products of f32", roof.f32, "Gop/s"),
+        ("products of bf16 pairs", roof.bf16, "Gop/s"),
+        ("products of bytes", roof.int8, "Gop/s"),
+    ] {
+        out.line(&format!("{what}: {} {unit}", shown(samples, 1e-9, 0)));
+    }
+    let cells = |row: &Row| {
+        let bytes = (row.traffic.weights + row.traffic.states) as f64;
+        let operations = row.traffic.operations as f64;
+        let decode = row.decode.map(|s| (shown(s, 1.0, 1), s.median * bytes));
+        let prefill = row.prefill.map(|s| (shown(s, 1.0, 0), s.median * operations));
+        let none = || "-".to_owned();
+        let share = |x: f64, most: f64| format!("{:.0} %", 100.0 * x / most);
+        let dot = if row.engine.ends_with("bf16") {
+            roof.bf16
+        } else if row.engine.contains("-int") {
+            roof.int8
+        } else {
+            roof.f32
+        };
+        vec![
+            row.engine.clone(),
+            row.depth.to_string(),
+            prefill.as_ref().map_or_else(none, |(text, _)| text.clone()),
+            prefill.map_or_else(none, |(_, pace)| {
+                format!("{:.0} Gop/s, {}", pace / 1e9, share(pace, dot.median))
+            }),
+            decode.as_ref().map_or_else(none, |(text, _)| text.clone()),
+            decode.map_or_else(none, |(_, pace)| {
+                format!("{:.1} GB/s, {}", pace / 1e9, share(pace, roof.read.median))
+            }),
+        ]
+    };
+    out.table(
+        &[
+            "engine",
+            "depth",
+            "prefill, tokens/s",
+            "of the products",
+            "decode, tokens/s",
+            "of memory",
+        ],
+        &rows.iter().map(cells).collect::<Vec<_>>(),
+    );
+    for row in rows {
+        out.json(&json!({"schema": "karat.result/1", "kind": "bench", "model": model,
+            "cpu": host.cpu, "threads": host.threads, "engine": row.engine, "depth": row.depth,
+            "read_bytes_per_second": samples(roof.read), "f32_per_second": samples(roof.f32),
+            "bf16_per_second": samples(roof.bf16), "int8_per_second": samples(roof.int8),
+            "prefill_tokens_per_second": row.prefill.map(samples),
+            "decode_tokens_per_second": row.decode.map(samples), "traffic": row.traffic}));
+    }
+}
+
+fn samples(x: Samples) -> serde_json::Value {
+    json!({"min": x.min, "median": x.median, "max": x.max})
+}
+
+/// Median, least and most.
+fn shown(samples: Samples, unit: f64, digits: usize) -> String {
+    let [min, median, max] = [samples.min, samples.median, samples.max].map(|x| x * unit);
+    format!("{median:.digits$} [{min:.digits$}..{max:.digits$}]")
+}

@@ -1,0 +1,268 @@
+//! Products of bf16 activations with weights in bf16, or with FP8 codes, by dot products of pairs.
+//!
+//! Weights are read as the checkpoint has them, row by row. Few tokens: many rows at a time, so that
+//! memory is asked for much at once. Many tokens: a few tokens stay in the nearest cache while the
+//! rows of a panel pass by. How an element is summed depends on `D` alone.
+
+use half::bf16;
+
+use crate::cpu::{
+    pool::Part,
+    simd::{PAIRS, QUADS, Simd, each},
+};
+
+/// Rows of a weight that are multiplied in pairs.
+pub(crate) trait Pairs: Sync {
+    /// A row.
+    type Row<'a>: Copy
+    where
+        Self: 'a;
+
+    /// Row `i`.
+    fn at(&self, i: usize) -> Self::Row<'_>;
+
+    /// Inner products of `R` rows with `T` rows of `x`.
+    fn dots<S: Simd, const R: usize, const T: usize>(
+        &self,
+        s: S,
+        w: [Self::Row<'_>; R],
+        x: [&[bf16]; T],
+    ) -> [[S::F; T]; R];
+}
+
+/// A matrix in bf16.
+pub(crate) struct Halves<'a> {
+    /// `[M, D]`.
+    pub(crate) data: &'a [bf16],
+    /// `D`.
+    pub(crate) d: usize,
+}
+
+impl Pairs for Halves<'_> {
+    type Row<'a>
+        = &'a [bf16]
+    where
+        Self: 'a;
+
+    #[inline(always)]
+    fn at(&self, i: usize) -> &[bf16] {
+        &self.data[i * self.d..][..self.d]
+    }
+
+    #[inline(always)]
+    fn dots<S: Simd, const R: usize, const T: usize>(
+        &self,
+        s: S,
+        w: [&[bf16]; R],
+        x: [&[bf16]; T],
+    ) -> [[S::F; T]; R] {
+        let (whole, rest) = (self.d / PAIRS, self.d % PAIRS);
+        let mut sums = [[s.splat(0.0); T]; R];
+        let w_chunks: [&[[bf16; PAIRS]]; R] = each(
+            &[],
+            #[inline(always)]
+            |r| &w[r].as_chunks().0[..whole],
+        );
+        let x_chunks: [&[[bf16; PAIRS]]; T] = each(
+            &[],
+            #[inline(always)]
+            |t| &x[t].as_chunks().0[..whole],
+        );
+        let filler = s.halves(&[bf16::ZERO; PAIRS]);
+        for i in 0..whole {
+            let w: [S::H; R] = each(
+                filler,
+                #[inline(always)]
+                |r| s.halves(&w_chunks[r][i]),
+            );
+            for t in 0..T {
+                let x = s.halves(&x_chunks[t][i]);
+                for r in 0..R {
+                    sums[r][t] = s.pairs(sums[r][t], w[r], x);
+                }
+            }
+        }
+        if 0 < rest {
+            for r in 0..R {
+                let w = s.halves(&padded(w[r], bf16::ZERO));
+                for t in 0..T {
+                    sums[r][t] = s.pairs(sums[r][t], w, s.halves(&padded(x[t], bf16::ZERO)));
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// What is left of a row behind its last whole chunk, and fillers.
+#[inline(always)]
+fn padded<T: Copy, const N: usize>(row: &[T], filler: T) -> [T; N] {
+    let mut last = [filler; N];
+    let rest = row.as_chunks::<N>().1;
+    last[..rest.len()].copy_from_slice(rest);
+    last
+}
+
+/// A matrix of FP8 codes whose scales stand for whole chunks of columns.
+pub(crate) struct Codes<'a> {
+    /// `[M, D]`.
+    pub(crate) codes: &'a [u8],
+    /// `[M / block, D / block]`, rounded up.
+    pub(crate) scales: &'a [f32],
+    /// Rows and columns of a block; of columns a multiple of [`QUADS`].
+    pub(crate) block: [usize; 2],
+    /// `D`.
+    pub(crate) d: usize,
+}
+
+impl Pairs for Codes<'_> {
+    type Row<'a>
+        = (&'a [u8], &'a [f32])
+    where
+        Self: 'a;
+
+    #[inline(always)]
+    fn at(&self, i: usize) -> (&[u8], &[f32]) {
+        let across = self.d.div_ceil(self.block[1]);
+        (&self.codes[i * self.d..][..self.d], &self.scales[i / self.block[0] * across..][..across])
+    }
+
+    #[inline(always)]
+    fn dots<S: Simd, const R: usize, const T: usize>(
+        &self,
+        s: S,
+        w: [(&[u8], &[f32]); R],
+        x: [&[bf16]; T],
+    ) -> [[S::F; T]; R] {
+        let wide = self.block[1];
+        let mut sums = [[s.splat(0.0); T]; R];
+        for (block, start) in (0..self.d).step_by(wide).enumerate() {
+            let end = (start + wide).min(self.d);
+            let mut parts = [[s.splat(0.0); T]; R];
+            let (whole, rest) = ((end - start) / QUADS, (end - start) % QUADS);
+            let w_chunks: [&[[u8; QUADS]]; R] = each(
+                &[],
+                #[inline(always)]
+                |r| &w[r].0[start..end].as_chunks().0[..whole],
+            );
+            let x_chunks: [&[[bf16; QUADS]]; T] = each(
+                &[],
+                #[inline(always)]
+                |t| &x[t][start..end].as_chunks().0[..whole],
+            );
+            let filler = pair_up(s, &[bf16::ZERO; QUADS]);
+            for i in 0..whole {
+                let x: [[S::H; 2]; T] = each(
+                    filler,
+                    #[inline(always)]
+                    |t| pair_up(s, &x_chunks[t][i]),
+                );
+                for r in 0..R {
+                    let w = s.fp8(&w_chunks[r][i]);
+                    for t in 0..T {
+                        parts[r][t] = s.pairs(s.pairs(parts[r][t], w[0], x[t][0]), w[1], x[t][1]);
+                    }
+                }
+            }
+            if 0 < rest {
+                for r in 0..R {
+                    let w = s.fp8(&padded(&w[r].0[start..end], 0));
+                    for t in 0..T {
+                        let x = pair_up(s, &padded(&x[t][start..end], bf16::ZERO));
+                        parts[r][t] = s.pairs(s.pairs(parts[r][t], w[0], x[0]), w[1], x[1]);
+                    }
+                }
+            }
+            for r in 0..R {
+                let scale = s.splat(w[r].1[block]);
+                for t in 0..T {
+                    sums[r][t] = s.fma(scale, parts[r][t], sums[r][t]);
+                }
+            }
+        }
+        sums
+    }
+}
+
+#[inline(always)]
+fn pair_up<S: Simd>(s: S, x: &[bf16; QUADS]) -> [S::H; 2] {
+    let [low, high] = x.as_chunks().0 else { unreachable!("two halves") };
+    [s.halves(low), s.halves(high)]
+}
+
+/// The columns of a part of `o` for its tokens, `x` `[rows of the part, D]`.
+#[inline(always)]
+pub(crate) fn products<S: Simd, P: Pairs>(
+    s: S,
+    w: &P,
+    x: &[bf16],
+    d: usize,
+    part: &mut Part<'_, f32>,
+) {
+    let tokens = x.len() / d;
+    let mut t = 0;
+    if S::REGISTERS == 32 {
+        while t + 6 <= tokens {
+            rows::<S, P, 4, 6>(s, w, x, d, t, part);
+            t += 6;
+        }
+        while t + 3 <= tokens {
+            rows::<S, P, 4, 3>(s, w, x, d, t, part);
+            t += 3;
+        }
+        while t < tokens {
+            rows::<S, P, 8, 1>(s, w, x, d, t, part);
+            t += 1;
+        }
+    } else {
+        while t + 2 <= tokens {
+            rows::<S, P, 2, 2>(s, w, x, d, t, part);
+            t += 2;
+        }
+        while t < tokens {
+            rows::<S, P, 2, 1>(s, w, x, d, t, part);
+            t += 1;
+        }
+    }
+}
+
+/// All rows of a part with `T` tokens from `t` on.
+#[inline(always)]
+fn rows<S: Simd, P: Pairs, const R: usize, const T: usize>(
+    s: S,
+    w: &P,
+    x: &[bf16],
+    d: usize,
+    t: usize,
+    part: &mut Part<'_, f32>,
+) {
+    let (first, n) = (part.columns.start, part.columns.len());
+    let x: [&[bf16]; T] = each(
+        &[],
+        #[inline(always)]
+        |i| &x[(t + i) * d..][..d],
+    );
+    let mut r = 0;
+    while r + R <= n {
+        let w_rows: [P::Row<'_>; R] = each(
+            w.at(first + r),
+            #[inline(always)]
+            |i| w.at(first + r + i),
+        );
+        let sums = w.dots::<S, R, T>(s, w_rows, x);
+        for i in 0..T {
+            let o = &mut part.row(t + i)[r..r + R];
+            for (o, sums) in o.iter_mut().zip(&sums) {
+                *o = s.sum(sums[i]);
+            }
+        }
+        r += R;
+    }
+    while r < n {
+        let [sums] = w.dots::<S, 1, T>(s, [w.at(first + r)], x);
+        for (i, sum) in sums.into_iter().enumerate() {
+            part.row(t + i)[r] = s.sum(sum);
+        }
+        r += 1;
+    }
+}

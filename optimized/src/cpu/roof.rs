@@ -1,0 +1,123 @@
+//! The least and the most that a processor does: reading memory, and products of each kind with
+//! everything at hand. What a kernel does is a share of these.
+
+use std::hint::black_box;
+
+use half::bf16;
+
+use super::{
+    pool,
+    simd::{LANES, PAIRS, QUADS, Simd},
+};
+
+/// A kind of work whose pace bounds kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Bytes read, once each.
+    Read,
+    /// Multiplications and additions in f32.
+    F32,
+    /// The same of bf16 pairs.
+    Bf16,
+    /// The same of bytes.
+    Int8,
+}
+
+/// Memory to read: more than any cache holds.
+pub struct Memory(Vec<f32>);
+
+impl Memory {
+    /// So many bytes, written once, each thread its own.
+    pub fn new(bytes: usize) -> Memory {
+        let mut numbers = vec![0.0; bytes / size_of::<f32>()];
+        pool::pieces(&mut numbers, STRETCH, |_, numbers| numbers.fill(1.0));
+        Memory(numbers)
+    }
+}
+
+/// Numbers of a task.
+const STRETCH: usize = 1 << 18;
+
+/// Rounds of a task.
+const ROUNDS: usize = 1 << 16;
+
+/// Independent sums: more than the depth of any multiplier.
+const SUMS: usize = 12;
+
+/// Does some work on all threads; returns how much: bytes, or operations (a multiplication and an
+/// addition are two).
+pub fn work(kind: Work, memory: &Memory) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if let Some(s) = super::avx512::Avx512::new() {
+            return work_on(s, kind, memory);
+        }
+        if let Some(s) = super::avx2::Avx2::new() {
+            return work_on(s, kind, memory);
+        }
+    }
+    work_on(super::simd::Plain, kind, memory)
+}
+
+fn work_on<S: Simd>(s: S, kind: Work, memory: &Memory) -> u64 {
+    let tasks = 4 * rayon::current_num_threads();
+    let each = match kind {
+        Work::Read => {
+            pool::each(memory.0.len().div_ceil(STRETCH), |i| {
+                let own = &memory.0[i * STRETCH..memory.0.len().min((i + 1) * STRETCH)];
+                let all = s.run(
+                    #[inline(always)]
+                    || {
+                        let mut sums = [s.splat(0.0); 4];
+                        for lines in own.as_chunks::<{ 4 * LANES }>().0 {
+                            for (sum, line) in sums.iter_mut().zip(lines.as_chunks().0) {
+                                *sum = s.max(*sum, s.load::<f32>(line));
+                            }
+                        }
+                        s.sum(s.max(s.max(sums[0], sums[1]), s.max(sums[2], sums[3])))
+                    },
+                );
+                black_box(all);
+            });
+            return (size_of::<f32>() * memory.0.len()) as u64;
+        }
+        Work::F32 => 2 * LANES,
+        Work::Bf16 => 2 * PAIRS,
+        Work::Int8 => 2 * QUADS,
+    };
+    pool::each(tasks, |_| {
+        s.run(
+            #[inline(always)]
+            || {
+                let x = black_box([1.0_f32; LANES]);
+                let h = black_box([bf16::ONE; PAIRS]);
+                let w = black_box([1_u8; QUADS]);
+                let (x, h, w) = (s.load(&x), s.halves(&h), s.bytes(&w));
+                let mut sums = [s.splat(0.0); SUMS];
+                let mut whole = [s.int(0); SUMS];
+                for _ in 0..ROUNDS {
+                    match kind {
+                        Work::F32 => sums.iter_mut().for_each(
+                            #[inline(always)]
+                            |sum| *sum = s.fma(x, x, *sum),
+                        ),
+                        Work::Bf16 => sums.iter_mut().for_each(
+                            #[inline(always)]
+                            |sum| *sum = s.pairs(*sum, h, h),
+                        ),
+                        Work::Int8 | Work::Read => whole.iter_mut().for_each(
+                            #[inline(always)]
+                            |sum| *sum = s.quads(*sum, w, [1; 4]),
+                        ),
+                    }
+                }
+                let mut o = [0.0; LANES];
+                for (sum, whole) in sums.into_iter().zip(whole) {
+                    s.store(&mut o, s.add(sum, s.number(whole)));
+                    black_box(o);
+                }
+            },
+        );
+    });
+    (tasks * ROUNDS * SUMS * each) as u64
+}

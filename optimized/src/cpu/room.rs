@@ -1,0 +1,95 @@
+//! Room for intermediates, used again: fresh pages cost more time than what is computed in them.
+
+use std::{
+    mem,
+    ops::{Deref, DerefMut},
+    sync::{Mutex, PoisonError},
+};
+
+use half::bf16;
+
+use super::linear::activations::BlockPart;
+
+/// What room is made for.
+pub(crate) trait Kept: Copy + 'static {
+    /// What room holds that was never used, and in tests all of it.
+    const NONE: Self;
+
+    fn shelf() -> &'static Mutex<Vec<Vec<Self>>>;
+}
+
+macro_rules! kept {
+    ($($kind:ty = $none:expr),*) => {$(
+        impl Kept for $kind {
+            const NONE: $kind = $none;
+
+            fn shelf() -> &'static Mutex<Vec<Vec<$kind>>> {
+                static SHELF: Mutex<Vec<Vec<$kind>>> = Mutex::new(Vec::new());
+                &SHELF
+            }
+        }
+    )*};
+}
+
+kept!(
+    f32 = f32::NAN,
+    bf16 = bf16::NAN,
+    i8 = i8::MIN,
+    BlockPart = BlockPart { scale: f32::NAN, total: f32::NAN, offset: 0 }
+);
+
+/// So many elements, whatever they are; given back when dropped.
+pub(crate) struct Room<T: Kept> {
+    data: Vec<T>,
+    len: usize,
+}
+
+/// Pieces that wait to be used again.
+const SHELF: usize = 24;
+
+/// So many elements, whatever they are: each has to be written before it is read.
+pub(crate) fn room<T: Kept>(len: usize) -> Room<T> {
+    let mut shelf = T::shelf().lock().unwrap_or_else(PoisonError::into_inner);
+    // The least that is enough, but not one that others will want.
+    let enough =
+        shelf.iter().enumerate().filter(|(_, x)| (len..=4 * len + 4096).contains(&x.len()));
+    let at = enough.min_by_key(|(_, x)| x.len()).map(|(at, _)| at);
+    let mut data = at.map(|at| shelf.swap_remove(at)).unwrap_or_default();
+    drop(shelf);
+    if data.len() < len {
+        data.resize(len, T::NONE);
+    }
+    if cfg!(debug_assertions) {
+        data.fill(T::NONE);
+    }
+    Room { data, len }
+}
+
+impl<T: Kept> Deref for Room<T> {
+    type Target = [T];
+
+    #[inline(always)]
+    fn deref(&self) -> &[T] {
+        &self.data[..self.len]
+    }
+}
+
+impl<T: Kept> DerefMut for Room<T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.data[..self.len]
+    }
+}
+
+impl<T: Kept> Drop for Room<T> {
+    fn drop(&mut self) {
+        let mut shelf = T::shelf().lock().unwrap_or_else(PoisonError::into_inner);
+        if shelf.len() < SHELF {
+            shelf.push(mem::take(&mut self.data));
+        } else if let Some(least) = shelf.iter_mut().min_by_key(|x| x.len())
+            && least.len() < self.data.len()
+        {
+            *least = mem::take(&mut self.data);
+        }
+    }
+}
