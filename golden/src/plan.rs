@@ -66,6 +66,12 @@ sites! {
     RopeProduct = "rope_product",
     /// Rotated queries and keys.
     Rope = "rope",
+    /// Queries as attention reads them.
+    Queries = "queries",
+    /// Keys as a cache holds them.
+    Keys = "keys",
+    /// Values as a cache holds them.
+    Values = "values",
     /// Attention scores, after the product and after their scale.
     Scores = "scores",
     /// Attention probabilities.

@@ -17,12 +17,13 @@ pub fn attention<R: Real>(x: &Inputs<R>) -> Outputs<R> {
     let (n, hq, h) = x.q.dim();
     let group = hq / x.k.dim().1;
     let scale = R::one() / R::of(h as f64).sqrt();
-    let q = x.q.as_standard_layout();
+    let q = x.q.map(|q| q.at(Site::Queries));
+    let q = q.as_standard_layout();
     // One contiguous matrix per head.
-    let by_head = |x: &golden::Tensor3<R>| {
-        x.view().permuted_axes([1, 0, 2]).as_standard_layout().into_owned()
+    let by_head = |x: &golden::Tensor3<R>, site| {
+        x.view().permuted_axes([1, 0, 2]).map(|x| x.at(site)).as_standard_layout().into_owned()
     };
-    let (k, v) = (by_head(&x.k), by_head(&x.v));
+    let (k, v) = (by_head(&x.k, Site::Keys), by_head(&x.v, Site::Values));
     let mut o = Array3::from_elem((n, hq, h), R::zero());
     for (queries, keys) in rows(&x.cu_seqlens_q).into_iter().zip(rows(&x.cu_seqlens_k)) {
         let before =

@@ -6,6 +6,7 @@ use golden::{
     Dtype, Plan, Plant, Spec, Tensor1, Variant,
     ops::attention::{Attention, Case, Inputs, Outputs},
     packed::rows,
+    plan::{Grid, Site},
 };
 use ndarray::Ix3;
 use rayon::prelude::*;
@@ -19,6 +20,7 @@ use super::{
 };
 
 pub(crate) mod fast;
+pub(crate) mod paired;
 
 /// Every CPU variant, plainest first.
 pub static VARIANTS: &[&dyn Variant<Attention>] = variants!(
@@ -31,7 +33,16 @@ pub static VARIANTS: &[&dyn Variant<Attention>] = variants!(
         plant: HONEST,
     }],
     |spec| Plan::stored(spec.dtype),
-    VECTOR_PLANTS
+    VECTOR_PLANTS,
+    paired: |spec| {
+        let other = || format!("computes bf16 problems, not {}", spec.dtype);
+        (spec.dtype != Dtype::Bf16).then(other)
+    },
+    |spec| {
+        let plan = Plan { flush_to_zero: true, ..Plan::stored(spec.dtype) };
+        let sites = [Site::Queries, Site::Keys, Site::Values, Site::Probabilities];
+        sites.into_iter().fold(plan, |plan, site| plan.round(site, Grid::Bf16))
+    }
 );
 
 /// Those that the fast kernels can be told to have: `scale-one-over-h`, `gate-missing`.

@@ -26,7 +26,7 @@ use std::arch::x86_64::{
 use half::{bf16, f16};
 
 use super::simd::{
-    Factor, LANES, PAIRS, QUADS, Rows, Simd, Wide, each, fp8_by_table, lanes, outer, tiles,
+    Factor, LANES, PAIRS, QUADS, Rows, Simd, Wide, each, fp8_by_table, outer, tiles,
 };
 
 /// Proof that the processor has AVX2, FMA and F16C.
@@ -112,8 +112,19 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn halves(self, x: &[bf16; PAIRS]) -> Self::H {
-        let (low, high) = x.split_at(LANES);
-        [self.load(lanes(low)), self.load(lanes(high))]
+        let start = x.as_ptr().cast::<__m256i>();
+        unsafe {
+            let (a, b) = (_mm256_loadu_si256(start), _mm256_loadu_si256(start.add(1)));
+            let even = |x: __m256i| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x));
+            let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            let odd = |x: __m256i| _mm256_castsi256_ps(_mm256_and_si256(x, high));
+            [[even(a), even(b)], [odd(a), odd(b)]]
+        }
+    }
+
+    #[inline(always)]
+    fn pair(self, x: [bf16; 2]) -> Self::H {
+        [self.splat(x[0].to_f32()), self.splat(x[1].to_f32())]
     }
 
     #[inline(always)]
@@ -235,6 +246,27 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn unless_nan(self, x: Self::F, y: Self::F) -> Self::F {
         both!(x, y, |x, y| _mm256_blendv_ps(y, x, _mm256_cmp_ps::<_CMP_UNORD_Q>(x, x)))
+    }
+
+    #[inline(always)]
+    fn eights(self, o: &mut [i8; LANES], x: Self::F) {
+        let mut wide = [0.0; LANES];
+        self.store(&mut wide, x);
+        for (o, x) in o.iter_mut().zip(wide) {
+            *o = x as i8;
+        }
+    }
+
+    #[inline(always)]
+    fn largest(self, x: Self::F) -> f32 {
+        let mut wide = [0.0; LANES];
+        self.store(&mut wide, x);
+        wide.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    #[inline(always)]
+    fn sum4(self, x: [Self::F; 4]) -> [f32; 4] {
+        [self.sum(x[0]), self.sum(x[1]), self.sum(x[2]), self.sum(x[3])]
     }
 
     #[inline(always)]

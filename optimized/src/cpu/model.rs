@@ -25,7 +25,7 @@ use self::{
     weights::{Format, Layer, Loader, MixerWeights, MlpWeights, Mtp},
 };
 use super::{
-    attention::fast::{Cache, Sizes, attention},
+    attention::fast::{Cached, KeyValues, Sizes, attention},
     gdn_layer::fast::{Gdn, State},
     linear::fast::{Source, linear},
     moe_experts::fast::{Groups, moe_experts},
@@ -60,13 +60,13 @@ pub(crate) struct Model<S> {
 struct Sequence {
     len: usize,
     layers: Vec<LayerState>,
-    mtp: Cache<f32>,
+    mtp: KeyValues,
 }
 
 #[derive(Clone)]
 enum LayerState {
     Linear(State),
-    Full(Cache<f32>),
+    Full(KeyValues),
 }
 
 /// The rows of the sequences and where they stand.
@@ -123,7 +123,7 @@ impl<S: Simd> Model<S> {
 
     fn empty_sequence(&self) -> Sequence {
         let c = &self.config;
-        let cache = || Cache::new(c.num_key_value_heads, c.head_dim);
+        let cache = || self.format.cache(c.num_key_value_heads, c.head_dim);
         let state = |mixer: &Mixer| match mixer {
             Mixer::Linear => LayerState::Linear(State {
                 conv: vec![0.0; c.conv_dim() * (c.linear_conv_kernel_dim - 1)],
@@ -212,7 +212,7 @@ impl<S: Simd> Model<S> {
         x: &[f32],
         mixer: &MixerWeights,
         place: &Place,
-        caches: &mut [&mut Cache<f32>],
+        caches: &mut [&mut KeyValues],
         seen: &mut Seen<'_>,
     ) -> Result<Room<f32>, Error> {
         let MixerWeights::Full { q, k, v, o, q_norm, k_norm } = mixer else {
@@ -232,7 +232,6 @@ impl<S: Simd> Model<S> {
         linear(s, &mut values, x, v);
         seen.see("linear", "v_proj", &[n, hkv, h], &mut values)?;
         let half = self.inv_freq.len();
-        let scale = 1.0 / (h as f32).sqrt();
         let (mut queries, mut gates) = (room(n * hq * h), room(n * hq * h));
         pool::pieces2((&mut queries, hq * h), (&mut gates, hq * h), |token, queries, gates| {
             let turns = &place.turns[token * half..][..half];
@@ -246,7 +245,6 @@ impl<S: Simd> Model<S> {
                         gate.copy_from_slice(&both[h..]);
                         rms_norm_row(s, query, q_norm, eps);
                         turn(query, turns);
-                        query.iter_mut().for_each(|x| *x *= scale);
                     }
                 },
             );
@@ -269,7 +267,7 @@ impl<S: Simd> Model<S> {
                 cache.push(&keys[at.clone()], &values[at]);
             }
         }
-        let caches: Vec<&Cache<f32>> = caches.iter().map(|cache| &**cache).collect();
+        let caches: Vec<&KeyValues> = caches.iter().map(|cache| &**cache).collect();
         let mut mixed = room(n * hq * h);
         attention(s, &mut mixed, (&queries, &gates), &caches, &place.cu, Sizes { hq, hkv, h });
         seen.see("attention", "o", &[n, hq, h], &mut mixed)?;

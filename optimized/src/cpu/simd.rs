@@ -55,7 +55,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const REGISTERS: usize;
     /// Sixteen numbers.
     type F: Copy;
-    /// Thirty-two bf16 numbers.
+    /// Thirty-two bf16 numbers, two neighbours in each lane.
     type H: Copy;
     /// Sixteen integers.
     type I: Copy;
@@ -75,8 +75,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn halves(self, x: &[bf16; PAIRS]) -> Self::H;
     /// The same numbers from FP8 codes.
     fn fp8(self, x: &[u8; QUADS]) -> [Self::H; 2];
-    /// `acc` and the products of two numbers each of `a` and `b`: in which lane they are summed is the
-    /// machine's matter, and whether numbers below the smallest normal count.
+    /// The same two numbers in every lane.
+    fn pair(self, x: [bf16; 2]) -> Self::H;
+    /// `acc_r + a_2r b_2r + a_2r+1 b_2r+1`; whether numbers below the smallest normal count is the
+    /// machine's matter.
     fn pairs(self, acc: Self::F, a: Self::H, b: Self::H) -> Self::F;
     /// Rounds sixteen numbers to bf16.
     fn narrow(self, o: &mut [bf16; LANES], x: Self::F);
@@ -112,8 +114,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn pow2(self, n: Self::F) -> Self::F;
     /// `y` where `x` is a number, NaN elsewhere.
     fn unless_nan(self, x: Self::F, y: Self::F) -> Self::F;
+    /// Integers from -128 to 127 as bytes.
+    fn eights(self, o: &mut [i8; LANES], x: Self::F);
+    /// The largest lane; of NaN among others, any.
+    fn largest(self, x: Self::F) -> f32;
     /// The sum of all lanes, in one order: halves are added until one is left.
     fn sum(self, x: Self::F) -> f32;
+    /// The sums of four, each in one order.
+    fn sum4(self, x: [Self::F; 4]) -> [f32; 4];
 
     /// Inner products of `R` rows with `T` rows, `[R][T]`, each in the same partial sums along the
     /// row whatever `R` and `T` are. All rows have one length.
@@ -582,6 +590,11 @@ impl Simd for Plain {
     }
 
     #[inline(always)]
+    fn pair(self, x: [bf16; 2]) -> Self::H {
+        std::array::from_fn(|i| x[i % 2])
+    }
+
+    #[inline(always)]
     fn pairs(self, acc: Self::F, a: Self::H, b: Self::H) -> Self::F {
         let product = |i: usize| a[i].to_f32() * b[i].to_f32();
         std::array::from_fn(|i| acc[i] + (product(2 * i) + product(2 * i + 1)))
@@ -673,6 +686,21 @@ impl Simd for Plain {
     #[inline(always)]
     fn unless_nan(self, x: Self::F, y: Self::F) -> Self::F {
         std::array::from_fn(|i| if x[i].is_nan() { x[i] } else { y[i] })
+    }
+
+    #[inline(always)]
+    fn eights(self, o: &mut [i8; LANES], x: Self::F) {
+        *o = x.map(|x| x as i8);
+    }
+
+    #[inline(always)]
+    fn largest(self, x: Self::F) -> f32 {
+        x.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    #[inline(always)]
+    fn sum4(self, x: [Self::F; 4]) -> [f32; 4] {
+        x.map(|x| self.sum(x))
     }
 
     #[inline(always)]

@@ -13,19 +13,20 @@ use golden::{
     packed::rows,
 };
 
+use super::paired::Paired;
 use crate::cpu::{
     linear::activations::Reads,
     pool,
     portable::Planted,
-    simd::{Factor, Rows, Simd, Wide, map},
+    simd::{self, Factor, Simd, Wide, map},
     vector::{Fast, flat, flat_mut},
 };
 
 /// Tokens of a page.
-const PAGE: usize = 256;
+pub(crate) const PAGE: usize = 256;
 
 /// Keys of a block; pages hold whole blocks.
-const KEYS: usize = 64;
+pub(crate) const KEYS: usize = 64;
 
 /// Keys that share a softmax; whole pages.
 const STRETCH: usize = 2048;
@@ -50,23 +51,46 @@ struct Page<C> {
     v: Vec<C>,
 }
 
+/// Keys and values of one sequence in one layer, in some type and layout.
+pub(crate) trait Cached: Clone + Send + Sync {
+    /// Tokens that it holds.
+    fn len(&self) -> usize;
+
+    /// Drops all but the first `len` tokens.
+    fn truncate(&mut self, len: usize);
+
+    /// Adds a token: `k` and `v` are `[HKV, H]`.
+    fn push(&mut self, k: &[f32], v: &[f32]);
+
+    /// The softmax of a task's rows over some keys, which begin at a block.
+    fn stretch<S: Simd>(&self, s: S, task: &Task<'_>, keys: Range<usize>) -> Softmax;
+}
+
 impl<C: Wide> Cache<C> {
     pub(crate) fn new(heads: usize, h: usize) -> Self {
         Cache { len: 0, pages: Vec::new(), heads, h }
     }
 
-    pub(crate) fn len(&self) -> usize {
+    /// Keys and values of some tokens of one page, `[keys, H]` each.
+    fn block(&self, head: usize, keys: &Range<usize>) -> (&[C], &[C]) {
+        let page = &self.pages[keys.start / PAGE];
+        let from = (head * PAGE + keys.start % PAGE) * self.h;
+        let place = from..from + keys.len() * self.h;
+        (&page.k[place.clone()], &page.v[place])
+    }
+}
+
+impl<C: Wide> Cached for Cache<C> {
+    fn len(&self) -> usize {
         self.len
     }
 
-    /// Drops all but the first `len` tokens.
-    pub(crate) fn truncate(&mut self, len: usize) {
+    fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
         self.pages.truncate(self.len.div_ceil(PAGE));
     }
 
-    /// Adds a token: `k` and `v` are `[HKV, H]`.
-    pub(crate) fn push(&mut self, k: &[f32], v: &[f32]) {
+    fn push(&mut self, k: &[f32], v: &[f32]) {
         let at = self.len % PAGE;
         if at == 0 {
             let room = || vec![C::NAN; self.heads * PAGE * self.h];
@@ -85,12 +109,69 @@ impl<C: Wide> Cache<C> {
         self.len += 1;
     }
 
-    /// Keys and values of some tokens of one page, `[keys, H]` each.
-    fn block(&self, head: usize, keys: &Range<usize>) -> (&[C], &[C]) {
-        let page = &self.pages[keys.start / PAGE];
-        let from = (head * PAGE + keys.start % PAGE) * self.h;
-        let place = from..from + keys.len() * self.h;
-        (&page.k[place.clone()], &page.v[place])
+    #[inline(always)]
+    fn stretch<S: Simd>(&self, s: S, task: &Task<'_>, keys: Range<usize>) -> Softmax {
+        let (h, rows) = (self.h, task.rows());
+        let q: Vec<f32> = task.queries().flatten().copied().collect();
+        let mut softmax = Softmax::new(rows, h);
+        let mut scores = vec![0.0; rows * KEYS];
+        for start in keys.clone().step_by(KEYS) {
+            let block = start..(start + KEYS).min(keys.end);
+            let (k, v) = self.block(task.head, &block);
+            let n = block.len();
+            s.products(simd::Rows::whole(k, h), simd::Rows::whole(&q, h), |key, row, x| {
+                scores[row * n + key] = x;
+            });
+            let visible = |row| task.seen(row).saturating_sub(start).min(n);
+            let scores = &mut scores[..rows * n];
+            for (row, scores) in scores.chunks_exact_mut(n).enumerate() {
+                softmax.add(s, row, scores, visible(row), task.scale);
+            }
+            // What a token does not see is not multiplied by zero, which would let a NaN through:
+            // tokens that see different keys are summed apart.
+            let together = if visible(0) == n { rows } else { task.group };
+            for (i, sum) in softmax.sum.chunks_mut(together * h).enumerate() {
+                let p = Factor { data: &scores[i * together * n..], row: n, column: 1 };
+                s.accumulate(sum, p, &v[..visible(i * together) * h], h);
+            }
+        }
+        softmax
+    }
+}
+
+/// Keys and values as an engine keeps them.
+#[derive(Clone)]
+pub(crate) enum KeyValues {
+    Plain(Cache<f32>),
+    Paired(Paired),
+}
+
+/// Does the same with either.
+macro_rules! either {
+    ($kept:expr, $cache:ident => $done:expr) => {
+        match $kept {
+            KeyValues::Plain($cache) => $done,
+            KeyValues::Paired($cache) => $done,
+        }
+    };
+}
+
+impl Cached for KeyValues {
+    fn len(&self) -> usize {
+        either!(self, cache => cache.len())
+    }
+
+    fn truncate(&mut self, len: usize) {
+        either!(self, cache => cache.truncate(len));
+    }
+
+    fn push(&mut self, k: &[f32], v: &[f32]) {
+        either!(self, cache => cache.push(k, v));
+    }
+
+    #[inline(always)]
+    fn stretch<S: Simd>(&self, s: S, task: &Task<'_>, keys: Range<usize>) -> Softmax {
+        either!(self, cache => cache.stretch(s, task, keys))
     }
 }
 
@@ -105,12 +186,12 @@ pub(crate) struct Sizes {
 /// `o_i = softmax_j(q_i k_j / sqrt(H)) v_j sigmoid(gate_i)` of the new tokens, whose keys are in the
 /// caches already.
 ///
-/// `o`: `[N, HQ H]`; `q`, `gate`: `[N, HQ, H]`, the query scaled; `cu_seqlens`: rows of the sequences.
-pub(crate) fn attention<S: Simd, C: Wide>(
+/// `o`: `[N, HQ H]`; `q`, `gate`: `[N, HQ, H]`; `cu_seqlens`: rows of the sequences.
+pub(crate) fn attention<S: Simd, C: Cached>(
     s: S,
     o: &mut [f32],
     (q, gate): (&[f32], &[f32]),
-    caches: &[&Cache<C>],
+    caches: &[&C],
     cu_seqlens: &[usize],
     sizes: Sizes,
 ) {
@@ -130,14 +211,16 @@ pub(crate) fn attention<S: Simd, C: Wide>(
         let seen = caches[sequence].len() - (cu_seqlens[sequence + 1] - blocks[block + 1]);
         seen.div_ceil(STRETCH)
     };
-    let query = |block: usize, head: usize| Query {
-        s,
-        cache: caches[of[block]],
+    let cache = |block: usize| caches[of[block]];
+    let task = |block: usize, head: usize| Task {
         q,
         tokens: blocks[block]..blocks[block + 1],
         before: caches[of[block]].len().wrapping_sub(cu_seqlens[of[block] + 1]),
         head,
-        sizes,
+        group,
+        hq,
+        h,
+        scale: 1.0 / (h as f32).sqrt(),
     };
     let parts: Vec<(usize, usize, usize)> = (0..of.len())
         .flat_map(|b| (0..hkv).flat_map(move |head| (0..stretches(b)).map(move |i| (b, head, i))))
@@ -148,7 +231,7 @@ pub(crate) fn attention<S: Simd, C: Wide>(
         partial.resize_with(parts.len(), || None);
         pool::pieces(&mut partial, 1, |i, place| {
             let (block, head, stretch) = parts[i];
-            place[0] = Some(query(block, head).stretch(stretch));
+            place[0] = Some(task(block, head).stretch(s, cache(block), stretch));
         });
     }
     let first: Vec<usize> = (0..of.len() * hkv)
@@ -160,12 +243,13 @@ pub(crate) fn attention<S: Simd, C: Wide>(
         .collect();
     pool::parts(o, &blocks, group * h, |block, mut part| {
         let head = part.columns.start / (group * h);
-        let query = query(block, head);
+        let task = task(block, head);
         let fresh;
         let softmaxes = if spread {
             &partial[first[block * hkv + head]..][..stretches(block)]
         } else {
-            fresh = (0..stretches(block)).map(|i| Some(query.stretch(i))).collect::<Vec<_>>();
+            let stretch = |i| Some(task.stretch(s, cache(block), i));
+            fresh = (0..stretches(block)).map(stretch).collect::<Vec<_>>();
             &fresh
         };
         s.run(
@@ -191,83 +275,97 @@ pub(crate) fn attention<S: Simd, C: Wide>(
 }
 
 /// Queries of a few tokens in the heads of one key/value head.
-struct Query<'a, S, C> {
-    s: S,
-    cache: &'a Cache<C>,
+pub(crate) struct Task<'a> {
+    /// `[N, HQ, H]`.
     q: &'a [f32],
     tokens: Range<usize>,
     /// The position of token `n` is `before + n`; wraps.
     before: usize,
-    head: usize,
-    sizes: Sizes,
+    /// The key/value head.
+    pub(crate) head: usize,
+    /// Query heads of a key/value head.
+    pub(crate) group: usize,
+    hq: usize,
+    h: usize,
+    /// What scores are multiplied by.
+    pub(crate) scale: f32,
+}
+
+impl Task<'_> {
+    pub(crate) fn rows(&self) -> usize {
+        self.tokens.len() * self.group
+    }
+
+    /// Keys that a row sees.
+    pub(crate) fn seen(&self, row: usize) -> usize {
+        self.before.wrapping_add(self.tokens.start + row / self.group + 1)
+    }
+
+    /// `[rows][H]`.
+    pub(crate) fn queries(&self) -> impl Iterator<Item = &[f32]> {
+        let rows = self.tokens.clone().flat_map(|token| {
+            let first = token * self.hq + self.head * self.group;
+            first..first + self.group
+        });
+        rows.map(|row| &self.q[row * self.h..][..self.h])
+    }
+
+    fn stretch<S: Simd, C: Cached>(&self, s: S, cache: &C, stretch: usize) -> Softmax {
+        let end = self.seen(self.rows() - 1).min((stretch + 1) * STRETCH);
+        s.run(
+            #[inline(always)]
+            || cache.stretch(s, self, stretch * STRETCH..end),
+        )
+    }
+}
+
+/// The rows of a left factor from one on.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    pub(crate) data: &'a [half::bf16],
+    pub(crate) stride: usize,
+    pub(crate) row: usize,
 }
 
 /// What is known of the softmax of some rows over a stretch of keys.
-struct Softmax {
+pub(crate) struct Softmax {
     max: Vec<f32>,
     /// Sums of `exp(score - max)`.
     total: Vec<f32>,
-    /// `[rows, H]` sums of `exp(score - max) v`.
-    sum: Vec<f32>,
-}
-
-impl<S: Simd, C: Wide> Query<'_, S, C> {
-    fn stretch(&self, stretch: usize) -> Softmax {
-        self.s.run(
-            #[inline(always)]
-            || self.stretch_here(stretch),
-        )
-    }
-
-    #[inline(always)]
-    fn stretch_here(&self, stretch: usize) -> Softmax {
-        let (s, Sizes { hq, hkv, h }) = (self.s, self.sizes);
-        let group = hq / hkv;
-        let rows = self.tokens.len() * group;
-        let seen = |row: usize| self.before.wrapping_add(self.tokens.start + row / group + 1);
-        let mut q = Vec::with_capacity(rows * h);
-        for token in self.tokens.clone() {
-            let from = (token * hq + self.head * group) * h;
-            q.extend_from_slice(&self.q[from..from + group * h]);
-        }
-        let mut softmax = Softmax {
-            max: vec![f32::NEG_INFINITY; rows],
-            total: vec![0.0; rows],
-            sum: vec![0.0; rows * h],
-        };
-        let mut scores = vec![0.0; rows * KEYS];
-        let end = seen(rows - 1).min((stretch + 1) * STRETCH);
-        for start in (stretch * STRETCH..end).step_by(KEYS) {
-            let keys = start..(start + KEYS).min(end);
-            let (k, v) = self.cache.block(self.head, &keys);
-            let n = keys.len();
-            s.products(Rows::whole(k, h), Rows::whole(&q, h), |key, row, x| {
-                scores[row * n + key] = x;
-            });
-            let visible = |row| seen(row).saturating_sub(start).min(n);
-            let scores = &mut scores[..rows * n];
-            for (row, scores) in scores.chunks_exact_mut(n).enumerate() {
-                softmax.add(s, row, scores, visible(row), h);
-            }
-            // What a token does not see is not multiplied by zero, which would let a NaN through:
-            // tokens that see different keys are summed apart.
-            let together = if visible(0) == n { rows } else { group };
-            for (i, sum) in softmax.sum.chunks_mut(together * h).enumerate() {
-                let p = Factor { data: &scores[i * together * n..], row: n, column: 1 };
-                s.accumulate(sum, p, &v[..visible(i * together) * h], h);
-            }
-        }
-        softmax
-    }
+    /// `[rows, H]` sums of `exp(score - max) v`; rows may be filled up.
+    pub(crate) sum: Vec<f32>,
 }
 
 impl Softmax {
-    /// Scores of a block of keys become probabilities beside the largest score so far; what was
+    pub(crate) fn new(rows: usize, h: usize) -> Softmax {
+        Softmax {
+            max: vec![f32::NEG_INFINITY; rows],
+            total: vec![0.0; rows],
+            sum: vec![0.0; rows * h],
+        }
+    }
+
+    /// Scores of a block of keys, scaled, become probabilities beside the largest score so far; what was
     /// summed before is scaled down to it. Of the block the first `visible` keys count.
     #[inline(always)]
-    fn add<S: Simd>(&mut self, s: S, row: usize, scores: &mut [f32], visible: usize, h: usize) {
+    pub(crate) fn add<S: Simd>(
+        &mut self,
+        s: S,
+        row: usize,
+        scores: &mut [f32],
+        visible: usize,
+        scale: f32,
+    ) {
         let (scores, hidden) = scores.split_at_mut(visible);
         hidden.fill(0.0);
+        let h = self.sum.len() / self.max.len();
+        let factor = s.splat(scale);
+        map(
+            s,
+            scores,
+            #[inline(always)]
+            |x| s.mul(x, factor),
+        );
         let max = scores.iter().copied().fold(self.max[row], f32::max);
         if visible == 0 {
             return;
@@ -306,7 +404,8 @@ fn join<S: Simd>(s: S, o: &mut [f32], softmaxes: &[Option<Softmax>], row: usize)
     for x in softmaxes().filter(|x| x.max[row] != f32::NEG_INFINITY) {
         let scale = (x.max[row] - max).exp();
         total += scale * x.total[row];
-        crate::cpu::simd::add_scaled(s, o, scale, &x.sum[row * h..][..h]);
+        let wide = x.sum.len() / x.max.len();
+        crate::cpu::simd::add_scaled(s, o, scale, &x.sum[row * wide..][..h]);
     }
     let total = s.splat(total);
     map(
@@ -320,47 +419,67 @@ fn join<S: Simd>(s: S, o: &mut [f32], softmaxes: &[Option<Softmax>], row: usize)
 /// A gate whose sigmoid is one.
 const OPEN: f32 = 100.0;
 
-/// A problem of the op: scaled queries, caches of keys and values in `E`.
+/// A problem of the op: queries, caches of keys and values in `E`, or in bf16 for products of pairs.
 pub(crate) struct Packed<E> {
     q: Vec<f32>,
     gate: Vec<f32>,
-    caches: Vec<Cache<E>>,
+    caches: Caches<E>,
     cu_seqlens: Vec<usize>,
     sizes: Sizes,
+}
+
+enum Caches<E> {
+    Plain(Vec<Cache<E>>),
+    Paired(Vec<Paired>),
+}
+
+/// One cache per sequence.
+fn caches<C: Cached>(x: &Inputs, new: impl Fn() -> C) -> Vec<C> {
+    let (k, v) = (flat(&x.k), flat(&x.v));
+    let width = k.len() / x.k.dim().0.max(1);
+    let cache = |keys: &Range<usize>| {
+        let mut cache = new();
+        for row in keys.clone() {
+            let at = row * width..(row + 1) * width;
+            cache.push(&k[at.clone()], &v[at]);
+        }
+        cache
+    };
+    rows(&x.cu_seqlens_k).iter().map(cache).collect()
 }
 
 impl Fast for Attention {
     type Packed<E: Wide> = Packed<E>;
 
-    fn pack<E: Wide>(spec: &Spec<Case>, x: &Inputs, _: Reads) -> Packed<E> {
+    fn pack<E: Wide>(spec: &Spec<Case>, x: &Inputs, reads: Reads) -> Packed<E> {
         let Case { hq, hkv, h, .. } = spec.case;
-        let scale = 1.0 / (h as f32).sqrt();
-        let (k, v) = (flat(&x.k), flat(&x.v));
-        let cache = |keys: &Range<usize>| {
-            let mut cache = Cache::new(hkv, h);
-            for row in keys.clone() {
-                let at = row * hkv * h..(row + 1) * hkv * h;
-                cache.push(&k[at.clone()], &v[at]);
-            }
-            cache
-        };
         Packed {
-            q: x.q.iter().map(|q| q * scale).collect(),
+            q: flat(&x.q),
             gate: x.gate.as_ref().map_or_else(|| vec![OPEN; x.q.len()], flat),
-            caches: rows(&x.cu_seqlens_k).iter().map(cache).collect(),
+            caches: match reads {
+                Reads::Bf16 => Caches::Paired(caches(x, || Paired::new(hkv, h))),
+                _ => Caches::Plain(caches(x, || Cache::new(hkv, h))),
+            },
             cu_seqlens: x.cu_seqlens_q.iter().map(|&at| at as usize).collect(),
             sizes: Sizes { hq, hkv, h },
         }
     }
 
     fn run<S: Simd, E: Wide>(s: S, x: &Packed<E>, o: &mut Outputs, plant: Planted) {
-        let caches: Vec<_> = x.caches.iter().collect();
         let q: &Vec<f32> = if plant.is("scale-one-over-h") {
             &x.q.iter().map(|q| q / (x.sizes.h as f32).sqrt()).collect()
         } else {
             &x.q
         };
         let gate = if plant.is("gate-missing") { &vec![OPEN; x.gate.len()] } else { &x.gate };
-        attention(s, flat_mut(&mut o.o), (q, gate), &caches, &x.cu_seqlens, x.sizes);
+        let (o, qg) = (flat_mut(&mut o.o), (&q[..], &gate[..]));
+        match &x.caches {
+            Caches::Plain(caches) => {
+                attention(s, o, qg, &caches.iter().collect::<Vec<_>>(), &x.cu_seqlens, x.sizes);
+            }
+            Caches::Paired(caches) => {
+                attention(s, o, qg, &caches.iter().collect::<Vec<_>>(), &x.cu_seqlens, x.sizes);
+            }
+        }
     }
 }

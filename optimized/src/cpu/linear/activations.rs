@@ -6,7 +6,7 @@ use crate::cpu::{
     pool,
     quantised::BLOCK,
     room::{Room, room},
-    simd::{LANES, Simd, lanes, lanes_mut},
+    simd::{LANES, PAIRS, Simd, lanes, lanes_mut},
 };
 
 /// What the products of a matrix read.
@@ -28,6 +28,7 @@ pub(crate) struct Activations<'a> {
 
 enum Kept<'a> {
     F32(&'a [f32]),
+    Gathered(Room<f32>),
     Bf16(Room<bf16>),
     Int8(Blocks),
 }
@@ -55,10 +56,15 @@ pub(crate) struct BlockPart {
 pub(crate) enum View<'a> {
     /// `[N, D]`.
     F32(&'a [f32]),
-    /// `[N, D]`.
+    /// `[N, D]`, rows [`stride`] apart.
     Bf16(&'a [bf16]),
     /// `[N, blocks, 32]` and `[N, blocks]`.
     Int8(&'a [i8], &'a [BlockPart]),
+}
+
+/// Distance of rows in bf16: rows a power of two apart would fall on the same lines of a cache.
+pub(crate) fn stride(d: usize) -> usize {
+    d + PAIRS
 }
 
 /// Rows of a task.
@@ -70,11 +76,16 @@ impl<'a> Activations<'a> {
         let kept = match reads {
             Reads::F32 => Kept::F32(x),
             Reads::Bf16 => {
-                let mut rows = room(x.len());
-                pool::pieces(&mut rows, ROWS * d, |i, rows| {
+                let mut rows = room(x.len() / d * stride(d));
+                pool::pieces(&mut rows, ROWS * stride(d), |i, rows| {
                     s.run(
                         #[inline(always)]
-                        || narrow(s, rows, &x[i * ROWS * d..][..rows.len()]),
+                        || {
+                            let x = x[i * ROWS * d..].chunks_exact(d);
+                            for (row, x) in rows.chunks_exact_mut(stride(d)).zip(x) {
+                                narrow(s, &mut row[..d], x);
+                            }
+                        },
                     );
                 });
                 Kept::Bf16(rows)
@@ -103,18 +114,49 @@ impl<'a> Activations<'a> {
         Activations { d, kept }
     }
 
+    /// The same rows in another order, or some of them, or some twice.
+    pub(crate) fn gathered(&self, rows: &[usize]) -> Activations<'static> {
+        let (d, blocks) = (self.d, self.d.div_ceil(BLOCK));
+        let kept = match &self.kept {
+            Kept::F32(x) => Kept::Gathered(gather(x, rows, d)),
+            Kept::Gathered(x) => Kept::Gathered(gather(x, rows, d)),
+            Kept::Bf16(x) => Kept::Bf16(gather(x, rows, stride(d))),
+            Kept::Int8(x) => Kept::Int8(Blocks {
+                codes: gather(&x.codes, rows, blocks * BLOCK),
+                parts: gather(&x.parts, rows, blocks),
+            }),
+        };
+        Activations { d, kept }
+    }
+
     /// Rows `from..to`.
     pub(crate) fn rows(&self, from: usize, to: usize) -> View<'_> {
         let (d, blocks) = (self.d, self.d.div_ceil(BLOCK));
         match &self.kept {
             Kept::F32(x) => View::F32(&x[from * d..to * d]),
-            Kept::Bf16(x) => View::Bf16(&x[from * d..to * d]),
+            Kept::Gathered(x) => View::F32(&x[from * d..to * d]),
+            Kept::Bf16(x) => View::Bf16(&x[from * stride(d)..to * stride(d)]),
             Kept::Int8(x) => View::Int8(
                 &x.codes[from * blocks * BLOCK..to * blocks * BLOCK],
                 &x.parts[from * blocks..to * blocks],
             ),
         }
     }
+}
+
+/// Rows of `width` elements, those that `rows` says.
+fn gather<T: crate::cpu::room::Kept + Send + Sync>(
+    x: &[T],
+    rows: &[usize],
+    width: usize,
+) -> Room<T> {
+    let mut gathered = room(rows.len() * width);
+    pool::pieces(&mut gathered, ROWS * width, |i, to| {
+        for (to, &row) in to.chunks_exact_mut(width).zip(&rows[i * ROWS..]) {
+            to.copy_from_slice(&x[row * width..][..width]);
+        }
+    });
+    gathered
 }
 
 /// Rounds to bf16.
@@ -132,24 +174,27 @@ pub(crate) fn narrow<S: Simd>(s: S, o: &mut [bf16], x: &[f32]) {
 /// A row in eight bits.
 #[inline(always)]
 fn eight<S: Simd>(s: S, codes: &mut [i8], parts: &mut [BlockPart], x: &[f32]) {
-    let blocks = codes.as_chunks_mut::<BLOCK>().0.iter_mut().zip(parts).zip(x.chunks(BLOCK));
-    for ((codes, part), x) in blocks {
-        let mut wide = [0.0; BLOCK];
-        wide[..x.len()].copy_from_slice(x);
-        let most = wide.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
-        // A number that is none says so of its block; max would have passed over it.
-        let nothing: f32 = wide.iter().map(|x| x * 0.0).sum();
-        let scale = most / 127.0 + nothing;
-        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-        let inverse = s.splat(inverse);
-        let mut total = 0;
-        for (codes, x) in codes.as_chunks_mut::<LANES>().0.iter_mut().zip(wide.as_chunks().0) {
-            let mut steps = [0.0; LANES];
-            s.store(&mut steps, s.round(s.mul(s.load::<f32>(x), inverse)));
-            *codes = steps.map(|x| x as i8);
-            total += codes.iter().map(|&code| i32::from(code)).sum::<i32>();
+    let (whole, rest) = x.as_chunks::<BLOCK>();
+    let mut last = [0.0; BLOCK];
+    last[..rest.len()].copy_from_slice(rest);
+    let blocks = codes.as_chunks_mut::<BLOCK>().0.iter_mut().zip(parts).enumerate();
+    for (i, (codes, part)) in blocks {
+        let [a, b] = whole.get(i).unwrap_or(&last).as_chunks().0 else { unreachable!("halves") };
+        let (a, b) = (s.load::<f32>(a), s.load::<f32>(b));
+        let most = s.max(s.max(a, s.sub(s.splat(0.0), a)), s.max(b, s.sub(s.splat(0.0), b)));
+        let mut scale = s.largest(most) / 127.0;
+        let inverse = s.splat(if scale == 0.0 { 0.0 } else { 1.0 / scale });
+        let (a, b) = (s.round(s.mul(a, inverse)), s.round(s.mul(b, inverse)));
+        // Whole numbers: exact in any order.
+        let total = s.sum(s.add(a, b));
+        let [low, high] = codes.as_chunks_mut().0 else { unreachable!("halves") };
+        s.eights(low, a);
+        s.eights(high, b);
+        // What is no number says so of its block, although no code could.
+        if total.is_nan() {
+            scale = f32::NAN;
         }
-        *part = BlockPart { scale, total: scale * total as f32, offset: -128 * total };
+        *part = BlockPart { scale, total: scale * total, offset: -128 * total as i32 };
     }
 }
 

@@ -127,10 +127,19 @@ pub(crate) fn linear<S: Simd>(s: S, o: &mut [f32], x: &[f32], w: &impl Source) {
     let d = w.columns();
     let tokens = x.len() / d;
     let x = Activations::new(s, w.reads(), x, d);
-    pool::parts(o, &[0, tokens], w.width(tokens), |_, part| {
+    let width = w.width(tokens);
+    // Of few rows there are few tasks, unless tokens are cut too.
+    let most = if w.rows() < 8 * width { 48 } else { 512 };
+    pool::parts(o, &blocks(tokens, most), width, |_, part| {
         let rows = x.rows(part.rows.start, part.rows.end);
         rows_of(s, part, rows, w);
     });
+}
+
+/// Tokens in blocks of about equal length, of `most` at most.
+fn blocks(tokens: usize, most: usize) -> Vec<usize> {
+    let block = tokens.div_ceil(tokens.div_ceil(most).max(1)).next_multiple_of(6).max(1);
+    (0..tokens).step_by(block).chain([tokens]).collect()
 }
 
 /// Rows of a weight in a task, of `bytes` each: of few tokens those that are worth handing over, of

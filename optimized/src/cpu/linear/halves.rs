@@ -6,6 +6,7 @@
 
 use half::bf16;
 
+use super::activations::stride;
 use crate::cpu::{
     pool::Part,
     simd::{PAIRS, QUADS, Simd, each},
@@ -190,7 +191,7 @@ fn pair_up<S: Simd>(s: S, x: &[bf16; QUADS]) -> [S::H; 2] {
     [s.halves(low), s.halves(high)]
 }
 
-/// The columns of a part of `o` for its tokens, `x` `[rows of the part, D]`.
+/// The columns of a part of `o` for its tokens, `x` `[rows of the part, D]`, [`stride`] apart.
 #[inline(always)]
 pub(crate) fn products<S: Simd, P: Pairs>(
     s: S,
@@ -199,7 +200,7 @@ pub(crate) fn products<S: Simd, P: Pairs>(
     d: usize,
     part: &mut Part<'_, f32>,
 ) {
-    let tokens = x.len() / d;
+    let tokens = x.len() / stride(d);
     let mut t = 0;
     if S::REGISTERS == 32 {
         while t + 6 <= tokens {
@@ -240,20 +241,26 @@ fn rows<S: Simd, P: Pairs, const R: usize, const T: usize>(
     let x: [&[bf16]; T] = each(
         &[],
         #[inline(always)]
-        |i| &x[(t + i) * d..][..d],
+        |i| &x[(t + i) * stride(d)..][..d],
     );
     let mut r = 0;
     while r + R <= n {
-        let w_rows: [P::Row<'_>; R] = each(
+        let own = each(
             w.at(first + r),
             #[inline(always)]
             |i| w.at(first + r + i),
         );
-        let sums = w.dots::<S, R, T>(s, w_rows, x);
+        let sums = w.dots::<S, R, T>(s, own, x);
         for i in 0..T {
             let o = &mut part.row(t + i)[r..r + R];
-            for (o, sums) in o.iter_mut().zip(&sums) {
-                *o = s.sum(sums[i]);
+            for (j, o) in o.chunks_mut(4).enumerate() {
+                let zero = s.splat(0.0);
+                let four = each(
+                    zero,
+                    #[inline(always)]
+                    |k| sums.get(4 * j + k).map_or(zero, |sums| sums[i]),
+                );
+                o.copy_from_slice(&s.sum4(four)[..o.len()]);
             }
         }
         r += R;
@@ -261,7 +268,7 @@ fn rows<S: Simd, P: Pairs, const R: usize, const T: usize>(
     while r < n {
         let [sums] = w.dots::<S, 1, T>(s, [w.at(first + r)], x);
         for (i, sum) in sums.into_iter().enumerate() {
-            part.row(t + i)[r] = s.sum(sum);
+            part.row(t + i)[r] = s.sum4([sum; 4])[0];
         }
         r += 1;
     }

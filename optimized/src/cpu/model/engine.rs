@@ -4,7 +4,7 @@ use golden::{
     Claims, Config, Engine, Error, Plan, Rng,
     config::Mixer,
     engine::{LinearState, Listener, Snapshot, Step, Traffic, Want},
-    plan::{Activations, Form},
+    plan::{Activations, Form, Grid, Site},
     tap::Part,
 };
 use ndarray::{Array2, Array3, Array4, Axis};
@@ -14,7 +14,7 @@ use super::{
     weights::{Format, channels},
 };
 use crate::cpu::{
-    attention::fast::Cache,
+    attention::fast::{Cached, KeyValues},
     gated_delta_rule::fast::CHUNK,
     linear::fast::{Source, linear},
     rms_norm::fast::{add_rms_norm, rms_norm, rms_norm_row},
@@ -38,8 +38,13 @@ impl<S: Simd> Engine for Model<S> {
 
     fn plan(&self) -> Plan {
         let activations = self.format.activations();
-        let flush_to_zero = activations == Activations::Bf16;
-        Plan { activations, flush_to_zero, ..Plan::F32 }.form(Form::Chunked(CHUNK))
+        let plan = Plan::F32.form(Form::Chunked(CHUNK));
+        if activations == Activations::F32 {
+            return plan;
+        }
+        let sites = [Site::Queries, Site::Keys, Site::Values, Site::Probabilities];
+        let plan = Plan { activations, flush_to_zero: true, ..plan };
+        sites.into_iter().fold(plan, |plan, site| plan.round(site, Grid::Bf16))
     }
 
     fn claims(&self) -> Claims {
@@ -68,7 +73,7 @@ impl<S: Simd> Engine for Model<S> {
             |n: usize| -> Vec<f32> { (0..n).map(|_| rng.uniform(-1.0, 1.0)).collect() };
         // A few rows in turn: what is timed does not depend on what they say.
         let rows: Vec<_> = (0..61).map(|_| (numbers(width), numbers(width))).collect();
-        let fill = |cache: &mut Cache<f32>| {
+        let fill = |cache: &mut KeyValues| {
             for i in 0..tokens {
                 let (k, v) = &rows[i % rows.len()];
                 cache.push(k, v);
@@ -111,7 +116,7 @@ impl<S: Simd> Engine for Model<S> {
                 }
                 MixerWeights::Full { .. } => {
                     let width = c.num_key_value_heads * c.head_dim;
-                    states += (depth * width * 2 * size_of::<f32>()) as u64;
+                    states += (depth * width * 2 * self.format.cached()) as u64;
                     mixing += (2 * depth * c.num_attention_heads * c.head_dim) as u64;
                 }
             }

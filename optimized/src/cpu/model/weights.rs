@@ -7,6 +7,10 @@ use golden::{
 };
 
 use crate::cpu::{
+    attention::{
+        fast::{Cache, KeyValues},
+        paired::Paired,
+    },
     moe_experts::fast::Expert,
     quantised::Bits,
     weight::{Weight, matrix, vector},
@@ -123,6 +127,19 @@ impl Format {
             Format::Bf16 => Activations::Bf16,
             Format::Int8 | Format::Int4 => Activations::Int8,
         }
+    }
+
+    /// An empty cache.
+    pub(super) fn cache(self, heads: usize, h: usize) -> KeyValues {
+        match self {
+            Format::F32 => KeyValues::Plain(Cache::new(heads, h)),
+            _ => KeyValues::Paired(Paired::new(heads, h)),
+        }
+    }
+
+    /// Bytes of a number in it.
+    pub(super) fn cached(self) -> usize {
+        if self == Format::F32 { 4 } else { 2 }
     }
 
     /// A projection in this format.

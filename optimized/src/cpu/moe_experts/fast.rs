@@ -88,16 +88,11 @@ pub(crate) fn moe_experts<'a, S: Simd, M: Source + 'a>(
     let (f, d) = (first.gate_proj.rows(), first.gate_proj.columns());
     let slots = groups.tokens.len();
     let most = groups.starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
-    // [N A, D]: the tokens of each group.
-    let mut gathered = room(slots * d);
-    pool::pieces(&mut gathered, 8 * d, |i, rows| {
-        for (row, &token) in rows.chunks_exact_mut(d).zip(&groups.tokens[8 * i..]) {
-            row.copy_from_slice(&x[token * d..][..d]);
-        }
-    });
+    let all = Activations::new(s, first.gate_proj.reads(), x, d);
+    // Of one group the tokens are in order already.
+    let read = if groups.starts.len() == 2 { all } else { all.gathered(&groups.tokens) };
     let mut gate = room(slots * f);
     let mut up = room(slots * f);
-    let read = Activations::new(s, first.gate_proj.reads(), &gathered, d);
     let wide = first.gate_proj.width(most);
     for (to, second) in [(&mut gate, false), (&mut up, true)] {
         pool::parts(to, &groups.starts, wide, |group, part| {

@@ -1,0 +1,227 @@
+//! Keys and values in bf16, laid out for products of pairs.
+//!
+//! Sixteen keys stand together, two channels of each in a lane: scores of sixteen keys come out side by
+//! side. Of values two keys stand together in a lane per channel: what the probabilities of two keys
+//! weigh is added in one word. Nothing is added across lanes in either product.
+
+use std::{ops::Range, sync::Arc};
+
+use half::bf16;
+
+use super::fast::{Cached, KEYS, PAGE, Rows, Softmax, Task};
+use crate::cpu::{
+    linear::activations::narrow,
+    simd::{LANES, PAIRS, Simd, each},
+};
+
+/// Keys and values of one sequence in one layer; pages are shared with snapshots until they are
+/// written to.
+#[derive(Clone)]
+pub(crate) struct Paired {
+    len: usize,
+    pages: Vec<Arc<Page>>,
+    heads: usize,
+    h: usize,
+}
+
+#[derive(Clone)]
+struct Page {
+    /// `[HKV, PAGE / 16, H / 2, 16, 2]`.
+    k: Vec<bf16>,
+    /// `[HKV, PAGE / 2, H', 2]`, `H'` filled up to whole vectors.
+    v: Vec<bf16>,
+}
+
+/// Rows of the left factor in a tile.
+const ROWS: usize = 4;
+
+/// Vectors of columns in a tile.
+const COLUMNS: usize = 4;
+
+impl Paired {
+    pub(crate) fn new(heads: usize, h: usize) -> Self {
+        Paired { len: 0, pages: Vec::new(), heads, h }
+    }
+
+    /// Channels in pairs.
+    fn pairs(&self) -> usize {
+        self.h.div_ceil(2)
+    }
+
+    /// Channels in whole vectors.
+    fn padded(&self) -> usize {
+        self.h.next_multiple_of(LANES)
+    }
+}
+
+impl Cached for Paired {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+        self.pages.truncate(self.len.div_ceil(PAGE));
+    }
+
+    fn push(&mut self, k: &[f32], v: &[f32]) {
+        let at = self.len % PAGE;
+        let (pairs, padded, h) = (self.pairs(), self.padded(), self.h);
+        if at == 0 {
+            // Fillers are multiplied: they must be numbers.
+            let room = |len: usize| vec![bf16::ZERO; self.heads * len];
+            let page = Page { k: room(PAGE * 2 * pairs), v: room(PAGE * padded) };
+            self.pages.push(Arc::new(page));
+        }
+        let page = Arc::make_mut(self.pages.last_mut().expect("a page with room"));
+        for head in 0..self.heads {
+            let group = head * PAGE / LANES + at / LANES;
+            let to = &mut page.k[group * pairs * PAIRS..][..pairs * PAIRS];
+            for (i, &x) in k[head * h..][..h].iter().enumerate() {
+                to[i / 2 * PAIRS + at % LANES * 2 + i % 2] = bf16::from_f32(x);
+            }
+            let pair = head * PAGE / 2 + at / 2;
+            let to = &mut page.v[pair * 2 * padded..][..2 * padded];
+            for (i, &x) in v[head * h..][..h].iter().enumerate() {
+                to[2 * i + at % 2] = bf16::from_f32(x);
+            }
+        }
+        self.len += 1;
+    }
+
+    #[inline(always)]
+    fn stretch<S: Simd>(&self, s: S, task: &Task<'_>, keys: Range<usize>) -> Softmax {
+        let (h, pairs, padded) = (self.h, self.pairs(), self.padded());
+        let rows = task.rows();
+        let mut q = vec![bf16::ZERO; rows * 2 * pairs];
+        for (to, from) in q.chunks_exact_mut(2 * pairs).zip(task.queries()) {
+            narrow(s, &mut to[..h], from);
+        }
+        let mut softmax = Softmax::new(rows, padded);
+        let mut scores = vec![0.0; rows * KEYS];
+        let mut p = vec![bf16::ZERO; rows * KEYS];
+        for start in keys.clone().step_by(KEYS) {
+            let n = KEYS.min(keys.end - start);
+            let page = &self.pages[start / PAGE];
+            let group = task.head * PAGE / LANES + start % PAGE / LANES;
+            scores.fill(0.0);
+            let k = &page.k[group * pairs * PAIRS..][..KEYS / LANES * pairs * PAIRS];
+            let panel = Panel { data: k, step: PAIRS, column: pairs * PAIRS };
+            product(s, &mut scores, KEYS, &q, 2 * pairs, pairs, panel);
+            let visible = |row| task.seen(row).saturating_sub(start).min(n);
+            for (row, scores) in scores.chunks_exact_mut(KEYS).enumerate() {
+                softmax.add(s, row, scores, visible(row), task.scale);
+            }
+            narrow(s, &mut p, &scores);
+            let pair = task.head * PAGE / 2 + start % PAGE / 2;
+            let v = &page.v[pair * 2 * padded..][..KEYS * padded];
+            let panel = Panel { data: v, step: 2 * padded, column: PAIRS };
+            // What a token does not see is not multiplied by zero, which would let a NaN through:
+            // tokens that see different keys are summed apart, and a key whose partner is not seen
+            // alone.
+            let together = if visible(0) == n { rows } else { task.group };
+            for (i, sum) in softmax.sum.chunks_mut(together * padded).enumerate() {
+                let seen = visible(i * together);
+                let p = &p[i * together * KEYS..];
+                product(s, sum, padded, p, KEYS, seen / 2, panel);
+                if !seen.is_multiple_of(2) {
+                    let v = &v[seen / 2 * 2 * padded..][..2 * padded];
+                    for (row, sum) in sum.chunks_exact_mut(padded).enumerate() {
+                        let p = p[row * KEYS + seen - 1].to_f32();
+                        for (sum, [v, _]) in sum.iter_mut().zip(v.as_chunks().0) {
+                            *sum += p * v.to_f32();
+                        }
+                    }
+                }
+            }
+        }
+        softmax
+    }
+}
+
+/// A right factor in pairs of rows: the `j`th vector of columns of the `l`th pair lies at
+/// `l * step + j * column`.
+#[derive(Clone, Copy)]
+struct Panel<'a> {
+    data: &'a [bf16],
+    step: usize,
+    column: usize,
+}
+
+/// `o += x panel`. `o`: rows of `width`, whole vectors; `x`: rows `stride` apart, of which `pairs`
+/// pairs count.
+#[inline(always)]
+fn product<S: Simd>(
+    s: S,
+    o: &mut [f32],
+    width: usize,
+    x: &[bf16],
+    stride: usize,
+    pairs: usize,
+    panel: Panel<'_>,
+) {
+    let (rows, vectors) = (o.len() / width, width / LANES);
+    let mut j = 0;
+    while j < vectors {
+        let wide = S::REGISTERS == 32 && j + COLUMNS <= vectors;
+        let mut i = 0;
+        while i < rows {
+            let left = Rows { data: x, stride, row: i };
+            let right = Panel { data: &panel.data[j * panel.column..], ..panel };
+            let many = i + ROWS <= rows;
+            let o = &mut o[i * width + j * LANES..];
+            match (many, wide) {
+                (true, true) => tile::<S, ROWS, COLUMNS>(s, o, width, left, pairs, right),
+                (true, false) => tile::<S, ROWS, 1>(s, o, width, left, pairs, right),
+                (false, true) => tile::<S, 1, COLUMNS>(s, o, width, left, pairs, right),
+                (false, false) => tile::<S, 1, 1>(s, o, width, left, pairs, right),
+            }
+            i += if many { ROWS } else { 1 };
+        }
+        j += if wide { COLUMNS } else { 1 };
+    }
+}
+
+#[inline(always)]
+fn tile<S: Simd, const R: usize, const C: usize>(
+    s: S,
+    o: &mut [f32],
+    width: usize,
+    x: Rows<'_>,
+    pairs: usize,
+    panel: Panel<'_>,
+) {
+    let mut sums = [[s.splat(0.0); C]; R];
+    for (r, sums) in sums.iter_mut().enumerate() {
+        for (c, sum) in sums.iter_mut().enumerate() {
+            *sum = s.load::<f32>(crate::cpu::simd::lanes(&o[r * width + c * LANES..]));
+        }
+    }
+    let rows: [&[[bf16; 2]]; R] = each(
+        &[],
+        #[inline(always)]
+        |r| &x.data[(x.row + r) * x.stride..].as_chunks().0[..pairs],
+    );
+    let filler = s.halves(&[bf16::ZERO; PAIRS]);
+    for l in 0..pairs {
+        let w: [S::H; C] = each(
+            filler,
+            #[inline(always)]
+            |c| {
+                let at = l * panel.step + c * panel.column;
+                s.halves(panel.data[at..].first_chunk().expect("a vector of pairs"))
+            },
+        );
+        for r in 0..R {
+            let x = s.pair(rows[r][l]);
+            for c in 0..C {
+                sums[r][c] = s.pairs(sums[r][c], w[c], x);
+            }
+        }
+    }
+    for (r, sums) in sums.into_iter().enumerate() {
+        for (c, sum) in sums.into_iter().enumerate() {
+            s.store(crate::cpu::simd::lanes_mut(&mut o[r * width + c * LANES..]), sum);
+        }
+    }
+}
