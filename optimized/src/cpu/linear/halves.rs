@@ -212,7 +212,7 @@ pub(crate) fn products<S: Simd, P: Pairs>(
             t += 3;
         }
         while t < tokens {
-            rows::<S, P, 8, 1>(s, w, x, d, t, part);
+            rows::<S, P, 4, 1>(s, w, x, d, t, part);
             t += 1;
         }
     } else {
