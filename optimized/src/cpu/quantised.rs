@@ -183,31 +183,13 @@ impl Quantised {
         let mut g = 0;
         while g + G <= n {
             let sums = self.sums::<S, G, T>(s, first + g, x, t);
-            self.put(s, sums, g, t, part);
+            put(s, sums, g, t, part);
             g += G;
         }
         while g < n {
             let sums = self.sums::<S, 1, T>(s, first + g, x, t);
-            self.put(s, sums, g, t, part);
+            put(s, sums, g, t, part);
             g += 1;
-        }
-    }
-
-    #[inline(always)]
-    fn put<S: Simd, const G: usize, const T: usize>(
-        &self,
-        s: S,
-        sums: [[S::F; T]; G],
-        g: usize,
-        t: usize,
-        part: &mut Part<'_, f32>,
-    ) {
-        for (i, sums) in sums.into_iter().enumerate() {
-            for (j, sum) in sums.into_iter().enumerate() {
-                let row = part.row(t + j);
-                let end = row.len().min((g + i + 1) * LANES);
-                put_lanes(s, &mut row[(g + i) * LANES..end], sum);
-            }
         }
     }
 
@@ -314,6 +296,24 @@ impl Quantised {
             }
         }
         sums
+    }
+}
+
+/// Sums of groups from the `g`th of a part on, of tokens from `t` on.
+#[inline(always)]
+fn put<S: Simd, const G: usize, const T: usize>(
+    s: S,
+    sums: [[S::F; T]; G],
+    g: usize,
+    t: usize,
+    part: &mut Part<'_, f32>,
+) {
+    for (i, sums) in sums.into_iter().enumerate() {
+        for (j, sum) in sums.into_iter().enumerate() {
+            let row = part.row(t + j);
+            let end = row.len().min((g + i + 1) * LANES);
+            put_lanes(s, &mut row[(g + i) * LANES..end], sum);
+        }
     }
 }
 

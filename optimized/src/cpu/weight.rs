@@ -275,7 +275,7 @@ static VALUES: std::sync::LazyLock<[f32; 256]> =
 
 impl Fp8 {
     fn rows(&self, d: usize) -> Codes<'_> {
-        Codes { codes: self.codes.slice(), scales: &self.scales, block: self.block, d }
+        Codes { data: self.codes.slice(), scales: &self.scales, block: self.block, d }
     }
 
     /// `code * scale` of its block, rounded to f32.

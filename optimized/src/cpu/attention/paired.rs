@@ -203,7 +203,7 @@ fn tile<S: Simd, const R: usize, const C: usize>(
         |r| &x.data[(x.row + r) * x.stride..].as_chunks().0[..pairs],
     );
     let filler = s.halves(&[bf16::ZERO; PAIRS]);
-    for l in 0..pairs {
+    for (l, _) in rows[0].iter().enumerate() {
         let w: [S::H; C] = each(
             filler,
             #[inline(always)]

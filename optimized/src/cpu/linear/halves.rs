@@ -107,7 +107,7 @@ fn padded<T: Copy, const N: usize>(row: &[T], filler: T) -> [T; N] {
 /// A matrix of FP8 codes whose scales stand for whole chunks of columns.
 pub(crate) struct Codes<'a> {
     /// `[M, D]`.
-    pub(crate) codes: &'a [u8],
+    pub(crate) data: &'a [u8],
     /// `[M / block, D / block]`, rounded up.
     pub(crate) scales: &'a [f32],
     /// Rows and columns of a block; of columns a multiple of [`QUADS`].
@@ -125,7 +125,7 @@ impl Pairs for Codes<'_> {
     #[inline(always)]
     fn at(&self, i: usize) -> (&[u8], &[f32]) {
         let across = self.d.div_ceil(self.block[1]);
-        (&self.codes[i * self.d..][..self.d], &self.scales[i / self.block[0] * across..][..across])
+        (&self.data[i * self.d..][..self.d], &self.scales[i / self.block[0] * across..][..across])
     }
 
     #[inline(always)]
