@@ -233,9 +233,10 @@ mod tests {
             if !there {
                 plan.round.insert(site, Grid::Bf16);
             }
-            // Router logits are the result of a linear layer, which is rounded anyway; the chunked
+            // Router logits, queries, keys and values are results that are rounded anyway; the chunked
             // form's own intermediates are none of the recurrent form that the model is computed in.
-            let inert = site == Site::RouterLogits || site.name().starts_with("wy_");
+            let rounded = [Site::RouterLogits, Site::Queries, Site::Keys, Site::Values];
+            let inert = rounded.contains(&site) || site.name().starts_with("wy_");
             // Most show in two tokens; a long prompt is asked where they do not.
             let prompts = if inert { &["t2", "t3"][..] } else { &["t2", "t3", "t65"] };
             assert_eq!(caught(plan, prompts), !inert, "{site}: in the plan: {there}");

@@ -14,6 +14,7 @@ mod fake;
 pub mod felt;
 pub mod filter;
 pub mod foreign;
+pub mod formats;
 pub mod generate;
 mod guard;
 mod host;
@@ -39,7 +40,7 @@ pub use optimized::doors::World;
 
 use std::sync::Arc;
 
-use golden::{Engine, Error, Weights};
+use golden::{Engine, Error, Weights, weights::Narrowed};
 
 /// An engine by name: `reference` in `f32`, `f64` or (the official code in bf16, emulated) `bf16`, with a fault planted in its
 /// wiring if one is named; or `cpu`, the fast kernels of this machine, over weights as they are
@@ -72,6 +73,24 @@ pub fn engine(
         ("cpu", format) => optimized::cpu::model::engine(&*weights, format),
         _ => Err(format!("engine {name:?}: expected reference or cpu").into()),
     }
+}
+
+/// Weights as an engine of that name and number keeps them: what the reference is given beside it.
+///
+/// # Errors
+/// If no reference can be.
+pub fn as_kept(
+    engine: &str,
+    number: &str,
+    weights: Arc<dyn Weights>,
+) -> Result<Arc<dyn Weights>, Error> {
+    let to = match (engine, number) {
+        ("cpu", "bf16") => None,
+        ("cpu", "int8") => Some(golden::Narrow::Int8),
+        ("cpu", "int4") => Some(golden::Narrow::Int4),
+        _ => return Ok(weights),
+    };
+    Ok(Arc::new(Narrowed::new(weights, to)?))
 }
 
 /// The fault of that name.

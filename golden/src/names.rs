@@ -19,6 +19,24 @@ pub const FINAL_NORM: &str = "model.norm.weight";
 /// `[D, 2 D]`; its presence says that there is an MTP head.
 pub const MTP_FC: &str = "mtp.fc.weight";
 
+/// Whether a tensor is a projection that engines may keep in fewer bits. Routers and gates, which decide,
+/// are none; nor are embeddings, norms and convolutions.
+pub fn is_projection(name: &str) -> bool {
+    const ENDS: [&str; 9] = [
+        "in_proj_qkvz",
+        "out_proj",
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ];
+    let last = name.strip_suffix(".weight").and_then(|name| name.rsplit('.').next());
+    [LM_HEAD, MTP_FC].contains(&name) || last.is_some_and(|last| ENDS.contains(&last))
+}
+
 /// The scales of a quantised weight.
 pub fn scale_of(weight: &str) -> String {
     format!("{weight}_scale_inv")

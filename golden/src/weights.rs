@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fmt, ops::Range, sync::Arc};
 
-use crate::{Config, Dtype};
+use crate::{Config, Dtype, Narrow, names};
 
 /// A source of tensors under the official checkpoint names.
 ///
@@ -71,6 +71,71 @@ impl Weights for Rounded {
 
     fn fetch_rows(&self, name: &str, rows: Range<usize>) -> Result<RawTensor<'_>, WeightError> {
         self.weights.fetch_rows(name, rows).map(|raw| self.round(raw))
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.weights.names()
+    }
+}
+
+/// The same weights, projections as an engine keeps them that narrows them: what the reference is given
+/// when such an engine is judged, so that what is asked of both is the same.
+pub struct Narrowed {
+    weights: Arc<dyn Weights>,
+    to: Option<Narrow>,
+}
+
+impl Narrowed {
+    /// Projections in a format, `None` for bf16. In four bits the output head keeps eight.
+    ///
+    /// # Errors
+    /// If the weights are FP8 codes and not wanted as such.
+    pub fn new(weights: Arc<dyn Weights>, to: Option<Narrow>) -> Result<Narrowed, String> {
+        if weights.config().fp8.is_some() && to.is_some() {
+            let origin = weights.origin();
+            return Err(format!(
+                "{origin}: weights in FP8 that are narrowed further are not judged"
+            ));
+        }
+        Ok(Narrowed { weights, to })
+    }
+
+    fn narrow<'a>(&self, name: &str, raw: RawTensor<'a>) -> RawTensor<'a> {
+        if !names::is_projection(name) {
+            return raw;
+        }
+        let Some(mut wide) = raw.widen() else { return raw };
+        let d = raw.shape.last().copied().unwrap_or(1).max(1);
+        match self.to {
+            None => wide.iter_mut().for_each(|w| *w = Dtype::Bf16.round(*w)),
+            Some(Narrow::Int4) if name == names::LM_HEAD => Narrow::Int8.round(&mut wide, d),
+            Some(narrow) => narrow.round(&mut wide, d),
+        }
+        let data = wide.iter().flat_map(|x| x.to_le_bytes()).collect();
+        RawTensor { dtype: Dtype::F32, shape: raw.shape, data: Cow::Owned(data) }
+    }
+}
+
+impl Weights for Narrowed {
+    fn config(&self) -> &Config {
+        self.weights.config()
+    }
+
+    fn origin(&self) -> String {
+        format!("{} in {}", self.weights.origin(), self.to.map_or("bf16", Narrow::name))
+    }
+
+    fn meta(&self, name: &str) -> Option<Meta> {
+        self.weights.meta(name)
+    }
+
+    fn fetch(&self, name: &str) -> Result<RawTensor<'_>, WeightError> {
+        self.weights.fetch(name).map(|raw| self.narrow(name, raw))
+    }
+
+    fn fetch_rows(&self, name: &str, rows: Range<usize>) -> Result<RawTensor<'_>, WeightError> {
+        // Blocks of FP8 are of many rows, but those are not narrowed here.
+        self.weights.fetch_rows(name, rows).map(|raw| self.narrow(name, raw))
     }
 
     fn names(&self) -> Vec<String> {

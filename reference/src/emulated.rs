@@ -32,6 +32,12 @@ impl Emulated {
         Emulated { model, plan: Plan::hf_bf16(), rounding: Rounding::Nearest, name: "bf16" }
     }
 
+    /// A model as any plan computes it.
+    pub fn of(weights: Arc<dyn Weights>, plan: Plan) -> Emulated {
+        let model = Model::new(weights);
+        Emulated { model, plan, rounding: Rounding::Nearest, name: "emulated" }
+    }
+
     /// The same, under another plan.
     #[must_use]
     pub fn with_plan(self, plan: Plan) -> Emulated {

@@ -57,9 +57,11 @@ pub fn against_reference(asked: &Asked<'_>) -> Result<Report, Error> {
     let mut engine = crate::engine(asked.engine, asked.number, asked.weights.clone(), asked.plant)?;
     let steps = Steps::new(asked.progress.clone());
     engine.watch(steps.listener());
+    // A cast model is the reference's business; of other engines the plan says all.
+    let number = if asked.engine == "reference" { asked.number } else { "f32" };
     let oracle = Oracle::new(
-        asked.weights.clone(),
-        asked.number,
+        crate::as_kept(asked.engine, asked.number, asked.weights.clone())?,
+        number,
         engine.plan(),
         Text { tokens: asked.tokens.clone(), pieces: asked.pieces.clone() },
         steps,

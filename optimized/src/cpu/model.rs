@@ -101,8 +101,12 @@ impl<S: Simd> Model<S> {
         };
         // What chooses the token keeps eight bits.
         let format_of_head = if format == Format::Int4 { Format::Int8 } else { format };
-        let head = if config.tie_word_embeddings { names::EMBED_TOKENS } else { names::LM_HEAD };
-        let lm_head = format_of_head.keep(matrix(weights, head)?);
+        // A head that is the embedding stays what that is.
+        let lm_head = if config.tie_word_embeddings {
+            matrix(weights, names::EMBED_TOKENS)?
+        } else {
+            format_of_head.keep(matrix(weights, names::LM_HEAD)?)
+        };
         Ok(Model {
             s,
             embedding: matrix(weights, names::EMBED_TOKENS)?,

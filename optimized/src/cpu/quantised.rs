@@ -153,6 +153,10 @@ impl Quantised {
                 self.groups::<S, 2, 3>(s, x, t, part);
                 t += 3;
             }
+            while t + 2 <= tokens {
+                self.groups::<S, 2, 2>(s, x, t, part);
+                t += 2;
+            }
             while t < tokens {
                 self.groups::<S, 2, 1>(s, x, t, part);
                 t += 1;

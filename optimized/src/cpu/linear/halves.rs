@@ -211,6 +211,10 @@ pub(crate) fn products<S: Simd, P: Pairs>(
             rows::<S, P, 4, 3>(s, w, x, d, t, part);
             t += 3;
         }
+        while t + 2 <= tokens {
+            rows::<S, P, 4, 2>(s, w, x, d, t, part);
+            t += 2;
+        }
         while t < tokens {
             rows::<S, P, 4, 1>(s, w, x, d, t, part);
             t += 1;

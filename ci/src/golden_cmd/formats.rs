@@ -1,0 +1,86 @@
+//! `karat golden verify --engine cpu --number bf16|int8|int4`: what is lost in fewer bits.
+
+use std::sync::Arc;
+
+use benches::formats::{Told, told};
+use golden::{Weights, checkpoint::Checkpoint, engine::INTERRUPTED};
+use serde_json::json;
+
+use super::{VerifyArgs, checkpoint_of, mismatches, open};
+use crate::{
+    exit::{Exit, fail, refuse},
+    out::{self, Out},
+};
+
+pub(super) fn run(ids: &[String], args: &VerifyArgs, out: &Out) -> anyhow::Result<Exit> {
+    if args.plant.is_some() {
+        return Err(refuse("--plant: plants are of the reference's wiring"));
+    }
+    let mut exit = Exit::Ok;
+    let mut rows = Vec::new();
+    let bar = out.bar(ids.len() as u64, "verify", false);
+    for id in ids {
+        let recording = open(id)?;
+        let dir = match &args.model {
+            Some(model) => model.into(),
+            None => checkpoint_of(&recording.manifest)?,
+        };
+        let other_files = mismatches(&dir, &recording.manifest.checkpoint.files);
+        if !other_files.is_empty() {
+            let files = other_files.join(", ");
+            out.line(&format!("{id}: not as recorded: {files}"));
+            exit = exit.gravest(Exit::Recording);
+        }
+        let weights: Arc<dyn Weights> = Arc::new(Checkpoint::open(&dir).map_err(refuse)?);
+        if weights.config().fp8.is_some() && args.number != "bf16" {
+            out.line(&format!("skipped: {id}: weights in FP8 are not narrowed further"));
+            continue;
+        }
+        let all = told(&weights, &args.number, &recording, &mut |_, _| !out::interrupted());
+        let all = all.map_err(|e| {
+            if e.to_string() == INTERRUPTED {
+                fail(Exit::Interrupted, INTERRUPTED)
+            } else {
+                refuse(format!("{id}: {e}"))
+            }
+        })?;
+        bar.inc(1);
+        for told in &all {
+            if !told.ok() {
+                exit = exit.gravest(Exit::Wrong);
+            }
+            tell(id, &args.number, told, out);
+            rows.push(row(id, told));
+        }
+    }
+    bar.finish_and_clear();
+    if rows.is_empty() {
+        return Err(fail(Exit::Recording, "no recording with whole logits"));
+    }
+    out.table(
+        &["recording", "prompt", "mean KL", "of its plan", "top-1", "mean NLL", "result"],
+        &rows,
+    );
+    Ok(exit)
+}
+
+fn row(id: &str, told: &Told) -> Vec<String> {
+    vec![
+        id.to_owned(),
+        told.prompt.clone(),
+        format!("{:.2e}", told.own.kl.mean),
+        format!("{:.2e}", told.emulated.kl.mean),
+        format!("{:.1} %", 100.0 * told.own.top1.mean),
+        told.own.delta_nll.map_or_else(|| "-".to_owned(), |d| format!("{:+.1e}", d.mean)),
+        if told.ok() { "passed".to_owned() } else { "FAILED".to_owned() },
+    ]
+}
+
+fn tell(id: &str, number: &str, told: &Told, out: &Out) {
+    out.json(&json!({
+        "schema": "karat.result/1", "kind": "golden_format", "recording": id, "prompt": told.prompt,
+        "number": number, "ok": told.ok(), "kl": told.own.kl.mean, "kl_allowed": told.allowed(),
+        "kl_of_plan": told.emulated.kl.mean, "top1": told.own.top1.mean,
+        "delta_nll": told.own.delta_nll.map(|d| d.mean),
+    }));
+}
