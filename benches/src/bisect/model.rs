@@ -1,6 +1,9 @@
 //! An engine held against the reference, layer by layer and op by op.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+};
 
 use golden::{
     Dtype, Engine, Error, Plan, View, Weights,
@@ -170,13 +173,20 @@ impl Oracle {
         let routing = Given { forced: Vec::new(), mtp: None, ..self.given(&self.free, Fed::Free) };
         self.expect(1);
         let free = walk(engine, &self.text, &routing)?;
-        let tells_ops = free.whole(&self.text)?.iter().any(|(tap, _)| !Oracle::stream(tap));
+        let whole = free.whole(&self.text)?;
+        let tells_ops = whole.iter().any(|(tap, _)| !Oracle::stream(tap));
+        // What an engine does not tell it is not fed either: from one tap that it tells to the next is one
+        // op, for everybody.
+        let names: BTreeSet<String> = whole.iter().map(|(tap, _)| tap.name()).collect();
+        let (shown, all) = self.free.only(&names);
         let mut side = |fed: Fed, free: &Told| -> Result<Vec<Judged>, Error> {
             if forces {
-                let given = self.given(&self.free, fed);
+                let (from, shared) =
+                    if fed == Fed::Ops { (&shown, all) } else { (&self.free, true) };
+                let given = self.given(from, fed);
                 self.expect(1);
                 let got = walk(engine, &self.text, &given)?;
-                self.settle(&self.free, fed, &got, true)
+                self.settle(from, fed, &got, shared)
             } else {
                 self.settle(free, fed, free, false)
             }
@@ -188,7 +198,7 @@ impl Oracle {
             let judged = side(Fed::Ops, &free)?;
             report.ops = self.blamed(&judged);
             if forces {
-                report.ops.extend(self.router(engine)?);
+                report.ops.extend(self.router(engine, &shown)?);
                 report.ops.sort_by_key(|op| op.part);
             }
         } else {
@@ -318,8 +328,8 @@ impl Oracle {
 
     /// Routers that chose experts of their own, fed what the oracle has: a swap is legal where the
     /// oracle's margin is at most twice what it may be off.
-    fn router(&self, engine: &mut dyn Engine) -> Result<Vec<Op>, Error> {
-        let given = Given { routing: Vec::new(), ..self.given(&self.free, Fed::Ops) };
+    fn router(&self, engine: &mut dyn Engine, from: &Told) -> Result<Vec<Op>, Error> {
+        let given = Given { routing: Vec::new(), ..self.given(from, Fed::Ops) };
         let layers = self.weights.config().num_hidden_layers();
         self.expect(2);
         let got = walk(engine, &self.text, &given)?.routing(layers);

@@ -1,6 +1,6 @@
 //! One text through an engine, in pieces, everything it tells on the way kept.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use golden::{
     Engine, Error,
@@ -96,6 +96,17 @@ pub(super) struct Told {
     /// `[N - S, D]`.
     pub(super) mtp: Option<Array2<f32>>,
     drafts: Option<Array2<f32>>,
+}
+
+impl Told {
+    /// Of these taps only, and whether that is all of them.
+    pub(super) fn only(&self, names: &BTreeSet<String>) -> (Told, bool) {
+        let mut shown = self.clone();
+        shown.pieces.iter_mut().for_each(|taps| taps.retain(|tap| names.contains(&tap.name())));
+        let count = |told: &Told| told.pieces.iter().map(Vec::len).sum::<usize>();
+        let all = count(&shown) == count(self);
+        (shown, all)
+    }
 }
 
 /// Feeds a text.
