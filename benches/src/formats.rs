@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use golden::{
-    Error, Weights,
+    Engine, Error, Weights,
     compare::logits::{Allowed, Distance, distance},
     recording::{Prompt, Recording},
 };
@@ -57,6 +57,15 @@ pub fn told(
     let mut engine = crate::engine("cpu", number, weights.clone(), None)?;
     let kept = crate::as_kept("cpu", number, weights.clone())?;
     let mut emulated = reference::Emulated::of(kept, engine.plan());
+    beside(&mut *engine, &mut emulated, recording, progress)
+}
+
+fn beside(
+    engine: &mut dyn Engine,
+    emulated: &mut dyn Engine,
+    recording: &Recording,
+    progress: &mut dyn FnMut(usize, usize) -> bool,
+) -> Result<Vec<Told>, Error> {
     let mut all = Vec::new();
     for prompt in &recording.manifest.prompts {
         let real = recording.real_rows(prompt)?;
@@ -64,8 +73,8 @@ pub fn told(
         let request = verify::request(recording, prompt)?;
         let next = following(recording, prompt)?;
         let held = |logits: &Array2<f32>| distance(&want.view(), &logits.view(), &next, F32);
-        let own = held(&ask(&mut *engine, &request, progress)?.logits);
-        let emulated = held(&ask(&mut emulated, &request, progress)?.logits);
+        let own = held(&ask(engine, &request, progress)?.logits);
+        let emulated = held(&ask(emulated, &request, progress)?.logits);
         all.push(Told { prompt: prompt.id.clone(), own, emulated });
     }
     Ok(all)
@@ -75,4 +84,36 @@ pub fn told(
 fn following(recording: &Recording, prompt: &Prompt) -> Result<Vec<Option<u32>>, Error> {
     let tokens = recording.tokens(prompt)?;
     Ok(tokens.iter().flat_map(|row| row[1..].iter().copied().map(Some).chain([None])).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, sync::Arc};
+
+    use golden::{Config, Dtype, Weights, recording::Recording, synthetic::Synthetic};
+    use reference::Emulated;
+
+    use super::{beside, told};
+
+    #[test]
+    fn a_format_loses_what_its_plan_says_and_not_what_a_coarser_one_would() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden/recordings/layers");
+        let recording = Recording::open(&folder).unwrap();
+        let source = &recording.manifest.checkpoint;
+        let config = Config::parse(&source.config.to_string(), "layers").unwrap();
+        let weights = Synthetic::new(config.stored_as(Dtype::F32), source.seed.unwrap());
+        let weights: Arc<dyn Weights> = Arc::new(weights);
+        let on = &mut |_, _| true;
+        for number in ["bf16", "int8", "int4"] {
+            let all = told(&weights, number, &recording, on).unwrap();
+            assert!(!all.is_empty() && all.iter().all(super::Told::ok), "{number}: {all:#?}");
+        }
+        for (finer, coarser) in [("bf16", "int8"), ("int8", "int4")] {
+            let plan = crate::engine("cpu", finer, weights.clone(), None).unwrap().plan();
+            let kept = crate::as_kept("cpu", finer, weights.clone()).unwrap();
+            let mut engine = crate::engine("cpu", coarser, weights.clone(), None).unwrap();
+            let all = beside(&mut *engine, &mut Emulated::of(kept, plan), &recording, on).unwrap();
+            assert!(all.iter().all(|told| !told.ok()), "{coarser} as {finer}: {all:#?}");
+        }
+    }
 }

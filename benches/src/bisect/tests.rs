@@ -116,6 +116,21 @@ fn an_emulation_is_held_to_its_own_plan() {
     assert_eq!((report.part(), report.blamed()), (Some(Part::Layer(0)), vec!["gdn_gates"]));
 }
 
+/// It computes several ops between two taps, and is fed at those that it has.
+#[test]
+fn an_engine_that_tells_less_is_held_to_what_it_tells() {
+    let weights = weights();
+    let text = text(weights.config(), &[4, 2, 1]);
+    for number in ["f32", "bf16", "int8", "int4"] {
+        let (tokens, pieces) = (text.tokens.clone(), text.pieces.clone());
+        let (engine, plant, progress) = ("cpu", None, on());
+        let weights = weights.clone();
+        let asked = Asked { engine, number, plant, weights, tokens, pieces, progress };
+        let report = against_reference(&asked).unwrap();
+        assert!(report.ok(), "{number}: {report:#?}");
+    }
+}
+
 /// Faults of composite kernels, and the op inside that answers wrong.
 #[test]
 fn a_kernel_is_wrong_in_an_op_inside() {

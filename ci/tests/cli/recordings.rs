@@ -23,6 +23,39 @@ fn status_says_plainly_that_the_official_model_is_not_recorded() {
     home.says(2, &["golden", "record", "official"], &["--checkpoint says where the weights are"]);
 }
 
+/// The fast engine in fewer bits is held to twice what the emulation of its plan loses.
+#[test]
+fn what_is_lost_in_fewer_bits_is_told() {
+    let home = Home::with(&["tied"]);
+    for number in ["bf16", "int8", "int4"] {
+        let asked = ["golden", "verify", "--engine", "cpu", "--number", number];
+        let ran = home.karat(&[&asked[..], &["--format", "jsonl"]].concat());
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        let line = &ran.lines()[0];
+        assert_eq!(line["kind"], "golden_format");
+        assert!(line["kl"].as_f64().unwrap() <= line["kl_allowed"].as_f64().unwrap(), "{line}");
+    }
+    home.says(2, &["golden", "verify", "--engine", "cpu", "--number", "int3"], &["int3", "int8"]);
+}
+
+/// A model is timed beside what the machine can do.
+#[test]
+fn bench_times_a_model() {
+    let home = Home::with(&[]);
+    let asked = ["bench", "--model", "synthetic:tiny", "--number", "f32,int8", "--rounds", "1"];
+    let more = ["--prefill", "9", "--decode", "2", "--depth", "0,300", "--format", "jsonl"];
+    let ran = home.karat(&[&asked[..], &more[..]].concat());
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let lines = ran.lines();
+    assert_eq!(lines.len(), 4);
+    for line in &lines {
+        for pace in ["prefill_tokens_per_second", "decode_tokens_per_second"] {
+            assert!(0.0 < line[pace]["median"].as_f64().unwrap(), "{line}");
+        }
+    }
+    home.says(2, &["bench", "--model", "synthetic:tiny", "--number", "f31"], &["f31", "bf16"]);
+}
+
 /// Every fault in the wiring is caught by some recording, which names the first layer that has it.
 #[test]
 fn every_wiring_fault_is_caught_where_it_is() {
