@@ -79,8 +79,8 @@ fn row(id: &str, told: &Told) -> Vec<String> {
 fn tell(id: &str, number: &str, told: &Told, out: &Out) {
     out.json(&json!({
         "schema": "karat.result/1", "kind": "golden_format", "recording": id, "prompt": told.prompt,
-        "number": number, "ok": told.ok(), "kl": told.own.kl.mean, "kl_allowed": told.allowed(),
-        "kl_of_plan": told.emulated.kl.mean, "top1": told.own.top1.mean,
-        "delta_nll": told.own.delta_nll.map(|d| d.mean),
+        "number": number, "ok": told.ok(), "mean_kl": told.own.kl.mean, "mean_kl_allowed": told.allowed(),
+        "mean_kl_of_plan": told.emulated.kl.mean, "top1_agreement": told.own.top1.mean,
+        "mean_delta_nll": told.own.delta_nll.map(|d| d.mean),
     }));
 }

@@ -118,6 +118,8 @@ impl Op for Attention {
             specs.extend([63, 64, 65, 127, 128, 129, 273].map(|t| new((1, t, t, 4, 2, 32))));
             specs.extend([(2, 64, 129, 4, 4, 32), (3, 1, 273, 16, 2, 64)].map(new));
             specs.extend([
+                new((2, 1, 9, 6, 2, 16)).dtype(Dtype::Bf16),
+                new((1, 7, 10, 4, 2, 20)).dtype(Dtype::Bf16),
                 new((1, 65, 130, 16, 2, 64)).dtype(Dtype::Bf16),
                 new((4, 33, 70, 4, 2, 32)).fill("packed").dtype(Dtype::Bf16),
                 new((1, 65, 130, 4, 2, 32)).dtype(Dtype::F16),
