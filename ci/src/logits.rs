@@ -28,7 +28,7 @@ pub(crate) struct Which {
     #[arg(long, default_value = "reference", env = "KARAT_ENGINE")]
     pub(crate) engine: String,
     /// Number type: of the reference f32, f64 for the oracle, or bf16, which emulates the official code in
-    /// bf16; of cpu f32 over weights as they are, or over weights narrowed to int8 or int4
+    /// bf16; of cpu f32 over weights as they are, bf16 in products of bf16, or weights narrowed to int8 or int4
     #[arg(long, default_value = "f32", env = "KARAT_NUMBER")]
     pub(crate) number: String,
 }
