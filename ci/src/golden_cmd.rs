@@ -216,6 +216,46 @@ impl Report {
     }
 }
 
+/// A recording of a whole model, and the checkpoint that it is of.
+struct Opened {
+    recording: Recording,
+    weights: std::sync::Arc<Checkpoint>,
+    /// Files that are not as recorded.
+    other_files: Vec<String>,
+}
+
+impl Opened {
+    fn of(id: &str, model: Option<&str>) -> anyhow::Result<Opened> {
+        let recording = open(id)?;
+        if recording.manifest.prompts.is_empty() {
+            return Err(refuse(format!(
+                "{id}: a recording of no whole model; `karat check` holds ops against it"
+            )));
+        }
+        let dir = match model {
+            Some(model) => PathBuf::from(model),
+            None => checkpoint_of(&recording.manifest)?,
+        };
+        let other_files = mismatches(&dir, &recording.manifest.checkpoint.files);
+        let weights = std::sync::Arc::new(Checkpoint::open(&dir).map_err(refuse)?);
+        Ok(Opened { recording, weights, other_files })
+    }
+}
+
+/// Why an engine could not be held against a recording.
+fn blamed(e: &golden::Error, at: &str, other_files: &[String]) -> anyhow::Error {
+    if e.to_string() == INTERRUPTED {
+        fail(Exit::Interrupted, INTERRUPTED)
+    } else if e.is::<RecordingError>() {
+        fail(Exit::Recording, e.to_string())
+    } else if other_files.is_empty() {
+        refuse(format!("{at}: {e}"))
+    } else {
+        let files = other_files.join(", ");
+        fail(Exit::Recording, format!("{at}: {e}; of another checkpoint: {files}"))
+    }
+}
+
 /// Verifies one recording, by name.
 pub(crate) fn verify_one(
     id: &str,
@@ -225,18 +265,7 @@ pub(crate) fn verify_one(
     plant: Option<&str>,
 ) -> anyhow::Result<Report> {
     let watch = benches::clock::Stopwatch::new();
-    let recording = open(id)?;
-    if recording.manifest.prompts.is_empty() {
-        return Err(refuse(format!(
-            "{id}: a recording of no whole model; `karat check` holds ops against it"
-        )));
-    }
-    let dir = match model {
-        Some(model) => PathBuf::from(model),
-        None => checkpoint_of(&recording.manifest)?,
-    };
-    let other_files = mismatches(&dir, &recording.manifest.checkpoint.files);
-    let weights = std::sync::Arc::new(Checkpoint::open(&dir).map_err(refuse)?);
+    let Opened { recording, weights, other_files } = Opened::of(id, model)?;
     let emulate = number == "bf16";
     if emulate && !has_bf16(&recording) {
         return Err(refuse(format!("{id}: the official code was not recorded in bf16")));
@@ -251,21 +280,8 @@ pub(crate) fn verify_one(
         } else {
             verify(&mut *engine, &recording, prompt, Rule::of(number), progress)
         };
-        verified.push(result.map_err(|e| {
-            if e.to_string() == INTERRUPTED {
-                fail(Exit::Interrupted, INTERRUPTED)
-            } else if e.is::<RecordingError>() {
-                fail(Exit::Recording, e.to_string())
-            } else if other_files.is_empty() {
-                refuse(format!("{id}: {}: {e}", prompt.id))
-            } else {
-                let files = other_files.join(", ");
-                fail(
-                    Exit::Recording,
-                    format!("{id}: {}: {e}; of another checkpoint: {files}", prompt.id),
-                )
-            }
-        })?);
+        let blame = |e| blamed(&e, &format!("{id}: {}", prompt.id), &other_files);
+        verified.push(result.map_err(blame)?);
     }
     Ok(Report { id: id.to_owned(), verified, other_files, seconds: watch.elapsed().as_secs_f64() })
 }

@@ -219,7 +219,8 @@ impl Grid {
         } else {
             self.min_exponent()
         };
-        2.0_f64.powi(exponent - self.bits() as i32 - 1)
+        // Above the least power of every grid by far: the exponent's bits are all there is to it.
+        f64::from_bits(((exponent - self.bits() as i32 - 1 + 1023) as u64) << 52)
     }
 
     /// The grid of a storage type, `None` for types that do not round an f32.

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use benches::formats::{Told, told};
-use golden::{Weights, checkpoint::Checkpoint, engine::INTERRUPTED};
+use golden::Weights;
 use serde_json::json;
 
-use super::{VerifyArgs, checkpoint_of, mismatches, open};
+use super::{Opened, VerifyArgs, blamed};
 use crate::{
     exit::{Exit, fail, refuse},
     out::{self, Out},
@@ -20,31 +20,20 @@ pub(super) fn run(ids: &[String], args: &VerifyArgs, out: &Out) -> anyhow::Resul
     let mut rows = Vec::new();
     let bar = out.bar(ids.len() as u64, "verify", false);
     for id in ids {
-        let recording = open(id)?;
-        let dir = match &args.model {
-            Some(model) => model.into(),
-            None => checkpoint_of(&recording.manifest)?,
-        };
-        let other_files = mismatches(&dir, &recording.manifest.checkpoint.files);
+        let Opened { recording, weights, other_files } = Opened::of(id, args.model.as_deref())?;
+        bar.inc(1);
         if !other_files.is_empty() {
             let files = other_files.join(", ");
             out.line(&format!("{id}: not as recorded: {files}"));
             exit = exit.gravest(Exit::Recording);
         }
-        let weights: Arc<dyn Weights> = Arc::new(Checkpoint::open(&dir).map_err(refuse)?);
+        let weights: Arc<dyn Weights> = weights;
         if weights.config().fp8.is_some() && args.number != "bf16" {
             out.line(&format!("skipped: {id}: weights in FP8 are not narrowed further"));
             continue;
         }
-        let all = told(&weights, &args.number, &recording, &mut |_, _| !out::interrupted());
-        let all = all.map_err(|e| {
-            if e.to_string() == INTERRUPTED {
-                fail(Exit::Interrupted, INTERRUPTED)
-            } else {
-                refuse(format!("{id}: {e}"))
-            }
-        })?;
-        bar.inc(1);
+        let all = told(&weights, &args.number, &recording, &mut |_, _| !out::interrupted())
+            .map_err(|e| blamed(&e, id, &other_files))?;
         for told in &all {
             if !told.ok() {
                 exit = exit.gravest(Exit::Wrong);

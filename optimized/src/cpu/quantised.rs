@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::{
     linear::activations::{BlockPart, put_lanes},
     pool::Part,
-    simd::{LANES, QUADS, Simd, each},
+    simd::{LANES, QUADS, Simd, each, tiled},
 };
 
 /// Columns that share a scale.
@@ -143,33 +143,10 @@ impl Quantised {
     ) {
         let x = Tokens { codes, parts, blocks: self.blocks() };
         let tokens = part.rows.len();
-        let mut t = 0;
         if S::REGISTERS == 32 {
-            while t + 6 <= tokens {
-                self.groups::<S, 2, 6>(s, x, t, part);
-                t += 6;
-            }
-            while t + 3 <= tokens {
-                self.groups::<S, 2, 3>(s, x, t, part);
-                t += 3;
-            }
-            while t + 2 <= tokens {
-                self.groups::<S, 2, 2>(s, x, t, part);
-                t += 2;
-            }
-            while t < tokens {
-                self.groups::<S, 2, 1>(s, x, t, part);
-                t += 1;
-            }
+            tiled!(tokens, [6, 3, 2, 1], |t, T| self.groups::<S, 2, T>(s, x, t, part));
         } else {
-            while t + 2 <= tokens {
-                self.groups::<S, 1, 2>(s, x, t, part);
-                t += 2;
-            }
-            while t < tokens {
-                self.groups::<S, 1, 1>(s, x, t, part);
-                t += 1;
-            }
+            tiled!(tokens, [2, 1], |t, T| self.groups::<S, 1, T>(s, x, t, part));
         }
     }
 

@@ -225,6 +225,23 @@ pub(crate) fn fp8_by_table(codes: &[u8; QUADS]) -> [[bf16; PAIRS]; 2] {
     std::array::from_fn(|half| std::array::from_fn(|i| number(codes[half * PAIRS + i])))
 }
 
+/// Walks `$n` tokens in tiles, the widest as long as they fit: `$of` with the first token of each and, as a
+/// constant, how many it has.
+macro_rules! tiled {
+    ($n:expr, [$($width:literal),+], |$t:ident, $T:ident| $of:expr) => {
+        let mut done = 0;
+        $(
+            while $width <= $n - done {
+                const $T: usize = $width;
+                let $t = done;
+                $of;
+                done += $width;
+            }
+        )+
+    };
+}
+pub(crate) use tiled;
+
 /// `[f(0), f(1), …]`. Those of the standard library are calls of their own where the compiler thinks it has
 /// inlined enough, and calls are compiled for no instruction set.
 #[inline(always)]

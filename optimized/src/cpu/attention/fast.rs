@@ -37,16 +37,51 @@ const TOKENS: usize = 8;
 /// Keys and values of one sequence in one layer; pages are shared with snapshots until they are
 /// written to.
 #[derive(Clone)]
-pub(crate) struct Cache<C> {
+pub(crate) struct Pages<P> {
     len: usize,
-    pages: Vec<Arc<Page<C>>>,
-    heads: usize,
-    h: usize,
+    all: Vec<Arc<P>>,
+    pub(super) heads: usize,
+    pub(super) h: usize,
 }
+
+impl<P: Clone> Pages<P> {
+    pub(crate) fn new(heads: usize, h: usize) -> Self {
+        Pages { len: 0, all: Vec::new(), heads, h }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Drops all but the first `len` tokens.
+    pub(super) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+        self.all.truncate(self.len.div_ceil(PAGE));
+    }
+
+    /// The page of a token.
+    pub(super) fn of(&self, token: usize) -> &P {
+        &self.all[token / PAGE]
+    }
+
+    /// Room for one more token: its page, and which token of the page it is.
+    pub(super) fn next(&mut self, fresh: impl FnOnce(&Self) -> P) -> (&mut P, usize) {
+        let at = self.len % PAGE;
+        if at == 0 {
+            let page = Arc::new(fresh(self));
+            self.all.push(page);
+        }
+        self.len += 1;
+        (Arc::make_mut(self.all.last_mut().expect("a page with room")), at)
+    }
+}
+
+/// Keys and values as they come, in f32 or bf16.
+pub(crate) type Cache<C> = Pages<Page<C>>;
 
 /// `[HKV, PAGE, H]` each.
 #[derive(Clone)]
-struct Page<C> {
+pub(crate) struct Page<C> {
     k: Vec<C>,
     v: Vec<C>,
 }
@@ -67,13 +102,9 @@ pub(crate) trait Cached: Clone + Send + Sync {
 }
 
 impl<C: Wide> Cache<C> {
-    pub(crate) fn new(heads: usize, h: usize) -> Self {
-        Cache { len: 0, pages: Vec::new(), heads, h }
-    }
-
     /// Keys and values of some tokens of one page, `[keys, H]` each.
     fn block(&self, head: usize, keys: &Range<usize>) -> (&[C], &[C]) {
-        let page = &self.pages[keys.start / PAGE];
+        let page = self.of(keys.start);
         let from = (head * PAGE + keys.start % PAGE) * self.h;
         let place = from..from + keys.len() * self.h;
         (&page.k[place.clone()], &page.v[place])
@@ -82,31 +113,27 @@ impl<C: Wide> Cache<C> {
 
 impl<C: Wide> Cached for Cache<C> {
     fn len(&self) -> usize {
-        self.len
+        self.len()
     }
 
     fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
-        self.pages.truncate(self.len.div_ceil(PAGE));
+        self.truncate(len);
     }
 
     fn push(&mut self, k: &[f32], v: &[f32]) {
-        let at = self.len % PAGE;
-        if at == 0 {
-            let room = || vec![C::NAN; self.heads * PAGE * self.h];
-            self.pages.push(Arc::new(Page { k: room(), v: room() }));
-        }
-        let page = self.pages.last_mut().expect("a page with room");
-        let page = Arc::make_mut(page);
+        let h = self.h;
+        let (page, at) = self.next(|own| {
+            let room = || vec![C::NAN; own.heads * PAGE * h];
+            Page { k: room(), v: room() }
+        });
         for (to, from) in [(&mut page.k, k), (&mut page.v, v)] {
-            for (head, from) in from.chunks_exact(self.h).enumerate() {
-                let to = &mut to[(head * PAGE + at) * self.h..][..self.h];
+            for (head, from) in from.chunks_exact(h).enumerate() {
+                let to = &mut to[(head * PAGE + at) * h..][..h];
                 for (to, from) in to.iter_mut().zip(from) {
                     *to = C::store(*from);
                 }
             }
         }
-        self.len += 1;
     }
 
     #[inline(always)]

@@ -4,28 +4,21 @@
 //! side. Of values two keys stand together in a lane per channel: what the probabilities of two keys
 //! weigh is added in one word. Nothing is added across lanes in either product.
 
-use std::{ops::Range, sync::Arc};
+use std::ops::Range;
 
 use half::bf16;
 
-use super::fast::{Cached, KEYS, PAGE, Rows, Softmax, Task};
+use super::fast::{Cached, KEYS, PAGE, Pages, Rows, Softmax, Task};
 use crate::cpu::{
     linear::activations::narrow,
     simd::{LANES, PAIRS, Simd, each},
 };
 
-/// Keys and values of one sequence in one layer; pages are shared with snapshots until they are
-/// written to.
-#[derive(Clone)]
-pub(crate) struct Paired {
-    len: usize,
-    pages: Vec<Arc<Page>>,
-    heads: usize,
-    h: usize,
-}
+/// Keys and values in pairs.
+pub(crate) type Paired = Pages<Page>;
 
 #[derive(Clone)]
-struct Page {
+pub(crate) struct Page {
     /// `[HKV, PAGE / 16, H / 2, 16, 2]`.
     k: Vec<bf16>,
     /// `[HKV, PAGE / 2, H', 2]`, `H'` filled up to whole vectors.
@@ -39,10 +32,6 @@ const ROWS: usize = 4;
 const COLUMNS: usize = 4;
 
 impl Paired {
-    pub(crate) fn new(heads: usize, h: usize) -> Self {
-        Paired { len: 0, pages: Vec::new(), heads, h }
-    }
-
     /// Channels in pairs.
     fn pairs(&self) -> usize {
         self.h.div_ceil(2)
@@ -56,25 +45,21 @@ impl Paired {
 
 impl Cached for Paired {
     fn len(&self) -> usize {
-        self.len
+        self.len()
     }
 
     fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
-        self.pages.truncate(self.len.div_ceil(PAGE));
+        self.truncate(len);
     }
 
     fn push(&mut self, k: &[f32], v: &[f32]) {
-        let at = self.len % PAGE;
-        let (pairs, padded, h) = (self.pairs(), self.padded(), self.h);
-        if at == 0 {
+        let (pairs, padded, heads, h) = (self.pairs(), self.padded(), self.heads, self.h);
+        let (page, at) = self.next(|_| {
             // Fillers are multiplied: they must be numbers.
-            let room = |len: usize| vec![bf16::ZERO; self.heads * len];
-            let page = Page { k: room(PAGE * 2 * pairs), v: room(PAGE * padded) };
-            self.pages.push(Arc::new(page));
-        }
-        let page = Arc::make_mut(self.pages.last_mut().expect("a page with room"));
-        for head in 0..self.heads {
+            let room = |len: usize| vec![bf16::ZERO; heads * len];
+            Page { k: room(PAGE * 2 * pairs), v: room(PAGE * padded) }
+        });
+        for head in 0..heads {
             let group = head * PAGE / LANES + at / LANES;
             let to = &mut page.k[group * pairs * PAIRS..][..pairs * PAIRS];
             for (i, &x) in k[head * h..][..h].iter().enumerate() {
@@ -86,7 +71,6 @@ impl Cached for Paired {
                 to[2 * i + at % 2] = bf16::from_f32(x);
             }
         }
-        self.len += 1;
     }
 
     #[inline(always)]
@@ -102,7 +86,7 @@ impl Cached for Paired {
         let mut p = vec![bf16::ZERO; rows * KEYS];
         for start in keys.clone().step_by(KEYS) {
             let n = KEYS.min(keys.end - start);
-            let page = &self.pages[start / PAGE];
+            let page = self.of(start);
             let group = task.head * PAGE / LANES + start % PAGE / LANES;
             scores.fill(0.0);
             let k = &page.k[group * pairs * PAIRS..][..KEYS / LANES * pairs * PAIRS];

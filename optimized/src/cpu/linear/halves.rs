@@ -9,7 +9,7 @@ use half::bf16;
 use super::activations::stride;
 use crate::cpu::{
     pool::Part,
-    simd::{PAIRS, QUADS, Simd, each},
+    simd::{PAIRS, QUADS, Simd, each, tiled},
 };
 
 /// Rows of a weight that are multiplied in pairs.
@@ -201,33 +201,10 @@ pub(crate) fn products<S: Simd, P: Pairs>(
     part: &mut Part<'_, f32>,
 ) {
     let tokens = x.len() / stride(d);
-    let mut t = 0;
     if S::REGISTERS == 32 {
-        while t + 6 <= tokens {
-            rows::<S, P, 4, 6>(s, w, x, d, t, part);
-            t += 6;
-        }
-        while t + 3 <= tokens {
-            rows::<S, P, 4, 3>(s, w, x, d, t, part);
-            t += 3;
-        }
-        while t + 2 <= tokens {
-            rows::<S, P, 4, 2>(s, w, x, d, t, part);
-            t += 2;
-        }
-        while t < tokens {
-            rows::<S, P, 4, 1>(s, w, x, d, t, part);
-            t += 1;
-        }
+        tiled!(tokens, [6, 3, 2, 1], |t, T| rows::<S, P, 4, T>(s, w, x, d, t, part));
     } else {
-        while t + 2 <= tokens {
-            rows::<S, P, 2, 2>(s, w, x, d, t, part);
-            t += 2;
-        }
-        while t < tokens {
-            rows::<S, P, 2, 1>(s, w, x, d, t, part);
-            t += 1;
-        }
+        tiled!(tokens, [2, 1], |t, T| rows::<S, P, 2, T>(s, w, x, d, t, part));
     }
 }
 
