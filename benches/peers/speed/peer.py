@@ -1,13 +1,15 @@
 """A peer that stays loaded and is asked line by line; `peers.py` starts it.
 
-    python peer.py llama.cpp FILE.gguf THREADS DEPTH
-    python peer.py transformers CHECKPOINT THREADS DEPTH
+    python peer.py llama.cpp FILE.gguf THREADS DEPTH STATE
+    python peer.py transformers CHECKPOINT THREADS DEPTH STATE
 
+STATE is a file with the context of llama.cpp at DEPTH, written if it is not there; none at depth 0.
 Answers one JSON line when it is ready, and one to each line on standard input:
 {"ask": "turn", "prefill": N, "decode": N} with tokens per second, {"ask": "logits", "tokens": [..], "out": F}
 with a file of f32 [T, V] as numpy writes it.
 """
 
+import ctypes
 import json
 import os
 import sys
@@ -26,7 +28,7 @@ def clock(tokens, work):
 
 
 class LlamaCpp:
-    def __init__(self, path, threads, depth):
+    def __init__(self, path, threads, depth, state):
         import llama_cpp
 
         self.c = c = llama_cpp
@@ -49,9 +51,35 @@ class LlamaCpp:
         self.versions = {"llama-cpp-python": c.__version__, "system": system}
         self.depth = depth
         self.fed = 0
-        # No state is made up here: the context grows by what each turn feeds, little beside its depth.
-        while self.fed < depth:
-            self.feed([token(self.fed + i, self.vocab) for i in range(min(512, depth - self.fed))])
+        # The context then grows by what each turn feeds, little beside its depth.
+        if depth and not self.load(state, depth):
+            while self.fed < depth:
+                self.feed([token(self.fed + i, self.vocab) for i in range(min(512, depth - self.fed))])
+            self.save(state)
+
+    def load(self, state, depth):
+        """What a state holds does not change how long it takes: one is used with all formats."""
+        if not os.path.exists(state):
+            return False
+        c = self.c
+        tokens, count = (c.llama_token * 1)(), ctypes.c_size_t(0)
+        if c.llama_state_seq_load_file(self.context, state.encode(), 0, tokens, 1, ctypes.byref(count)) == 0:
+            raise ValueError(f"{state}: llama.cpp does not load it; remove it")
+        self.fed = c.llama_memory_seq_pos_max(c.llama_get_memory(self.context), 0) + 1
+        if self.fed != depth:
+            raise ValueError(f"{state}: {self.fed} tokens, not {depth}; remove it")
+        return True
+
+    def save(self, state):
+        c = self.c
+        part = f"{state}.{os.getpid()}.part"
+        try:
+            if c.llama_state_seq_save_file(self.context, part.encode(), 0, (c.llama_token * 1)(), 0) == 0:
+                raise ValueError(f"{state}: llama.cpp does not write it")
+            os.rename(part, state)
+        finally:
+            if os.path.exists(part):
+                os.remove(part)
 
     def feed(self, tokens):
         c = self.c
@@ -97,7 +125,7 @@ class LlamaCpp:
 
 
 class Transformers:
-    def __init__(self, path, threads, depth):
+    def __init__(self, path, threads, depth, state):
         import torch
         import transformers
 
@@ -146,8 +174,8 @@ def main():
         print(json.dumps(said), file=answers, flush=True)
 
     try:
-        kind, path, threads, depth = sys.argv[1:5]
-        peer = {"llama.cpp": LlamaCpp, "transformers": Transformers}[kind](path, int(threads), int(depth))
+        kind, path, threads, depth, state = sys.argv[1:6]
+        peer = {"llama.cpp": LlamaCpp, "transformers": Transformers}[kind](path, int(threads), int(depth), state)
     except Exception as error:  # noqa: BLE001: the one who asked is told in one line
         answer({"error": f"{type(error).__name__}: {error}"})
         return

@@ -2,13 +2,15 @@
 
     python peers.py --karat KARAT --model CHECKPOINT --gguf DIR --out FILE.jsonl
                     [--formats bf16,int8,int4] [--rounds 5] [--threads 2] [--prefill 512] [--decode 32]
-                    [--depth 0] [--check 64] [--no-transformers]
+                    [--depth 0] [--check 64] [--no-transformers] [--quiet 0.1 --wait 60] [--minutes M]
 
 CHECKPOINT is what `karat synth --preset slice` wrote, DIR what `to_gguf.py` made of it. In every round
 each engine is asked once, one after the other; a turn asks twice and counts the second time, of karat as of its
 peers. Every turn of karat also samples what the machine reads and multiplies. Before the first round
 (`--check`) each engine's logits of some tokens are held against those of karat in f32: what is timed is
-the right model. FILE.jsonl has a line per turn; FILE.md the medians and, of the turns of one round, the
+the right model. A turn in which other processes took more than `--quiet` of the processors is asked again
+when they are quiet, for `--wait` seconds at most; what they took stands in every line. With `--minutes` no
+round begins that would not end in time. FILE.jsonl has a line per turn; FILE.md the medians and, of the turns of one round, the
 median of karat's speed over the peer's. Both are written when all rounds are done. Ends with 2 where
 something cannot be asked, with 3 where an engine computes something else.
 """
@@ -18,6 +20,7 @@ import hashlib
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -83,6 +86,10 @@ class Karat:
         self.call("logits", "--engine", "cpu", "--number", number or self.number, "--tokens", asked, "--out", out)
         return load_file(out)["logits"][0]
 
+    def spent(self):
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
     def close(self):
         pass
 
@@ -90,7 +97,8 @@ class Karat:
 class Peer:
     def __init__(self, args, name, kind, path):
         self.args, self.name, self.format = args, name, kind
-        command = [sys.executable, Path(__file__).with_name("peer.py"), name, path, args.threads, args.depth]
+        command = [sys.executable, Path(__file__).with_name("peer.py"), name, path, args.threads, args.depth,
+                   args.gguf / f"depth-{args.depth}.state"]
         self.process = subprocess.Popen([str(c) for c in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         stderr=subprocess.DEVNULL, text=True)
         self.versions = self.answer()["versions"]
@@ -122,6 +130,13 @@ class Peer:
         self.ask(ask="logits", tokens=tokens, out=str(out))
         return np.load(out)
 
+    def spent(self):
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            end(f"{self.name} {self.format}: ended")
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def close(self):
         if self.process.poll() is None:
             self.process.stdin.close()
@@ -129,6 +144,35 @@ class Peer:
                 self.process.wait(20)
             except subprocess.TimeoutExpired:
                 self.process.kill()
+
+
+def busy():
+    """Seconds of all processors that processes, the system or other guests have taken."""
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def others(work, spent):
+    """What `work` says, and what share of the processors others took in the meantime."""
+    start, all_before, own_before = time.monotonic(), busy(), spent()
+    said = work()
+    took = (time.monotonic() - start) * os.cpu_count()
+    return said, max(0.0, (busy() - all_before) - (spent() - own_before)) / took
+
+
+def quiet_turn(args, engine):
+    """A turn that others disturb is asked again; the least disturbed one is taken."""
+    until = time.monotonic() + args.wait
+    best = None
+    while True:
+        # Two seconds of quiet before it, or no more time to wait for them.
+        while time.monotonic() < until and args.quiet < others(lambda: time.sleep(2), lambda: 0.0)[1]:
+            pass
+        said, share = others(engine.turn, engine.spent)
+        if best is None or share < best["others"]:
+            best = {**said, "others": round(share, 3)}
+        if share <= args.quiet or until <= time.monotonic():
+            return best
 
 
 def held(want, got):
@@ -218,11 +262,15 @@ def ratio(ours, theirs):
 def table(args, rows, about):
     m = about["machine"]
     isa = ", ".join(m["instructions"])
+    shares = [row["others"] for row in rows if row["kind"] == "turn"]
+    disturbed = (f"Other processes took {100 * statistics.median(shares):.0f} % of the processors in a turn (median; at most "
+                 f"{100 * max(shares):.0f} %; more than {100 * args.quiet:.0f} % in "
+                 f"{sum(args.quiet < s for s in shares)} of {len(shares)} turns).")
     lines = [
         f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, {m['memory_gib']} GiB, {isa}; Linux {m['kernel']}; "
         f"karat {about['commit']} (SHA-256 of the program {about['sha256'][:12]}); "
         + "; ".join(f"{k} {v}" for k, v in about["versions"].items() if k != "system")
-        + f". Load at the start {about['load'][0]:.1f}, at the end {about['load'][1]:.1f}.",
+        + f". {disturbed}",
         "",
         f"Prefill of {args.prefill} tokens and decode of {args.decode}, depth {args.depth}, {args.rounds} rounds in "
         "turns: median tokens/s [least..most]; *karat over it*: median of the ratios of one round each.",
@@ -279,6 +327,8 @@ def arguments():
     parser.add_argument("--formats", default="bf16,int8,int4")
     for name, value in (("rounds", 5), ("threads", 2), ("prefill", 512), ("decode", 32), ("depth", 0), ("check", 64)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    for name, value in (("quiet", 0.1), ("wait", 60.0), ("minutes", float("inf"))):
+        parser.add_argument(f"--{name}", type=float, default=value)
     parser.add_argument("--no-transformers", action="store_true")
     args = parser.parse_args()
     args.numbers = args.formats.split(",")
@@ -288,8 +338,8 @@ def arguments():
     for name in ("rounds", "threads"):
         if getattr(args, name) < 1:
             end(f"--{name}: at least 1")
-    for name in ("prefill", "decode", "depth", "check"):
-        if getattr(args, name) < 0:
+    for name in ("prefill", "decode", "depth", "check", "quiet", "wait", "minutes"):
+        if not 0 <= getattr(args, name):
             end(f"--{name}: not below 0")
     if 512 < args.check or 512 < args.prefill:
         end("--check, --prefill: 512 tokens at most")
@@ -328,13 +378,20 @@ def main():
                     print(f"peers.py: {path} is not there: left out", file=sys.stderr)
         if args.check and args.depth == 0:
             check(args, engines, rows)
+        longest, began = 0.0, time.monotonic()
         for number in range(args.rounds):
+            start = time.monotonic()
+            if number and 60 * args.minutes < start - began + longest:
+                print(f"peers.py: {number} rounds in {args.minutes:g} minutes", file=sys.stderr)
+                args.rounds = number
+                break
             for engine in engines:
                 row = {"kind": "turn", "round": number, "engine": engine.name, "format": engine.format,
-                       "depth": args.depth, **engine.turn(), "load": os.getloadavg()[0], "at": time.time()}
+                       "depth": args.depth, **quiet_turn(args, engine), "load": os.getloadavg()[0], "at": time.time()}
                 rows.append(row)
-                print(json.dumps({k: row.get(k) for k in ("round", "engine", "format", "prefill", "decode", "load")}),
+                print(json.dumps({k: row.get(k) for k in ("round", "engine", "format", "prefill", "decode", "others")}),
                       file=sys.stderr, flush=True)
+            longest = max(longest, time.monotonic() - start)
         load.append(os.getloadavg()[0])
         cpu = next(engine.cpu for engine in engines if engine.name == "karat")
         versions = {k: v for engine in engines for k, v in engine.versions.items()}

@@ -61,6 +61,9 @@ def quantize(bf16, path, kind, threads):
         import llama_cpp as llama
     except (ImportError, FileNotFoundError, RuntimeError) as error:
         end(f"llama_cpp: {error}")
+    # Held for as long as the library may call it.
+    silent = llama.llama_log_callback(lambda *_: None)
+    llama.llama_log_set(silent, None)
     llama.llama_backend_init()
     params = llama.llama_model_quantize_default_params()
     params.ftype = FTYPES[kind]
