@@ -159,7 +159,7 @@ fn turn(
 ) -> Result<(Option<f64>, Option<f64>), Error> {
     let vocab = engine.config().vocab_size;
     let token = |i: usize| ((i * 7919 + 13) % vocab) as u32;
-    let want = Want { logits: Rows::Last, ..Want::default() };
+    let want = Want { logits: Rows::Last, last: Rows::None, ..Want::default() };
     engine_at(engine, depth)?;
     let pace = |tokens: usize, took: Duration| tokens as f64 / took.as_secs_f64();
     let mut prefill = None;
