@@ -98,6 +98,55 @@ pub struct Traffic {
     pub operations: u64,
 }
 
+/// What an engine needs of the machine's memory, in bytes, stated before anything is allocated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// Weights in the checkpoint's own memory map. They need not fit: pages are read when they are used,
+    /// and given up when the machine wants them back.
+    pub mapped: u64,
+    /// Weights that the engine holds itself, narrowed or widened.
+    pub owned: u64,
+    /// Recurrent states and windows of the convolution, of all sequences.
+    pub state: u64,
+    /// Keys and values of all sequences, in whole pages.
+    pub cache: u64,
+    /// Intermediates of a step, at most, and the logits that it answers.
+    pub scratch: u64,
+}
+
+impl Memory {
+    /// What must fit: all but mapped weights.
+    pub fn must_fit(&self) -> u64 {
+        [self.owned, self.state, self.cache, self.scratch]
+            .iter()
+            .fold(0, |a, &b| a.saturating_add(b))
+    }
+
+    /// Weights, states and caches: what cannot be less whatever an engine does.
+    pub fn held(&self) -> u64 {
+        [self.mapped, self.owned, self.state, self.cache]
+            .iter()
+            .fold(0, |a, &b| a.saturating_add(b))
+    }
+}
+
+/// What an engine is going to be asked, as far as memory depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Demand {
+    /// Sequences.
+    pub sequences: usize,
+    /// Tokens that each will hold.
+    pub context: usize,
+    /// Most tokens that are fed in one step, of all sequences.
+    pub fed: usize,
+    /// Most rows of logits that are asked for in one step.
+    pub logits: usize,
+    /// Most rows of the last hidden state that are asked for in one step.
+    pub hidden: usize,
+    /// Tokens that the draft head's cache of each sequence will hold.
+    pub drafts: usize,
+}
+
 /// A copy of all states, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Snapshot(pub u64);

@@ -6,6 +6,7 @@
 //! after another in `N` rows.
 
 mod engine;
+mod memory;
 mod pieces;
 mod route;
 mod weights;
@@ -15,7 +16,9 @@ use std::collections::HashMap;
 use golden::{
     Config, Engine, Error, Weights,
     config::Mixer,
-    engine::{INTERRUPTED, Listener, Routing, Rows, Step, Undo, Want, check_tokens},
+    engine::{
+        Demand, INTERRUPTED, Listener, Memory, Routing, Rows, Step, Undo, Want, check_tokens,
+    },
     names,
     tap::{Part, RESIDUAL},
 };
@@ -496,6 +499,15 @@ fn turn(x: &mut [f32], turns: &[(f32, f32)]) {
     }
 }
 
+/// What [`engine`] of these weights in that format needs of the machine's memory to be asked this: from
+/// names and shapes alone, nothing is read.
+///
+/// # Errors
+/// If there is no such format, or a weight is missing.
+pub fn memory(weights: &dyn Weights, format: &str, demand: &Demand) -> Result<Memory, Error> {
+    memory::memory(weights, Format::of(format)?, demand)
+}
+
 /// The engine for this machine: on the widest instruction set that it has.
 ///
 /// `format` is what projections are kept in, and what they read: `f32` as the checkpoint has them, and
@@ -505,10 +517,7 @@ fn turn(x: &mut [f32], turns: &[(f32, f32)]) {
 /// # Errors
 /// If there is no such format, or a weight cannot be had.
 pub fn engine(weights: &dyn Weights, format: &str) -> Result<Box<dyn Engine>, Error> {
-    let Some(format) = Format::ALL.into_iter().find(|known| known.name() == format) else {
-        let known = Format::ALL.map(Format::name).join(", ");
-        return Err(format!("number {format:?}: the cpu engine has {known}").into());
-    };
+    let format = Format::of(format)?;
     #[cfg(target_arch = "x86_64")]
     {
         if let Some(s) = super::avx512::Avx512::new() {

@@ -53,6 +53,9 @@ struct Page<C> {
 
 /// Keys and values of one sequence in one layer, in some type and layout.
 pub(crate) trait Cached: Clone + Send + Sync {
+    /// Bytes of a page of [`PAGE`] tokens.
+    fn page(&self) -> usize;
+
     /// Tokens that it holds.
     fn len(&self) -> usize;
 
@@ -71,6 +74,12 @@ impl<C: Wide> Cache<C> {
         Cache { len: 0, pages: Vec::new(), heads, h }
     }
 
+    /// Bytes of the first page, as it was allocated.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        self.pages.first().map_or(0, |page| size_of::<C>() * (page.k.len() + page.v.len()))
+    }
+
     /// Keys and values of some tokens of one page, `[keys, H]` each.
     fn block(&self, head: usize, keys: &Range<usize>) -> (&[C], &[C]) {
         let page = &self.pages[keys.start / PAGE];
@@ -81,6 +90,10 @@ impl<C: Wide> Cache<C> {
 }
 
 impl<C: Wide> Cached for Cache<C> {
+    fn page(&self) -> usize {
+        2 * self.heads * PAGE * self.h * size_of::<C>()
+    }
+
     fn len(&self) -> usize {
         self.len
     }
@@ -156,7 +169,19 @@ macro_rules! either {
     };
 }
 
+#[cfg(test)]
+impl KeyValues {
+    /// Bytes of the first page, as it was allocated.
+    pub(crate) fn held(&self) -> usize {
+        either!(self, cache => cache.held())
+    }
+}
+
 impl Cached for KeyValues {
+    fn page(&self) -> usize {
+        either!(self, cache => cache.page())
+    }
+
     fn len(&self) -> usize {
         either!(self, cache => cache.len())
     }

@@ -43,6 +43,12 @@ impl Paired {
         Paired { len: 0, pages: Vec::new(), heads, h }
     }
 
+    /// Bytes of the first page, as it was allocated.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        self.pages.first().map_or(0, |page| 2 * (page.k.len() + page.v.len()))
+    }
+
     /// Channels in pairs.
     fn pairs(&self) -> usize {
         self.h.div_ceil(2)
@@ -55,6 +61,10 @@ impl Paired {
 }
 
 impl Cached for Paired {
+    fn page(&self) -> usize {
+        self.heads * PAGE * (2 * self.pairs() + self.padded()) * size_of::<bf16>()
+    }
+
     fn len(&self) -> usize {
         self.len
     }

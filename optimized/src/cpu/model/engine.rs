@@ -240,7 +240,7 @@ impl<S: Simd> Model<S> {
         let mut step = None;
         for piece in pieces(tokens, self.piece) {
             let hidden = hidden.slice_axis(Axis(0), Slice::from(piece.rows.clone()));
-            join(&mut step, self.draft_piece(&piece, hidden, rows)?)?;
+            join(&mut step, self.draft_piece(&piece, &hidden, rows)?)?;
         }
         Ok(step.unwrap_or_default())
     }
@@ -248,7 +248,7 @@ impl<S: Simd> Model<S> {
     fn draft_piece(
         &mut self,
         piece: &Piece,
-        hidden: ArrayView2<'_, f32>,
+        hidden: &ArrayView2<'_, f32>,
         answer: Rows,
     ) -> Result<Step, Error> {
         let tokens = &piece.tokens[..];
