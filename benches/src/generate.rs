@@ -76,12 +76,14 @@ pub fn generate(
     let mut rng = Rng::keyed("generate", options.seed);
     engine.reset(1)?;
     let (first, prefill) = clock::time(|| -> Result<Last, Error> {
-        let step =
-            engine.forward(&[prompt.to_vec()], &Want { logits: Rows::Last, ..Want::default() })?;
+        // Drafts are made from the hidden state of every token.
+        let last = if options.speculate == 0 { Rows::Last } else { Rows::All };
+        let want = Want { logits: Rows::Last, last, ..Want::default() };
+        let step = engine.forward(&[prompt.to_vec()], &want)?;
         let hidden = last_hidden(&step)?;
         if 0 < options.speculate {
             let before = prompt.len() - 1;
-            engine.mtp(&[prompt[1..].to_vec()], &hidden.slice(s![..before, ..]).to_owned())?;
+            engine.mtp_feed(&[prompt[1..].to_vec()], &hidden.slice(s![..before, ..]).to_owned())?;
         }
         Ok(Last {
             logits: step.logits.row(0).to_vec(),
@@ -139,7 +141,7 @@ fn advance(
             engine.forward(&[vec![next]], &Want { logits: Rows::Last, ..Want::default() })?;
         let hidden = last_hidden(&step)?.clone();
         if engine.has_mtp() && engine.mtp_lengths().first().is_some_and(|&n| 0 < n) {
-            engine.mtp(&[vec![next]], &last.hidden)?;
+            engine.mtp_feed(&[vec![next]], &last.hidden)?;
         }
         return Ok((Vec::new(), 0, Last { logits: step.logits.row(0).to_vec(), hidden }));
     }
@@ -162,7 +164,10 @@ fn advance(
     }
     let hidden = last_hidden(&step)?;
     if 0 < accepted {
-        engine.mtp(&[fed[1..=accepted].to_vec()], &hidden.slice(s![..accepted, ..]).to_owned())?;
+        engine.mtp_feed(
+            &[fed[1..=accepted].to_vec()],
+            &hidden.slice(s![..accepted, ..]).to_owned(),
+        )?;
     }
     let new = Last {
         logits: step.logits.row(accepted).to_vec(),

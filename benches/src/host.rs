@@ -29,24 +29,66 @@ pub fn host() -> Host {
         .into_iter()
         .filter(|name| flags.split_whitespace().any(|flag| flag == *name))
         .collect();
-    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = meminfo.lines().find_map(|line| {
-        line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
-    });
     Host {
         cpu: field("model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
         threads: THREADS.get().map_or_else(
             || std::thread::available_parallelism().map_or(1, usize::from),
             |threads| threads.get(),
         ),
-        memory: kib.unwrap_or(0) * 1024,
+        memory: kept_in("/proc/meminfo", "MemTotal:").unwrap_or(0),
         features,
     }
 }
 
-/// The most memory this process has held, in bytes, where the machine tells.
-pub fn peak_memory() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+/// A line of a file of the kernel's, `NAME: 12 kB`, in bytes.
+fn kept_in(file: &str, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// Memory that can be had without anybody losing any, in bytes, where the machine tells.
+pub fn available_memory() -> Option<u64> {
+    kept_in("/proc/meminfo", "MemAvailable:")
+}
+
+/// The most memory this process has held, in bytes, where the machine tells: since it began, or since
+/// [`forget_peak`]. Pages of mapped files that it has read count.
+pub fn peak_memory() -> Option<u64> {
+    kept_in("/proc/self/status", "VmHWM:")
+}
+
+/// Begins [`peak_memory`] anew; whether the machine can.
+pub fn forget_peak() -> bool {
+    fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{available_memory, forget_peak, host, kept_in, peak_memory};
+
+    #[test]
+    fn memory_is_told_where_there_is_linux() {
+        if !std::path::Path::new("/proc/meminfo").exists() {
+            return;
+        }
+        let available = available_memory().unwrap();
+        assert!(0 < available && available <= host().memory);
+        assert_eq!(kept_in("/proc/meminfo", "NoSuchLine:"), None);
+        assert_eq!(kept_in("/proc/no/such/file", "MemTotal:"), None);
+    }
+
+    #[test]
+    fn a_peak_is_forgotten() {
+        const MUCH: usize = 64 << 20;
+        if peak_memory().is_none() || !forget_peak() {
+            return;
+        }
+        let before = peak_memory().unwrap();
+        drop(std::hint::black_box(vec![1_u8; MUCH]));
+        let with = peak_memory().unwrap();
+        assert!(before + MUCH as u64 / 2 < with, "{before} {with}");
+        forget_peak();
+        assert!(peak_memory().unwrap() < with);
+    }
 }

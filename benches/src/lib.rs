@@ -35,12 +35,16 @@ pub mod trace;
 pub mod verify;
 mod way;
 
-pub use host::{host, peak_memory, use_threads};
+pub use host::{available_memory, forget_peak, host, peak_memory, use_threads};
 pub use optimized::doors::World;
 
 use std::sync::Arc;
 
-use golden::{Engine, Error, Weights, weights::Narrowed};
+use golden::{
+    Engine, Error, Weights,
+    engine::{Demand, Memory},
+    weights::Narrowed,
+};
 
 /// An engine by name: `reference` in `f32`, `f64` or (the official code in bf16, emulated) `bf16`, with a fault planted in its
 /// wiring if one is named; or `cpu`, the fast kernels of this machine, over weights as they are
@@ -73,6 +77,23 @@ pub fn engine(
         ("cpu", format) => optimized::cpu::model::engine(&*weights, format),
         _ => Err(format!("engine {name:?}: expected reference or cpu").into()),
     }
+}
+
+/// What [`engine`] would need of the machine's memory to be asked this; `None` of an engine that does not
+/// say.
+///
+/// # Errors
+/// If there is no such number, or a weight is missing.
+pub fn memory(
+    name: &str,
+    number: &str,
+    weights: &dyn Weights,
+    demand: &Demand,
+) -> Result<Option<Memory>, Error> {
+    if name != "cpu" {
+        return Ok(None);
+    }
+    optimized::cpu::model::memory(weights, number, demand).map(Some)
 }
 
 /// Weights as an engine of that name and number keeps them: what the reference is given beside it.

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use golden::{
     Engine, Error,
-    engine::{INTERRUPTED, Rows, Traffic, Want},
+    engine::{Demand, INTERRUPTED, Rows, Traffic, Want},
 };
 use optimized::cpu::roof::{self, Work};
 
-use crate::clock::time;
+use crate::{clock::time, forget_peak, peak_memory};
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -24,6 +24,14 @@ pub struct Options {
     pub depths: Vec<usize>,
     /// How often everything is asked.
     pub rounds: usize,
+}
+
+impl Options {
+    /// What an engine is asked at a depth, as far as memory depends on it.
+    pub fn demand(&self, depth: usize) -> Demand {
+        let context = depth.saturating_add(self.prefill.max(self.decode));
+        Demand { sequences: 1, context, fed: self.prefill.max(1), logits: 1, hidden: 0, drafts: 0 }
+    }
 }
 
 /// Least, middle and most of some samples.
@@ -61,15 +69,10 @@ pub struct Roof {
 }
 
 /// Measures the machine, one sample at a time.
+#[derive(Default)]
 pub struct Ceilings {
-    memory: roof::Memory,
+    memory: Option<roof::Memory>,
     samples: [Vec<f64>; 4],
-}
-
-impl Default for Ceilings {
-    fn default() -> Ceilings {
-        Ceilings { memory: roof::Memory::new(1 << 29), samples: Default::default() }
-    }
 }
 
 /// As [`Roof`] has them.
@@ -78,10 +81,16 @@ const KINDS: [Work; 4] = [Work::Read, Work::F32, Work::Bf16, Work::Int8];
 impl Ceilings {
     /// One more sample of each.
     pub fn sample(&mut self) {
+        let memory = self.memory.get_or_insert_with(|| roof::Memory::new(1 << 29));
         for (kind, samples) in KINDS.into_iter().zip(&mut self.samples) {
-            let (work, took) = time(|| roof::work(kind, &self.memory));
+            let (work, took) = time(|| roof::work(kind, memory));
             samples.push(work as f64 / took.as_secs_f64());
         }
+    }
+
+    /// Gives the memory back that is read, until the next sample.
+    pub fn rest(&mut self) {
+        self.memory = None;
     }
 
     /// Of what was sampled: at least once.
@@ -104,6 +113,10 @@ pub struct Row {
     pub decode: Option<Samples>,
     /// Bytes and operations of a token.
     pub traffic: Traffic,
+    /// The most memory that the process held, in bytes, while this engine alone was asked once, states of
+    /// all others given back: weights of all engines, as far as they were touched, this one's states, and
+    /// everything else. `None` where the machine cannot begin to count anew.
+    pub peak: Option<u64>,
 }
 
 /// Asks each engine in turn, `rounds` times; `tell` is told how many turns of how many are done.
@@ -121,22 +134,32 @@ pub fn run(
     let mut done = 0;
     for &depth in &options.depths {
         let mut samples = vec![(Vec::new(), Vec::new()); engines.len()];
-        for round in 0..=options.rounds {
+        // The first round warms up, and shows how much memory is held.
+        ceilings.rest();
+        let mut peaks = Vec::new();
+        for engine in &mut *engines {
+            let counts = forget_peak();
+            turn(&mut **engine, options, depth)?;
+            peaks.push(peak_memory().filter(|_| counts));
+            engine.reset(0)?;
+            if !tell(done, turns) {
+                return Err(INTERRUPTED.into());
+            }
+        }
+        for _ in 0..options.rounds {
             ceilings.sample();
             for (engine, samples) in engines.iter_mut().zip(&mut samples) {
                 let (prefill, decode) = turn(&mut **engine, options, depth)?;
-                // The first round warms up.
-                if 0 < round {
-                    samples.0.extend(prefill);
-                    samples.1.extend(decode);
-                    done += 1;
-                }
+                samples.0.extend(prefill);
+                samples.1.extend(decode);
+                done += 1;
                 if !tell(done, turns) {
                     return Err(INTERRUPTED.into());
                 }
             }
         }
-        for (engine, (prefill, decode)) in engines.iter().zip(samples) {
+        engines.iter_mut().try_for_each(|engine| engine.reset(0))?;
+        for ((engine, (prefill, decode)), peak) in engines.iter().zip(samples).zip(peaks) {
             let of = |samples: Vec<f64>| (!samples.is_empty()).then(|| Samples::of(samples));
             let traffic = engine.traffic(depth);
             let traffic = traffic.ok_or_else(|| format!("{}: tells no traffic", engine.name()))?;
@@ -146,6 +169,7 @@ pub fn run(
                 prefill: of(prefill),
                 decode: of(decode),
                 traffic,
+                peak,
             });
         }
     }
@@ -159,7 +183,7 @@ fn turn(
 ) -> Result<(Option<f64>, Option<f64>), Error> {
     let vocab = engine.config().vocab_size;
     let token = |i: usize| ((i * 7919 + 13) % vocab) as u32;
-    let want = Want { logits: Rows::Last, ..Want::default() };
+    let want = Want { logits: Rows::Last, last: Rows::None, ..Want::default() };
     engine_at(engine, depth)?;
     let pace = |tokens: usize, took: Duration| tokens as f64 / took.as_secs_f64();
     let mut prefill = None;

@@ -1,11 +1,15 @@
 //! `karat bench`: how fast a model is, beside what the machine can do.
 
 use benches::speed::{self, Options, Roof, Row, Samples};
-use golden::engine::INTERRUPTED;
+use golden::{
+    Weights,
+    engine::{INTERRUPTED, Memory},
+};
 use serde_json::json;
 
 use crate::{
     exit::{Exit, fail, refuse},
+    fit,
     out::{self, Out},
 };
 
@@ -33,17 +37,18 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let weights = golden::open(&args.model).map_err(refuse)?;
-    let mut engines = Vec::new();
-    for number in &args.number {
-        let engine = benches::engine("cpu", number, weights.clone(), None).map_err(refuse)?;
-        engines.push(engine);
-    }
     let options = Options {
         prefill: args.prefill,
         decode: args.decode,
         depths: args.depth.clone(),
         rounds: args.rounds as usize,
     };
+    let stated = stated(args, &options, &*weights)?;
+    let mut engines = Vec::new();
+    for number in &args.number {
+        let engine = benches::engine("cpu", number, weights.clone(), None).map_err(refuse)?;
+        engines.push(engine);
+    }
     let bar = out.bar(0, "bench", false);
     let ran = speed::run(&mut engines, &options, &mut |done, all| {
         bar.set_length(all as u64);
@@ -58,11 +63,56 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
             refuse(e)
         }
     })?;
-    tell(&args.model, &roof, &rows, out);
+    tell(&args.model, &roof, &rows, &stated, out);
     Ok(Exit::Ok)
 }
 
-fn tell(model: &str, roof: &Roof, rows: &[Row], out: &Out) {
+/// What each engine will need at each depth, in the order of the rows; refused if not all fits that is
+/// held together: weights of all engines, and their states at the largest depth.
+fn stated(args: &Args, options: &Options, weights: &dyn Weights) -> anyhow::Result<Vec<Stated>> {
+    let mut stated = Vec::new();
+    for &depth in &options.depths {
+        let demand = options.demand(depth);
+        let mut all = Memory::default();
+        let first = stated.len();
+        for number in &args.number {
+            let memory = benches::memory("cpu", number, weights, &demand).map_err(refuse)?;
+            let memory = memory.unwrap_or_default();
+            all = Memory {
+                mapped: all.mapped.max(memory.mapped),
+                owned: all.owned.saturating_add(memory.owned),
+                state: all.state.saturating_add(memory.state),
+                cache: all.cache.saturating_add(memory.cache),
+                scratch: all.scratch.max(memory.scratch),
+            };
+            stated.push(Stated { memory, held: memory });
+        }
+        for one in &mut stated[first..] {
+            one.held = Memory { state: one.memory.state, cache: one.memory.cache, ..all };
+        }
+        let what = format!("cpu in {} at depth {depth}", args.number.join(", "));
+        fit::fits(&what, &all, benches::available_memory())
+            .map_err(|line| fail(Exit::Unfit, line))?;
+    }
+    Ok(stated)
+}
+
+/// What was said in advance.
+struct Stated {
+    /// Of the engine of a row.
+    memory: Memory,
+    /// What the process holds while it is asked alone: weights of all engines, states of this one.
+    held: Memory,
+}
+
+impl Stated {
+    /// What the process held beyond weights and states.
+    fn beyond(&self, row: &Row) -> Option<i64> {
+        row.peak.map(|peak| peak as i64 - self.held.held() as i64)
+    }
+}
+
+fn tell(model: &str, roof: &Roof, rows: &[Row], stated: &[Stated], out: &Out) {
     let host = benches::host();
     out.line(&format!("{}, {} threads", host.cpu, host.threads));
     for (what, samples, unit) in [
@@ -111,13 +161,42 @@ fn tell(model: &str, roof: &Roof, rows: &[Row], out: &Out) {
         ],
         &rows.iter().map(cells).collect::<Vec<_>>(),
     );
-    for row in rows {
+    let mib = |bytes: f64| format!("{:.1}", bytes / f64::from(1 << 20));
+    let memory = |(row, stated): (&Row, &Stated)| {
+        let Memory { mapped, owned, state, cache, scratch } = stated.memory;
+        let none = || "-".to_owned();
+        let mut cells = vec![row.engine.clone(), row.depth.to_string()];
+        cells.extend([mapped, owned, state, cache, scratch].map(|bytes| mib(bytes as f64)));
+        cells.push(row.peak.map_or_else(none, |peak| mib(peak as f64)));
+        cells.push(stated.beyond(row).map_or_else(none, |beyond| mib(beyond as f64)));
+        cells
+    };
+    out.line(
+        "memory, MiB; the peak is of the whole process, pages of the map that were read included",
+    );
+    out.table(
+        &[
+            "engine",
+            "depth",
+            "weights, mapped",
+            "weights, own",
+            "states",
+            "keys, values",
+            "intermediates, at most",
+            "peak RSS",
+            "peak RSS - (weights + states)",
+        ],
+        &rows.iter().zip(stated).map(memory).collect::<Vec<_>>(),
+    );
+    for (row, stated) in rows.iter().zip(stated) {
         out.json(&json!({"schema": "karat.result/1", "kind": "bench", "model": model,
             "cpu": host.cpu, "threads": host.threads, "engine": row.engine, "depth": row.depth,
             "read_bytes_per_second": samples(roof.read), "f32_per_second": samples(roof.f32),
             "bf16_per_second": samples(roof.bf16), "int8_per_second": samples(roof.int8),
             "prefill_tokens_per_second": row.prefill.map(samples),
-            "decode_tokens_per_second": row.decode.map(samples), "traffic": row.traffic}));
+            "decode_tokens_per_second": row.decode.map(samples), "traffic": row.traffic,
+            "memory": stated.memory, "peak_rss_bytes": row.peak,
+            "peak_rss_beyond_bytes": stated.beyond(row)}));
     }
 }
 

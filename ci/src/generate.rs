@@ -7,11 +7,13 @@ use std::{
 };
 
 use benches::generate::{NOT_FINITE, Options, Report, generate};
+use golden::engine::Demand;
 use serde_json::{Value, json};
 
 use crate::{
     chat::Template,
     exit::{Exit, fail, refuse},
+    fit,
     logits::{Prompt, Which, scan},
     out::{self, Out},
     text::{Stream, Text},
@@ -69,7 +71,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
-    let (mut engine, weights) = args.which.open()?;
+    let weights = args.which.weights()?;
     let dir = args.tokenizer.clone().unwrap_or_else(|| PathBuf::from(&args.which.model));
     let text = if args.tokens.is_some() && !dir.join("tokenizer.json").exists() {
         out.note("no tokenizer: token ids are printed");
@@ -106,6 +108,13 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         (None, None) => return Err(refuse("--prompt needs a tokenizer")),
     };
     let options = options(args, &settings, &weights.config().eos_token_ids)?;
+    let context = prompt.len().saturating_add(args.max_new);
+    let drafts = if args.speculate == 0 { 0 } else { context };
+    let fed = prompt.len().max(args.speculate + 1);
+    let hidden = if args.speculate == 0 { 1 } else { fed };
+    let demand = Demand { sequences: 1, context, fed, logits: args.speculate + 1, hidden, drafts };
+    fit::check(&args.which.engine, &args.which.number, &*weights, &demand)?;
+    let mut engine = args.which.engine(&weights)?;
     let mut stream = text.as_ref().map(Stream::new);
     let mut written = String::new();
     let mut failure = None;

@@ -1,6 +1,6 @@
 //! `karat logits`: what a model says, as a file that any other program can read.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use benches::ask::{Decode, INTERRUPTED, Request, Said, ask};
 use golden::{
@@ -34,12 +34,20 @@ pub(crate) struct Which {
 }
 
 impl Which {
+    /// The model's weights.
+    pub(crate) fn weights(&self) -> anyhow::Result<Arc<dyn Weights>> {
+        golden::open(&self.model).map_err(refuse)
+    }
+
     /// The engine, ready to be asked.
-    pub(crate) fn open(&self) -> anyhow::Result<(Box<dyn Engine>, std::sync::Arc<dyn Weights>)> {
-        let weights = golden::open(&self.model).map_err(refuse)?;
-        let engine =
-            benches::engine(&self.engine, &self.number, weights.clone(), None).map_err(refuse)?;
-        Ok((engine, weights))
+    pub(crate) fn engine(&self, weights: &Arc<dyn Weights>) -> anyhow::Result<Box<dyn Engine>> {
+        benches::engine(&self.engine, &self.number, weights.clone(), None).map_err(refuse)
+    }
+
+    /// Both.
+    pub(crate) fn open(&self) -> anyhow::Result<(Box<dyn Engine>, Arc<dyn Weights>)> {
+        let weights = self.weights()?;
+        Ok((self.engine(&weights)?, weights))
     }
 }
 

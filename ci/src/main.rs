@@ -19,6 +19,7 @@ mod ended;
 mod exit;
 mod explain;
 mod files;
+mod fit;
 mod foreign;
 mod generate;
 mod golden_cmd;

@@ -426,6 +426,11 @@ impl Weights for Checkpoint {
         Ok(Kept { meta, owner: self.shards[shard].1.clone(), bytes })
     }
 
+    fn is_mapped(&self, name: &str, align: usize) -> bool {
+        // A map begins at a page.
+        self.place(name, 0..0).is_ok_and(|(_, _, bytes)| bytes.start.is_multiple_of(align))
+    }
+
     fn names(&self) -> Vec<String> {
         self.answers.keys().cloned().collect()
     }

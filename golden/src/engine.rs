@@ -71,6 +71,10 @@ pub trait Engine {
     /// states (after the final norm, or the head's own output for further drafts) are the rows of
     /// `hidden`, all sequences one after another. Appends to the head's own cache.
     fn mtp(&mut self, tokens: &[Vec<u32>], hidden: &Array2<f32>) -> Result<Step, Error>;
+    /// The same without an answer: only the head's cache is wanted.
+    fn mtp_feed(&mut self, tokens: &[Vec<u32>], hidden: &Array2<f32>) -> Result<(), Error> {
+        self.mtp(tokens, hidden).map(drop)
+    }
     /// Entries that each sequence has in the MTP head's cache.
     fn mtp_lengths(&self) -> Vec<usize>;
     /// Drops all but the first `keep[sequence]` entries of the MTP head's cache.
@@ -92,6 +96,55 @@ pub struct Traffic {
     pub states: u64,
     /// Multiplications and additions with weight matrices without the output head, and in attention.
     pub operations: u64,
+}
+
+/// What an engine needs of the machine's memory, in bytes, stated before anything is allocated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// Weights in the checkpoint's own memory map. They need not fit: pages are read when they are used,
+    /// and given up when the machine wants them back.
+    pub mapped: u64,
+    /// Weights that the engine holds itself, narrowed or widened.
+    pub owned: u64,
+    /// Recurrent states and windows of the convolution, of all sequences.
+    pub state: u64,
+    /// Keys and values of all sequences, in whole pages.
+    pub cache: u64,
+    /// Intermediates of a step, at most, and the logits that it answers.
+    pub scratch: u64,
+}
+
+impl Memory {
+    /// What must fit: all but mapped weights.
+    pub fn must_fit(&self) -> u64 {
+        [self.owned, self.state, self.cache, self.scratch]
+            .iter()
+            .fold(0, |a, &b| a.saturating_add(b))
+    }
+
+    /// Weights, states and caches: what cannot be less whatever an engine does.
+    pub fn held(&self) -> u64 {
+        [self.mapped, self.owned, self.state, self.cache]
+            .iter()
+            .fold(0, |a, &b| a.saturating_add(b))
+    }
+}
+
+/// What an engine is going to be asked, as far as memory depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Demand {
+    /// Sequences.
+    pub sequences: usize,
+    /// Tokens that each will hold.
+    pub context: usize,
+    /// Most tokens that are fed in one step, of all sequences.
+    pub fed: usize,
+    /// Most rows of logits that are asked for in one step.
+    pub logits: usize,
+    /// Most rows of the last hidden state that are asked for in one step.
+    pub hidden: usize,
+    /// Tokens that the draft head's cache of each sequence will hold.
+    pub drafts: usize,
 }
 
 /// A copy of all states, by number.
@@ -119,12 +172,25 @@ pub enum Rows {
     None,
 }
 
+impl Rows {
+    /// Which rows these are, of sequences whose tokens begin and end at `cu` `[S + 1]`.
+    pub fn of(self, cu: &[usize]) -> Vec<usize> {
+        match self {
+            Rows::All => (0..cu.last().copied().unwrap_or(0)).collect(),
+            Rows::Last => cu.windows(2).filter(|p| p[0] < p[1]).map(|p| p[1] - 1).collect(),
+            Rows::None => Vec::new(),
+        }
+    }
+}
+
 /// What a step should compute beside advancing the states.
 #[expect(clippy::struct_excessive_bools, reason = "each asks for one thing, and none for another")]
 #[derive(Clone, Debug, Default)]
 pub struct Want {
     /// Rows of logits.
     pub logits: Rows,
+    /// Rows of the last hidden state, unless `hidden` asks for all of them.
+    pub last: Rows,
     /// Hidden states `0 ..= L`.
     pub hidden: bool,
     /// Routing of each layer.
@@ -150,7 +216,7 @@ pub struct Step {
     pub logits: Array2<f32>,
     /// `[N, D]` each: the embedding, the residual stream after each layer but the last, and the
     /// last one after the final norm. Empty unless wanted, but for the last, which the MTP head
-    /// needs and which is always there.
+    /// needs and which is always there, in the rows that [`Want::last`] asks for.
     pub hidden: Vec<Array2<f32>>,
     /// Per layer; `None` for dense layers. Empty unless wanted.
     pub routing: Vec<Option<Routing>>,

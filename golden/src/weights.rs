@@ -28,6 +28,11 @@ pub trait Weights: Send + Sync {
         let data = data.into_owned();
         Ok(Kept { meta: Meta { dtype, shape }, bytes: 0..data.len(), owner: Arc::new(data) })
     }
+    /// Whether [`keep`](Self::keep) shares a memory map for this tensor, at an address that is a
+    /// multiple of `align` bytes: then it costs no memory that must be there.
+    fn is_mapped(&self, _name: &str, _align: usize) -> bool {
+        false
+    }
     /// Every tensor name that [`fetch`](Self::fetch) answers, sorted as the checkpoint lists them.
     fn names(&self) -> Vec<String>;
 }

@@ -420,19 +420,16 @@ impl<R: Real> Model<R> {
         let mut last = self.norm(golden::names::FINAL_NORM, &x, None)?.o;
         probe.part = Part::Head;
         probe.see("rms_norm", "norm", &mut last);
-        let rows: Vec<usize> = match want.logits {
-            Rows::All => (0..last.nrows()).collect(),
-            Rows::Last => (0..tokens.len())
-                .filter(|&i| cu[i] < cu[i + 1])
-                .map(|i| cu[i + 1] as usize - 1)
-                .collect(),
-            Rows::None => Vec::new(),
-        };
+        let ends: Vec<usize> = cu.iter().map(|&end| end as usize).collect();
+        let rows = want.logits.of(&ends);
         let mut logits = self.logits(&last.select(Axis(0), &rows).into_shared())?;
         probe.see("lm_head", "logits", &mut logits);
         let mut fed = if self.plant == Some(Plant::PreNormMtpHidden) { x } else { last };
         probe.part = Part::Mtp;
         probe.see("mtp", "hidden", &mut fed);
+        if want.last != Rows::All && !want.hidden {
+            fed = fed.select(Axis(0), &want.last.of(&ends)).into_shared();
+        }
         hidden.push(fed);
         Ok(Pass { logits, hidden, routing, taps })
     }

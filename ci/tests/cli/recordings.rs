@@ -55,8 +55,38 @@ fn bench_times_a_model() {
         for pace in ["prefill_tokens_per_second", "decode_tokens_per_second"] {
             assert!(0.0 < line[pace]["median"].as_f64().unwrap(), "{line}");
         }
+        let bytes = |key: &str| line["memory"][key].as_i64().unwrap();
+        assert!(0 < bytes("owned") && 0 < bytes("state") && 0 < bytes("scratch"), "{line}");
+        assert_eq!(bytes("mapped"), 0, "a synthetic model has no file: {line}");
+        // Of a tiny model everything else is the program itself.
+        if let Some(beyond) = line["peak_rss_beyond_bytes"].as_i64() {
+            assert!((0..300 << 20).contains(&beyond), "{line}");
+            assert!(bytes("owned") < line["peak_rss_bytes"].as_i64().unwrap(), "{line}");
+        }
     }
+    let cache = |line: &serde_json::Value| line["memory"]["cache"].as_i64().unwrap();
+    assert!(cache(&lines[0]) < cache(&lines[2]), "a page more: {lines:?}");
     home.says(2, &["bench", "--model", "synthetic:tiny", "--number", "f31"], &["f31", "bf16"]);
+    // What no machine has is said in one line, before it is tried.
+    let deep = ["bench", "--model", "synthetic:tiny", "--depth", "9999999999999"];
+    home.says(9, &deep, &["memory: cpu in bf16 at depth 9999999999999 needs", "keys and values"]);
+}
+
+/// Weights of a checkpoint stay in its memory map where the format allows.
+#[test]
+fn bench_counts_mapped_weights_apart() {
+    let home = Home::with(&[]);
+    home.ends(0, &["synth", "--preset", "tiny", "--dtype", "bf16", "--out", "model"]);
+    let asked = ["bench", "--model", "model", "--number", "bf16,int8", "--rounds", "1"];
+    let ran = home
+        .karat(&[&asked[..], &["--prefill", "600", "--decode", "1", "--format", "jsonl"]].concat());
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let lines = ran.lines();
+    let bytes = |i: usize, key: &str| lines[i]["memory"][key].as_i64().unwrap();
+    let file = std::fs::metadata(home.path("model/model.safetensors")).unwrap().len() as i64;
+    assert!(file / 2 < bytes(0, "mapped") && bytes(0, "mapped") < file, "{lines:?}");
+    assert!(bytes(0, "owned") < bytes(1, "owned"), "{lines:?}");
+    assert!(bytes(1, "mapped") < bytes(0, "mapped"), "{lines:?}");
 }
 
 /// Every fault in the wiring is caught by some recording, which names the first layer that has it.

@@ -6,6 +6,8 @@
 //! after another in `N` rows.
 
 mod engine;
+mod memory;
+mod pieces;
 mod route;
 mod weights;
 
@@ -14,13 +16,16 @@ use std::collections::HashMap;
 use golden::{
     Config, Engine, Error, Weights,
     config::Mixer,
-    engine::{INTERRUPTED, Listener, Routing, Rows, Step, Undo, Want, check_tokens},
+    engine::{
+        Demand, INTERRUPTED, Listener, Memory, Routing, Rows, Step, Undo, Want, check_tokens,
+    },
     names,
     tap::{Part, RESIDUAL},
 };
-use ndarray::{Array2, Axis};
+use ndarray::Array2;
 
 use self::{
+    pieces::{PIECE, Piece, join, pieces, want_of},
     route::route,
     weights::{Format, Layer, Loader, MixerWeights, MlpWeights, Mtp},
 };
@@ -53,6 +58,8 @@ pub(crate) struct Model<S> {
     next_snapshot: u64,
     undo: Option<Undo<Sequence>>,
     listener: Option<Listener>,
+    /// Most rows that are walked at once.
+    piece: usize,
 }
 
 /// What one sequence leaves behind for its next token.
@@ -122,6 +129,7 @@ impl<S: Simd> Model<S> {
             next_snapshot: 0,
             undo: None,
             listener: None,
+            piece: PIECE,
         })
     }
 
@@ -343,17 +351,41 @@ impl<S: Simd> Model<S> {
         self.check(tokens)?;
         self.undo = Undo::of(&self.sequences, tokens, want);
         let mut sequences = std::mem::take(&mut self.sequences);
-        let step = self.layers(tokens, want, &mut sequences);
+        let step = self.walk(tokens, want, &mut sequences);
         self.sequences = sequences;
         step
     }
 
-    fn layers(
+    /// All pieces of a step, one after the other.
+    fn walk(
         &mut self,
         tokens: &[Vec<u32>],
         want: &Want,
         sequences: &mut [Sequence],
     ) -> Result<Step, Error> {
+        let pieces = pieces(tokens, self.piece);
+        if let [whole] = &pieces[..] {
+            return self.layers(whole, want, sequences);
+        }
+        let n = pieces.last().map_or(0, |piece| piece.rows.end);
+        let asked: Vec<_> = pieces.iter().map(|piece| piece.asked(want.logits).len()).collect();
+        let all = asked.iter().sum();
+        let (mut step, mut at) = (None, 0);
+        for (piece, asked) in pieces.iter().zip(asked) {
+            let own = want_of(want, &piece.rows, n, (&(at..at + asked), all))?;
+            at += asked;
+            join(&mut step, self.layers(piece, &own, sequences)?)?;
+        }
+        Ok(step.unwrap_or_default())
+    }
+
+    fn layers(
+        &mut self,
+        piece: &Piece,
+        want: &Want,
+        sequences: &mut [Sequence],
+    ) -> Result<Step, Error> {
+        let tokens = &piece.tokens[..];
         let (s, d) = (self.s, self.config.hidden_size);
         let eps = self.config.rms_norm_eps as f32;
         let place = self.place(tokens, sequences.iter().map(|sequence| sequence.len));
@@ -415,24 +447,20 @@ impl<S: Simd> Model<S> {
         for (sequence, tokens) in sequences.iter_mut().zip(tokens) {
             sequence.len += tokens.len();
         }
-        let rows: Vec<usize> = match want.logits {
-            Rows::All => (0..n).collect(),
-            Rows::Last => place.cu.windows(2).filter(|p| p[0] < p[1]).map(|p| p[1] - 1).collect(),
-            Rows::None => Vec::new(),
-        };
+        let rows = piece.asked(want.logits);
         seen.part = Part::Head;
         seen.see("rms_norm", "norm", &[n, d], &mut normed)?;
-        let last = taken(&normed)?;
-        step.logits = if rows.len() == n {
-            self.logits(&normed)?
-        } else {
-            self.logits(last.select(Axis(0), &rows).as_slice().unwrap_or(&[]))?
+        let select = |rows: &[usize]| -> Vec<f32> {
+            rows.iter().flat_map(|row| &normed[row * d..][..d]).copied().collect()
         };
+        step.logits =
+            if rows.len() == n { self.logits(&normed)? } else { self.logits(&select(&rows))? };
         if let Some(logits) = step.logits.as_slice_mut() {
             seen.see("lm_head", "logits", &[rows.len(), self.config.vocab_size], logits)?;
         }
         step.taps = seen.told.unwrap_or_default();
-        step.hidden.push(last);
+        let last = piece.asked(if want.hidden { Rows::All } else { want.last });
+        step.hidden.push(Array2::from_shape_vec((last.len(), d), select(&last))?);
         Ok(step)
     }
 
@@ -471,6 +499,15 @@ fn turn(x: &mut [f32], turns: &[(f32, f32)]) {
     }
 }
 
+/// What [`engine`] of these weights in that format needs of the machine's memory to be asked this: from
+/// names and shapes alone, nothing is read.
+///
+/// # Errors
+/// If there is no such format, or a weight is missing.
+pub fn memory(weights: &dyn Weights, format: &str, demand: &Demand) -> Result<Memory, Error> {
+    memory::memory(weights, Format::of(format)?, demand)
+}
+
 /// The engine for this machine: on the widest instruction set that it has.
 ///
 /// `format` is what projections are kept in, and what they read: `f32` as the checkpoint has them, and
@@ -480,10 +517,7 @@ fn turn(x: &mut [f32], turns: &[(f32, f32)]) {
 /// # Errors
 /// If there is no such format, or a weight cannot be had.
 pub fn engine(weights: &dyn Weights, format: &str) -> Result<Box<dyn Engine>, Error> {
-    let Some(format) = Format::ALL.into_iter().find(|known| known.name() == format) else {
-        let known = Format::ALL.map(Format::name).join(", ");
-        return Err(format!("number {format:?}: the cpu engine has {known}").into());
-    };
+    let format = Format::of(format)?;
     #[cfg(target_arch = "x86_64")]
     {
         if let Some(s) = super::avx512::Avx512::new() {

@@ -102,6 +102,13 @@ impl Quantised {
         self.rows
     }
 
+    /// Bytes of a matrix `[rows, d]`.
+    pub(crate) fn size(bits: Bits, rows: usize, d: usize) -> usize {
+        let blocks = rows.div_ceil(LANES) * d.div_ceil(BLOCK);
+        let ends = if bits == Bits::Four { 2 } else { 1 };
+        blocks * (bits.bytes() + ends * LANES * size_of::<bf16>())
+    }
+
     /// Bytes in memory.
     pub(crate) fn bytes(&self) -> usize {
         self.codes.len() + 2 * (self.scales.len() + self.minima.len())

@@ -64,6 +64,11 @@ impl<P: Clone> Pages<P> {
         &self.all[token / PAGE]
     }
 
+    #[cfg(test)]
+    pub(super) fn first(&self) -> Option<&P> {
+        self.all.first().map(|page| &**page)
+    }
+
     /// Room for one more token: its page, and which token of the page it is.
     pub(super) fn next(&mut self, fresh: impl FnOnce(&Self) -> P) -> (&mut P, usize) {
         let at = self.len % PAGE;
@@ -88,6 +93,9 @@ pub(crate) struct Page<C> {
 
 /// Keys and values of one sequence in one layer, in some type and layout.
 pub(crate) trait Cached: Clone + Send + Sync {
+    /// Bytes of a page of [`PAGE`] tokens.
+    fn page(&self) -> usize;
+
     /// Tokens that it holds.
     fn len(&self) -> usize;
 
@@ -102,6 +110,12 @@ pub(crate) trait Cached: Clone + Send + Sync {
 }
 
 impl<C: Wide> Cache<C> {
+    /// Bytes of the first page, as it was allocated.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        self.first().map_or(0, |page| size_of::<C>() * (page.k.len() + page.v.len()))
+    }
+
     /// Keys and values of some tokens of one page, `[keys, H]` each.
     fn block(&self, head: usize, keys: &Range<usize>) -> (&[C], &[C]) {
         let page = self.of(keys.start);
@@ -112,6 +126,10 @@ impl<C: Wide> Cache<C> {
 }
 
 impl<C: Wide> Cached for Cache<C> {
+    fn page(&self) -> usize {
+        2 * self.heads * PAGE * self.h * size_of::<C>()
+    }
+
     fn len(&self) -> usize {
         self.len()
     }
@@ -183,7 +201,19 @@ macro_rules! either {
     };
 }
 
+#[cfg(test)]
+impl KeyValues {
+    /// Bytes of the first page, as it was allocated.
+    pub(crate) fn held(&self) -> usize {
+        either!(self, cache => cache.held())
+    }
+}
+
 impl Cached for KeyValues {
+    fn page(&self) -> usize {
+        either!(self, cache => cache.page())
+    }
+
     fn len(&self) -> usize {
         either!(self, cache => cache.len())
     }

@@ -32,6 +32,12 @@ const ROWS: usize = 4;
 const COLUMNS: usize = 4;
 
 impl Paired {
+    /// Bytes of the first page, as it was allocated.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        self.first().map_or(0, |page| 2 * (page.k.len() + page.v.len()))
+    }
+
     /// Channels in pairs.
     fn pairs(&self) -> usize {
         self.h.div_ceil(2)
@@ -44,6 +50,10 @@ impl Paired {
 }
 
 impl Cached for Paired {
+    fn page(&self) -> usize {
+        self.heads * PAGE * (2 * self.pairs() + self.padded()) * size_of::<bf16>()
+    }
+
     fn len(&self) -> usize {
         self.len()
     }

@@ -3,14 +3,15 @@
 use golden::{
     Claims, Config, Engine, Error, Plan, Rng,
     config::Mixer,
-    engine::{LinearState, Listener, Snapshot, Step, Traffic, Want},
+    engine::{LinearState, Listener, Rows, Snapshot, Step, Traffic, Want},
     plan::{Activations, Form, Grid, Site},
     tap::Part,
 };
-use ndarray::{Array2, Array3, Array4, Axis};
+use ndarray::{Array2, Array3, Array4, ArrayView2, Axis, Slice};
 
 use super::{
     LayerState, MixerWeights, Model,
+    pieces::{Piece, join, pieces},
     weights::{Format, channels},
 };
 use crate::cpu::{
@@ -195,14 +196,66 @@ impl<S: Simd> Engine for Model<S> {
     }
 
     fn mtp(&mut self, tokens: &[Vec<u32>], hidden: &Array2<f32>) -> Result<Step, Error> {
+        self.draft(tokens, hidden, Rows::All)
+    }
+
+    fn mtp_feed(&mut self, tokens: &[Vec<u32>], hidden: &Array2<f32>) -> Result<(), Error> {
+        self.draft(tokens, hidden, Rows::None).map(drop)
+    }
+
+    fn mtp_lengths(&self) -> Vec<usize> {
+        self.sequences.iter().map(|sequence| sequence.mtp.len()).collect()
+    }
+
+    fn mtp_truncate(&mut self, keep: &[usize]) -> Result<(), Error> {
+        if keep.len() != self.sequences.len() {
+            let (given, kept) = (keep.len(), self.sequences.len());
+            return Err(format!("{given} lengths for {kept} sequences").into());
+        }
+        for (sequence, &keep) in self.sequences.iter_mut().zip(keep) {
+            let len = sequence.mtp.len();
+            if len < keep {
+                return Err(format!("the MTP cache holds {len} entries, not {keep}").into());
+            }
+            sequence.mtp.truncate(keep);
+        }
+        Ok(())
+    }
+}
+
+impl<S: Simd> Model<S> {
+    /// The MTP head over all tokens; logits and hidden states of some.
+    fn draft(
+        &mut self,
+        tokens: &[Vec<u32>],
+        hidden: &Array2<f32>,
+        rows: Rows,
+    ) -> Result<Step, Error> {
         self.check(tokens)?;
-        let mtp = self.mtp.as_ref().ok_or("the checkpoint has no multi-token-prediction head")?;
-        let (s, d) = (self.s, self.config.hidden_size);
-        let eps = self.config.rms_norm_eps as f32;
         let n = tokens.iter().map(Vec::len).sum::<usize>();
+        let d = self.config.hidden_size;
         if hidden.dim() != (n, d) {
             return Err(format!("hidden is {:?}, expected [{n}, {d}]", hidden.dim()).into());
         }
+        let mut step = None;
+        for piece in pieces(tokens, self.piece) {
+            let hidden = hidden.slice_axis(Axis(0), Slice::from(piece.rows.clone()));
+            join(&mut step, self.draft_piece(&piece, &hidden, rows)?)?;
+        }
+        Ok(step.unwrap_or_default())
+    }
+
+    fn draft_piece(
+        &mut self,
+        piece: &Piece,
+        hidden: &ArrayView2<'_, f32>,
+        answer: Rows,
+    ) -> Result<Step, Error> {
+        let tokens = &piece.tokens[..];
+        let mtp = self.mtp.as_ref().ok_or("the checkpoint has no multi-token-prediction head")?;
+        let (s, d) = (self.s, self.config.hidden_size);
+        let eps = self.config.rms_norm_eps as f32;
+        let n = piece.rows.len();
         let lengths = self.sequences.iter().map(|sequence| sequence.mtp.len());
         let place = self.place(tokens, lengths);
         let mut both = room(n * 2 * d);
@@ -237,27 +290,14 @@ impl<S: Simd> Engine for Model<S> {
         for (sequence, cache) in self.sequences.iter_mut().zip(caches) {
             sequence.mtp = cache;
         }
+        if answer == Rows::None {
+            return Ok(Step::default());
+        }
         let logits = self.logits(&normed)?;
         let hidden = Array2::from_shape_vec((n, d), normed.to_vec())?;
         Ok(Step { logits, hidden: vec![hidden], ..Step::default() })
     }
-
-    fn mtp_lengths(&self) -> Vec<usize> {
-        self.sequences.iter().map(|sequence| sequence.mtp.len()).collect()
-    }
-
-    fn mtp_truncate(&mut self, keep: &[usize]) -> Result<(), Error> {
-        if keep.len() != self.sequences.len() {
-            let (given, kept) = (keep.len(), self.sequences.len());
-            return Err(format!("{given} lengths for {kept} sequences").into());
-        }
-        for (sequence, &keep) in self.sequences.iter_mut().zip(keep) {
-            let len = sequence.mtp.len();
-            if len < keep {
-                return Err(format!("the MTP cache holds {len} entries, not {keep}").into());
-            }
-            sequence.mtp.truncate(keep);
-        }
-        Ok(())
-    }
 }
+
+#[cfg(test)]
+mod tests;

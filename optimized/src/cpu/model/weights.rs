@@ -3,6 +3,7 @@
 use golden::{
     Config, Error, Weights,
     config::{Mixer, Mlp},
+    names,
     plan::Activations,
 };
 
@@ -72,7 +73,7 @@ impl MlpWeights {
 }
 
 /// Gate, up and down projection.
-pub(super) struct Swiglu([Weight; 3]);
+pub(super) struct Swiglu(pub(super) [Weight; 3]);
 
 impl Swiglu {
     pub(super) fn expert(&self) -> Expert<'_, Weight> {
@@ -111,6 +112,16 @@ pub(crate) enum Format {
 impl Format {
     pub(super) const ALL: [Format; 4] = [Format::F32, Format::Bf16, Format::Int8, Format::Int4];
 
+    /// That of a name on the command line.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub(super) fn of(name: &str) -> Result<Format, Error> {
+        let known = || Format::ALL.map(Format::name).join(", ");
+        let found = Format::ALL.into_iter().find(|format| format.name() == name);
+        found.ok_or_else(|| format!("number {name:?}: the cpu engine has {}", known()).into())
+    }
+
     /// Its name on the command line.
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -140,6 +151,15 @@ impl Format {
     /// Bytes of a number in it.
     pub(super) fn cached(self) -> usize {
         if self == Format::F32 { 4 } else { 2 }
+    }
+
+    /// What a projection is narrowed to, if it is. What chooses the token keeps eight bits.
+    pub(super) fn bits(self, name: &str) -> Option<Bits> {
+        match self {
+            Format::F32 | Format::Bf16 => None,
+            Format::Int4 if name != names::LM_HEAD => Some(Bits::Four),
+            Format::Int8 | Format::Int4 => Some(Bits::Eight),
+        }
     }
 
     /// A projection in this format.

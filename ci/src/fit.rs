@@ -1,0 +1,85 @@
+//! Whether what is asked fits into this machine: said before anything is allocated.
+
+use golden::{
+    Weights,
+    engine::{Demand, Memory},
+};
+
+use crate::exit::{Exit, fail, refuse};
+
+/// What the engine will need, refused with exit code 9 where the machine does not have it; `None` of an
+/// engine that does not say.
+///
+/// # Errors
+/// If the engine has no such number, or it does not fit.
+pub(crate) fn check(
+    engine: &str,
+    number: &str,
+    weights: &dyn Weights,
+    demand: &Demand,
+) -> anyhow::Result<Option<Memory>> {
+    let memory = benches::memory(engine, number, weights, demand).map_err(refuse)?;
+    if let Some(memory) = &memory {
+        let what = format!("{engine} in {number}");
+        fits(&what, memory, benches::available_memory()).map_err(|line| fail(Exit::Unfit, line))?;
+    }
+    Ok(memory)
+}
+
+/// Whether what must be in memory fits into what there is; a machine that does not tell is believed to
+/// have it.
+pub(crate) fn fits(what: &str, memory: &Memory, available: Option<u64>) -> Result<(), String> {
+    match available {
+        Some(available) if available < memory.must_fit() => Err(format!(
+            "memory: {what} needs {} ({}), the machine has {} available",
+            size(memory.must_fit()),
+            parts(memory),
+            size(available),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The parts of what must fit, largest words first.
+pub(crate) fn parts(memory: &Memory) -> String {
+    format!(
+        "weights {}, states {}, keys and values {}, intermediates {}",
+        size(memory.owned),
+        size(memory.state),
+        size(memory.cache),
+        size(memory.scratch)
+    )
+}
+
+/// Bytes for people.
+pub(crate) fn size(bytes: u64) -> String {
+    let wide = bytes as f64;
+    match bytes {
+        0..0x10_0000 => format!("{:.1} KiB", wide / 1024.0),
+        0x10_0000..0x4000_0000 => format!("{:.1} MiB", wide / (1024.0 * 1024.0)),
+        _ => format!("{:.1} GiB", wide / (1024.0 * 1024.0 * 1024.0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use golden::engine::Memory;
+
+    use super::{fits, size};
+
+    #[test]
+    fn what_must_fit_fits_or_is_refused() {
+        let memory =
+            Memory { mapped: 1 << 40, owned: 1 << 30, state: 1 << 20, cache: 1 << 20, scratch: 0 };
+        let enough = memory.must_fit();
+        assert_eq!(enough, (1 << 30) + (2 << 20));
+        assert_eq!(fits("cpu", &memory, Some(enough)), Ok(()));
+        assert_eq!(fits("cpu", &memory, None), Ok(()));
+        let line = fits("cpu in int8", &memory, Some(enough - 1)).unwrap_err();
+        for word in ["cpu in int8", "1.0 GiB", "weights", "available"] {
+            assert!(line.contains(word), "{line}");
+        }
+        assert!(!line.contains('\n'));
+        assert_eq!(size(u64::MAX), "17179869184.0 GiB");
+    }
+}
