@@ -272,8 +272,8 @@ def table(args, rows, about):
         + "; ".join(f"{k} {v}" for k, v in about["versions"].items() if k != "system")
         + f". {disturbed}",
         "",
-        f"Prefill of {args.prefill} tokens and decode of {args.decode}, depth {args.depth}, {args.rounds} rounds in "
-        "turns: median tokens/s [least..most]; *karat over it*: median of the ratios of one round each.",
+        f"Prefill of {args.prefill} tokens and decode of {args.decode}, depth {args.depth}, rounds in turns: "
+        f"{args.rounds}; median tokens/s [least..most]; *karat over it*: median of the ratios of one round each.",
         "",
         "| format | engine | prefill | karat over it | decode | karat over it |",
         "|---|---|---|---|---|---|",
@@ -290,7 +290,8 @@ def table(args, rows, about):
                 # Scaled by the llama.cpp of this run, round by round.
                 cells = []
                 for i, key in enumerate(("prefill", args.depth)):
-                    factor = None if key == "prefill" and args.depth else IK[kind].get(key)
+                    known = key != "prefill" or (args.depth == 0 and args.prefill == 512)
+                    factor = IK[kind].get(key) if known else None
                     scaled = {r: x * factor for r, x in theirs[i].items()} if factor else {}
                     cells += [shown(scaled, 1 if i else 0), ratio(ours[i], scaled)]
                 lines.append(f"| {number} | ik_llama.cpp {kind}, scaled | {' | '.join(cells)} |")
