@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -361,6 +362,9 @@ def arguments():
 
 def main():
     args = arguments()
+    # Whoever ends this ends the peers as well, and a shell that starts it behind itself has Ctrl-C ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     load = [os.getloadavg()[0]]
     engines, beside, rows = [], {}, []
     try:
