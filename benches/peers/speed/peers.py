@@ -269,7 +269,7 @@ def table(args, rows, about):
                  f"{sum(args.quiet < s for s in shares)} of {len(shares)} turns).")
     lines = [
         f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, {m['memory_gib']} GiB, {isa}; Linux {m['kernel']}; "
-        f"karat {about['commit']} (SHA-256 of the program {about['sha256'][:12]}); "
+        f"tree {about['commit']}, program with SHA-256 {about['sha256'][:12]}; "
         + "; ".join(f"{k} {v}" for k, v in about["versions"].items() if k != "system")
         + f". {disturbed}",
         "",
@@ -295,7 +295,8 @@ def table(args, rows, about):
                     factor = IK[kind].get(key) if known else None
                     scaled = {r: x * factor for r, x in theirs[i].items()} if factor else {}
                     cells += [shown(scaled, 1 if i else 0), ratio(ours[i], scaled)]
-                lines.append(f"| {number} | ik_llama.cpp {kind}, scaled | {' | '.join(cells)} |")
+                if any(cell != "-" for cell in cells):
+                    lines.append(f"| {number} | ik_llama.cpp {kind}, scaled | {' | '.join(cells)} |")
     roofs = [row["roof"] for row in rows if "roof" in row]
     lines += ["", "| the machine between the turns | median [least..most] |", "|---|---|"]
     for key, what in (("read", "memory read, GB/s"), ("f32", "products of f32, Gop/s"),
