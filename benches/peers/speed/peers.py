@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -268,12 +269,12 @@ def table(args, rows, about):
                  f"{sum(args.quiet < s for s in shares)} of {len(shares)} turns).")
     lines = [
         f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, {m['memory_gib']} GiB, {isa}; Linux {m['kernel']}; "
-        f"karat {about['commit']} (SHA-256 of the program {about['sha256'][:12]}); "
+        f"tree {about['commit']}, program with SHA-256 {about['sha256'][:12]}; "
         + "; ".join(f"{k} {v}" for k, v in about["versions"].items() if k != "system")
         + f". {disturbed}",
         "",
-        f"Prefill of {args.prefill} tokens and decode of {args.decode}, depth {args.depth}, {args.rounds} rounds in "
-        "turns: median tokens/s [least..most]; *karat over it*: median of the ratios of one round each.",
+        f"Prefill of {args.prefill} tokens and decode of {args.decode}, depth {args.depth}, rounds in turns: "
+        f"{args.rounds}; median tokens/s [least..most]; *karat over it*: median of the ratios of one round each.",
         "",
         "| format | engine | prefill | karat over it | decode | karat over it |",
         "|---|---|---|---|---|---|",
@@ -290,10 +291,12 @@ def table(args, rows, about):
                 # Scaled by the llama.cpp of this run, round by round.
                 cells = []
                 for i, key in enumerate(("prefill", args.depth)):
-                    factor = None if key == "prefill" and args.depth else IK[kind].get(key)
+                    known = key != "prefill" or (args.depth == 0 and args.prefill == 512)
+                    factor = IK[kind].get(key) if known else None
                     scaled = {r: x * factor for r, x in theirs[i].items()} if factor else {}
                     cells += [shown(scaled, 1 if i else 0), ratio(ours[i], scaled)]
-                lines.append(f"| {number} | ik_llama.cpp {kind}, scaled | {' | '.join(cells)} |")
+                if any(cell != "-" for cell in cells):
+                    lines.append(f"| {number} | ik_llama.cpp {kind}, scaled | {' | '.join(cells)} |")
     roofs = [row["roof"] for row in rows if "roof" in row]
     lines += ["", "| the machine between the turns | median [least..most] |", "|---|---|"]
     for key, what in (("read", "memory read, GB/s"), ("f32", "products of f32, Gop/s"),
@@ -360,6 +363,9 @@ def arguments():
 
 def main():
     args = arguments()
+    # Whoever ends this ends the peers as well, and a shell that starts it behind itself has Ctrl-C ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     load = [os.getloadavg()[0]]
     engines, beside, rows = [], {}, []
     try:
