@@ -72,6 +72,40 @@ fn bench_times_a_model() {
     home.says(9, &deep, &["memory: cpu in bf16 at depth 9999999999999 needs", "keys and values"]);
 }
 
+/// Narrowed weights are kept in a file and mapped from it; a damaged one is made anew, another stays.
+#[test]
+fn narrowed_weights_are_kept() {
+    let home = Home::with(&[]);
+    home.ends(0, &["synth", "--preset", "tiny", "--dtype", "bf16", "--out", "model"]);
+    let common = ["bench", "--model", "model", "--rounds", "1", "--prefill", "9", "--decode", "1"];
+    let bench =
+        |more: &[&str]| home.karat(&[&common[..], &["--format", "jsonl", "--pin"], more].concat());
+    let cached = ["--number", "int4", "--cache", "narrowed"];
+    let sizes = |ran: &super::home::Ran| {
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        let line = &ran.lines()[0];
+        ["mapped", "owned"].map(|key| line["memory"][key].as_i64().unwrap())
+    };
+    let [mapped, owned] = sizes(&bench(&["--number", "int4"]));
+    let first = sizes(&bench(&cached));
+    assert!(mapped < first[0] && first[1] < owned && first[0] + first[1] == mapped + owned);
+    let whole = std::fs::read(home.path("narrowed")).unwrap();
+    std::fs::write(home.path("narrowed"), &whole[..whole.len() - 9]).unwrap();
+    let again = bench(&cached);
+    assert!(again.err.contains("damaged") && sizes(&again) == first, "{}", again.err);
+    assert!(std::fs::read(home.path("narrowed")).unwrap() == whole);
+    assert!(!bench(&cached).err.contains("damaged"));
+    let home_says =
+        |code, more: &[&str], said: &[&str]| home.says(code, &[&common[..], more].concat(), said);
+    home_says(2, &["--number", "int8,int4", "--cache", "narrowed"], &["--cache"]);
+    home_says(
+        2,
+        &["--number", "int4", "--cache", "model/config.json"],
+        &["model/config.json", "stays"],
+    );
+    home_says(9, &["--number", "int4", "--cache", "no/such/place"], &["no/such/place"]);
+}
+
 /// Weights of a checkpoint stay in its memory map where the format allows.
 #[test]
 fn bench_counts_mapped_weights_apart() {
