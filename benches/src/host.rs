@@ -3,6 +3,7 @@
 use std::{fs, num::NonZeroUsize, sync::OnceLock};
 
 use golden::Host;
+use optimized::cpu::pin;
 
 /// Threads that somebody asked for.
 static THREADS: OnceLock<NonZeroUsize> = OnceLock::new();
@@ -13,6 +14,21 @@ pub fn use_threads(threads: NonZeroUsize) {
     if pool.build_global().is_ok() {
         let _ = THREADS.set(threads);
     }
+}
+
+/// Pins threads to a processor each from now on, as many as somebody asks for or as there are processors
+/// for this process. Only before any work.
+///
+/// # Errors
+/// If the machine does not let them be.
+pub fn pin_threads(threads: Option<NonZeroUsize>) -> Result<(), String> {
+    let processors = pin::pin()?;
+    let threads = threads.or(NonZeroUsize::new(processors)).unwrap_or(NonZeroUsize::MIN);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.get());
+    if pool.start_handler(pin::thread).build_global().is_ok() {
+        let _ = THREADS.set(threads);
+    }
+    Ok(())
 }
 
 /// Facts about this machine; what it does not tell stays empty.

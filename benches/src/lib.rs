@@ -35,8 +35,11 @@ pub mod trace;
 pub mod verify;
 mod way;
 
-pub use host::{available_memory, forget_peak, host, peak_memory, use_threads};
-pub use optimized::doors::World;
+pub use host::{available_memory, forget_peak, host, peak_memory, pin_threads, use_threads};
+pub use optimized::{
+    cpu::model::{Loading, Store, StoreError},
+    doors::World,
+};
 
 use std::sync::Arc;
 
@@ -58,6 +61,21 @@ pub fn engine(
     weights: Arc<dyn Weights>,
     plant: Option<&str>,
 ) -> Result<Box<dyn Engine>, Error> {
+    let mut loading = Loading { tell: &mut |_, _| true, store: None };
+    engine_with(name, number, weights, plant, &mut loading)
+}
+
+/// The same, told of weights that are narrowed, or given them narrowed.
+///
+/// # Errors
+/// If there is none of that name, or who is told ends it.
+pub fn engine_with(
+    name: &str,
+    number: &str,
+    weights: Arc<dyn Weights>,
+    plant: Option<&str>,
+    loading: &mut Loading<'_>,
+) -> Result<Box<dyn Engine>, Error> {
     let plant = wiring(plant)?;
     match (name, number) {
         ("reference", "f32") => {
@@ -74,7 +92,7 @@ pub fn engine(
         }
         ("reference", _) => Err(format!("number {number:?}: expected f32, f64 or bf16").into()),
         ("cpu", _) if plant.is_some() => Err("plants are of the reference's wiring".into()),
-        ("cpu", format) => optimized::cpu::model::engine(&*weights, format),
+        ("cpu", format) => optimized::cpu::model::engine(&*weights, format, loading),
         _ => Err(format!("engine {name:?}: expected reference or cpu").into()),
     }
 }

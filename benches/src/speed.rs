@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use golden::{
     Engine, Error,
-    engine::{Demand, INTERRUPTED, Rows, Traffic, Want},
+    engine::{Demand, INTERRUPTED, Narrowed, Rows, Traffic, Want},
 };
 use optimized::cpu::roof::{self, Work};
 
@@ -28,9 +28,10 @@ pub struct Options {
 
 impl Options {
     /// What an engine is asked at a depth, as far as memory depends on it.
-    pub fn demand(&self, depth: usize) -> Demand {
+    pub fn demand(&self, depth: usize, narrowed: Narrowed) -> Demand {
         let context = depth.saturating_add(self.prefill.max(self.decode));
-        Demand { sequences: 1, context, fed: self.prefill.max(1), logits: 1, hidden: 0, drafts: 0 }
+        let fed = self.prefill.max(1);
+        Demand { sequences: 1, context, fed, logits: 1, hidden: 0, drafts: 0, narrowed }
     }
 }
 

@@ -11,6 +11,7 @@ use crate::{
     exit::{Exit, fail, refuse},
     fit,
     out::{self, Out},
+    ready::Ready,
 };
 
 #[derive(Debug, clap::Args)]
@@ -33,6 +34,8 @@ pub(crate) struct Args {
     /// How often each is asked, beside a first time that is not counted
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
+    #[command(flatten)]
+    ready: Ready,
 }
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
@@ -43,11 +46,11 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         depths: args.depth.clone(),
         rounds: args.rounds as usize,
     };
+    args.ready.check(&args.number)?;
     let stated = stated(args, &options, &*weights)?;
     let mut engines = Vec::new();
     for number in &args.number {
-        let engine = benches::engine("cpu", number, weights.clone(), None).map_err(refuse)?;
-        engines.push(engine);
+        engines.push(args.ready.engine("cpu", number, &weights, out)?);
     }
     let bar = out.bar(0, "bench", false);
     let ran = speed::run(&mut engines, &options, &mut |done, all| {
@@ -72,13 +75,14 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
 fn stated(args: &Args, options: &Options, weights: &dyn Weights) -> anyhow::Result<Vec<Stated>> {
     let mut stated = Vec::new();
     for &depth in &options.depths {
-        let demand = options.demand(depth);
         let mut all = Memory::default();
         let first = stated.len();
         for number in &args.number {
+            let demand = options.demand(depth, args.ready.narrowed("cpu", number));
             let memory = benches::memory("cpu", number, weights, &demand).map_err(refuse)?;
             let memory = memory.unwrap_or_default();
             all = Memory {
+                // The same map, but for narrowed weights in a file.
                 mapped: all.mapped.max(memory.mapped),
                 owned: all.owned.saturating_add(memory.owned),
                 state: all.state.saturating_add(memory.state),
@@ -195,7 +199,7 @@ fn tell(model: &str, roof: &Roof, rows: &[Row], stated: &[Stated], out: &Out) {
             "bf16_per_second": samples(roof.bf16), "int8_per_second": samples(roof.int8),
             "prefill_tokens_per_second": row.prefill.map(samples),
             "decode_tokens_per_second": row.decode.map(samples), "traffic": row.traffic,
-            "memory": stated.memory, "peak_rss_bytes": row.peak,
+            "memory_needed": stated.memory, "peak_rss_bytes": row.peak,
             "peak_rss_beyond_bytes": stated.beyond(row)}));
     }
 }

@@ -112,9 +112,11 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let drafts = if args.speculate == 0 { 0 } else { context };
     let fed = prompt.len().max(args.speculate + 1);
     let hidden = if args.speculate == 0 { 1 } else { fed };
-    let demand = Demand { sequences: 1, context, fed, logits: args.speculate + 1, hidden, drafts };
+    let narrowed = args.which.ready.narrowed(&args.which.engine, &args.which.number);
+    let demand =
+        Demand { sequences: 1, context, fed, logits: args.speculate + 1, hidden, drafts, narrowed };
     fit::check(&args.which.engine, &args.which.number, &*weights, &demand)?;
-    let mut engine = args.which.engine(&weights)?;
+    let mut engine = args.which.engine(&weights, out)?;
     let mut stream = text.as_ref().map(Stream::new);
     let mut written = String::new();
     let mut failure = None;

@@ -16,6 +16,7 @@ use crate::{
     exit::{Exit, fail, refuse},
     files,
     out::{self, Out},
+    ready::Ready,
 };
 
 /// Which model, computed by what.
@@ -31,6 +32,8 @@ pub(crate) struct Which {
     /// bf16; of cpu f32 over weights as they are, bf16 in products of bf16, or weights narrowed to int8 or int4
     #[arg(long, default_value = "f32", env = "KARAT_NUMBER")]
     pub(crate) number: String,
+    #[command(flatten)]
+    pub(crate) ready: Ready,
 }
 
 impl Which {
@@ -40,14 +43,18 @@ impl Which {
     }
 
     /// The engine, ready to be asked.
-    pub(crate) fn engine(&self, weights: &Arc<dyn Weights>) -> anyhow::Result<Box<dyn Engine>> {
-        benches::engine(&self.engine, &self.number, weights.clone(), None).map_err(refuse)
+    pub(crate) fn engine(
+        &self,
+        weights: &Arc<dyn Weights>,
+        out: &Out,
+    ) -> anyhow::Result<Box<dyn Engine>> {
+        self.ready.engine(&self.engine, &self.number, weights, out)
     }
 
     /// Both.
-    pub(crate) fn open(&self) -> anyhow::Result<(Box<dyn Engine>, Arc<dyn Weights>)> {
+    pub(crate) fn open(&self, out: &Out) -> anyhow::Result<(Box<dyn Engine>, Arc<dyn Weights>)> {
         let weights = self.weights()?;
-        Ok((self.engine(&weights)?, weights))
+        Ok((self.engine(&weights, out)?, weights))
     }
 }
 
@@ -83,7 +90,7 @@ enum Taps {
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let prompt = Prompt::read(&args.tokens)?;
-    let (mut engine, weights) = args.which.open()?;
+    let (mut engine, weights) = args.which.open(out)?;
     let (b, t) = (prompt.tokens.len(), prompt.columns);
     prompt.check(&args.tokens, &*weights, args.decode.unwrap_or(0))?;
     let sum = args.split.iter().try_fold(0_usize, |sum, &piece| sum.checked_add(piece));

@@ -31,6 +31,7 @@ mod logits;
 mod mutate;
 mod out;
 mod paths;
+mod ready;
 mod same;
 mod schema;
 mod support;
@@ -66,6 +67,7 @@ struct Cli {
     command: Option<Command>,
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 #[derive(Debug, clap::Args)]
 struct Global {
     /// How answers are written.
@@ -88,6 +90,9 @@ struct Global {
     /// Threads that work is spread over; all there are without it.
     #[arg(long, global = true, value_name = "N", env = "KARAT_THREADS")]
     threads: Option<NonZeroUsize>,
+    /// Pin threads to a processor each.
+    #[arg(long, global = true)]
+    pin: bool,
     /// Where the verdict is written.
     #[arg(
         long,
@@ -180,9 +185,13 @@ fn main() -> ExitCode {
         return child::run(args).into();
     }
     out::listen();
-    let Global { format, quiet, verbose, no_progress, threads, ref verdict } = cli.global;
+    let Global { format, quiet, verbose, no_progress, threads, pin, ref verdict } = cli.global;
     let out = Out { format, quiet, verbose, progress: !no_progress };
-    if let Some(threads) = threads {
+    if pin {
+        if let Err(line) = benches::pin_threads(threads) {
+            out::warn(&format!("karat: --pin: {line}"));
+        }
+    } else if let Some(threads) = threads {
         benches::use_threads(threads);
     }
     let (name, ended) = panic::catch_unwind(AssertUnwindSafe(|| run(&cli, &settings, &out)))

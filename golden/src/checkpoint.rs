@@ -426,6 +426,20 @@ impl Weights for Checkpoint {
         Ok(Kept { meta, owner: self.shards[shard].1.clone(), bytes })
     }
 
+    /// The config, and of every shard its name, size, time of its last change and header.
+    fn identity(&self) -> Option<String> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(format!("{:?}", self.config).as_bytes());
+        for (path, map) in &self.shards {
+            let changed = path.metadata().and_then(|meta| meta.modified()).ok()?;
+            let name = path.file_name()?.to_string_lossy();
+            let told = format!("{name:?} {} {changed:?} ", map.len());
+            let length = u64::from_le_bytes(*map.first_chunk::<8>()?) as usize;
+            hasher.update(told.as_bytes()).update(map.get(8..8 + length)?);
+        }
+        Some(format!("files {}", hasher.finalize().to_hex()))
+    }
+
     fn is_mapped(&self, name: &str, align: usize) -> bool {
         // A map begins at a page.
         self.place(name, 0..0).is_ok_and(|(_, _, bytes)| bytes.start.is_multiple_of(align))

@@ -130,6 +130,16 @@ impl Memory {
     }
 }
 
+/// Where an engine that narrows weights has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Narrowed {
+    /// In memory of its own.
+    #[default]
+    Owned,
+    /// In a file, mapped.
+    Mapped,
+}
+
 /// What an engine is going to be asked, as far as memory depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Demand {
@@ -145,6 +155,8 @@ pub struct Demand {
     pub hidden: usize,
     /// Tokens that the draft head's cache of each sequence will hold.
     pub drafts: usize,
+    /// Where narrowed weights are.
+    pub narrowed: Narrowed,
 }
 
 /// A copy of all states, by number.

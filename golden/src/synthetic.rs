@@ -182,6 +182,10 @@ impl Weights for Synthetic {
         self.origin.clone()
     }
 
+    fn identity(&self) -> Option<String> {
+        Some(format!("synthetic, seed {}, {:?}", self.seed, self.config))
+    }
+
     fn meta(&self, name: &str) -> Option<Meta> {
         let (entry, scales) = self.entry(name)?;
         if scales {

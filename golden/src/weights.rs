@@ -33,6 +33,11 @@ pub trait Weights: Send + Sync {
     fn is_mapped(&self, _name: &str, _align: usize) -> bool {
         false
     }
+    /// What tells these weights from all others, without reading them: what is made of them is kept under
+    /// it. `None` if nothing does.
+    fn identity(&self) -> Option<String> {
+        None
+    }
     /// Every tensor name that [`fetch`](Self::fetch) answers, sorted as the checkpoint lists them.
     fn names(&self) -> Vec<String>;
 }
@@ -167,6 +172,26 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// Some bytes of memory that is shared.
+    ///
+    /// # Panics
+    /// If it does not have them.
+    pub fn new(meta: Meta, owner: Arc<dyn AsRef<[u8]> + Send + Sync>, bytes: Range<usize>) -> Kept {
+        assert!(bytes.end <= (*owner).as_ref().len(), "bytes {bytes:?} of what is shared");
+        Kept { meta, owner, bytes }
+    }
+
+    /// Some of these bytes, as bytes.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn part(&self, bytes: Range<usize>) -> Kept {
+        let meta = Meta { dtype: Dtype::U8, shape: vec![bytes.len()] };
+        let own = self.bytes.start + bytes.start..self.bytes.start + bytes.end;
+        assert!(own.end <= self.bytes.end, "bytes {bytes:?} of {:?}", self.meta);
+        Kept { meta, owner: self.owner.clone(), bytes: own }
+    }
+
     /// Little-endian elements in row-major order.
     pub fn data(&self) -> &[u8] {
         &(*self.owner).as_ref()[self.bytes.clone()]

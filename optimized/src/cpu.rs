@@ -25,6 +25,7 @@ pub mod moe_experts;
 pub mod moe_layer;
 pub mod moe_router;
 pub mod mtp;
+pub mod pin;
 mod pool;
 mod portable;
 mod quantised;

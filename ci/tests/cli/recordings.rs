@@ -55,7 +55,7 @@ fn bench_times_a_model() {
         for pace in ["prefill_tokens_per_second", "decode_tokens_per_second"] {
             assert!(0.0 < line[pace]["median"].as_f64().unwrap(), "{line}");
         }
-        let bytes = |key: &str| line["memory"][key].as_i64().unwrap();
+        let bytes = |key: &str| line["memory_needed"][key].as_i64().unwrap();
         assert!(0 < bytes("owned") && 0 < bytes("state") && 0 < bytes("scratch"), "{line}");
         assert_eq!(bytes("mapped"), 0, "a synthetic model has no file: {line}");
         // Of a tiny model everything else is the program itself.
@@ -64,12 +64,46 @@ fn bench_times_a_model() {
             assert!(bytes("owned") < line["peak_rss_bytes"].as_i64().unwrap(), "{line}");
         }
     }
-    let cache = |line: &serde_json::Value| line["memory"]["cache"].as_i64().unwrap();
+    let cache = |line: &serde_json::Value| line["memory_needed"]["cache"].as_i64().unwrap();
     assert!(cache(&lines[0]) < cache(&lines[2]), "a page more: {lines:?}");
     home.says(2, &["bench", "--model", "synthetic:tiny", "--number", "f31"], &["f31", "bf16"]);
     // What no machine has is said in one line, before it is tried.
     let deep = ["bench", "--model", "synthetic:tiny", "--depth", "9999999999999"];
     home.says(9, &deep, &["memory: cpu in bf16 at depth 9999999999999 needs", "keys and values"]);
+}
+
+/// Narrowed weights are kept in a file and mapped from it; a damaged one is made anew, another stays.
+#[test]
+fn narrowed_weights_are_kept() {
+    let home = Home::with(&[]);
+    home.ends(0, &["synth", "--preset", "tiny", "--dtype", "bf16", "--out", "model"]);
+    let common = ["bench", "--model", "model", "--rounds", "1", "--prefill", "9", "--decode", "1"];
+    let bench =
+        |more: &[&str]| home.karat(&[&common[..], &["--format", "jsonl", "--pin"], more].concat());
+    let cached = ["--number", "int4", "--cache", "narrowed"];
+    let sizes = |ran: &super::home::Ran| {
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        let line = &ran.lines()[0];
+        ["mapped", "owned"].map(|key| line["memory_needed"][key].as_i64().unwrap())
+    };
+    let [mapped, owned] = sizes(&bench(&["--number", "int4"]));
+    let first = sizes(&bench(&cached));
+    assert!(mapped < first[0] && first[1] < owned && first[0] + first[1] == mapped + owned);
+    let whole = std::fs::read(home.path("narrowed")).unwrap();
+    std::fs::write(home.path("narrowed"), &whole[..whole.len() - 9]).unwrap();
+    let again = bench(&cached);
+    assert!(again.err.contains("damaged") && sizes(&again) == first, "{}", again.err);
+    assert!(std::fs::read(home.path("narrowed")).unwrap() == whole);
+    assert!(!bench(&cached).err.contains("damaged"));
+    let home_says =
+        |code, more: &[&str], said: &[&str]| home.says(code, &[&common[..], more].concat(), said);
+    home_says(2, &["--number", "int8,int4", "--cache", "narrowed"], &["--cache"]);
+    home_says(
+        2,
+        &["--number", "int4", "--cache", "model/config.json"],
+        &["model/config.json", "stays"],
+    );
+    home_says(9, &["--number", "int4", "--cache", "no/such/place"], &["no/such/place"]);
 }
 
 /// Weights of a checkpoint stay in its memory map where the format allows.
@@ -82,7 +116,7 @@ fn bench_counts_mapped_weights_apart() {
         .karat(&[&asked[..], &["--prefill", "600", "--decode", "1", "--format", "jsonl"]].concat());
     assert_eq!(ran.code, 0, "{}", ran.err);
     let lines = ran.lines();
-    let bytes = |i: usize, key: &str| lines[i]["memory"][key].as_i64().unwrap();
+    let bytes = |i: usize, key: &str| lines[i]["memory_needed"][key].as_i64().unwrap();
     let file = std::fs::metadata(home.path("model/model.safetensors")).unwrap().len() as i64;
     assert!(file / 2 < bytes(0, "mapped") && bytes(0, "mapped") < file, "{lines:?}");
     assert!(bytes(0, "owned") < bytes(1, "owned"), "{lines:?}");

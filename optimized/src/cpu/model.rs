@@ -9,9 +9,12 @@ mod engine;
 mod memory;
 mod pieces;
 mod route;
+mod store;
 mod weights;
 
-use std::collections::HashMap;
+pub use store::{Store, StoreError};
+
+use std::{cell::RefCell, collections::HashMap};
 
 use golden::{
     Config, Engine, Error, Weights,
@@ -27,6 +30,7 @@ use ndarray::Array2;
 use self::{
     pieces::{PIECE, Piece, join, pieces, want_of},
     route::route,
+    store::narrowings,
     weights::{Format, Layer, Loader, MixerWeights, MlpWeights, Mtp},
 };
 use super::{
@@ -89,9 +93,18 @@ impl<S: Simd> Model<S> {
     ///
     /// # Errors
     /// If a weight cannot be had.
-    pub(crate) fn new(s: S, weights: &dyn Weights, format: Format) -> Result<Self, Error> {
+    pub(crate) fn new(
+        s: S,
+        weights: &dyn Weights,
+        format: Format,
+        loading: &mut Loading<'_>,
+    ) -> Result<Self, Error> {
         let config = weights.config().clone();
-        let load = Loader { weights, config: &config, format };
+        let all = narrowings(weights, format).iter().map(|one| one.size() as u64).sum();
+        let store = loading.store;
+        let mut tell = |done, all| (loading.tell)(done, all);
+        let done = RefCell::new((0, all, &mut tell as &mut (dyn FnMut(u64, u64) -> bool + '_)));
+        let load = Loader { weights, config: &config, format, store, done };
         let kinds = config.layer_types.iter().zip(&config.mlp_types).enumerate();
         let layers = kinds
             .map(|(i, (&mixer, &mlp))| load.layer(&format!("model.layers.{i}"), mixer, mlp))
@@ -101,18 +114,16 @@ impl<S: Simd> Model<S> {
             Some(_) => Some(Mtp {
                 norm_embedding: vector(weights, "mtp.pre_fc_norm_embedding.weight")?,
                 norm_hidden: vector(weights, "mtp.pre_fc_norm_hidden.weight")?,
-                fc: load.kept(matrix(weights, names::MTP_FC)?),
+                fc: load.projection(names::MTP_FC)?,
                 layer: load.layer("mtp.layers.0", Mixer::Full, names::mtp_mlp(&config))?,
                 norm: vector(weights, "mtp.norm.weight")?,
             }),
         };
-        // What chooses the token keeps eight bits.
-        let format_of_head = if format == Format::Int4 { Format::Int8 } else { format };
         // A head that is the embedding stays what that is.
         let lm_head = if config.tie_word_embeddings {
             matrix(weights, names::EMBED_TOKENS)?
         } else {
-            format_of_head.keep(matrix(weights, names::LM_HEAD)?)
+            load.projection(names::LM_HEAD)?
         };
         Ok(Model {
             s,
@@ -499,6 +510,14 @@ fn turn(x: &mut [f32], turns: &[(f32, f32)]) {
     }
 }
 
+/// How weights are made ready.
+pub struct Loading<'a> {
+    /// Told bytes that are narrowed, of all there will be; says whether to go on.
+    pub tell: &'a mut dyn FnMut(u64, u64) -> bool,
+    /// Narrowed weights that are there already: then nothing is narrowed.
+    pub store: Option<&'a Store>,
+}
+
 /// What [`engine`] of these weights in that format needs of the machine's memory to be asked this: from
 /// names and shapes alone, nothing is read.
 ///
@@ -515,17 +534,22 @@ pub fn memory(weights: &dyn Weights, format: &str, demand: &Demand) -> Result<Me
 /// activations in eight bits.
 ///
 /// # Errors
-/// If there is no such format, or a weight cannot be had.
-pub fn engine(weights: &dyn Weights, format: &str) -> Result<Box<dyn Engine>, Error> {
+/// If there is no such format, a weight cannot be had, or who is told of the loading ends it
+/// ([`INTERRUPTED`]).
+pub fn engine(
+    weights: &dyn Weights,
+    format: &str,
+    loading: &mut Loading<'_>,
+) -> Result<Box<dyn Engine>, Error> {
     let format = Format::of(format)?;
     #[cfg(target_arch = "x86_64")]
     {
         if let Some(s) = super::avx512::Avx512::new() {
-            return Ok(Box::new(Model::new(s, weights, format)?));
+            return Ok(Box::new(Model::new(s, weights, format, loading)?));
         }
         if let Some(s) = super::avx2::Avx2::new() {
-            return Ok(Box::new(Model::new(s, weights, format)?));
+            return Ok(Box::new(Model::new(s, weights, format, loading)?));
         }
     }
-    Ok(Box::new(Model::new(super::simd::Plain, weights, format)?))
+    Ok(Box::new(Model::new(super::simd::Plain, weights, format, loading)?))
 }

@@ -21,6 +21,8 @@ use std::{
     thread,
 };
 
+use super::pin;
+
 /// Calls `task(i)` once for every `i` below `tasks`, on several threads, and waits.
 ///
 /// # Panics
@@ -209,7 +211,12 @@ impl Pool {
     ) {
         while *workers < threads - 1 {
             let name = format!("kernel-{}", *workers + 1);
-            if thread::Builder::new().name(name).spawn(|| self.work()).is_err() {
+            let (own, pool) = (*workers + 1, self);
+            let work = move || {
+                pin::thread(own);
+                pool.work();
+            };
+            if thread::Builder::new().name(name).spawn(work).is_err() {
                 break; // with fewer, then
             }
             *workers += 1;

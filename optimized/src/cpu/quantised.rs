@@ -6,13 +6,16 @@
 //! are exact, and two factors make a number of them.
 
 use golden::narrow::{Ends, int4_code, int4_ends, int8_code, int8_scale};
+use golden::weights::Kept;
 use half::bf16;
 use rayon::prelude::*;
+use zerocopy::IntoBytes;
 
 use super::{
     linear::activations::{BlockPart, put_lanes},
     pool::Part,
     simd::{LANES, QUADS, Simd, each, tiled},
+    weight::Data,
 };
 
 /// Columns that share a scale.
@@ -34,11 +37,11 @@ pub(crate) struct Quantised {
     bits: Bits,
     /// `[M / 16, blocks, 8, 16, 4]` codes, 128 too large, of eight bits. Of four bits
     /// `[M / 16, blocks, 4, 16, 4]`: the low halves are the first sixteen columns.
-    codes: Vec<u8>,
+    codes: Data<u8>,
     /// `[M / 16, blocks, 16]`.
-    scales: Vec<bf16>,
+    scales: Data<bf16>,
     /// The same; empty in eight bits.
-    minima: Vec<bf16>,
+    minima: Data<bf16>,
     rows: usize,
     d: usize,
 }
@@ -95,11 +98,40 @@ impl Quantised {
                 .zip(minima.par_chunks_mut((blocks * LANES).max(1)))
                 .for_each(|((i, (codes, scales)), minima)| group(i, codes, scales, minima)),
         }
+        let (codes, scales, minima) = (Data::Own(codes), Data::Own(scales), Data::Own(minima));
         Quantised { bits, codes, scales, minima, rows, d }
+    }
+
+    /// A matrix that somebody keeps: the bytes of [`parts`](Self::parts), one after another; `None` if
+    /// these are not so many.
+    pub(crate) fn kept(bits: Bits, rows: usize, d: usize, kept: &Kept) -> Option<Quantised> {
+        if kept.data().len() != Quantised::size(bits, rows, d) {
+            return None;
+        }
+        let blocks = rows.div_ceil(LANES) * d.div_ceil(BLOCK);
+        let codes = blocks * bits.bytes();
+        let scales = codes + blocks * LANES * size_of::<bf16>();
+        Some(Quantised {
+            bits,
+            codes: Data::new(kept.part(0..codes)),
+            scales: Data::new(kept.part(codes..scales)),
+            minima: Data::new(kept.part(scales..kept.data().len())),
+            rows,
+            d,
+        })
+    }
+
+    /// Codes, scales and minima as they lie in memory.
+    pub(crate) fn parts(&self) -> [&[u8]; 3] {
+        [self.codes.slice(), self.scales.slice().as_bytes(), self.minima.slice().as_bytes()]
     }
 
     pub(crate) fn rows(&self) -> usize {
         self.rows
+    }
+
+    pub(crate) fn columns(&self) -> usize {
+        self.d
     }
 
     /// Bytes of a matrix `[rows, d]`.
@@ -111,7 +143,7 @@ impl Quantised {
 
     /// Bytes in memory.
     pub(crate) fn bytes(&self) -> usize {
-        self.codes.len() + 2 * (self.scales.len() + self.minima.len())
+        self.parts().iter().map(|part| part.len()).sum()
     }
 
     fn blocks(&self) -> usize {
@@ -121,16 +153,17 @@ impl Quantised {
     /// Row `i`, widened.
     pub(crate) fn row(&self, i: usize, o: &mut [f32]) {
         let (group, lane) = (i / LANES, i % LANES);
+        let (all, scales, minima) = (self.codes.slice(), self.scales.slice(), self.minima.slice());
         for (block, o) in o.chunks_mut(BLOCK).enumerate() {
             let at = group * self.blocks() + block;
-            let codes = &self.codes[at * self.bits.bytes()..][..self.bits.bytes()];
-            let scale = self.scales[at * LANES + lane].to_f32();
+            let codes = &all[at * self.bits.bytes()..][..self.bits.bytes()];
+            let scale = scales[at * LANES + lane].to_f32();
             for (j, o) in o.iter_mut().enumerate() {
                 *o = match self.bits {
                     Bits::Eight => (f32::from(codes[place(j, lane)]) - 128.0) * scale,
                     Bits::Four => {
                         let code = codes[place(j % LANES, lane)] >> (j / LANES * 4) & 15;
-                        let minimum = self.minima[at * LANES + lane].to_f32();
+                        let minimum = minima[at * LANES + lane].to_f32();
                         Ends { minimum, scale }.of(code)
                     }
                 };
@@ -205,12 +238,13 @@ impl Quantised {
         t: usize,
     ) -> [[S::F; T]; G] {
         let blocks = self.blocks();
+        let all = self.codes.slice();
         let codes: [&[[[u8; QUADS]; Q]]; G] = each(
             &[],
             #[inline(always)]
             |g| {
                 let from = (group + g) * blocks * Q * QUADS;
-                let own = &self.codes[from..from + blocks * Q * QUADS];
+                let own = &all[from..from + blocks * Q * QUADS];
                 &own.as_chunks::<QUADS>().0.as_chunks().0[..blocks]
             },
         );
@@ -221,8 +255,8 @@ impl Quantised {
                 |g| &all[(group + g) * blocks * LANES..].as_chunks().0[..blocks],
             )
         };
-        let scales = of_groups(&self.scales);
-        let minima = if Q == 4 { of_groups(&self.minima) } else { scales };
+        let scales = of_groups(self.scales.slice());
+        let minima = if Q == 4 { of_groups(self.minima.slice()) } else { scales };
         let tokens: [Token<'_>; T] = each(
             (&[][..], &[][..]),
             #[inline(always)]

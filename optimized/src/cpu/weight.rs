@@ -25,7 +25,7 @@ pub(crate) enum Data<W> {
 }
 
 impl<W: FromBytes + Immutable> Data<W> {
-    fn new(kept: Kept) -> Data<W> {
+    pub(crate) fn new(kept: Kept) -> Data<W> {
         if <[W]>::ref_from_bytes(kept.data()).is_ok() {
             return Data::Mapped(kept, PhantomData);
         }
@@ -137,6 +137,20 @@ impl Weight {
             (None, _) => return Weight::own(w.to_vec(), d),
         };
         Weight { stored, d, paired: reads == Reads::Bf16 }
+    }
+
+    /// A narrowed matrix.
+    pub(crate) fn quantised(quantised: Quantised) -> Weight {
+        let d = quantised.columns();
+        Weight { stored: Stored::Quantised(quantised), d, paired: false }
+    }
+
+    /// The bytes of a narrowed matrix; none of any other.
+    pub(crate) fn narrow_parts(&self) -> [&[u8]; 3] {
+        match &self.stored {
+            Stored::Quantised(quantised) => quantised.parts(),
+            _ => [&[]; 3],
+        }
     }
 
     /// A matrix in f32.

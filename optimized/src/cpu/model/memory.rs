@@ -3,7 +3,7 @@
 use golden::{
     Config, Dtype, Error, Weights,
     config::{Mixer, Mlp},
-    engine::{Demand, Memory},
+    engine::{Demand, Memory, Narrowed},
     names,
 };
 
@@ -26,12 +26,12 @@ pub(super) fn memory(
     let mut memory = Memory::default();
     let has_mtp = weights.meta(names::MTP_FC).is_some();
     for entry in names::entries(c, has_mtp) {
-        hold(weights, format, &entry.name, &mut memory)?;
+        hold(weights, format, (&entry.name, demand.narrowed), &mut memory)?;
     }
     if c.tie_word_embeddings {
         // The head is kept beside the embedding: twice the same map, or two copies.
         let mut again = Memory::default();
-        hold(weights, format, names::EMBED_TOKENS, &mut again)?;
+        hold(weights, format, (names::EMBED_TOKENS, demand.narrowed), &mut again)?;
         memory.owned += again.owned;
     }
     let full = c.layer_types.iter().filter(|mixer| **mixer == Mixer::Full).count();
@@ -51,7 +51,7 @@ pub(super) fn memory(
 fn hold(
     weights: &dyn Weights,
     format: Format,
-    name: &str,
+    (name, narrowed): (&str, Narrowed),
     memory: &mut Memory,
 ) -> Result<(), Error> {
     let meta = weights.meta(name).ok_or_else(|| format!("{name}: missing"))?;
@@ -64,7 +64,11 @@ fn hold(
     }
     if let Some(bits) = format.bits(name).filter(|_| projection) {
         let d: usize = meta.shape[1..].iter().product();
-        memory.owned += Quantised::size(bits, meta.shape[0], d) as u64;
+        let bytes = Quantised::size(bits, meta.shape[0], d) as u64;
+        match narrowed {
+            Narrowed::Owned => memory.owned += bytes,
+            Narrowed::Mapped => memory.mapped += bytes,
+        }
         return Ok(());
     }
     let wide = matches!(meta.dtype, Dtype::F32 | Dtype::F16);
@@ -118,9 +122,19 @@ fn product(sizes: &[usize]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use golden::{Engine, config::Preset, engine::Demand, names, synthetic::Synthetic};
+    use golden::{
+        Engine,
+        config::Preset,
+        engine::{Demand, Narrowed},
+        names,
+        synthetic::Synthetic,
+    };
 
     use super::{Format, PAGE, memory};
+    use crate::cpu::model::{
+        Loading,
+        store::{Narrowing, narrowings},
+    };
     use crate::cpu::{
         attention::fast::Cached,
         model::{
@@ -131,8 +145,15 @@ mod tests {
         weight::Weight,
     };
 
-    const DEMAND: Demand =
-        Demand { sequences: 2, context: 300, fed: 9, logits: 1, hidden: 0, drafts: 257 };
+    const DEMAND: Demand = Demand {
+        sequences: 2,
+        context: 300,
+        fed: 9,
+        logits: 1,
+        hidden: 0,
+        drafts: 257,
+        narrowed: Narrowed::Owned,
+    };
 
     /// Bytes of all matrices of a layer.
     fn matrices(mixer: &MixerWeights, mlp: &MlpWeights) -> usize {
@@ -154,7 +175,8 @@ mod tests {
         for format in Format::ALL {
             let weights = Synthetic::new(Preset::Tiny.config(Some(4), None).unwrap(), 0);
             let stated = memory(&weights, format, &DEMAND).unwrap();
-            let mut model = Model::new(Plain, &weights, format).unwrap();
+            let mut loading = Loading { tell: &mut |_, _| true, store: None };
+            let mut model = Model::new(Plain, &weights, format, &mut loading).unwrap();
             let mut bytes = model.embedding.bytes() + model.lm_head.bytes();
             for layer in &model.layers {
                 bytes += matrices(&layer.mixer, &layer.mlp);
@@ -169,6 +191,11 @@ mod tests {
                 .sum();
             assert_eq!(stated.owned, bytes as u64 + vectors, "{}", format.name());
             assert_eq!(stated.mapped, 0);
+            let demand = Demand { narrowed: Narrowed::Mapped, ..DEMAND };
+            let kept = memory(&weights, format, &demand).unwrap();
+            assert_eq!(kept.mapped + kept.owned, stated.owned);
+            let narrow: usize = narrowings(&weights, format).iter().map(Narrowing::size).sum();
+            assert_eq!(kept.mapped, narrow as u64);
             model.reset(2).unwrap();
             model.pretend(300, 0).unwrap();
             let (mut state, mut cache) = (0, 0);
@@ -181,7 +208,7 @@ mod tests {
                         LayerState::Full(own) => cache += own.len().div_ceil(PAGE) * own.held(),
                     }
                 }
-                let row = vec![0.0; 1 << 12];
+                let row = vec![0.0; model.config.num_key_value_heads * model.config.head_dim];
                 (0..257).for_each(|_| sequence.mtp.push(&row, &row));
                 cache += sequence.mtp.len().div_ceil(PAGE) * sequence.mtp.held();
             }

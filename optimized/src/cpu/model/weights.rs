@@ -1,12 +1,16 @@
 //! The weights of the model, by layer.
 
+use std::cell::RefCell;
+
 use golden::{
     Config, Error, Weights,
     config::{Mixer, Mlp},
+    engine::INTERRUPTED,
     names,
     plan::Activations,
 };
 
+use super::store::Store;
 use crate::cpu::{
     attention::{
         fast::{Cache, KeyValues},
@@ -161,17 +165,10 @@ impl Format {
             Format::Int8 | Format::Int4 => Some(Bits::Eight),
         }
     }
-
-    /// A projection in this format.
-    pub(super) fn keep(self, weight: Weight) -> Weight {
-        match self {
-            Format::F32 => weight,
-            Format::Bf16 => weight.paired(),
-            Format::Int8 => weight.narrowed(Bits::Eight),
-            Format::Int4 => weight.narrowed(Bits::Four),
-        }
-    }
 }
+
+/// Who is told of bytes that are done, of all, and says whether to go on.
+pub(super) type Tell<'a> = dyn FnMut(u64, u64) -> bool + 'a;
 
 /// Reads the weights of one layer.
 pub(super) struct Loader<'a> {
@@ -179,18 +176,33 @@ pub(super) struct Loader<'a> {
     pub(super) config: &'a Config,
     /// What projections are kept in.
     pub(super) format: Format,
+    /// Narrowed weights that are there already.
+    pub(super) store: Option<&'a Store>,
+    /// Bytes narrowed, of all; who is told of them, and says whether to go on.
+    pub(super) done: RefCell<(u64, u64, &'a mut Tell<'a>)>,
 }
 
 impl Loader<'_> {
     /// A projection as it is kept. Gates and the router decide, and are small: they stay as they are.
-    pub(super) fn kept(&self, weight: Weight) -> Weight {
-        self.format.keep(weight)
+    pub(super) fn projection(&self, name: &str) -> Result<Weight, Error> {
+        if let (Some(store), Some(_)) = (self.store, self.format.bits(name)) {
+            return store.weight(self.format, self.weights, name);
+        }
+        let weight = matrix(self.weights, name)?;
+        let Some(bits) = self.format.bits(name) else {
+            return Ok(if self.format == Format::Bf16 { weight.paired() } else { weight });
+        };
+        let weight = weight.narrowed(bits);
+        let mut done = self.done.borrow_mut();
+        let (bytes, all, tell) = &mut *done;
+        *bytes += weight.bytes() as u64;
+        if tell(*bytes, *all) { Ok(weight) } else { Err(INTERRUPTED.into()) }
     }
 
     pub(super) fn layer(&self, prefix: &str, mixer: Mixer, mlp: Mlp) -> Result<Layer, Error> {
         let vector = |name: &str| vector(self.weights, &format!("{prefix}.{name}"));
         let whole = |name: &str| matrix(self.weights, &format!("{prefix}.{name}.weight"));
-        let matrix = |name: &str| whole(name).map(|weight| self.kept(weight));
+        let matrix = |name: &str| self.projection(&format!("{prefix}.{name}.weight"));
         let mixer = match mixer {
             Mixer::Linear => MixerWeights::Linear {
                 qkvz: matrix("linear_attn.in_proj_qkvz")?,

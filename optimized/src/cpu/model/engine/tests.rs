@@ -9,13 +9,14 @@ use golden::{
 };
 use ndarray::Array2;
 
-use super::super::{Model, pieces::PIECE};
+use super::super::{Loading, Model, pieces::PIECE};
 use super::Format;
 use crate::cpu::simd::Plain;
 
 fn model(format: Format, piece: usize) -> Model<Plain> {
     let config = Preset::Tiny.config(Some(4), None).unwrap();
-    let mut model = Model::new(Plain, &Synthetic::new(config, 3), format).unwrap();
+    let mut loading = Loading { tell: &mut |_, _| true, store: None };
+    let mut model = Model::new(Plain, &Synthetic::new(config, 3), format, &mut loading).unwrap();
     model.piece = piece;
     model.reset(3).unwrap();
     model
