@@ -123,10 +123,9 @@ fn splits(t: usize, set: Set) -> Vec<Path> {
         at.extend([2, 3, 4, t.saturating_sub(2)]);
         at.extend(BOUNDARIES.iter().flat_map(|b| b - 2..=b + 2));
     } else {
-        // The first chunk boundary and the last one, and what is around them: what is between is as
-        // in a shorter text, and of these every path takes seconds.
+        // The first chunk boundary and the last one, and what is around them.
         let last = (t - 1) / 64 * 64;
-        at = vec![1, 63, 64, last, last + 1, t - 1];
+        at.extend([63, 64, 65, last - 1, last, last + 1]);
     }
     if set >= Set::Nightly && t <= 300 {
         at.extend(1..t);
@@ -137,7 +136,7 @@ fn splits(t: usize, set: Set) -> Vec<Path> {
     let mut paths: Vec<Path> = inside.map(|at| Path::Split(vec![at, t - at])).collect();
     for head in [&[63, 2][..], &[64, 1, 1], &[1, 3, 60], &[64, 64], &[5, 59, 1]] {
         let fed: usize = head.iter().sum();
-        if fed < t && t <= 1000 {
+        if fed < t {
             paths.push(Path::Split([head, &[t - fed]].concat()));
         }
     }
@@ -148,8 +147,7 @@ fn splits(t: usize, set: Set) -> Vec<Path> {
 }
 
 fn edits(t: usize) -> impl Iterator<Item = Path> {
-    let mut at =
-        if t <= 1000 { vec![0, 1, 63, 64, 65, 127, 128, 129, t - 1] } else { vec![0, 64, t - 1] };
+    let mut at = vec![0, 1, 63, 64, 65, 127, 128, 129, t - 1];
     at.sort_unstable();
     at.dedup();
     // A lone token has no other to become.

@@ -15,7 +15,7 @@ use reference::{
 use super::Path;
 use crate::{
     answer::Answer,
-    clock,
+    clock, dear,
     report::Outcome,
     same::{Row, Side, Taps, difference, not_finite, taps, verdict},
     sequence::{self, Parts, Sequence, joined, new_rows, piece, taken},
@@ -241,7 +241,7 @@ impl<O: Sequence> Problem<'_, O> {
         let (want, got) = (taps(&want), taps(&self.way.run(self.spec, &inputs)?));
         let difference = difference(&want, &got);
         let plan = self.way.plan(self.spec);
-        let dear = self.dear();
+        let dear = dear::is::<O>(self.spec, dear::TOO_DEAR);
         let outcome = verdict(claim, difference.as_ref(), |side| {
             let wide = O::wide::<f64>(&inputs);
             let (_, oracle) = O::gate_one(&wide).ok_or("there is a gate")?;
@@ -291,15 +291,14 @@ impl<O: Sequence> Problem<'_, O> {
         (outcome, difference)
     }
 
-    /// Above so many operations the 256 runs that decide take half a minute, for each of the two dozen ways
-    /// in which one text is cut.
-    const DEAR: u64 = 4_000_000;
+    /// Above so many operations a dozen stochastic runs take minutes.
+    const DEAR: u64 = 20_000_000;
 
     fn judge(&mut self, got: &Taps, cuts: &Cuts) -> Result<Vec<Finding>, Error> {
         let oracle = self.oracle();
         let cuts = if self.same_arithmetic(cuts) { &Cuts::new() } else { cuts };
-        if self.dear() {
-            return self.twice(&oracle, got, cuts);
+        if Self::DEAR < O::cost(self.spec).flops {
+            return Ok(spread::twice(&oracle, &*self.emulated(cuts)?, got));
         }
         let planned = O::wide::<Planned>(&self.inputs);
         let run = |rounding: Rounding| self.stochastic(&planned, cuts, rounding);
@@ -318,25 +317,10 @@ impl<O: Sequence> Problem<'_, O> {
         findings
     }
 
-    fn dear(&self) -> bool {
-        Self::DEAR < O::cost(self.spec).flops
-    }
-
     fn oracle(&mut self) -> Arc<Taps> {
         let inputs = &self.inputs;
         let plain = || Arc::new(taps(&O::plain(&O::wide::<f64>(inputs))));
         self.oracle.get_or_insert_with(plain).clone()
-    }
-
-    /// At most twice as wrong as the reference on the plain path; what is not may still be right, by what
-    /// the reference is wrong in those pieces, which costs a run of its own.
-    fn twice(&mut self, oracle: &Taps, got: &Taps, cuts: &Cuts) -> Result<Vec<Finding>, Error> {
-        let whole = self.emulated(&Cuts::new())?;
-        let findings = spread::twice(oracle, &whole, got);
-        if cuts.is_empty() || findings.iter().all(|finding| finding.ok) {
-            return Ok(findings);
-        }
-        Ok(spread::twice(oracle, &*self.emulated(cuts)?, got))
     }
 
     fn emulated(&mut self, cuts: &Cuts) -> Result<Arc<spread::Run>, Error> {
