@@ -17,7 +17,7 @@ use reference::real::Rounding;
 
 use crate::{
     bound::{DECIDE, SCREEN},
-    dear,
+    dear::{self, Off, Yardstick},
     same::{Tap, Taps},
 };
 
@@ -84,17 +84,30 @@ fn against(bounds: &Bounds, got: &Taps) -> Vec<Finding> {
     bounds.iter().map(|(name, bound)| bound.compare(name, &got(name))).collect()
 }
 
-/// Where a dozen runs are too dear: at most twice the error that the reference has when it rounds to
-/// the nearest as the plan says, of the whole and of the worst row.
-pub(crate) fn twice(oracle: &Taps, emulated: &Run, got: &Taps) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for ((name, want), own) in oracle.iter().zip(emulated) {
-        let want = want.view();
-        let own = ArrayD::from_shape_vec(want.shape(), own.clone()).unwrap_or_default();
-        let bound = dear::twice(name, &want, &View::F64(own.view()), Grid::F32);
-        if let Some((_, got)) = got.iter().find(|(other, _)| other == name) {
-            findings.push(views(name, &want, &got.view(), bound));
+/// Where a dozen runs are too dear: by the rule of [`dear`]. `emulate` gives the reference's answer, as
+/// it rounds under the plan.
+pub(crate) fn twice(
+    oracle: &Taps,
+    grid: &dyn Fn(&str) -> Grid,
+    yardstick: &mut Yardstick,
+    emulate: &dyn Fn(Rounding) -> Result<Run, Error>,
+    got: &Taps,
+) -> Result<Vec<Finding>, Error> {
+    let mut off = |rounding| {
+        let off = |((name, want), own): (&(String, Tap), Vec<f64>)| {
+            let want = want.view();
+            let own = ArrayD::from_shape_vec(want.shape(), own).unwrap_or_default();
+            Off::new(name, &want, &View::F64(own.view()), grid(name))
+        };
+        Ok(oracle.iter().zip(emulate(rounding)?).map(off).collect())
+    };
+    dear::held(yardstick, &mut off, &|yardstick| {
+        let mut findings = Vec::new();
+        for (i, (name, want)) in oracle.iter().enumerate() {
+            if let Some((_, got)) = got.iter().find(|(other, _)| other == name) {
+                findings.push(views(name, &want.view(), &got.view(), yardstick.bound(i)));
+            }
         }
-    }
-    findings
+        findings
+    })
 }

@@ -108,8 +108,10 @@ pub(crate) fn bound(bound: Bound) -> String {
         Bound::Relative { rel_rms, worst_token } => {
             format!("rel-RMS {rel_rms:.1e}, row {worst_token:.1e}")
         }
-        Bound::Twice { rel_rms, worst_token } => {
-            format!("rel-RMS {rel_rms:.1e}, row {worst_token:.1e}: twice the emulated plan")
+        Bound::Twice { rel_rms, worst_token, runs } => {
+            let of =
+                if runs < 2 { String::new() } else { format!(", or the worst of {runs} runs") };
+            format!("rel-RMS {rel_rms:.1e}, row {worst_token:.1e}: twice the emulated plan{of}")
         }
         Bound::Derived { runs, grid } => format!(
             "7 x spread of {runs} runs in stochastic arithmetic + half an ulp of {grid}; sums of squares; bias"

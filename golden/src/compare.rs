@@ -23,13 +23,15 @@ pub enum Bound {
         /// The largest `|got_t - want_t| / |want_t|` of any slice of the first axis.
         worst_token: f64,
     },
-    /// The same, where it is twice the error of the reference emulated at the candidate's precision plan:
-    /// for problems that are too dear for [`derived`] bounds.
+    /// The same, where it follows from the error of the reference emulated at the candidate's precision
+    /// plan: for problems that are too dear for [`derived`] bounds.
     Twice {
         /// As of [`Relative`](Self::Relative).
         rel_rms: f64,
         /// As of [`Relative`](Self::Relative).
         worst_token: f64,
+        /// Emulations that it follows from.
+        runs: u32,
     },
     /// What honest implementations of a precision plan show: see [`derived`].
     Derived {
@@ -247,7 +249,7 @@ fn slices(name: &str, shape: &[usize], want: &[f64], got: &[f64], bound: Bound) 
     );
     let (budget, ok) = match bound {
         Bound::Relative { rel_rms: allowed, worst_token: allowed_token }
-        | Bound::Twice { rel_rms: allowed, worst_token: allowed_token } => (
+        | Bound::Twice { rel_rms: allowed, worst_token: allowed_token, .. } => (
             share(rel_rms, allowed).max(share(worst_token, allowed_token)),
             rel_rms <= allowed && worst_token <= allowed_token && not_finite == 0,
         ),
@@ -256,7 +258,7 @@ fn slices(name: &str, shape: &[usize], want: &[f64], got: &[f64], bound: Bound) 
         }
     };
     let (rel_rms_allowed, worst_token_allowed) = match bound {
-        Bound::Relative { rel_rms, worst_token } | Bound::Twice { rel_rms, worst_token } => {
+        Bound::Relative { rel_rms, worst_token } | Bound::Twice { rel_rms, worst_token, .. } => {
             (rel_rms, worst_token)
         }
         Bound::Exact | Bound::Derived { .. } => (0.0, 0.0),

@@ -425,6 +425,18 @@ impl Plan {
         sites.into_iter().fold(plan, |plan, site| plan.round(site, Grid::Bf16))
     }
 
+    /// Whether nothing is rounded to anything but f32, so that an answer in f32 arithmetic is an answer
+    /// under this plan.
+    pub fn only_f32(&self) -> bool {
+        self.accumulator == Grid::F32
+            && self.dot == Grid::F32
+            && self.activations == Activations::F32
+            && self.output == Grid::F32
+            && self.state == Grid::F32
+            && self.round.values().all(|&grid| grid == Grid::F32)
+            && !self.flush_to_zero
+    }
+
     /// The same plan with an intermediate stored narrower.
     #[must_use]
     pub fn round(mut self, site: Site, grid: Grid) -> Plan {

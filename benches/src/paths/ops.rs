@@ -15,7 +15,8 @@ use reference::{
 use super::Path;
 use crate::{
     answer::Answer,
-    clock, dear,
+    clock,
+    dear::{self, Yardstick},
     report::Outcome,
     same::{Row, Side, Taps, difference, not_finite, taps, verdict},
     sequence::{self, Parts, Sequence, joined, new_rows, piece, taken},
@@ -34,8 +35,8 @@ struct Problem<'a, O: Sequence> {
     oracle: Option<Arc<Taps>>,
     /// Bounds by the pieces that they hold for.
     bounds: HashMap<(Cuts, u32), Arc<Bounds>>,
-    /// The reference as it rounds to the nearest, by the same, where bounds are too dear.
-    emulated: HashMap<Cuts, Arc<spread::Run>>,
+    /// How far emulations are off, by the same, where bounds are too dear.
+    yardsticks: HashMap<Cuts, Yardstick>,
 }
 
 /// Of each sequence, the tokens of its pieces; none is the whole problem in one call.
@@ -81,7 +82,7 @@ pub(crate) fn run<O: Sequence>(
         plain,
         oracle: None,
         bounds: HashMap::new(),
-        emulated: HashMap::new(),
+        yardsticks: HashMap::new(),
     };
     paths
         .iter()
@@ -247,16 +248,19 @@ impl<O: Sequence> Problem<'_, O> {
             let (_, oracle) = O::gate_one(&wide).ok_or("there is a gate")?;
             let planned = O::wide::<Planned>(&inputs);
             let run = |rounding: Rounding| {
+                if rounding == Rounding::Nearest && plan.only_f32() {
+                    return Ok(widened(&taps(&O::answer(&inputs, plan.form, None))));
+                }
                 let run = under(&plan, None, rounding, || O::answer(&planned, plan.form, None));
-                Ok(taps(&run).into_iter().map(|(_, tap)| tap.view().to_f64()).collect())
+                Ok(widened(&taps(&run)))
             };
-            let derive = &mut |runs| {
-                let grid = |name: &str| grid(&plan, &self.parts, name);
-                spread::derive(&taps(&oracle), &grid, runs, &run).map(Arc::new)
-            };
+            let grid = |name: &str| grid(&plan, &self.parts, name);
+            let derive =
+                &mut |runs| spread::derive(&taps(&oracle), &grid, runs, &run).map(Arc::new);
             let side = if side == Side::Got { &got } else { &want };
             if dear {
-                return Ok(spread::twice(&taps(&oracle), &run(Rounding::Nearest)?, side));
+                let mut yardstick = Yardstick::default();
+                return spread::twice(&taps(&oracle), &grid, &mut yardstick, &run, side);
             }
             spread::judge(side, derive)
         });
@@ -298,10 +302,10 @@ impl<O: Sequence> Problem<'_, O> {
         let oracle = self.oracle();
         let cuts = if self.same_arithmetic(cuts) { &Cuts::new() } else { cuts };
         if Self::DEAR < O::cost(self.spec).flops {
-            return Ok(spread::twice(&oracle, &*self.emulated(cuts)?, got));
+            return self.relative(&oracle, got, cuts);
         }
         let planned = O::wide::<Planned>(&self.inputs);
-        let run = |rounding: Rounding| self.stochastic(&planned, cuts, rounding);
+        let run = |rounding: Rounding| self.walked(&planned, cuts, rounding);
         let plan = self.way.plan(self.spec);
         let mut kept = HashMap::new();
         let findings = spread::judge(got, &mut |runs| {
@@ -323,14 +327,26 @@ impl<O: Sequence> Problem<'_, O> {
         self.oracle.get_or_insert_with(plain).clone()
     }
 
-    fn emulated(&mut self, cuts: &Cuts) -> Result<Arc<spread::Run>, Error> {
-        if let Some(run) = self.emulated.get(cuts) {
-            return Ok(run.clone());
-        }
-        let planned = O::wide::<Planned>(&self.inputs);
-        let run = Arc::new(self.stochastic(&planned, cuts, Rounding::Nearest)?);
-        self.emulated.insert(cuts.clone(), run.clone());
-        Ok(run)
+    fn relative(&mut self, oracle: &Taps, got: &Taps, cuts: &Cuts) -> Result<Vec<Finding>, Error> {
+        let mut yardstick = self.yardsticks.remove(cuts).unwrap_or_default();
+        let emulate = |rounding| {
+            if rounding == Rounding::Nearest && self.only_f32(cuts) {
+                return self.walked(&O::wide::<f32>(&self.inputs), cuts, rounding);
+            }
+            self.walked(&O::wide::<Planned>(&self.inputs), cuts, rounding)
+        };
+        let plan = self.way.plan(self.spec);
+        let grid = |name: &str| grid(&plan, &self.parts, name);
+        let findings = spread::twice(oracle, &grid, &mut yardstick, &emulate, got);
+        self.yardsticks.insert(cuts.clone(), yardstick);
+        findings
+    }
+
+    /// Whether every piece is computed under a plan that the reference in f32 follows, at a tenth of the
+    /// price of an emulation.
+    fn only_f32(&self, cuts: &Cuts) -> bool {
+        let mut plans = cuts.iter().flatten().map(|at| self.way.plan(&piece(self.spec, at)));
+        self.way.plan(self.spec).only_f32() && plans.all(|plan| plan.only_f32())
     }
 
     /// Whether the pieces are computed as the whole is, rounding for rounding, so that one bound holds
@@ -342,36 +358,39 @@ impl<O: Sequence> Problem<'_, O> {
             && cuts.iter().flatten().all(|at| self.way.plan(&piece(self.spec, at)) == plan)
     }
 
-    /// The reference in stochastic arithmetic, fed as the candidate was, each piece under its own plan.
-    fn stochastic(
+    /// The reference, fed as the candidate was, each piece under its own plan if the number follows
+    /// plans.
+    fn walked<R: Real>(
         &self,
-        planned: &O::Inputs<Planned>,
+        inputs: &O::Inputs<R>,
         cuts: &Cuts,
         rounding: Rounding,
     ) -> Result<spread::Run, Error> {
-        let widened =
-            |taps: Taps| taps.into_iter().map(|(_, tap)| tap.view().to_f64()).collect::<Vec<_>>();
         if cuts.is_empty() {
             let plan = self.way.plan(self.spec);
-            let run = under(&plan, None, rounding, || O::answer(planned, plan.form, None));
-            return Ok(widened(taps(&run)));
+            let run = under(&plan, None, rounding, || O::answer(inputs, plan.form, None));
+            return Ok(widened(&taps(&run)));
         }
         let plan = self.way.plan(self.spec);
         let seam = Plan::F32.round(Site::State, plan.state);
-        let got = pieces::<O, Planned, Error>(
-            planned,
+        let got = pieces::<O, R, Error>(
+            inputs,
             cuts,
             &self.parts,
             &mut |at, i, before| {
-                under(&seam, None, rounding, || O::cut(planned, i, at.clone(), before))
+                under(&seam, None, rounding, || O::cut(inputs, i, at.clone(), before))
             },
             &mut |at, inputs| {
                 let plan = self.way.plan(&piece(self.spec, at));
                 Ok(under(&plan, None, rounding, || O::answer(inputs, plan.form, None)))
             },
         )?;
-        Ok(widened(got))
+        Ok(widened(&got))
     }
+}
+
+fn widened(taps: &Taps) -> spread::Run {
+    taps.iter().map(|(_, tap)| tap.view().to_f64()).collect()
 }
 
 /// Given the rows of each sequence, and whether a tensor has one row per sequence instead: ranges of

@@ -370,8 +370,18 @@ impl Real for Planned {
         if !hot.random || hot.accumulator.grid.is_none() || n < 2 {
             return interleaved(n, LANES, f);
         }
-        let terms: Vec<f64> = (0..n).map(|i| f(i).0).collect();
-        if exact_in_any_order(&terms, hot.accumulator) {
+        // The sums of small heads are too many for an allocation each.
+        let (mut few, mut many) = ([0.0; 32], Vec::new());
+        let terms: &mut [f64] = if n <= few.len() {
+            &mut few[..n]
+        } else {
+            many.resize(n, 0.0);
+            &mut many
+        };
+        for (i, term) in terms.iter_mut().enumerate() {
+            *term = f(i).0;
+        }
+        if exact_in_any_order(terms, hot.accumulator) {
             return Planned(terms.iter().sum());
         }
         let order = mix(hot.seed ^ n as u64);
