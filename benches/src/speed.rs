@@ -1,16 +1,19 @@
 //! How fast a model is, beside what the machine can do.
 //!
-//! Engines are asked in turns, and the machine's own pace is measured between the turns: what a busy
-//! neighbour takes, it takes from all of them.
+//! Engines and depths are asked in turns, and the machine's own pace is measured between the turns: what
+//! a busy neighbour takes, it takes from all of them.
+
+mod fit;
 
 use std::time::Duration;
 
 use golden::{
     Engine, Error,
-    engine::{Demand, INTERRUPTED, Narrowed, Rows, Traffic, Want},
+    engine::{Demand, INTERRUPTED, Narrowed, Rows, Snapshot, Traffic, Want},
 };
 use optimized::cpu::roof::{self, Work};
 
+pub use self::fit::Fit;
 use crate::{clock::time, forget_peak, peak_memory};
 
 /// What is asked.
@@ -20,8 +23,8 @@ pub struct Options {
     pub prefill: usize,
     /// Tokens that are fed one by one.
     pub decode: usize,
-    /// Tokens that the states hold before; of more than none they are made up from a seed.
-    pub depths: Vec<usize>,
+    /// Where it is asked.
+    pub depths: Vec<Depth>,
     /// How often everything is asked.
     pub rounds: usize,
 }
@@ -33,6 +36,15 @@ impl Options {
         let fed = self.prefill.max(1);
         Demand { sequences: 1, context, fed, logits: 1, hidden: 0, drafts: 0, narrowed }
     }
+}
+
+/// Tokens that the states hold before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Depth {
+    /// How many.
+    pub tokens: usize,
+    /// Whether they were fed; else the states are made up from a seed.
+    pub fed: bool,
 }
 
 /// Least, middle and most of some samples.
@@ -80,18 +92,14 @@ pub struct Ceilings {
 const KINDS: [Work; 4] = [Work::Read, Work::F32, Work::Bf16, Work::Int8];
 
 impl Ceilings {
-    /// One more sample of each.
-    pub fn sample(&mut self) {
+    /// One more sample of each; the bytes that were read in a second.
+    pub fn sample(&mut self) -> f64 {
         let memory = self.memory.get_or_insert_with(|| roof::Memory::new(1 << 29));
         for (kind, samples) in KINDS.into_iter().zip(&mut self.samples) {
             let (work, took) = time(|| roof::work(kind, memory));
             samples.push(work as f64 / took.as_secs_f64());
         }
-    }
-
-    /// Gives the memory back that is read, until the next sample.
-    pub fn rest(&mut self) {
-        self.memory = None;
+        *self.samples[0].last().expect("a sample of reading")
     }
 
     /// Of what was sampled: at least once.
@@ -107,7 +115,9 @@ pub struct Row {
     /// The engine's name.
     pub engine: String,
     /// Tokens that the states held.
-    pub depth: usize,
+    pub depth: Depth,
+    /// Bytes that the machine read in a second, between the turns at this depth.
+    pub read: Samples,
     /// Tokens in a second, fed at once.
     pub prefill: Option<Samples>,
     /// Tokens in a second, fed one by one.
@@ -120,7 +130,18 @@ pub struct Row {
     pub peak: Option<u64>,
 }
 
-/// Asks each engine in turn, `rounds` times; `tell` is told how many turns of how many are done.
+/// What was measured.
+pub struct Measured {
+    /// The machine's own pace.
+    pub roof: Roof,
+    /// By depth, then by engine.
+    pub rows: Vec<Row>,
+    /// Of each engine that was asked at enough depths, how a token's time grows with them.
+    pub fits: Vec<Fit>,
+}
+
+/// Asks each engine in turn at each depth, `rounds` times; `tell` is told how many turns of how many
+/// are done.
 ///
 /// # Errors
 /// What an engine fails with; [`INTERRUPTED`] when `tell` returns false.
@@ -128,85 +149,134 @@ pub fn run(
     engines: &mut [Box<dyn Engine>],
     options: &Options,
     tell: &mut dyn FnMut(usize, usize) -> bool,
-) -> Result<(Roof, Vec<Row>), Error> {
-    let mut ceilings = Ceilings::default();
-    let mut rows = Vec::new();
-    let turns = options.depths.len() * options.rounds * engines.len();
+) -> Result<Measured, Error> {
+    let depths = &options.depths;
+    // The first round warms up, and shows how much memory is held.
+    let turns = depths.len() * (options.rounds + 1) * engines.len();
     let mut done = 0;
-    for &depth in &options.depths {
-        let mut samples = vec![(Vec::new(), Vec::new()); engines.len()];
-        // The first round warms up, and shows how much memory is held.
-        ceilings.rest();
-        let mut peaks = Vec::new();
+    let mut ready = || {
+        done += 1;
+        if tell(done, turns) { Ok(()) } else { Err(Error::from(INTERRUPTED)) }
+    };
+    let mut peaks = Vec::new();
+    for &depth in depths {
         for engine in &mut *engines {
             let counts = forget_peak();
-            turn(&mut **engine, options, depth)?;
+            engine.reset(1)?;
+            deepen(&mut **engine, depth)?;
+            let kept = engine.snapshot()?;
+            turn(&mut **engine, options, kept)?;
+            engine.release(kept);
             peaks.push(peak_memory().filter(|_| counts));
             engine.reset(0)?;
-            if !tell(done, turns) {
-                return Err(INTERRUPTED.into());
-            }
-        }
-        for _ in 0..options.rounds {
-            ceilings.sample();
-            for (engine, samples) in engines.iter_mut().zip(&mut samples) {
-                let (prefill, decode) = turn(&mut **engine, options, depth)?;
-                samples.0.extend(prefill);
-                samples.1.extend(decode);
-                done += 1;
-                if !tell(done, turns) {
-                    return Err(INTERRUPTED.into());
-                }
-            }
-        }
-        engines.iter_mut().try_for_each(|engine| engine.reset(0))?;
-        for ((engine, (prefill, decode)), peak) in engines.iter().zip(samples).zip(peaks) {
-            let of = |samples: Vec<f64>| (!samples.is_empty()).then(|| Samples::of(samples));
-            let traffic = engine.traffic(depth);
-            let traffic = traffic.ok_or_else(|| format!("{}: tells no traffic", engine.name()))?;
-            rows.push(Row {
-                engine: engine.name(),
-                depth,
-                prefill: of(prefill),
-                decode: of(decode),
-                traffic,
-                peak,
-            });
+            ready()?;
         }
     }
-    Ok((ceilings.roof(), rows))
+    let kept: Vec<Vec<Snapshot>> =
+        engines.iter_mut().map(|engine| states(&mut **engine, depths)).collect::<Result<_, _>>()?;
+    let mut ceilings = Ceilings::default();
+    let mut asked = vec![(Vec::new(), Vec::new()); depths.len() * engines.len()];
+    let mut read = vec![Vec::new(); depths.len()];
+    for round in 0..options.rounds {
+        // Up and down, so that no depth always follows the same one.
+        let up = (0..depths.len()).map(|i| if round % 2 == 0 { i } else { depths.len() - 1 - i });
+        for i in up {
+            read[i].push(ceilings.sample());
+            for (j, engine) in engines.iter_mut().enumerate() {
+                let (prefill, decode) = turn(&mut **engine, options, kept[j][i])?;
+                let samples = &mut asked[i * kept.len() + j];
+                samples.0.extend(prefill);
+                samples.1.extend(decode);
+                ready()?;
+            }
+        }
+    }
+    let mut rows = Vec::new();
+    let of = |samples: Vec<f64>| (!samples.is_empty()).then(|| Samples::of(samples));
+    for (i, ((prefill, decode), peak)) in asked.into_iter().zip(peaks).enumerate() {
+        let (depth, engine) = (depths[i / engines.len()], &engines[i % engines.len()]);
+        let traffic = engine.traffic(depth.tokens);
+        rows.push(Row {
+            engine: engine.name(),
+            depth,
+            read: Samples::of(read[i / engines.len()].clone()),
+            prefill: of(prefill),
+            decode: of(decode),
+            traffic: traffic.ok_or_else(|| format!("{}: tells no traffic", engine.name()))?,
+            peak,
+        });
+    }
+    for (engine, kept) in engines.iter_mut().zip(kept) {
+        kept.into_iter().for_each(|kept| engine.release(kept));
+        engine.reset(0)?;
+    }
+    let fits = engines.iter().filter_map(|engine| Fit::of(&engine.name(), &rows)).collect();
+    Ok(Measured { roof: ceilings.roof(), rows, fits })
+}
+
+/// The states of every depth, in their order. They grow from one depth to the next, so that pages of keys
+/// and values are shared.
+fn states(engine: &mut dyn Engine, depths: &[Depth]) -> Result<Vec<Snapshot>, Error> {
+    let mut order: Vec<usize> = (0..depths.len()).collect();
+    order.sort_by_key(|&i| (depths[i].fed, depths[i].tokens));
+    let mut kept = vec![Snapshot(0); depths.len()];
+    let mut before = Depth { tokens: 0, fed: false };
+    engine.reset(1)?;
+    for i in order {
+        let depth = depths[i];
+        if depth.fed != before.fed {
+            engine.reset(1)?;
+            before = Depth { tokens: 0, fed: depth.fed };
+        }
+        deepen(engine, Depth { tokens: depth.tokens - before.tokens, ..depth })?;
+        before = depth;
+        kept[i] = engine.snapshot()?;
+    }
+    engine.reset(0)?;
+    Ok(kept)
+}
+
+/// So many more tokens.
+fn deepen(engine: &mut dyn Engine, more: Depth) -> Result<(), Error> {
+    if more.tokens == 0 {
+        return Ok(());
+    }
+    if !more.fed {
+        return engine.pretend(more.tokens, 1);
+    }
+    let tokens = vec![(0..more.tokens).map(|i| token(engine, i)).collect()];
+    let want = Want { logits: Rows::None, last: Rows::None, ..Want::default() };
+    engine.forward(&tokens, &want).map(drop)
+}
+
+/// Some text.
+fn token(engine: &dyn Engine, i: usize) -> u32 {
+    ((i * 7919 + 13) % engine.config().vocab_size) as u32
 }
 
 fn turn(
     engine: &mut dyn Engine,
     options: &Options,
-    depth: usize,
+    from: Snapshot,
 ) -> Result<(Option<f64>, Option<f64>), Error> {
-    let vocab = engine.config().vocab_size;
-    let token = |i: usize| ((i * 7919 + 13) % vocab) as u32;
     let want = Want { logits: Rows::Last, last: Rows::None, ..Want::default() };
-    engine_at(engine, depth)?;
     let pace = |tokens: usize, took: Duration| tokens as f64 / took.as_secs_f64();
     let mut prefill = None;
     if 0 < options.prefill {
-        let tokens = vec![(0..options.prefill).map(token).collect()];
+        engine.restore(from)?;
+        let tokens = vec![(0..options.prefill).map(|i| token(engine, i)).collect()];
         let (step, took) = time(|| engine.forward(&tokens, &want));
         step?;
         prefill = Some(pace(options.prefill, took));
-        engine_at(engine, depth)?;
     }
     let mut decode = None;
     if 0 < options.decode {
-        let (step, took) = time(|| {
-            (0..options.decode).try_for_each(|i| engine.forward(&[vec![token(i)]], &want).map(drop))
-        });
+        engine.restore(from)?;
+        let tokens: Vec<_> = (0..options.decode).map(|i| vec![vec![token(engine, i)]]).collect();
+        let (step, took) =
+            time(|| tokens.iter().try_for_each(|token| engine.forward(token, &want).map(drop)));
         step?;
         decode = Some(pace(options.decode, took));
     }
     Ok((prefill, decode))
-}
-
-fn engine_at(engine: &mut dyn Engine, depth: usize) -> Result<(), Error> {
-    engine.reset(1)?;
-    if 0 < depth { engine.pretend(depth, 1) } else { Ok(()) }
 }

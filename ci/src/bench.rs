@@ -1,6 +1,6 @@
 //! `karat bench`: how fast a model is, beside what the machine can do.
 
-use benches::speed::{self, Options, Roof, Row, Samples};
+use benches::speed::{self, Depth, Fit, Measured, Options, Row, Samples};
 use golden::{
     Weights,
     engine::{INTERRUPTED, Memory},
@@ -31,6 +31,9 @@ pub(crate) struct Args {
     /// Tokens that the states hold before; those states are made up
     #[arg(long, value_delimiter = ',', default_value = "0", value_name = "N,N,…")]
     depth: Vec<usize>,
+    /// The same, but the states come from feeding so many tokens, as a check of those that are made up
+    #[arg(long, value_delimiter = ',', value_name = "N,N,…")]
+    fed: Vec<usize>,
     /// How often each is asked, beside a first time that is not counted
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -40,10 +43,11 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let weights = golden::open(&args.model).map_err(refuse)?;
+    let at = |fed| move |&tokens: &usize| Depth { tokens, fed };
     let options = Options {
         prefill: args.prefill,
         decode: args.decode,
-        depths: args.depth.clone(),
+        depths: args.depth.iter().map(at(false)).chain(args.fed.iter().map(at(true))).collect(),
         rounds: args.rounds as usize,
     };
     args.ready.check(&args.number)?;
@@ -59,46 +63,63 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         !out::interrupted()
     });
     bar.finish_and_clear();
-    let (roof, rows) = ran.map_err(|e| {
+    let measured = ran.map_err(|e| {
         if e.to_string() == INTERRUPTED {
             fail(Exit::Interrupted, "interrupted")
         } else {
             refuse(e)
         }
     })?;
-    tell(&args.model, &roof, &rows, &stated, out);
+    tell(&args.model, &measured, &stated, out);
     Ok(Exit::Ok)
 }
 
 /// What each engine will need at each depth, in the order of the rows; refused if not all fits that is
-/// held together: weights of all engines, and their states at the largest depth.
+/// held together: weights of all engines, their keys and values at the largest depth, and states of
+/// every depth.
 fn stated(args: &Args, options: &Options, weights: &dyn Weights) -> anyhow::Result<Vec<Stated>> {
     let mut stated = Vec::new();
-    for &depth in &options.depths {
-        let mut all = Memory::default();
-        let first = stated.len();
-        for number in &args.number {
-            let demand = options.demand(depth, args.ready.narrowed("cpu", number));
+    for depth in &options.depths {
+        let of = |number: &String| {
+            let demand = options.demand(depth.tokens, args.ready.narrowed("cpu", number));
             let memory = benches::memory("cpu", number, weights, &demand).map_err(refuse)?;
-            let memory = memory.unwrap_or_default();
-            all = Memory {
-                // The same map, but for narrowed weights in a file.
-                mapped: all.mapped.max(memory.mapped),
-                owned: all.owned.saturating_add(memory.owned),
-                state: all.state.saturating_add(memory.state),
-                cache: all.cache.saturating_add(memory.cache),
-                scratch: all.scratch.max(memory.scratch),
-            };
-            stated.push(Stated { memory, held: memory });
-        }
-        for one in &mut stated[first..] {
-            one.held = Memory { state: one.memory.state, cache: one.memory.cache, ..all };
-        }
-        let what = format!("cpu in {} at depth {depth}", args.number.join(", "));
+            anyhow::Ok(memory.unwrap_or_default())
+        };
+        let own = args.number.iter().map(of).collect::<anyhow::Result<Vec<_>>>()?;
+        let all = own.iter().fold(Memory::default(), |all, one| both(&all, one));
+        stated.extend(own.into_iter().map(|memory| Stated {
+            memory,
+            held: Memory { state: memory.state, cache: memory.cache, ..all },
+        }));
+    }
+    let of_kind = |fed| {
+        let depths = options.depths.iter().zip(stated.chunks(args.number.len()));
+        depths.filter(move |(depth, _)| depth.fed == fed).max_by_key(|(depth, _)| depth.tokens)
+    };
+    let deepest: Vec<_> = [false, true].into_iter().filter_map(of_kind).collect();
+    let all = deepest.iter().flat_map(|(_, stated)| stated.iter());
+    let cache = all.map(|stated| stated.memory.cache).fold(0, u64::saturating_add);
+    if let Some((depth, stated)) = deepest.iter().max_by_key(|(depth, _)| depth.tokens) {
+        let all = stated.iter().fold(Memory::default(), |all, one| both(&all, &one.memory));
+        let copies = options.depths.len() as u64 + 1;
+        let all = Memory { cache, state: all.state.saturating_mul(copies), ..all };
+        let what = format!("cpu in {} at depth {}", args.number.join(", "), depth.tokens);
         fit::fits(&what, &all, benches::available_memory())
             .map_err(|line| fail(Exit::Unfit, line))?;
     }
     Ok(stated)
+}
+
+/// What two engines of one model hold.
+fn both(a: &Memory, b: &Memory) -> Memory {
+    Memory {
+        // The same map, but for narrowed weights in a file.
+        mapped: a.mapped.max(b.mapped),
+        owned: a.owned.saturating_add(b.owned),
+        state: a.state.saturating_add(b.state),
+        cache: a.cache.saturating_add(b.cache),
+        scratch: a.scratch.max(b.scratch),
+    }
 }
 
 /// What was said in advance.
@@ -116,7 +137,8 @@ impl Stated {
     }
 }
 
-fn tell(model: &str, roof: &Roof, rows: &[Row], stated: &[Stated], out: &Out) {
+fn tell(model: &str, measured: &Measured, stated: &[Stated], out: &Out) {
+    let Measured { roof, rows, fits } = measured;
     let host = benches::host();
     out.line(&format!("{}, {} threads", host.cpu, host.threads));
     for (what, samples, unit) in [
@@ -143,14 +165,14 @@ fn tell(model: &str, roof: &Roof, rows: &[Row], stated: &[Stated], out: &Out) {
         };
         vec![
             row.engine.clone(),
-            row.depth.to_string(),
+            depth(row),
             prefill.as_ref().map_or_else(none, |(text, _)| text.clone()),
             prefill.map_or_else(none, |(_, pace)| {
                 format!("{:.0} Gop/s, {}", pace / 1e9, share(pace, dot.median))
             }),
             decode.as_ref().map_or_else(none, |(text, _)| text.clone()),
             decode.map_or_else(none, |(_, pace)| {
-                format!("{:.1} GB/s, {}", pace / 1e9, share(pace, roof.read.median))
+                format!("{:.1} GB/s, {}", pace / 1e9, share(pace, row.read.median))
             }),
         ]
     };
@@ -169,7 +191,7 @@ fn tell(model: &str, roof: &Roof, rows: &[Row], stated: &[Stated], out: &Out) {
     let memory = |(row, stated): (&Row, &Stated)| {
         let Memory { mapped, owned, state, cache, scratch } = stated.memory;
         let none = || "-".to_owned();
-        let mut cells = vec![row.engine.clone(), row.depth.to_string()];
+        let mut cells = vec![row.engine.clone(), depth(row)];
         cells.extend([mapped, owned, state, cache, scratch].map(|bytes| mib(bytes as f64)));
         cells.push(row.peak.map_or_else(none, |peak| mib(peak as f64)));
         cells.push(stated.beyond(row).map_or_else(none, |beyond| mib(beyond as f64)));
@@ -194,13 +216,46 @@ fn tell(model: &str, roof: &Roof, rows: &[Row], stated: &[Stated], out: &Out) {
     );
     for (row, stated) in rows.iter().zip(stated) {
         out.json(&json!({"schema": "karat.result/1", "kind": "bench", "model": model,
-            "cpu": host.cpu, "threads": host.threads, "engine": row.engine, "depth": row.depth,
-            "read_bytes_per_second": samples(roof.read), "f32_per_second": samples(roof.f32),
+            "cpu": host.cpu, "threads": host.threads, "engine": row.engine,
+            "depth": row.depth.tokens, "fed": row.depth.fed,
+            "read_bytes_per_second": samples(row.read), "f32_per_second": samples(roof.f32),
             "bf16_per_second": samples(roof.bf16), "int8_per_second": samples(roof.int8),
             "prefill_tokens_per_second": row.prefill.map(samples),
             "decode_tokens_per_second": row.decode.map(samples), "traffic": row.traffic,
             "memory_needed": stated.memory, "peak_rss_bytes": row.peak,
             "peak_rss_beyond_bytes": stated.beyond(row)}));
+    }
+    lines(fits, out);
+}
+
+fn depth(row: &Row) -> String {
+    format!("{}{}", row.depth.tokens, if row.depth.fed { ", fed" } else { "" })
+}
+
+/// How the time of a token grows with the context.
+fn lines(fits: &[Fit], out: &Out) {
+    if fits.is_empty() {
+        return;
+    }
+    out.line("the time of a token after T others, as a + b T");
+    let cells = |fit: &Fit| {
+        vec![
+            fit.engine.clone(),
+            format!("{:.2} ms", fit.a * 1e3),
+            format!("{:.2} ns", fit.b * 1e9),
+            format!("{:.2} ns, {:.2}", fit.bytes * 1e9, fit.b / fit.bytes),
+            format!("{:+.1} % at {}", fit.worst.0 * 100.0, fit.worst.1),
+        ]
+    };
+    out.table(
+        &["engine", "a", "b", "b of the bytes, b over it", "furthest from the line"],
+        &fits.iter().map(cells).collect::<Vec<_>>(),
+    );
+    for fit in fits {
+        out.json(&json!({"schema": "karat.result/1", "kind": "bench_fit", "engine": fit.engine,
+            "depths": fit.depths, "seconds_at_none": fit.a, "seconds_per_token": fit.b,
+            "seconds_per_token_of_bytes": fit.bytes, "furthest": fit.worst.0,
+            "furthest_depth": fit.worst.1}));
     }
 }
 

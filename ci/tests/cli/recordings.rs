@@ -46,11 +46,32 @@ fn what_is_lost_in_fewer_bits_is_told() {
 fn bench_times_a_model() {
     let home = Home::with(&[]);
     let asked = ["bench", "--model", "synthetic:tiny", "--number", "f32,int8", "--rounds", "1"];
-    let more = ["--prefill", "9", "--decode", "2", "--depth", "0,300", "--format", "jsonl"];
+    let more = [
+        "--prefill",
+        "9",
+        "--decode",
+        "2",
+        "--depth",
+        "0,300,520",
+        "--fed",
+        "300",
+        "--format",
+        "jsonl",
+    ];
     let ran = home.karat(&[&asked[..], &more[..]].concat());
     assert_eq!(ran.code, 0, "{}", ran.err);
-    let lines = ran.lines();
-    assert_eq!(lines.len(), 4);
+    let mut lines = ran.lines();
+    let fits = lines.split_off(8);
+    assert_eq!(fits.len(), 2);
+    for fit in fits {
+        assert_eq!((&fit["kind"], &fit["depths"]), (&"bench_fit".into(), &3.into()), "{fit}");
+        let finite = ["seconds_at_none", "seconds_per_token", "furthest"];
+        assert!(finite.iter().all(|key| fit[key].is_number()), "{fit}");
+        assert!(0.0 < fit["seconds_per_token_of_bytes"].as_f64().unwrap(), "{fit}");
+    }
+    let depths: Vec<_> = lines.iter().map(|line| (&line["depth"], &line["fed"])).collect();
+    assert_eq!(depths[2], (&300.into(), &false.into()));
+    assert_eq!(depths[6], (&300.into(), &true.into()));
     for line in &lines {
         for pace in ["prefill_tokens_per_second", "decode_tokens_per_second"] {
             assert!(0.0 < line[pace]["median"].as_f64().unwrap(), "{line}");
