@@ -4,9 +4,9 @@
     reason = "a memory map is a promise about other processes that only a caller can make"
 )]
 
-use std::{io, path::Path};
+use std::{io, ops::Range, path::Path};
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapOptions};
 
 use crate::file;
 
@@ -23,4 +23,19 @@ pub fn map(path: &Path) -> io::Result<Mmap> {
     // SAFETY: the map is read-only and private; a checkpoint that is rewritten during a run is
     // outside what any reader of weights can answer for.
     unsafe { Mmap::map(&file) }
+}
+
+/// Maps some bytes of a regular file for reading, as [`map`] does.
+///
+/// # Errors
+/// As [`map`], and if the file ends before them.
+pub(crate) fn part(path: &Path, bytes: &Range<usize>) -> io::Result<Mmap> {
+    let file = file::open(path)?;
+    let len = file.metadata()?.len();
+    if len < bytes.end as u64 {
+        let line = format!("expected at least {} bytes, got {len}", bytes.end);
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, line));
+    }
+    // SAFETY: as of `map`.
+    unsafe { MmapOptions::new().offset(bytes.start as u64).len(bytes.len()).map(&file) }
 }

@@ -28,6 +28,11 @@ pub trait Weights: Send + Sync {
         let data = data.into_owned();
         Ok(Kept { meta: Meta { dtype, shape }, bytes: 0..data.len(), owner: Arc::new(data) })
     }
+    /// A whole tensor to be read once and let go: of files, a memory map of its own, so that the pages that
+    /// were read do not stay with the process.
+    fn pass(&self, name: &str) -> Result<Kept, WeightError> {
+        self.keep(name)
+    }
     /// Whether [`keep`](Self::keep) shares a memory map for this tensor, at an address that is a
     /// multiple of `align` bytes: then it costs no memory that must be there.
     fn is_mapped(&self, _name: &str, _align: usize) -> bool {

@@ -73,6 +73,8 @@ fn what_was_written_is_read_back() {
             for name in names {
                 let (a, b) = (checkpoint.fetch(&name).unwrap(), weights.fetch(&name).unwrap());
                 assert_eq!((a.dtype, &a.shape, &a.data), (b.dtype, &b.shape, &b.data), "{name}");
+                let once = checkpoint.pass(&name).unwrap();
+                assert_eq!((&once.meta.shape, once.data()), (&b.shape, &*b.data), "{name}");
                 if 1 < a.shape[0] {
                     let rows = checkpoint.fetch_rows(&name, 1..2).unwrap();
                     assert_eq!(rows.data, weights.fetch_rows(&name, 1..2).unwrap().data, "{name}");
@@ -82,6 +84,17 @@ fn what_was_written_is_read_back() {
             assert_eq!(sharded, shard == 20_000);
         }
     }
+}
+
+#[test]
+fn a_file_that_was_cut_meanwhile_is_refused() {
+    let (_root, dir, weights) = write(Dtype::F32, 1 << 40);
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(dir.join("model.safetensors")).unwrap();
+    file.set_len(5000).unwrap();
+    let last = weights.names().into_iter().map(|name| checkpoint.pass(&name)).find_map(Result::err);
+    let told = last.unwrap().to_string();
+    assert!(told.contains("expected at least") && told.ends_with("got 5000"), "{told}");
 }
 
 #[test]

@@ -75,7 +75,15 @@ impl fmt::Debug for Weight {
 
 /// A matrix by name; inner dimensions of one are dropped.
 pub(crate) fn matrix(weights: &dyn Weights, name: &str) -> Result<Weight, Error> {
-    let kept = weights.keep(name)?;
+    matrix_of(weights, name, weights.keep(name)?)
+}
+
+/// The same, to be narrowed and let go.
+pub(crate) fn passing(weights: &dyn Weights, name: &str) -> Result<Weight, Error> {
+    matrix_of(weights, name, weights.pass(name)?)
+}
+
+fn matrix_of(weights: &dyn Weights, name: &str, kept: Kept) -> Result<Weight, Error> {
     let d: usize = kept.meta.shape[1..].iter().product();
     let stored = match kept.meta.dtype {
         Dtype::F32 => Stored::F32(Data::new(kept)),

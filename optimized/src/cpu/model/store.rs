@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 use super::weights::Format;
 use crate::cpu::{
     quantised::{Bits, Quantised},
-    weight::{Weight, matrix},
+    weight::{Weight, passing},
 };
 
 /// What such a file calls itself.
@@ -83,7 +83,7 @@ impl Narrowing {
     }
 
     fn make(&self, weights: &dyn Weights) -> Result<Weight, Error> {
-        Ok(matrix(weights, &self.name)?.narrowed(self.bits))
+        Ok(passing(weights, &self.name)?.narrowed(self.bits))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use golden::{
-    Config, Error, Weights,
+    Config, Dtype, Error, Weights,
     config::{Mixer, Mlp},
     engine::INTERRUPTED,
     names,
@@ -18,7 +18,7 @@ use crate::cpu::{
     },
     moe_experts::fast::Expert,
     quantised::Bits,
-    weight::{Weight, matrix, vector},
+    weight::{Weight, matrix, passing, vector},
 };
 
 /// The weights of a decoder layer.
@@ -188,11 +188,17 @@ impl Loader<'_> {
         if let (Some(store), Some(_)) = (self.store, self.format.bits(name)) {
             return store.weight(self.format, self.weights, name);
         }
-        let weight = matrix(self.weights, name)?;
         let Some(bits) = self.format.bits(name) else {
-            return Ok(if self.format == Format::Bf16 { weight.paired() } else { weight });
+            if self.format != Format::Bf16 {
+                return matrix(self.weights, name);
+            }
+            // What is rounded is let go, what is in bf16 or FP8 stays in the map.
+            let wide =
+                self.weights.meta(name).is_some_and(|m| matches!(m.dtype, Dtype::F32 | Dtype::F16));
+            let weight = if wide { passing } else { matrix }(self.weights, name)?;
+            return Ok(weight.paired());
         };
-        let weight = weight.narrowed(bits);
+        let weight = passing(self.weights, name)?.narrowed(bits);
         let mut done = self.done.borrow_mut();
         let (bytes, all, tell) = &mut *done;
         *bytes += weight.bytes() as u64;
