@@ -33,6 +33,7 @@ pub(crate) enum Bits {
 
 /// A narrowed matrix `[M, D]`; the last group of rows and the last block of columns are filled up
 /// with zeros.
+#[derive(Clone)]
 pub(crate) struct Quantised {
     bits: Bits,
     /// `[M / 16, blocks, 8, 16, 4]` codes, 128 too large, of eight bits. Of four bits
