@@ -10,7 +10,7 @@
 )]
 #![expect(clippy::cast_ptr_alignment, reason = "loads that ask for no alignment")]
 
-use std::arch::x86_64::{
+use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch,
     __m128i, __m256, __m256i, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT,
     _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehl_ps, _mm_set1_epi32,
     _mm_shuffle_ps, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256, _mm256_blendv_ps,
@@ -185,6 +185,12 @@ impl Simd for Avx2 {
             };
             [quads(acc[0], w[0]), quads(acc[1], w[1])]
         }
+    }
+
+    #[inline(always)]
+    fn ahead<T>(self, x: &[T], at: usize) {
+        // A hint: an address that nobody has is no fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(x.as_ptr().wrapping_add(at).cast()) };
     }
 
     #[inline(always)]

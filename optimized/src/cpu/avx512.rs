@@ -12,6 +12,7 @@
 
 use std::arch::x86_64::{
     __m256i, __m512, __m512bh, __m512i, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT,
+    _MM_HINT_T1, _mm_prefetch,
     _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_shuffle_ps, _mm_storeu_ps,
     _mm_storeu_si128, _mm256_add_ps, _mm256_castps256_ps128, _mm256_extractf128_ps,
     _mm256_loadu_si256, _mm256_storeu_si256, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512,
@@ -193,6 +194,12 @@ impl Simd for Avx512 {
         unsafe {
             _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8))))
         }
+    }
+
+    #[inline(always)]
+    fn ahead<T>(self, x: &[T], at: usize) {
+        // A hint: an address that nobody has is no fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(x.as_ptr().wrapping_add(at).cast()) };
     }
 
     #[inline(always)]

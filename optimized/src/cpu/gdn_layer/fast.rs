@@ -203,7 +203,9 @@ impl Task<'_, '_> {
         }
         desk.o.resize(c * group * v, 0.0);
         desk.head.resize(c * v, 0.0);
-        for (r, state) in self.recurrent.chunks_exact_mut(k * v).enumerate() {
+        let mut rest = &mut *self.recurrent;
+        for r in 0..group {
+            let (state, after) = rest.split_at_mut(k * v);
             self.layer.gates(self.ba, self.head, r, tokens.clone(), &mut desk.g, &mut desk.beta);
             let x = Chunk {
                 q: &desk.mixed,
@@ -216,7 +218,7 @@ impl Task<'_, '_> {
                 value: v,
             };
             if all <= STEPS {
-                steps(s, &mut desk.head, state, &x, &mut desk.room);
+                steps(s, &mut desk.head, state, after, &x, &mut desk.room);
             } else {
                 chunk(s, &mut desk.head, state, &x, &mut desk.room);
             }
@@ -226,6 +228,7 @@ impl Task<'_, '_> {
                 rms_norm_gated_row(s, o, z, self.layer.norm, self.layer.eps);
                 desk.o[(i * group + r) * v..][..v].copy_from_slice(o);
             }
+            rest = after;
         }
     }
 

@@ -143,7 +143,9 @@ fn delta_rule<S: Simd>(s: S, n: usize, fill: &mut Fill) -> Prepared {
                     for start in (0..n).step_by(CHUNK) {
                         let end = (start + CHUNK).min(n);
                         let from = &rows[(head * n + start) * CHANNELS..];
-                        for (r, state) in state.chunks_exact_mut(K * V).enumerate() {
+                        let mut rest = &mut *state;
+                        for r in 0..R {
+                            let (state, after) = rest.split_at_mut(K * V);
                             let own = (head * R + r) * n;
                             let x = Chunk {
                                 q: from,
@@ -157,10 +159,11 @@ fn delta_rule<S: Simd>(s: S, n: usize, fill: &mut Fill) -> Prepared {
                             };
                             let o = &mut o[(r * n + start) * V..(r * n + end) * V];
                             if n <= STEPS {
-                                steps(s, o, state, &x, &mut room);
+                                steps(s, o, state, after, &x, &mut room);
                             } else {
                                 chunk(s, o, state, &x, &mut room);
                             }
+                            rest = after;
                         }
                     }
                 },
