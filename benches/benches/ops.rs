@@ -116,7 +116,7 @@ fn line(piece: &Piece, summary: &Summary) -> String {
     let mut line = format!("{} ({}, {}): {time}", piece.op, piece.case, piece.format);
     for (figure, unit) in [(bytes, " GB/s"), (operations, " Gop/s"), (share, "")] {
         if !figure.is_empty() {
-            line += &format!(", {figure}{unit}");
+            line.extend([", ", &figure, unit]);
         }
     }
     if roof.is_empty() { line } else { format!("{line} of {roof}") }
@@ -133,10 +133,9 @@ fn table(rows: &[(Piece, Summary)]) -> String {
     );
     for (piece, summary) in rows {
         let [time, bytes, operations, roof, share] = figures(&piece.cost, summary);
-        table += &format!(
-            "| {} | {} | {} | {time} | {bytes} | {operations} | {roof} | {share} |\n",
-            piece.op, piece.case, piece.format,
-        );
+        let figures = [&time, &bytes, &operations, &roof, &share].map(String::as_str);
+        let row = [&[piece.op, &piece.case, piece.format], &figures[..]].concat().join(" | ");
+        table.extend(["| ", &row, " |\n"]);
     }
     table
 }

@@ -71,9 +71,12 @@ fn work_on<S: Simd>(s: S, kind: Work, memory: &mut Memory) -> u64 {
                     #[inline(always)]
                     || {
                         let mut sums = [s.splat(0.0); 4];
-                        for lines in own.as_chunks::<{ 4 * LANES }>().0 {
-                            for (sum, line) in sums.iter_mut().zip(lines.as_chunks().0) {
-                                *sum = s.max(*sum, s.load::<f32>(line));
+                        // Several places at a time: memory gives them more than one.
+                        let place = own.len() / 4 / LANES;
+                        let lines = own.as_chunks::<LANES>().0;
+                        for i in 0..place {
+                            for (at, sum) in sums.iter_mut().enumerate() {
+                                *sum = s.max(*sum, s.load::<f32>(&lines[at * place + i]));
                             }
                         }
                         s.sum(s.max(s.max(sums[0], sums[1]), s.max(sums[2], sums[3])))

@@ -76,10 +76,13 @@ pub struct Piece {
     kind: Kind,
 }
 
+/// What leaves its answer in the slice.
+type Call = Box<dyn FnMut(&mut [f32])>;
+
 /// A piece in memory.
 pub struct Prepared {
     o: Vec<f32>,
-    run: Box<dyn FnMut(&mut [f32])>,
+    run: Call,
 }
 
 impl Prepared {
@@ -323,9 +326,9 @@ mod tests {
         assert_eq!(attention(1, 1024, Kept::Bf16).cost.read, 2 << 20);
         assert_eq!(attention(1, 1024, Kept::F32).cost.read, 4 << 20);
         // Three matrices of 512 by 2048.
-        assert_eq!(experts(1, Format::Bf16).cost.read, 10 * 3 * 2 << 20);
-        assert_eq!(experts(512, Format::Bf16).cost.read, 512 * 3 * 2 << 20);
-        assert_eq!(experts(1, Format::Int8).cost.read, (10 * 3 << 20) / 32 * 34);
+        assert_eq!(experts(1, Format::Bf16).cost.read, (10 * 3 * 2) << 20);
+        assert_eq!(experts(512, Format::Bf16).cost.read, (512 * 3 * 2) << 20);
+        assert_eq!(experts(1, Format::Int8).cost.read, ((10 * 3) << 20) / 32 * 34);
     }
 
     #[test]
