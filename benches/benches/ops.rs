@@ -16,12 +16,15 @@ use criterion::{Criterion, SamplingMode, Throughput};
 use optimized::cpu::timed::{Cost, Piece, pieces};
 use serde_json::{Value, json};
 
+/// Seconds of a sample, at the least.
+const LASTING: f64 = 0.04;
+
 fn main() -> Result<(), Box<dyn Error>> {
     let mut criterion = Criterion::default()
         .sample_size(20)
         .nresamples(1000)
         .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1))
+        .measurement_time(Duration::from_secs(2))
         .configure_from_args();
     let mut machine = None;
     let mut rows = Vec::new();
@@ -51,7 +54,7 @@ fn measured(
     piece: &Piece,
 ) -> Result<Option<Summary>, String> {
     let cost = &piece.cost;
-    let (mut prepared, mut before) = (None, None);
+    let (mut prepared, mut before, mut times) = (None, None, 1);
     // Calls of a sample, and how it went.
     let mut turns: Vec<(u64, Turn)> = Vec::new();
     let mut group = criterion.benchmark_group(piece.op);
@@ -65,12 +68,15 @@ fn measured(
         let piece = prepared.get_or_insert_with(|| piece.prepare());
         bench.iter_custom(|calls| {
             let before_it = *before.get_or_insert_with(|| machine.pace(cost));
-            let ((), took) = time(|| (0..calls).for_each(|_| piece.run()));
+            // What sampling the pace takes counts against Criterion's time and leaves it few calls: a sample
+            // is the mean of so many times these that it lasts.
+            let ((), took) = time(|| (0..calls * times).for_each(|_| piece.run()));
             let after = machine.pace(cost);
             before = Some(after);
-            let seconds = took.as_secs_f64() / calls as f64;
+            let seconds = took.as_secs_f64() / (calls * times) as f64;
             turns.push((calls, Turn { seconds, before: before_it, after }));
-            took
+            times = (LASTING / (seconds * calls as f64)).clamp(1.0, 1e6) as u64;
+            Duration::from_secs_f64(seconds * calls as f64)
         });
     });
     group.finish();
