@@ -133,7 +133,7 @@ fn table(rows: &[(Piece, Summary)]) -> String {
     let mut table = format!(
         "{} threads of {} ({})\n\n| op | size | format | time | GB/s | Gop/s | roof | share |\n\
          |---|---|---|---|---|---|---|---|\n",
-        host.threads,
+        rayon::current_num_threads(),
         host.cpu,
         host.features.join(" "),
     );
