@@ -25,6 +25,7 @@ pub mod paths;
 pub mod plan;
 pub mod registry;
 pub mod report;
+pub mod roofline;
 pub mod sabotage;
 mod same;
 mod sequence;

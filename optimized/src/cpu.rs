@@ -40,5 +40,6 @@ pub mod shared_expert;
 mod simd;
 mod stored;
 mod sums;
+pub mod timed;
 mod vector;
 mod weight;

@@ -8,7 +8,7 @@
 mod engine;
 mod memory;
 mod pieces;
-mod route;
+pub(super) mod route;
 mod store;
 mod weights;
 
@@ -503,7 +503,7 @@ impl<S: Simd> Model<S> {
 
 /// `(x_i, x_{i + R/2}) <- (x_i c_i - x_{i + R/2} s_i, x_{i + R/2} c_i + x_i s_i)`.
 #[inline(always)]
-fn turn(x: &mut [f32], turns: &[(f32, f32)]) {
+pub(super) fn turn(x: &mut [f32], turns: &[(f32, f32)]) {
     let (a, rest) = x.split_at_mut(turns.len());
     for ((a, b), (cos, sin)) in a.iter_mut().zip(rest).zip(turns) {
         (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);

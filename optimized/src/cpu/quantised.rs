@@ -21,6 +21,9 @@ use super::{
 /// Columns that share a scale.
 pub(crate) const BLOCK: usize = golden::narrow::BLOCK;
 
+/// Blocks between what is multiplied and what memory is asked for.
+const AHEAD: usize = 8;
+
 /// Quads of columns of a block.
 const COLUMNS: usize = BLOCK / 4;
 
@@ -33,6 +36,7 @@ pub(crate) enum Bits {
 
 /// A narrowed matrix `[M, D]`; the last group of rows and the last block of columns are filled up
 /// with zeros.
+#[derive(Clone)]
 pub(crate) struct Quantised {
     bits: Bits,
     /// `[M / 16, blocks, 8, 16, 4]` codes, 128 too large, of eight bits. Of four bits
@@ -264,6 +268,10 @@ impl Quantised {
         );
         let mut sums = [[s.splat(0.0); T]; G];
         for block in 0..blocks {
+            // One token leaves memory time: it is asked for the codes some blocks on, at the end of a group
+            // for those of the groups after these.
+            let far = block + AHEAD;
+            let far = if far < blocks { far } else { far + (G - 1) * blocks };
             let mut whole = [[s.int(0); T]; G];
             if Q != 4 {
                 for t in 0..T {
@@ -274,6 +282,11 @@ impl Quantised {
                 }
             }
             for q in 0..Q {
+                if T == 1 {
+                    for codes in &codes {
+                        s.ahead(codes.as_flattened(), far * Q + q);
+                    }
+                }
                 if Q == 4 {
                     let filler = s.nibbles(&[0; QUADS]);
                     let w: [[S::B; 2]; G] = each(

@@ -1,4 +1,4 @@
-//! The least and the most that a processor does: reading memory, and products of each kind with
+//! The most that a processor does: reading memory, changing it in place, and products of each kind with
 //! everything at hand. What a kernel does is a share of these.
 
 use std::hint::black_box;
@@ -7,7 +7,7 @@ use half::bf16;
 
 use super::{
     pool,
-    simd::{LANES, PAIRS, QUADS, Simd},
+    simd::{LANES, PAIRS, QUADS, Simd, map},
 };
 
 /// A kind of work whose pace bounds kernels.
@@ -15,6 +15,8 @@ use super::{
 pub enum Work {
     /// Bytes read, once each.
     Read,
+    /// Bytes read and written in their place; each counts twice.
+    Change,
     /// Multiplications and additions in f32.
     F32,
     /// The same of bf16 pairs.
@@ -23,7 +25,7 @@ pub enum Work {
     Int8,
 }
 
-/// Memory to read: more than any cache holds.
+/// Memory to read and to change: more than any cache holds.
 pub struct Memory(Vec<f32>);
 
 impl Memory {
@@ -46,7 +48,7 @@ const SUMS: usize = 12;
 
 /// Does some work on all threads; returns how much: bytes, or operations (a multiplication and an
 /// addition are two).
-pub fn work(kind: Work, memory: &Memory) -> u64 {
+pub fn work(kind: Work, memory: &mut Memory) -> u64 {
     #[cfg(target_arch = "x86_64")]
     {
         if let Some(s) = super::avx512::Avx512::new() {
@@ -59,7 +61,7 @@ pub fn work(kind: Work, memory: &Memory) -> u64 {
     work_on(super::simd::Plain, kind, memory)
 }
 
-fn work_on<S: Simd>(s: S, kind: Work, memory: &Memory) -> u64 {
+fn work_on<S: Simd>(s: S, kind: Work, memory: &mut Memory) -> u64 {
     let tasks = 4 * rayon::current_num_threads();
     let each = match kind {
         Work::Read => {
@@ -69,9 +71,12 @@ fn work_on<S: Simd>(s: S, kind: Work, memory: &Memory) -> u64 {
                     #[inline(always)]
                     || {
                         let mut sums = [s.splat(0.0); 4];
-                        for lines in own.as_chunks::<{ 4 * LANES }>().0 {
-                            for (sum, line) in sums.iter_mut().zip(lines.as_chunks().0) {
-                                *sum = s.max(*sum, s.load::<f32>(line));
+                        // Several places at a time: memory gives them more than one.
+                        let place = own.len() / 4 / LANES;
+                        let lines = own.as_chunks::<LANES>().0;
+                        for i in 0..place {
+                            for (at, sum) in sums.iter_mut().enumerate() {
+                                *sum = s.max(*sum, s.load::<f32>(&lines[at * place + i]));
                             }
                         }
                         s.sum(s.max(s.max(sums[0], sums[1]), s.max(sums[2], sums[3])))
@@ -80,6 +85,24 @@ fn work_on<S: Simd>(s: S, kind: Work, memory: &Memory) -> u64 {
                 black_box(all);
             });
             return (size_of::<f32>() * memory.0.len()) as u64;
+        }
+        Work::Change => {
+            pool::pieces(&mut memory.0, STRETCH, |_, own| {
+                s.run(
+                    #[inline(always)]
+                    || {
+                        // One stays one, however often this is done.
+                        let half = s.splat(black_box(0.5));
+                        map(
+                            s,
+                            own,
+                            #[inline(always)]
+                            |x| s.fma(x, half, half),
+                        );
+                    },
+                );
+            });
+            return (2 * size_of::<f32>() * memory.0.len()) as u64;
         }
         Work::F32 => 2 * LANES,
         Work::Bf16 => 2 * PAIRS,
@@ -105,7 +128,7 @@ fn work_on<S: Simd>(s: S, kind: Work, memory: &Memory) -> u64 {
                             #[inline(always)]
                             |sum| *sum = s.pairs(*sum, h, h),
                         ),
-                        Work::Int8 | Work::Read => whole.iter_mut().for_each(
+                        Work::Int8 | Work::Read | Work::Change => whole.iter_mut().for_each(
                             #[inline(always)]
                             |sum| *sum = s.quads(*sum, w, [1; 4]),
                         ),

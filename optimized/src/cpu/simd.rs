@@ -96,6 +96,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn nibbles(self, x: &[u8; QUADS]) -> [Self::B; 2];
     /// `acc_r + sum_j w_rj x_j` over the four unsigned bytes of each lane.
     fn quads(self, acc: Self::I, w: Self::B, x: [i8; 4]) -> Self::I;
+    /// Asks for the line of memory that element `at` of `x` stands in, for the second cache; `x` may end
+    /// before it.
+    fn ahead<T>(self, x: &[T], at: usize);
     /// Writes sixteen numbers.
     fn store(self, o: &mut [f32; LANES], x: Self::F);
     /// `a + b`.
@@ -410,7 +413,11 @@ pub(crate) fn outer<S: Simd, B: Wide, const R: usize, const C: usize>(
             tile::<_, _, R, C>(s, o, a, b, j, i, at);
             at += C * LANES;
         }
-        // One row has the registers to itself.
+        // One row has the registers to itself, and is walked as it lies in memory.
+        while !many && S::REGISTERS == 32 && at + 8 * LANES <= j {
+            tile::<_, _, 1, 8>(s, o, a, b, j, i, at);
+            at += 8 * LANES;
+        }
         while !many && at + 4 * LANES <= j {
             tile::<_, _, 1, 4>(s, o, a, b, j, i, at);
             at += 4 * LANES;

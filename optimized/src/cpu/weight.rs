@@ -19,6 +19,7 @@ use super::{
 };
 
 /// Elements of one type: in a checkpoint, or of our own.
+#[derive(Clone)]
 pub(crate) enum Data<W> {
     Mapped(Kept, PhantomData<W>),
     Own(Vec<W>),
@@ -43,6 +44,7 @@ impl<W: FromBytes + Immutable> Data<W> {
 }
 
 /// A weight matrix `[M, D]`.
+#[derive(Clone)]
 pub(crate) struct Weight {
     stored: Stored,
     d: usize,
@@ -50,6 +52,7 @@ pub(crate) struct Weight {
     paired: bool,
 }
 
+#[derive(Clone)]
 enum Stored {
     F32(Data<f32>),
     Bf16(Data<bf16>),
@@ -59,6 +62,7 @@ enum Stored {
 }
 
 /// FP8 codes with a scale per block.
+#[derive(Clone)]
 struct Fp8 {
     /// `[M, D]`.
     codes: Data<u8>,

@@ -18,7 +18,7 @@ use crate::cpu::{
     linear::activations::Reads,
     pool,
     portable::Planted,
-    simd::{self, Factor, Simd, Wide, map},
+    simd::{self, Factor, LANES, Simd, Wide, map},
     vector::{Fast, flat, flat_mut},
 };
 
@@ -33,6 +33,12 @@ const STRETCH: usize = 2048;
 
 /// Tokens that read a block together.
 const TOKENS: usize = 8;
+
+/// Rows (of tokens and their heads) up to which memory sets the pace, and is asked for what comes next.
+pub(super) const FEW: usize = 16;
+
+/// Bytes of a line of memory.
+pub(super) const LINE: usize = 64;
 
 /// Keys and values of one sequence in one layer; pages are shared with snapshots until they are
 /// written to.
@@ -160,17 +166,39 @@ impl<C: Wide> Cached for Cache<C> {
         let q: Vec<f32> = task.queries().flatten().copied().collect();
         let mut softmax = Softmax::new(rows, h);
         let mut scores = vec![0.0; rows * KEYS];
+        // Few rows leave memory time: while a block's scores are made, its values come nearer.
+        let few = rows <= FEW;
+        let share = (h * size_of::<C>() / LINE).div_ceil(rows);
         for start in keys.clone().step_by(KEYS) {
             let block = start..(start + KEYS).min(keys.end);
             let (k, v) = self.block(task.head, &block);
             let n = block.len();
-            s.products(simd::Rows::whole(k, h), simd::Rows::whole(&q, h), |key, row, x| {
-                scores[row * n + key] = x;
-            });
+            let next = block.end..(block.end + KEYS).min(keys.end);
+            let later = if few && !next.is_empty() { self.block(task.head, &next).0 } else { &[] };
+            let mut asked = 0;
+            s.products(
+                simd::Rows::whole(k, h),
+                simd::Rows::whole(&q, h),
+                #[inline(always)]
+                |key, row, x| {
+                    scores[row * n + key] = x;
+                    if few {
+                        for _ in 0..share {
+                            s.ahead(v, asked);
+                            asked += LINE / size_of::<C>();
+                        }
+                    }
+                },
+            );
             let visible = |row| task.seen(row).saturating_sub(start).min(n);
             let scores = &mut scores[..rows * n];
             for (row, scores) in scores.chunks_exact_mut(n).enumerate() {
                 softmax.add(s, row, scores, visible(row), task.scale);
+            }
+            if few {
+                for at in (0..later.len()).step_by(LINE / size_of::<C>()) {
+                    s.ahead(later, at);
+                }
             }
             // What a token does not see is not multiplied by zero, which would let a NaN through:
             // tokens that see different keys are summed apart.
@@ -416,14 +444,15 @@ impl Softmax {
         let (scores, hidden) = scores.split_at_mut(visible);
         hidden.fill(0.0);
         let h = self.sum.len() / self.max.len();
-        let factor = s.splat(scale);
-        map(
-            s,
-            scores,
-            #[inline(always)]
-            |x| s.mul(x, factor),
-        );
-        let max = scores.iter().copied().fold(self.max[row], f32::max);
+        let (whole, rest) = scores.as_chunks_mut::<LANES>();
+        let (factor, mut most) = (s.splat(scale), s.splat(f32::NEG_INFINITY));
+        for x in whole {
+            let scaled = s.mul(s.load(x), factor);
+            s.store(x, scaled);
+            most = s.max(most, scaled);
+        }
+        rest.iter_mut().for_each(|x| *x *= scale);
+        let max = rest.iter().copied().fold(self.max[row].max(s.largest(most)), f32::max);
         if visible == 0 {
             return;
         }
@@ -431,13 +460,21 @@ impl Softmax {
         let kept = (self.max[row] - max).exp();
         self.max[row] = max;
         let shift = s.splat(max);
+        let (whole, rest) = scores.as_chunks_mut::<LANES>();
+        let mut total = s.splat(0.0);
+        for x in whole {
+            let p = s.exp(s.sub(s.load(x), shift));
+            s.store(x, p);
+            total = s.add(total, p);
+        }
         map(
             s,
-            scores,
+            rest,
             #[inline(always)]
             |x| s.exp(s.sub(x, shift)),
         );
-        self.total[row] = self.total[row] * kept + scores.iter().sum::<f32>();
+        let total = s.sum(total) + rest.iter().sum::<f32>();
+        self.total[row] = self.total[row] * kept + total;
         if kept != 1.0 {
             let kept = s.splat(kept);
             map(

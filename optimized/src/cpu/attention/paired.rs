@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::fast::{Cached, KEYS, PAGE, Pages, Rows, Softmax, Task};
+use super::fast::{Cached, FEW, KEYS, PAGE, Pages, Rows, Softmax, Task};
 use crate::cpu::{
     linear::activations::narrow,
     simd::{LANES, PAIRS, Simd, each},
@@ -101,14 +101,24 @@ impl Cached for Paired {
             scores.fill(0.0);
             let k = &page.k[group * pairs * PAIRS..][..KEYS / LANES * pairs * PAIRS];
             let panel = Panel { data: k, step: PAIRS, column: pairs * PAIRS };
-            product(s, &mut scores, KEYS, &q, 2 * pairs, pairs, panel);
+            let pair = task.head * PAGE / 2 + start % PAGE / 2;
+            let v = &page.v[pair * 2 * padded..][..KEYS * padded];
+            // Few rows leave memory time: while scores are made, values come nearer, and the next keys
+            // while these are weighed.
+            let (mut values, mut later) = (&v[..0], &v[..0]);
+            if rows <= FEW {
+                values = v;
+                if start + KEYS < keys.end {
+                    let group = task.head * PAGE / LANES + (start + KEYS) % PAGE / LANES;
+                    later = &self.of(start + KEYS).k[group * pairs * PAIRS..][..k.len()];
+                }
+            }
+            product(s, &mut scores, KEYS, (&q, 2 * pairs), pairs, panel, values);
             let visible = |row| task.seen(row).saturating_sub(start).min(n);
             for (row, scores) in scores.chunks_exact_mut(KEYS).enumerate() {
                 softmax.add(s, row, scores, visible(row), task.scale);
             }
             narrow(s, &mut p, &scores);
-            let pair = task.head * PAGE / 2 + start % PAGE / 2;
-            let v = &page.v[pair * 2 * padded..][..KEYS * padded];
             let panel = Panel { data: v, step: 2 * padded, column: PAIRS };
             // What a token does not see is not multiplied by zero, which would let a NaN through:
             // tokens that see different keys are summed apart, and a key whose partner is not seen
@@ -117,7 +127,7 @@ impl Cached for Paired {
             for (i, sum) in softmax.sum.chunks_mut(together * padded).enumerate() {
                 let seen = visible(i * together);
                 let p = &p[i * together * KEYS..];
-                product(s, sum, padded, p, KEYS, seen / 2, panel);
+                product(s, sum, padded, (p, KEYS), seen / 2, panel, later);
                 if !seen.is_multiple_of(2) {
                     let v = &v[seen / 2 * 2 * padded..][..2 * padded];
                     for (row, sum) in sum.chunks_exact_mut(padded).enumerate() {
@@ -143,18 +153,21 @@ struct Panel<'a> {
 }
 
 /// `o += x panel`. `o`: rows of `width`, whole vectors; `x`: rows `stride` apart, of which `pairs`
-/// pairs count.
+/// pairs count. Meanwhile memory is asked for `ahead`.
 #[inline(always)]
 fn product<S: Simd>(
     s: S,
     o: &mut [f32],
     width: usize,
-    x: &[bf16],
-    stride: usize,
+    (x, stride): (&[bf16], usize),
     pairs: usize,
     panel: Panel<'_>,
+    ahead: &[bf16],
 ) {
     let (rows, vectors) = (o.len() / width, width / LANES);
+    // Every tile asks for as many lines.
+    let tiles = vectors.div_ceil(COLUMNS) * rows.div_ceil(ROWS);
+    let mut shares = ahead.chunks(ahead.len().div_ceil(tiles * PAIRS).max(1) * PAIRS);
     let mut j = 0;
     while j < vectors {
         let wide = S::REGISTERS == 32 && j + COLUMNS <= vectors;
@@ -164,11 +177,12 @@ fn product<S: Simd>(
             let right = Panel { data: &panel.data[j * panel.column..], ..panel };
             let many = i + ROWS <= rows;
             let o = &mut o[i * width + j * LANES..];
+            let ahead = shares.next().unwrap_or_default();
             match (many, wide) {
-                (true, true) => tile::<S, ROWS, COLUMNS>(s, o, width, left, pairs, right),
-                (true, false) => tile::<S, ROWS, 1>(s, o, width, left, pairs, right),
-                (false, true) => tile::<S, 1, COLUMNS>(s, o, width, left, pairs, right),
-                (false, false) => tile::<S, 1, 1>(s, o, width, left, pairs, right),
+                (true, true) => tile::<S, ROWS, COLUMNS>(s, o, width, left, pairs, right, ahead),
+                (true, false) => tile::<S, ROWS, 1>(s, o, width, left, pairs, right, ahead),
+                (false, true) => tile::<S, 1, COLUMNS>(s, o, width, left, pairs, right, ahead),
+                (false, false) => tile::<S, 1, 1>(s, o, width, left, pairs, right, ahead),
             }
             i += if many { ROWS } else { 1 };
         }
@@ -184,6 +198,7 @@ fn tile<S: Simd, const R: usize, const C: usize>(
     x: Rows<'_>,
     pairs: usize,
     panel: Panel<'_>,
+    ahead: &[bf16],
 ) {
     let mut sums = [[s.splat(0.0); C]; R];
     for (r, sums) in sums.iter_mut().enumerate() {
@@ -197,7 +212,12 @@ fn tile<S: Simd, const R: usize, const C: usize>(
         |r| &x.data[(x.row + r) * x.stride..].as_chunks().0[..pairs],
     );
     let filler = s.halves(&[bf16::ZERO; PAIRS]);
+    let (lines, mut asked) = ((ahead.len() / PAIRS).div_ceil(pairs.max(1)), 0);
     for (l, _) in rows[0].iter().enumerate() {
+        for _ in 0..lines {
+            s.ahead(ahead, asked);
+            asked += PAIRS;
+        }
         let w: [S::H; C] = each(
             filler,
             #[inline(always)]

@@ -68,12 +68,14 @@ fn sized(x: &mut Vec<f32>, len: usize) -> &mut [f32] {
     &mut x[..len]
 }
 
-/// One token after the other. `o`: `[C, V]`; `state`: `[K, V]`.
+/// One token after the other. `o`: `[C, V]`; `state`: `[K, V]`. Memory is asked for `next`, the state that
+/// comes after it, while this one is at hand.
 #[inline(always)]
 pub(crate) fn steps<S: Simd>(
     s: S,
     o: &mut [f32],
     state: &mut [f32],
+    next: &[f32],
     x: &Chunk<'_>,
     room: &mut Room,
 ) {
@@ -87,7 +89,12 @@ pub(crate) fn steps<S: Simd>(
         for (d, v) in d.iter_mut().zip(v) {
             *d = beta * (v - decay * *d);
         }
-        write_and_answer(s, o, state, Write { decay, k, q, d });
+        let x = Write { decay, k, q, d };
+        if S::REGISTERS == 32 {
+            write_and_answer::<S, 8>(s, o, state, next, x);
+        } else {
+            write_and_answer::<S, 2>(s, o, state, next, x);
+        }
     }
 }
 
@@ -99,10 +106,15 @@ struct Write<'a> {
     d: &'a [f32],
 }
 
-/// `S <- decay S + k d'`, `o = S' q`, in one walk through the state.
+/// `S <- decay S + k d'`, `o = S' q`, in one walk through the state, or in several of `C` vectors.
 #[inline(always)]
-fn write_and_answer<S: Simd>(s: S, o: &mut [f32], state: &mut [f32], x: Write<'_>) {
-    const C: usize = 2;
+fn write_and_answer<S: Simd, const C: usize>(
+    s: S,
+    o: &mut [f32],
+    state: &mut [f32],
+    next: &[f32],
+    x: Write<'_>,
+) {
     let j = o.len();
     let decay = s.splat(x.decay);
     let mut at = 0;
@@ -113,9 +125,14 @@ fn write_and_answer<S: Simd>(s: S, o: &mut [f32], state: &mut [f32], x: Write<'_
             |c| s.load(lanes(&x.d[at + c * LANES..])),
         );
         let mut sums = [s.splat(0.0); C];
+        let mut asked = at * state.len() / j;
         for ((row, &k), &q) in state.chunks_exact_mut(j).zip(x.k).zip(x.q) {
             let (k, q) = (s.splat(k), s.splat(q));
             for c in 0..C {
+                if !next.is_empty() {
+                    s.ahead(next, asked);
+                    asked += LANES;
+                }
                 let place = lanes_mut(&mut row[at + c * LANES..]);
                 let new = s.fma(k, d[c], s.mul(decay, s.load(place)));
                 s.store(place, new);
@@ -348,7 +365,7 @@ impl Fast for GatedDeltaRule {
                             value: v,
                         };
                         if tokens.len() <= STEPS {
-                            steps(s, o, &mut state, &x, &mut room);
+                            steps(s, o, &mut state, &[], &x, &mut room);
                         } else {
                             chunk(s, o, &mut state, &x, &mut room);
                         }

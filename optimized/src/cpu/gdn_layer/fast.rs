@@ -77,7 +77,54 @@ impl Gdn<'_> {
         states: &mut [&mut State],
         cu_seqlens: &[usize],
     ) {
-        let (hk, width) = (self.hk, self.group() * self.v);
+        let width = self.group() * self.v;
+        self.walk(
+            s,
+            (o, width),
+            (qkvz, ba),
+            states,
+            cu_seqlens,
+            #[inline(always)]
+            |task, tokens, all, desk| task.run(s, tokens, all, desk),
+        );
+    }
+
+    /// The convolution alone: `o` `[N, HK (2 K + R V)]`; the windows go on.
+    pub(crate) fn convolve<S: Simd>(
+        &self,
+        s: S,
+        o: &mut [f32],
+        qkvz: &[f32],
+        states: &mut [&mut State],
+        cu_seqlens: &[usize],
+    ) {
+        self.walk(
+            s,
+            (o, self.channels()),
+            (qkvz, &[]),
+            states,
+            cu_seqlens,
+            #[inline(always)]
+            |task, tokens, _, desk| {
+                task.convolve(s, tokens, desk);
+                std::mem::swap(&mut desk.mixed, &mut desk.o);
+            },
+        );
+    }
+
+    /// Takes every key head of every sequence through its tokens, a chunk at a time: `of` is given the
+    /// chunk and how many tokens there are in all, and leaves rows of `width` in [`Desk::o`].
+    #[inline(always)]
+    fn walk<S: Simd>(
+        &self,
+        s: S,
+        (o, width): (&mut [f32], usize),
+        (qkvz, ba): (&[f32], &[f32]),
+        states: &mut [&mut State],
+        cu_seqlens: &[usize],
+        of: impl Fn(&mut Task<'_, '_>, Range<usize>, usize, &mut Desk) + Sync,
+    ) {
+        let hk = self.hk;
         let (conv, recurrent) = ((self.w - 1) * self.channels(), self.group() * self.k * self.v);
         let heads: Vec<_> = states
             .iter_mut()
@@ -105,7 +152,7 @@ impl Gdn<'_> {
                     let mut desk = Desk::default();
                     for start in tokens.clone().step_by(CHUNK) {
                         let end = (start + CHUNK).min(tokens.end);
-                        task.run(s, start..end, tokens.len(), &mut desk);
+                        of(&mut task, start..end, tokens.len(), &mut desk);
                         for (i, o) in desk.o.chunks_exact(width).enumerate() {
                             part.row(start - tokens.start + i).copy_from_slice(o);
                         }
@@ -156,7 +203,9 @@ impl Task<'_, '_> {
         }
         desk.o.resize(c * group * v, 0.0);
         desk.head.resize(c * v, 0.0);
-        for (r, state) in self.recurrent.chunks_exact_mut(k * v).enumerate() {
+        let mut rest = &mut *self.recurrent;
+        for r in 0..group {
+            let (state, after) = rest.split_at_mut(k * v);
             self.layer.gates(self.ba, self.head, r, tokens.clone(), &mut desk.g, &mut desk.beta);
             let x = Chunk {
                 q: &desk.mixed,
@@ -169,7 +218,7 @@ impl Task<'_, '_> {
                 value: v,
             };
             if all <= STEPS {
-                steps(s, &mut desk.head, state, &x, &mut desk.room);
+                steps(s, &mut desk.head, state, after, &x, &mut desk.room);
             } else {
                 chunk(s, &mut desk.head, state, &x, &mut desk.room);
             }
@@ -179,6 +228,7 @@ impl Task<'_, '_> {
                 rms_norm_gated_row(s, o, z, self.layer.norm, self.layer.eps);
                 desk.o[(i * group + r) * v..][..v].copy_from_slice(o);
             }
+            rest = after;
         }
     }
 

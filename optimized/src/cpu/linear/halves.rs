@@ -76,6 +76,12 @@ impl Pairs for Halves<'_> {
                 #[inline(always)]
                 |r| s.halves(&w_chunks[r][i]),
             );
+            if T == 1 {
+                (0..R).for_each(
+                    #[inline(always)]
+                    |r| s.ahead(w_chunks[r], R * self.d / PAIRS + i),
+                );
+            }
             for t in 0..T {
                 let x = s.halves(&x_chunks[t][i]);
                 for r in 0..R {
@@ -158,6 +164,12 @@ impl Pairs for Codes<'_> {
                     #[inline(always)]
                     |t| pair_up(s, &x_chunks[t][i]),
                 );
+                if T == 1 {
+                    (0..R).for_each(
+                        #[inline(always)]
+                        |r| s.ahead(w_chunks[r], R * self.d / QUADS + i),
+                    );
+                }
                 for r in 0..R {
                     let w = s.fp8(&w_chunks[r][i]);
                     for t in 0..T {

@@ -3,18 +3,18 @@
 use ndarray::Array2;
 
 /// How a sparse layer routes.
-pub(super) struct Routed {
+pub(crate) struct Routed {
     /// `[N, A]`.
-    pub(super) ids: Vec<i64>,
+    pub(crate) ids: Vec<i64>,
     /// `[N, A]`.
-    pub(super) weights: Vec<f32>,
+    pub(crate) weights: Vec<f32>,
     /// `[N]`.
-    pub(super) margins: Vec<f32>,
+    pub(crate) margins: Vec<f32>,
 }
 
 /// The `active` largest of each row of `logits` `[N, E]`, ties to the lowest index, or the experts
 /// given; their weights are the softmax of these, or of all if they are not renormalised.
-pub(super) fn route(
+pub(crate) fn route(
     logits: &[f32],
     experts: usize,
     active: usize,

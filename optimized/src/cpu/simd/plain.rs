@@ -89,6 +89,9 @@ impl Simd for Plain {
     }
 
     #[inline(always)]
+    fn ahead<T>(self, _: &[T], _: usize) {}
+
+    #[inline(always)]
     fn store(self, o: &mut [f32; LANES], x: Self::F) {
         *o = x;
     }
