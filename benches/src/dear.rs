@@ -284,10 +284,10 @@ mod tests {
 
     /// The findings on rows that should be all ones, where emulations have the second row off by
     /// `emulated` of the rounding, and how many emulations there were.
-    fn rows(got: Array2<f64>, emulated: &dyn Fn(Rounding) -> f64) -> (Vec<Finding>, u32) {
+    fn rows(got: &Array2<f64>, emulated: &dyn Fn(Rounding) -> f64) -> (Vec<Finding>, u32) {
         let want = Array2::ones((100, 2)).into_dyn();
         let mut all = Array2::ones((100, 2));
-        all.slice_mut(ndarray::s![..2, ..]).assign(&got);
+        all.slice_mut(ndarray::s![..2, ..]).assign(got);
         let (want, got) = (View::F64(want.view()), all.into_dyn());
         let mut emulate = |rounding| {
             let mut run = Array2::ones((100, 2));
@@ -312,20 +312,20 @@ mod tests {
     fn a_row_is_held_against_as_many_runs_as_acquit_it() {
         let off = |x: f64| array![[1.0, 1.0], [1.0, 1.0 + x]];
         let late = |rounding| if rounding == Rounding::Random(2) { 0.6 } else { 0.125 };
-        let (findings, runs) = rows(off(0.6), &late);
+        let (findings, runs) = rows(&off(0.6), &late);
         assert_eq!((findings[0].ok, runs), (true, 1));
         // Of one row, the root of half the square of 0.75 is above twice 0.25; the whole is not over.
-        let (findings, runs) = rows(off(0.75), &late);
+        let (findings, runs) = rows(&off(0.75), &late);
         assert_eq!((findings[0].ok, runs), (true, 4));
-        let (findings, runs) = rows(off(0.75), &|_| 0.125);
+        let (findings, runs) = rows(&off(0.75), &|_| 0.125);
         assert_eq!((findings[0].ok, runs), (false, 1 + RUNS));
         // The whole too: it may be as far off as the worst run, not twice as far.
-        let (findings, runs) = rows(off(0.9), &late);
+        let (findings, runs) = rows(&off(0.9), &late);
         assert_eq!((findings[0].ok, runs), (true, 4));
-        let (findings, runs) = rows(off(1.0), &late);
+        let (findings, runs) = rows(&off(1.0), &late);
         assert_eq!((findings[0].ok, runs), (false, 1 + RUNS));
         for wrong in [f64::NAN, 1e6] {
-            let (findings, runs) = rows(off(wrong), &late);
+            let (findings, runs) = rows(&off(wrong), &late);
             assert_eq!((findings[0].ok, runs), (false, 1));
         }
     }
