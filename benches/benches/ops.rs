@@ -5,10 +5,11 @@
 //! what is shown is the median of these. Tables are left in `target/karat`.
 #![expect(clippy::print_stdout, reason = "a program of its own that prints its table")]
 
-use std::{error::Error, io::Write, path::Path, time::Duration};
+use std::{error::Error, path::Path, time::Duration};
 
 use benches::{
     clock::time,
+    files::replace,
     host,
     roofline::{Bound, Machine, Summary, Turn},
 };
@@ -40,8 +41,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("\n{table}");
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("karat");
         let all: Vec<Value> = rows.iter().map(|(piece, summary)| told(piece, summary)).collect();
-        left(&folder.join("ops.md"), &table)?;
-        left(&folder.join("ops.json"), &serde_json::to_string_pretty(&all)?)?;
+        replace(&folder.join("ops.md"), table.as_bytes())?;
+        replace(&folder.join("ops.json"), serde_json::to_string_pretty(&all)?.as_bytes())?;
         println!("also in {}", folder.join("ops.{md,json}").display());
     }
     Ok(())
@@ -163,14 +164,4 @@ fn told(piece: &Piece, summary: &Summary) -> Value {
             Bound::Products => "products",
         }),
     })
-}
-
-/// Writes a file beside its place and renames it.
-fn left(file: &Path, text: &str) -> Result<(), Box<dyn Error>> {
-    let folder = file.parent().ok_or("a file in a folder")?;
-    std::fs::create_dir_all(folder)?;
-    let mut beside = tempfile::NamedTempFile::new_in(folder)?;
-    beside.write_all(text.as_bytes())?;
-    beside.persist(file)?;
-    Ok(())
 }

@@ -22,7 +22,7 @@ use rayon::prelude::*;
 use reference::real::{Planned, Rounding, under};
 use safetensors::SafeTensors;
 
-use crate::answer::Answer;
+use crate::{answer::Answer, files};
 
 /// Runs that screen.
 pub const SCREEN: u32 = 12;
@@ -225,11 +225,7 @@ fn write(file: &Path, outputs: &Outputs) -> Result<(), Box<dyn std::error::Error
         }
     }
     let data = serialize(&tensors, &[])?;
-    let folder = file.parent().ok_or("a file in a folder")?;
-    fs::create_dir_all(folder)?;
-    let mut beside = tempfile::NamedTempFile::new_in(folder)?;
-    std::io::Write::write_all(&mut beside, &data)?;
-    beside.persist(file)?;
+    files::replace(file, &data)?;
     Ok(())
 }
 

@@ -185,8 +185,8 @@ pub(crate) fn held<E>(
     }
 }
 
-/// Whether no run of the plan will acquit it. A thousandfold of a yardstick is another plan: it would
-/// take a sum of a million terms for one chain to err so much more than sixteen partial sums.
+/// Whether no run of the plan will acquit it: one chain errs at most sixteen times as much as sixteen
+/// partial sums do, rounding at random less than twice as much, and a thousandfold is beyond both.
 fn hopeless(finding: &Finding) -> bool {
     !matches!(finding.bound, Bound::Twice { .. })
         || 0 < finding.not_finite

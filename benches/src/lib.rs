@@ -12,6 +12,7 @@ pub mod evidence;
 #[cfg(test)]
 mod fake;
 pub mod felt;
+pub mod files;
 pub mod filter;
 pub mod foreign;
 pub mod formats;

@@ -56,21 +56,21 @@ impl Pace {
 pub struct Machine(roof::Memory);
 
 impl Machine {
-    /// Memory to go through, 512 MiB of it.
+    /// With memory to go through.
     #[expect(clippy::new_without_default, reason = "it takes memory")]
     pub fn new() -> Machine {
-        Machine(roof::Memory::new(1 << 29))
+        Machine(roof::Memory::new())
+    }
+
+    /// How much of some work it does in a second.
+    pub fn at(&mut self, kind: Work) -> f64 {
+        let (work, took) = time(|| roof::work(kind, &mut self.0));
+        work as f64 / took.as_secs_f64()
     }
 
     /// The paces that bound a call.
     pub fn pace(&mut self, cost: &Cost) -> Pace {
-        let mut pace = |kind: Work, asked: u64| {
-            if asked == 0 {
-                return f64::INFINITY;
-            }
-            let (work, took) = time(|| roof::work(kind, &mut self.0));
-            work as f64 / took.as_secs_f64()
-        };
+        let mut pace = |kind, asked| if asked == 0 { f64::INFINITY } else { self.at(kind) };
         Pace {
             read: pace(Work::Read, cost.read),
             change: pace(Work::Change, cost.changed),

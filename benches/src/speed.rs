@@ -11,10 +11,10 @@ use golden::{
     Engine, Error,
     engine::{Demand, INTERRUPTED, Narrowed, Rows, Snapshot, Traffic, Want},
 };
-use optimized::cpu::roof::{self, Work};
+use optimized::cpu::roof::Work;
 
 pub use self::fit::Fit;
-use crate::{clock::time, forget_peak, peak_memory};
+use crate::{clock::time, forget_peak, peak_memory, roofline::Machine};
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -84,7 +84,7 @@ pub struct Roof {
 /// Measures the machine, one sample at a time.
 #[derive(Default)]
 pub struct Ceilings {
-    memory: Option<roof::Memory>,
+    machine: Option<Machine>,
     samples: [Vec<f64>; 4],
 }
 
@@ -94,10 +94,9 @@ const KINDS: [Work; 4] = [Work::Read, Work::F32, Work::Bf16, Work::Int8];
 impl Ceilings {
     /// One more sample of each; the bytes that were read in a second.
     pub fn sample(&mut self) -> f64 {
-        let memory = self.memory.get_or_insert_with(|| roof::Memory::new(1 << 29));
+        let machine = self.machine.get_or_insert_with(Machine::new);
         for (kind, samples) in KINDS.into_iter().zip(&mut self.samples) {
-            let (work, took) = time(|| roof::work(kind, memory));
-            samples.push(work as f64 / took.as_secs_f64());
+            samples.push(machine.at(kind));
         }
         *self.samples[0].last().expect("a sample of reading")
     }

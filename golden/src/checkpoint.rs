@@ -249,6 +249,12 @@ impl Checkpoint {
         Ok(place.meta.clone())
     }
 
+    /// All rows of an official tensor; none of one that there is not.
+    fn rows(&self, name: &str) -> Range<usize> {
+        let rows = self.answers.get(name).and_then(|answer| answer.meta.shape.first().copied());
+        0..rows.unwrap_or(0)
+    }
+
     /// Where some rows of an official tensor are: shard, type and shape, bytes.
     fn place(
         &self,
@@ -410,8 +416,7 @@ impl Weights for Checkpoint {
     }
 
     fn fetch(&self, name: &str) -> Result<RawTensor<'_>, WeightError> {
-        let rows = self.answers.get(name).and_then(|answer| answer.meta.shape.first().copied());
-        self.fetch_rows(name, 0..rows.unwrap_or(0))
+        self.fetch_rows(name, self.rows(name))
     }
 
     fn fetch_rows(&self, name: &str, rows: Range<usize>) -> Result<RawTensor<'_>, WeightError> {
@@ -421,14 +426,12 @@ impl Weights for Checkpoint {
     }
 
     fn keep(&self, name: &str) -> Result<Kept, WeightError> {
-        let rows = self.answers.get(name).and_then(|answer| answer.meta.shape.first().copied());
-        let (shard, meta, bytes) = self.place(name, 0..rows.unwrap_or(0))?;
+        let (shard, meta, bytes) = self.place(name, self.rows(name))?;
         Ok(Kept { meta, owner: self.shards[shard].1.clone(), bytes })
     }
 
     fn pass(&self, name: &str) -> Result<Kept, WeightError> {
-        let rows = self.answers.get(name).and_then(|answer| answer.meta.shape.first().copied());
-        let (shard, meta, bytes) = self.place(name, 0..rows.unwrap_or(0))?;
+        let (shard, meta, bytes) = self.place(name, self.rows(name))?;
         if bytes.is_empty() {
             return self.keep(name);
         }

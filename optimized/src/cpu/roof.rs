@@ -29,13 +29,17 @@ pub enum Work {
 pub struct Memory(Vec<f32>);
 
 impl Memory {
-    /// So many bytes, written once, each thread its own.
-    pub fn new(bytes: usize) -> Memory {
-        let mut numbers = vec![0.0; bytes / size_of::<f32>()];
+    /// [`AWAY`] bytes, written once, each thread its own.
+    #[expect(clippy::new_without_default, reason = "it takes memory")]
+    pub fn new() -> Memory {
+        let mut numbers = vec![0.0; AWAY / size_of::<f32>()];
         pool::pieces(&mut numbers, STRETCH, |_, numbers| numbers.fill(1.0));
         Memory(numbers)
     }
 }
+
+/// Bytes of which caches keep nothing by the time that one comes back to the first.
+pub(super) const AWAY: usize = 1 << 29;
 
 /// Numbers of a task.
 const STRETCH: usize = 1 << 18;

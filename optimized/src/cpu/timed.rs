@@ -43,10 +43,6 @@ const QKVZ: usize = 2 * HK * K + 2 * HV * V;
 /// Tokens that the vocabulary has.
 const VOCABULARY: usize = 151_936;
 
-/// Bytes that a piece goes through before it comes back to the first, where memory sets its pace: as
-/// many as [`super::roof`] is asked to read.
-const AWAY: usize = 1 << 29;
-
 /// The least that one call has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cost {

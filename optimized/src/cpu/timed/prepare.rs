@@ -3,8 +3,8 @@
 use golden::Rng;
 
 use super::{
-    A, AWAY, D, E, F, Format, H, HK, HKV, HQ, HV, K, Kept, Kind, Piece, Prepared, QKVZ, STATES,
-    TURNED, V, W,
+    A, D, E, F, Format, H, HK, HKV, HQ, HV, K, Kept, Kind, Piece, Prepared, QKVZ, STATES, TURNED,
+    V, W,
 };
 use crate::cpu::{
     attention::{
@@ -18,6 +18,7 @@ use crate::cpu::{
     moe_experts::fast::{Expert, Groups, moe_experts},
     pool,
     rms_norm::fast::{add_rms_norm, l2_norm_row, rms_norm_gated_row},
+    roof::AWAY,
     room::room,
     simd::Simd,
     weight::Weight,
