@@ -254,7 +254,7 @@ mod tests {
     use reference::real::Rounding;
 
     use super::{Off, RUNS, TOO_DEAR, Yardstick, held, is};
-    use crate::{answer::Answer, guard, judge, registry::OPS};
+    use crate::{answer::Answer, guard, judge};
 
     /// What the relative rule says of a variant, and of one with each of its faults.
     fn judged<O: Answer>(
@@ -336,15 +336,15 @@ mod tests {
         // Odd sizes, so that what a fault does to a tail is there to be seen.
         for ((honest, planted), faults) in [
             (
-                judged(linear::VARIANTS[0], "N64-M48-D509"),
+                judged(linear::variants()[0], "N64-M48-D509"),
                 &["ragged-tail-dropped", "split-k-in-bf16", "last-row-shifted", "uniform-scale"][..],
             ),
             (
-                judged(moe_router::VARIANTS[0], "N64-D128-E32-A4"),
+                judged(moe_router::variants()[0], "N64-D128-E32-A4"),
                 &["softmax-twice", "renormalise-flipped"],
             ),
             (
-                judged(gated_delta_rule::VARIANTS[0], "B1-T130-HK2-HV4-K32-V32;dtype=bf16"),
+                judged(gated_delta_rule::variants()[0], "B1-T130-HK2-HV4-K32-V32;dtype=bf16"),
                 &["not-normed", "no-delta-rule"],
             ),
         ] {
@@ -360,10 +360,5 @@ mod tests {
         type Linear = ops::linear::Linear;
         let spec: Spec<<Linear as Op>::Case> = "N1-M2048-D2048".parse().unwrap();
         assert!(!is::<Linear>(&spec, TOO_DEAR));
-        let dear = OPS.iter().flat_map(|op| {
-            let specs = op.specs(golden::Set::Nightly).into_iter();
-            specs.filter(|spec| op.parse(spec).is_ok_and(|parsed| TOO_DEAR <= parsed.cost.flops))
-        });
-        assert_ne!(dear.count(), 0);
     }
 }

@@ -8,8 +8,6 @@ mod bundle;
 pub mod child;
 mod guest;
 mod remote;
-#[cfg(test)]
-mod tests;
 mod verdict;
 
 use std::{
@@ -36,7 +34,7 @@ pub(crate) use self::{
 use crate::{
     filter::{Filter, Subject},
     plan::{Job, spelled},
-    registry::{self, Entry, OPS, Parsed},
+    registry::{self, Entry, Parsed, ops},
     report::Outcome,
 };
 
@@ -287,7 +285,7 @@ pub(crate) fn problems(
 ) -> Result<Vec<Taken>, String> {
     let mut all = Vec::new();
     for kernel in kernels {
-        for &entry in OPS.iter().filter(|&&entry| kernel.implements(entry, device)) {
+        for &entry in ops().iter().filter(|&&entry| kernel.implements(entry, device)) {
             for spec in kernel.problems(entry, specs(entry)) {
                 all.push((entry, entry.parse(&spec)?, kernel.clone()));
             }
@@ -306,7 +304,7 @@ fn fits(manifest: &Manifest, op: &str) -> bool {
 }
 
 /// The problem of the op nearest to `spec` that the constraints allow.
-fn adapted(constraints: &Constraints, entry: &dyn Entry, spec: &str) -> Option<String> {
+pub fn adapted(constraints: &Constraints, entry: &dyn Entry, spec: &str) -> Option<String> {
     let parsed = entry.parse(spec).ok()?;
     let dtype: Dtype = parsed.dtype.parse().ok()?;
     let problem = |sizes: &[(&'static str, usize)], dtype: Dtype| {
@@ -360,7 +358,7 @@ pub fn jobs(
     kernels: &[Arc<Kernel>],
 ) -> Result<Vec<Job>, String> {
     let mut jobs: Vec<Job> = Vec::new();
-    for &entry in OPS {
+    for &entry in ops() {
         for kernel in kernels {
             if !kernel.implements(entry, device) {
                 continue;

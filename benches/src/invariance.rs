@@ -22,7 +22,7 @@ use crate::{
     filter::{Filter, Subject},
     foreign::{self, Kernel},
     paths::{self, Row},
-    registry::{Entry, OPS, Parsed},
+    registry::{Entry, Parsed, ops},
     same,
     way::Who,
 };
@@ -189,7 +189,7 @@ pub fn plan(options: &Options, filter: &Filter) -> Result<Vec<Problem>, Error> {
         }
     }
     let mut planted = wiring;
-    for &entry in OPS {
+    for &entry in ops() {
         for spec in entry.specs(options.set) {
             let parsed = entry.parse(&spec)?;
             for by in entry.variants() {

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::{
     felt::Declared,
-    registry::{Entry, OPS, Spoil},
+    registry::{Entry, Spoil, ops},
     report::{Outcome, Row},
 };
 
@@ -48,7 +48,7 @@ impl Mutant {
 /// cannot run on any problem has none here: it is hunted where it runs.
 pub fn mutants(words: &[String]) -> Vec<Mutant> {
     let mut all = Vec::new();
-    for &entry in OPS {
+    for &entry in ops() {
         for (i, variant) in entry.variants().iter().enumerate() {
             let runs = |spec: &String| entry.skip(spec, variant).is_none();
             let plants = entry.plants(variant).iter();
@@ -186,7 +186,7 @@ pub struct Honest {
 /// Every op and honest variant with its small problems, f32 and narrower storage among them.
 pub fn honest(words: &[String]) -> Vec<Honest> {
     let mut all = Vec::new();
-    for &entry in OPS {
+    for &entry in ops() {
         let small = |spec: &String| {
             entry.parse(spec).is_ok_and(|parsed| {
                 // Four bytes an element is the most that an input or an output takes.

@@ -36,7 +36,7 @@ pub use crate::same::{Difference, Row};
 use crate::{
     filter::{Filter, Subject},
     foreign::{self, Kernel},
-    registry::{Entry, OPS, Parsed},
+    registry::{Entry, Parsed, ops},
     same,
     way::Who,
 };
@@ -277,7 +277,7 @@ pub fn plan(options: &Options, filter: &Filter) -> Result<Vec<Problem>, Error> {
         }
     }
     let mut planted = wiring;
-    for &entry in OPS {
+    for &entry in ops() {
         for list::Case { spec, only_variants } in list::specs(entry.name(), options) {
             let parsed = entry.parse(&spec)?;
             for by in entry.variants() {

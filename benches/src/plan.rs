@@ -9,7 +9,7 @@ use crate::{
     evidence::Evidence,
     filter::{Filter, Subject},
     foreign::Kernel,
-    registry::{self, Entry, OPS, Parsed, Spoil},
+    registry::{self, Entry, Parsed, Spoil, ops},
     report::Row,
 };
 
@@ -51,7 +51,7 @@ impl Job {
 /// If such a word names an op but is no problem of it.
 pub fn plan(set: Set, filter: &Filter, device: Option<&str>) -> Result<Vec<Job>, String> {
     let mut jobs = Vec::new();
-    for &entry in OPS {
+    for &entry in ops() {
         for spec in entry.specs(set) {
             for variant in entry.variants() {
                 let parsed = entry.parse(&spec)?;

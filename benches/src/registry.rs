@@ -35,27 +35,35 @@ pub use crate::{
 };
 
 /// Every op, in the order in which the model runs them.
-pub static OPS: &[&dyn Entry] = &[
-    &Bench::<ops::embedding::Embedding>(|| optimized::cpu::embedding::VARIANTS),
-    &Bench::<ops::rms_norm::RmsNorm>(|| optimized::cpu::rms_norm::VARIANTS),
-    &Bench::<ops::linear::Linear>(|| optimized::cpu::linear::VARIANTS),
-    &Bench::<ops::causal_conv1d::CausalConv1d>(|| optimized::cpu::causal_conv1d::VARIANTS),
-    &Bench::<ops::l2_norm::L2Norm>(|| optimized::cpu::l2_norm::VARIANTS),
-    &Bench::<ops::gdn_gates::GdnGates>(|| optimized::cpu::gdn_gates::VARIANTS),
-    &Bench::<ops::gated_delta_rule::GatedDeltaRule>(|| optimized::cpu::gated_delta_rule::VARIANTS),
-    &Bench::<ops::rms_norm_gated::RmsNormGated>(|| optimized::cpu::rms_norm_gated::VARIANTS),
-    &Bench::<ops::rope::Rope>(|| optimized::cpu::rope::VARIANTS),
-    &Bench::<ops::attention::Attention>(|| optimized::cpu::attention::VARIANTS),
-    &Bench::<ops::moe_router::MoeRouter>(|| optimized::cpu::moe_router::VARIANTS),
-    &Bench::<ops::moe_experts::MoeExperts>(|| optimized::cpu::moe_experts::VARIANTS),
-    &Bench::<ops::shared_expert::SharedExpert>(|| optimized::cpu::shared_expert::VARIANTS),
-    &Bench::<ops::lm_head::LmHead>(|| optimized::cpu::lm_head::VARIANTS),
-    &Bench::<ops::sampling::Sampling>(|| optimized::cpu::sampling::VARIANTS),
-    &Bench::<ops::mtp::Mtp>(|| optimized::cpu::mtp::VARIANTS),
-    &Bench::<ops::fp8_dequant::Fp8Dequant>(|| optimized::cpu::fp8_dequant::VARIANTS),
-    &Bench::<ops::gdn_layer::GdnLayer>(|| optimized::cpu::gdn_layer::VARIANTS),
-    &Bench::<ops::attention_layer::AttentionLayer>(|| optimized::cpu::attention_layer::VARIANTS),
-    &Bench::<ops::moe_layer::MoeLayer>(|| optimized::cpu::moe_layer::VARIANTS),
+///
+/// A function, as the tables of variants are: of a static, whatever it holds is compiled again in
+/// every test binary of its crate.
+#[inline(never)]
+pub fn ops() -> &'static [&'static dyn Entry] {
+    OPS
+}
+
+const OPS: &[&dyn Entry] = &[
+    &Bench::<ops::embedding::Embedding>(optimized::cpu::embedding::variants),
+    &Bench::<ops::rms_norm::RmsNorm>(optimized::cpu::rms_norm::variants),
+    &Bench::<ops::linear::Linear>(optimized::cpu::linear::variants),
+    &Bench::<ops::causal_conv1d::CausalConv1d>(optimized::cpu::causal_conv1d::variants),
+    &Bench::<ops::l2_norm::L2Norm>(optimized::cpu::l2_norm::variants),
+    &Bench::<ops::gdn_gates::GdnGates>(optimized::cpu::gdn_gates::variants),
+    &Bench::<ops::gated_delta_rule::GatedDeltaRule>(optimized::cpu::gated_delta_rule::variants),
+    &Bench::<ops::rms_norm_gated::RmsNormGated>(optimized::cpu::rms_norm_gated::variants),
+    &Bench::<ops::rope::Rope>(optimized::cpu::rope::variants),
+    &Bench::<ops::attention::Attention>(optimized::cpu::attention::variants),
+    &Bench::<ops::moe_router::MoeRouter>(optimized::cpu::moe_router::variants),
+    &Bench::<ops::moe_experts::MoeExperts>(optimized::cpu::moe_experts::variants),
+    &Bench::<ops::shared_expert::SharedExpert>(optimized::cpu::shared_expert::variants),
+    &Bench::<ops::lm_head::LmHead>(optimized::cpu::lm_head::variants),
+    &Bench::<ops::sampling::Sampling>(optimized::cpu::sampling::variants),
+    &Bench::<ops::mtp::Mtp>(optimized::cpu::mtp::variants),
+    &Bench::<ops::fp8_dequant::Fp8Dequant>(optimized::cpu::fp8_dequant::variants),
+    &Bench::<ops::gdn_layer::GdnLayer>(optimized::cpu::gdn_layer::variants),
+    &Bench::<ops::attention_layer::AttentionLayer>(optimized::cpu::attention_layer::variants),
+    &Bench::<ops::moe_layer::MoeLayer>(optimized::cpu::moe_layer::variants),
     &Bench::<ops::model::Model>(|| &[]),
 ];
 
@@ -194,9 +202,9 @@ pub struct Parsed {
     pub cost: Cost,
 }
 
-/// An op with its variants. Behind a function: a static that held them would have all their kernels
+/// An op with its variants. Behind a function: a table of them here would have all their kernels
 /// compiled once more in this crate.
-struct Bench<O: Op>(fn() -> &'static [&'static dyn Variant<O>]);
+pub(crate) struct Bench<O: Op>(pub(crate) fn() -> &'static [&'static dyn Variant<O>]);
 
 /// The rule for two ways to write the same reference, both in f64: relative RMS 1e-12.
 const FORM_RULE: compare::Bound = compare::Bound::Relative { rel_rms: 1e-12, worst_token: 1e-10 };
@@ -623,6 +631,3 @@ pub(crate) fn message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panicked").to_owned()
 }
-
-#[cfg(test)]
-mod tests;

@@ -271,6 +271,3 @@ fn serialize(drawn: &Drawn, id: &str) -> Result<Vec<u8>, String> {
 
 /// Under this key the metadata of a blob holds the problem that it was drawn for.
 const NOTE: &str = "karat";
-
-#[cfg(test)]
-mod tests;

@@ -143,7 +143,7 @@ fn kernel(args: &Args, job: &str, bar: &ProgressBar) -> anyhow::Result<Report> {
     let expected = || refuse(format!("{job:?}: expected op/spec@device/algorithm"));
     let (problem, variant) = job.split_once('@').ok_or_else(expected)?;
     let (op, spec) = problem.split_once('/').ok_or_else(expected)?;
-    let known = || registry::OPS.iter().map(|op| op.name()).collect::<Vec<_>>().join(", ");
+    let known = || registry::ops().iter().map(|op| op.name()).collect::<Vec<_>>().join(", ");
     let entry = registry::op(op)
         .ok_or_else(|| refuse(format!("op {op:?}: expected one of {}", known())))?;
     let (told, report) = mpsc::channel();

@@ -1,6 +1,6 @@
 //! `karat explain`: what a code, an outcome, an op, a fill or a rule means.
 
-use benches::{filter::Filter, plan::plan, registry::OPS};
+use benches::{filter::Filter, plan::plan, registry::ops};
 use golden::Set;
 use serde_json::json;
 
@@ -124,7 +124,7 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         EXITS.iter().map(|(code, what)| ((*code).to_owned(), format!("exit code: {what}"))),
     );
     entries.extend(WORDS.iter().map(|(word, what)| ((*word).to_owned(), (*what).to_owned())));
-    for op in OPS {
+    for op in ops() {
         let fills = op.fills().iter().map(|fill| fill.name).collect::<Vec<_>>().join(", ");
         let text = format!(
             "op with letters {}; variants {}; fills {fills}. Formula, shapes and source: golden/src/ops/{}.rs",

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use benches::{
     foreign::{Entrance, Kernel, jobs, scaffold},
-    registry::OPS,
+    registry::ops,
 };
 use golden::{Dtype, Set};
 use serde_json::json;
@@ -161,7 +161,7 @@ fn counted(kernel: &std::sync::Arc<Kernel>, set: Set) -> anyhow::Result<String> 
     let all = jobs(set, &benches::filter::Filter::default(), None, std::slice::from_ref(kernel))
         .map_err(refuse)?;
     let mut told = Vec::new();
-    for op in OPS {
+    for op in ops() {
         let mine: Vec<_> = all.iter().filter(|job| job.entry.name() == op.name()).collect();
         let taken = mine
             .iter()

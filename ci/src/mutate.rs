@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use benches::{
     mutate::{self, Mutant},
-    registry::OPS,
+    registry::ops,
 };
 use golden::Set;
 use serde::{Deserialize, Serialize};
@@ -121,7 +121,7 @@ fn wiring_killer(name: &str) -> anyhow::Result<Option<String>> {
 
 /// Spoiled answers and inputs drawn anew, op by op, over the smoke set.
 fn guarded(args: &Args, out: &Out) -> anyhow::Result<Exit> {
-    let ops: Vec<_> = OPS
+    let ops: Vec<_> = ops()
         .iter()
         .filter(|op| args.filter.iter().all(|word| op.name().contains(word.as_str())))
         .collect();

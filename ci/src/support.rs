@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use benches::{plan::Job, registry::OPS, report::Row};
+use benches::{plan::Job, registry::ops, report::Row};
 use golden::{Set, checkpoint::hash_file};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -146,7 +146,7 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let build = build();
     let mut cells: BTreeMap<Key, Cell> = BTreeMap::new();
     let mut dtypes = BTreeSet::new();
-    for (at, &entry) in OPS.iter().enumerate() {
+    for (at, &entry) in ops().iter().enumerate() {
         for variant in entry.variants() {
             let name = format!("{}@{variant}", entry.name());
             if !args.filter.iter().all(|word| name.contains(word.as_str())) {

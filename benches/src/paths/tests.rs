@@ -2,13 +2,17 @@
 
 use golden::{
     Claims, Plan, Rng, Spec,
-    ops::{attention::Attention, causal_conv1d::CausalConv1d, gated_delta_rule::GatedDeltaRule},
+    ops::{
+        attention::Attention, causal_conv1d::CausalConv1d, gated_delta_rule::GatedDeltaRule,
+        rms_norm::RmsNorm,
+    },
     plan::{Form, Grid},
 };
 
 use super::{Parity, Path, lengths, ops};
 use crate::{
     fake::Fake,
+    registry::{Bench, Entry},
     report::Outcome,
     same::Row,
     sequence::Sequence,
@@ -166,7 +170,7 @@ fn what_no_path_can_say_is_said() {
     assert_eq!(nothing(Path::Resume(3)), "unsupported");
     let nan = Delta { after: |_, o, _| o.o[[0, 0, 0]] = f32::NAN, ..delta() };
     assert_eq!(outcome(nan, DELTA, Path::Every(1)), "mistrusted");
-    let norm = crate::registry::op("rms_norm").unwrap();
+    let norm = Bench::<RmsNorm>(|| &[]);
     let rows = norm.paths("N3-D8", &Who::named("reference/f32", None), &[Path::Every(1)]);
     assert_eq!(rows[0].outcome.name(), "unsupported");
 }

@@ -23,7 +23,12 @@ pub(crate) mod fast;
 pub(crate) mod paired;
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<Attention>] = variants!(
+#[inline(never)]
+pub fn variants() -> &'static [&'static dyn Variant<Attention>] {
+    VARIANTS
+}
+
+const VARIANTS: &[&dyn Variant<Attention>] = variants!(
     [&Portable {
         name: "cpu/portable",
         pack: pack!(Loaded),

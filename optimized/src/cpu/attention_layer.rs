@@ -24,7 +24,12 @@ use plants::inside;
 mod plants;
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<AttentionLayer>] = &[&Portable {
+#[inline(never)]
+pub fn variants() -> &'static [&'static dyn Variant<AttentionLayer>] {
+    VARIANTS
+}
+
+const VARIANTS: &[&dyn Variant<AttentionLayer>] = &[&Portable {
     name: "cpu/portable",
     pack: pack!(Loaded),
     plan,

@@ -14,7 +14,12 @@ use super::{
 };
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<CausalConv1d>] = &[&Portable {
+#[inline(never)]
+pub fn variants() -> &'static [&'static dyn Variant<CausalConv1d>] {
+    VARIANTS
+}
+
+const VARIANTS: &[&dyn Variant<CausalConv1d>] = &[&Portable {
     name: "cpu/portable",
     pack: pack!(Loaded),
     plan: |spec| {

@@ -13,7 +13,12 @@ use super::{
 };
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<Embedding>] = &[&Portable {
+#[inline(never)]
+pub fn variants() -> &'static [&'static dyn Variant<Embedding>] {
+    VARIANTS
+}
+
+const VARIANTS: &[&dyn Variant<Embedding>] = &[&Portable {
     name: "cpu/portable",
     pack: pack!(Loaded),
     plan: |spec| Plan::stored(spec.dtype),

@@ -13,7 +13,12 @@ use super::{
 };
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<Fp8Dequant>] = &[&Portable {
+#[inline(never)]
+pub fn variants() -> &'static [&'static dyn Variant<Fp8Dequant>] {
+    VARIANTS
+}
+
+const VARIANTS: &[&dyn Variant<Fp8Dequant>] = &[&Portable {
     name: "cpu/portable",
     pack: pack!(Loaded),
     plan: |spec| Plan::stored(spec.dtype),

@@ -26,7 +26,12 @@ mod plants;
 pub(crate) mod recurrent;
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<GatedDeltaRule>] = variants!(
+#[inline(never)]
+pub fn variants() -> &'static [&'static dyn Variant<GatedDeltaRule>] {
+    VARIANTS
+}
+
+const VARIANTS: &[&dyn Variant<GatedDeltaRule>] = variants!(
     [
         &Portable {
             name: "cpu/portable",

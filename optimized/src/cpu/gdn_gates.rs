@@ -14,7 +14,12 @@ use super::{
 };
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<GdnGates>] = &[&Portable {
+#[inline(never)]
+pub fn variants() -> &'static [&'static dyn Variant<GdnGates>] {
+    VARIANTS
+}
+
+const VARIANTS: &[&dyn Variant<GdnGates>] = &[&Portable {
     name: "cpu/portable",
     pack: pack!(Loaded),
     // Gates are kept in f32, whatever the projections are stored in.

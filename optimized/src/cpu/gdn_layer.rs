@@ -24,7 +24,12 @@ mod layout;
 mod plants;
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<GdnLayer>] = &[&Portable {
+#[inline(never)]
+pub fn variants() -> &'static [&'static dyn Variant<GdnLayer>] {
+    VARIANTS
+}
+
+const VARIANTS: &[&dyn Variant<GdnLayer>] = &[&Portable {
     name: "cpu/portable",
     pack: pack!(Loaded),
     plan,

@@ -20,7 +20,12 @@ pub(crate) mod fast;
 pub(crate) mod halves;
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<Linear>] = variants!(
+#[inline(never)]
+pub fn variants() -> &'static [&'static dyn Variant<Linear>] {
+    VARIANTS
+}
+
+const VARIANTS: &[&dyn Variant<Linear>] = variants!(
     [&Portable {
         name: "cpu/portable",
         pack: pack!(Loaded),

@@ -13,7 +13,12 @@ use super::{
 };
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<LmHead>] = &[&Portable {
+#[inline(never)]
+pub fn variants() -> &'static [&'static dyn Variant<LmHead>] {
+    VARIANTS
+}
+
+const VARIANTS: &[&dyn Variant<LmHead>] = &[&Portable {
     name: "cpu/portable",
     pack: pack!(Loaded),
     // Logits stay in f32 whatever activations and weights are stored in.

@@ -18,7 +18,12 @@ use super::{
 pub(crate) mod fast;
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<MoeExperts>] = variants!(
+#[inline(never)]
+pub fn variants() -> &'static [&'static dyn Variant<MoeExperts>] {
+    VARIANTS
+}
+
+const VARIANTS: &[&dyn Variant<MoeExperts>] = variants!(
     [&Portable {
         name: "cpu/portable",
         pack: pack!(Loaded),

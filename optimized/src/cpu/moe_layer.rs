@@ -18,7 +18,12 @@ use super::{
 };
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<MoeLayer>] = &[&Portable {
+#[inline(never)]
+pub fn variants() -> &'static [&'static dyn Variant<MoeLayer>] {
+    VARIANTS
+}
+
+const VARIANTS: &[&dyn Variant<MoeLayer>] = &[&Portable {
     name: "cpu/portable",
     pack: pack!(Loaded),
     // Nothing between the hidden states and the sum of all experts is stored narrower than f32.

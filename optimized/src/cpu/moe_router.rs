@@ -15,7 +15,12 @@ use super::{
 };
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<MoeRouter>] = &[&Portable {
+#[inline(never)]
+pub fn variants() -> &'static [&'static dyn Variant<MoeRouter>] {
+    VARIANTS
+}
+
+const VARIANTS: &[&dyn Variant<MoeRouter>] = &[&Portable {
     name: "cpu/portable",
     pack: pack!(Loaded),
     // Logits and weights stay in f32 whatever activations are stored in: a choice hangs on them.

@@ -16,7 +16,12 @@ use super::{
 };
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<Mtp>] = &[&Portable {
+#[inline(never)]
+pub fn variants() -> &'static [&'static dyn Variant<Mtp>] {
+    VARIANTS
+}
+
+const VARIANTS: &[&dyn Variant<Mtp>] = &[&Portable {
     name: "cpu/portable",
     pack: pack!(Loaded),
     plan: |spec| Plan::stored(spec.dtype).round(Site::Norm, Plan::stored(spec.dtype).output),

@@ -17,7 +17,12 @@ use super::{
 pub(crate) mod fast;
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<RmsNorm>] = variants!(
+#[inline(never)]
+pub fn variants() -> &'static [&'static dyn Variant<RmsNorm>] {
+    VARIANTS
+}
+
+const VARIANTS: &[&dyn Variant<RmsNorm>] = variants!(
     [&Portable {
         name: "cpu/portable",
         pack: pack!(Loaded),

@@ -15,7 +15,12 @@ use super::{
 };
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<RmsNormGated>] = &[&Portable {
+#[inline(never)]
+pub fn variants() -> &'static [&'static dyn Variant<RmsNormGated>] {
+    VARIANTS
+}
+
+const VARIANTS: &[&dyn Variant<RmsNormGated>] = &[&Portable {
     name: "cpu/portable",
     pack: pack!(Loaded),
     plan: |spec| Plan::stored(spec.dtype),

@@ -13,7 +13,12 @@ use super::{
 };
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<Rope>] = &[&Portable {
+#[inline(never)]
+pub fn variants() -> &'static [&'static dyn Variant<Rope>] {
+    VARIANTS
+}
+
+const VARIANTS: &[&dyn Variant<Rope>] = &[&Portable {
     name: "cpu/portable",
     pack: pack!(Loaded),
     plan: |spec| Plan::stored(spec.dtype),

@@ -15,7 +15,12 @@ use super::{
 };
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<Sampling>] = &[&Portable {
+#[inline(never)]
+pub fn variants() -> &'static [&'static dyn Variant<Sampling>] {
+    VARIANTS
+}
+
+const VARIANTS: &[&dyn Variant<Sampling>] = &[&Portable {
     name: "cpu/portable",
     pack: pack!(Loaded),
     plan: |_| Plan::F32,

@@ -15,7 +15,12 @@ use super::{
 };
 
 /// Every CPU variant, plainest first.
-pub static VARIANTS: &[&dyn Variant<SharedExpert>] = &[&Portable {
+#[inline(never)]
+pub fn variants() -> &'static [&'static dyn Variant<SharedExpert>] {
+    VARIANTS
+}
+
+const VARIANTS: &[&dyn Variant<SharedExpert>] = &[&Portable {
     name: "cpu/portable",
     pack: pack!(Loaded),
     plan: |spec| Plan::stored(spec.dtype),

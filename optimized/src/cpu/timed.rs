@@ -308,32 +308,3 @@ fn passing(op: &'static str, tokens: usize, (read, changed): (u64, u64), kind: K
         kind,
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::{Format, Kept, attention, delta_rule, experts, pieces};
-
-    #[test]
-    fn costs_are_those_of_the_model() {
-        // 32 heads of 128 by 128 numbers.
-        assert_eq!(delta_rule(1).cost.changed, 2 << 20);
-        assert_eq!(delta_rule(512).cost.changed, 0);
-        // Two heads of 256 channels, keys and values, two bytes.
-        assert_eq!(attention(1, 1024, Kept::Bf16).cost.read, 2 << 20);
-        assert_eq!(attention(1, 1024, Kept::F32).cost.read, 4 << 20);
-        // Three matrices of 512 by 2048.
-        assert_eq!(experts(1, Format::Bf16).cost.read, (10 * 3 * 2) << 20);
-        assert_eq!(experts(512, Format::Bf16).cost.read, (512 * 3 * 2) << 20);
-        assert_eq!(experts(1, Format::Int8).cost.read, ((10 * 3) << 20) / 32 * 34);
-    }
-
-    #[test]
-    fn names_tell_pieces_apart() {
-        let mut names: Vec<_> =
-            pieces().into_iter().map(|piece| (piece.op, piece.case, piece.format)).collect();
-        let all = names.len();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), all);
-    }
-}

@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 use golden::Set;
 use optimized::doors::Manifest;
 
-use super::adapted;
-use crate::registry::{self, Entry};
+use benches::{
+    foreign::adapted,
+    registry::{self, Entry},
+};
 
 /// A kernel of one op with these constraints.
 fn manifest(op: &str, constraints: &str) -> Manifest {

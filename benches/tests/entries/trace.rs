@@ -6,18 +6,20 @@ use golden::Set;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{DESCRIBED, Imported, export, import};
-use crate::registry;
+use benches::{
+    registry,
+    trace::{self, Imported, export, import},
+};
 
 #[test]
 fn every_problem_comes_back() {
     let folder = tempfile::tempdir().unwrap();
-    for described in DESCRIBED {
-        let entry = registry::op(described.op).unwrap();
+    for op in trace::ops() {
+        let entry = registry::op(op).unwrap();
         for spec in entry.specs(Set::Smoke).into_iter().chain(["N1-D1;dtype=bf16".to_owned()]) {
             let Ok(parsed) = entry.parse(&spec) else { continue };
             let trace = export(entry, &spec).unwrap();
-            let id = format!("{}/{spec}", described.op);
+            let id = format!("{op}/{spec}");
             // Without the tensors, sizes and type are left.
             let alone = import(&trace.definition, &trace.workload, Path::new("none")).unwrap();
             let (_, alone_spec) = alone.id.split_once('/').unwrap();
