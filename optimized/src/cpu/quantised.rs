@@ -268,8 +268,8 @@ impl Quantised {
         );
         let mut sums = [[s.splat(0.0); T]; G];
         for block in 0..blocks {
-            // One token leaves memory time: it is asked for the codes some blocks on, at the end of a group
-            // for those of the groups after these.
+            // Who reads these codes first asks memory for those some blocks on, at the end of a group for
+            // those of the groups after these.
             let far = block + AHEAD;
             let far = if far < blocks { far } else { far + (G - 1) * blocks };
             let mut whole = [[s.int(0); T]; G];
@@ -282,7 +282,7 @@ impl Quantised {
                 }
             }
             for q in 0..Q {
-                if T == 1 {
+                if t == 0 {
                     for codes in &codes {
                         s.ahead(codes.as_flattened(), far * Q + q);
                     }

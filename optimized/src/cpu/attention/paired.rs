@@ -2,7 +2,8 @@
 //!
 //! Sixteen keys stand together, two channels of each in a lane: scores of sixteen keys come out side by
 //! side. Of values two keys stand together in a lane per channel: what the probabilities of two keys
-//! weigh is added in one word. Nothing is added across lanes in either product.
+//! weigh is added in one word. Nothing is added across lanes in either product, and both walk columns
+//! of a block that lie one after another: two of them stay in the nearest cache while rows pass by.
 
 use std::ops::Range;
 
@@ -21,15 +22,19 @@ pub(crate) type Paired = Pages<Page>;
 pub(crate) struct Page {
     /// `[HKV, PAGE / 16, H / 2, 16, 2]`.
     k: Vec<bf16>,
-    /// `[HKV, PAGE / 2, H', 2]`, `H'` filled up to whole vectors.
+    /// `[HKV, PAGE / KEYS, H' / 16, KEYS / 2, 16, 2]`, `H'` filled up to whole vectors.
     v: Vec<bf16>,
 }
 
-/// Rows of the left factor in a tile.
-const ROWS: usize = 4;
+/// Rows of the left factor in a tile: the query heads of a key/value head, so that keys and values are
+/// read once for one token.
+const ROWS: usize = 8;
 
 /// Vectors of columns in a tile.
-const COLUMNS: usize = 4;
+const COLUMNS: usize = 2;
+
+/// Rows of a tile of one vector where registers are few.
+const FEWER: usize = 4;
 
 impl Paired {
     /// Bytes of the first page, as it was allocated.
@@ -75,10 +80,10 @@ impl Cached for Paired {
             for (i, &x) in k[head * h..][..h].iter().enumerate() {
                 to[i / 2 * PAIRS + at % LANES * 2 + i % 2] = bf16::from_f32(x);
             }
-            let pair = head * PAGE / 2 + at / 2;
-            let to = &mut page.v[pair * 2 * padded..][..2 * padded];
+            let block = head * PAGE / KEYS + at / KEYS;
+            let to = &mut page.v[block * KEYS * padded..][..KEYS * padded];
             for (i, &x) in v[head * h..][..h].iter().enumerate() {
-                to[2 * i + at % 2] = bf16::from_f32(x);
+                to[of_pair(i, at % KEYS / 2) + at % 2] = bf16::from_f32(x);
             }
         }
     }
@@ -100,9 +105,8 @@ impl Cached for Paired {
             let group = task.head * PAGE / LANES + start % PAGE / LANES;
             scores.fill(0.0);
             let k = &page.k[group * pairs * PAIRS..][..KEYS / LANES * pairs * PAIRS];
-            let panel = Panel { data: k, step: PAIRS, column: pairs * PAIRS };
-            let pair = task.head * PAGE / 2 + start % PAGE / 2;
-            let v = &page.v[pair * 2 * padded..][..KEYS * padded];
+            let block = task.head * PAGE / KEYS + start % PAGE / KEYS;
+            let v = &page.v[block * KEYS * padded..][..KEYS * padded];
             // Few rows leave memory time: while scores are made, values come nearer, and the next keys
             // while these are weighed.
             let (mut values, mut later) = (&v[..0], &v[..0]);
@@ -113,13 +117,12 @@ impl Cached for Paired {
                     later = &self.of(start + KEYS).k[group * pairs * PAIRS..][..k.len()];
                 }
             }
-            product(s, &mut scores, KEYS, (&q, 2 * pairs), pairs, panel, values);
+            product(s, &mut scores, KEYS, (&q, 2 * pairs), pairs, k, values);
             let visible = |row| task.seen(row).saturating_sub(start).min(n);
             for (row, scores) in scores.chunks_exact_mut(KEYS).enumerate() {
                 softmax.add(s, row, scores, visible(row), task.scale);
             }
             narrow(s, &mut p, &scores);
-            let panel = Panel { data: v, step: 2 * padded, column: PAIRS };
             // What a token does not see is not multiplied by zero, which would let a NaN through:
             // tokens that see different keys are summed apart, and a key whose partner is not seen
             // alone.
@@ -127,13 +130,12 @@ impl Cached for Paired {
             for (i, sum) in softmax.sum.chunks_mut(together * padded).enumerate() {
                 let seen = visible(i * together);
                 let p = &p[i * together * KEYS..];
-                product(s, sum, padded, (p, KEYS), seen / 2, panel, later);
+                product(s, sum, padded, (p, KEYS), seen / 2, v, later);
                 if !seen.is_multiple_of(2) {
-                    let v = &v[seen / 2 * 2 * padded..][..2 * padded];
                     for (row, sum) in sum.chunks_exact_mut(padded).enumerate() {
                         let p = p[row * KEYS + seen - 1].to_f32();
-                        for (sum, [v, _]) in sum.iter_mut().zip(v.as_chunks().0) {
-                            *sum += p * v.to_f32();
+                        for (i, sum) in sum.iter_mut().enumerate() {
+                            *sum += p * v[of_pair(i, seen / 2)].to_f32();
                         }
                     }
                 }
@@ -143,17 +145,15 @@ impl Cached for Paired {
     }
 }
 
-/// A right factor in pairs of rows: the `j`th vector of columns of the `l`th pair lies at
-/// `l * step + j * column`.
-#[derive(Clone, Copy)]
-struct Panel<'a> {
-    data: &'a [bf16],
-    step: usize,
-    column: usize,
+/// Where channel `i` of a pair of keys stands in a block of values.
+#[inline(always)]
+fn of_pair(i: usize, pair: usize) -> usize {
+    (i / LANES * KEYS / 2 + pair) * PAIRS + i % LANES * 2
 }
 
-/// `o += x panel`. `o`: rows of `width`, whole vectors; `x`: rows `stride` apart, of which `pairs`
-/// pairs count. Meanwhile memory is asked for `ahead`.
+/// `o += x panel`. `o`: rows of `width`, whole vectors; `x`: rows `stride` apart, of which `pairs` pairs
+/// count; `panel`: `[width / 16, KP, 16, 2]`, columns of pairs, `KP` of each. Meanwhile memory is asked
+/// for `ahead`.
 #[inline(always)]
 fn product<S: Simd>(
     s: S,
@@ -161,43 +161,54 @@ fn product<S: Simd>(
     width: usize,
     (x, stride): (&[bf16], usize),
     pairs: usize,
-    panel: Panel<'_>,
+    panel: &[bf16],
     ahead: &[bf16],
 ) {
     let (rows, vectors) = (o.len() / width, width / LANES);
+    let column = panel.len() / vectors;
+    let (high, wide) = if S::REGISTERS == 32 { (ROWS, COLUMNS) } else { (FEWER, 1) };
     // Every tile asks for as many lines.
-    let tiles = vectors.div_ceil(COLUMNS) * rows.div_ceil(ROWS);
+    let tiles = vectors.div_ceil(wide) * rows.div_ceil(high);
     let mut shares = ahead.chunks(ahead.len().div_ceil(tiles * PAIRS).max(1) * PAIRS);
     let mut j = 0;
     while j < vectors {
-        let wide = S::REGISTERS == 32 && j + COLUMNS <= vectors;
+        let whole = j + wide <= vectors;
+        let panel = &panel[j * column..];
         let mut i = 0;
         while i < rows {
-            let left = Rows { data: x, stride, row: i };
-            let right = Panel { data: &panel.data[j * panel.column..], ..panel };
-            let many = i + ROWS <= rows;
+            let x = Rows { data: x, stride, row: i };
+            let many = i + high <= rows;
             let o = &mut o[i * width + j * LANES..];
             let ahead = shares.next().unwrap_or_default();
-            match (many, wide) {
-                (true, true) => tile::<S, ROWS, COLUMNS>(s, o, width, left, pairs, right, ahead),
-                (true, false) => tile::<S, ROWS, 1>(s, o, width, left, pairs, right, ahead),
-                (false, true) => tile::<S, 1, COLUMNS>(s, o, width, left, pairs, right, ahead),
-                (false, false) => tile::<S, 1, 1>(s, o, width, left, pairs, right, ahead),
+            match (S::REGISTERS, many, whole) {
+                (32, true, true) => {
+                    tile::<S, ROWS, COLUMNS>(s, o, width, x, pairs, panel, column, ahead)
+                }
+                (32, false, true) => {
+                    tile::<S, 1, COLUMNS>(s, o, width, x, pairs, panel, column, ahead)
+                }
+                (32, true, false) => {
+                    tile::<S, ROWS, 1>(s, o, width, x, pairs, panel, column, ahead)
+                }
+                (_, true, _) => tile::<S, FEWER, 1>(s, o, width, x, pairs, panel, column, ahead),
+                (_, false, _) => tile::<S, 1, 1>(s, o, width, x, pairs, panel, column, ahead),
             }
-            i += if many { ROWS } else { 1 };
+            i += if many { high } else { 1 };
         }
-        j += if wide { COLUMNS } else { 1 };
+        j += if whole { wide } else { 1 };
     }
 }
 
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a tile of a product")]
 fn tile<S: Simd, const R: usize, const C: usize>(
     s: S,
     o: &mut [f32],
     width: usize,
     x: Rows<'_>,
     pairs: usize,
-    panel: Panel<'_>,
+    panel: &[bf16],
+    column: usize,
     ahead: &[bf16],
 ) {
     let mut sums = [[s.splat(0.0); C]; R];
@@ -211,9 +222,14 @@ fn tile<S: Simd, const R: usize, const C: usize>(
         #[inline(always)]
         |r| &x.data[(x.row + r) * x.stride..].as_chunks().0[..pairs],
     );
+    let columns: [&[[bf16; PAIRS]]; C] = each(
+        &[],
+        #[inline(always)]
+        |c| &panel[c * column..].as_chunks().0[..pairs],
+    );
     let filler = s.halves(&[bf16::ZERO; PAIRS]);
     let (lines, mut asked) = ((ahead.len() / PAIRS).div_ceil(pairs.max(1)), 0);
-    for (l, _) in rows[0].iter().enumerate() {
+    for l in 0..pairs {
         for _ in 0..lines {
             s.ahead(ahead, asked);
             asked += PAIRS;
@@ -221,10 +237,7 @@ fn tile<S: Simd, const R: usize, const C: usize>(
         let w: [S::H; C] = each(
             filler,
             #[inline(always)]
-            |c| {
-                let at = l * panel.step + c * panel.column;
-                s.halves(panel.data[at..].first_chunk().expect("a vector of pairs"))
-            },
+            |c| s.halves(&columns[c][l]),
         );
         for r in 0..R {
             let x = s.pair(rows[r][l]);

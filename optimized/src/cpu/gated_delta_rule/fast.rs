@@ -22,7 +22,7 @@ use crate::cpu::{
     pool,
     portable::Planted,
     rms_norm::fast::l2_norm_row,
-    simd::{Factor, LANES, Rows, Simd, Wide, each, lanes, lanes_mut, map},
+    simd::{Factor, LANES, Simd, Wide, each, lanes, lanes_mut, map, outer},
     vector::{Fast, flat, flat_mut},
 };
 
@@ -54,6 +54,12 @@ pub(crate) struct Chunk<'a> {
 /// Room for the intermediates of a chunk.
 #[derive(Default)]
 pub(crate) struct Room {
+    /// `[K, C']`, `C'` filled up to whole vectors: keys the other way round.
+    turned: Vec<f32>,
+    /// `[C, C']`: each key with each key.
+    with_keys: Vec<f32>,
+    /// `[C, C']`: each query with each key.
+    with_queries: Vec<f32>,
     decay: Vec<f32>,
     a: Vec<f32>,
     scores: Vec<f32>,
@@ -155,7 +161,37 @@ fn write_and_answer<S: Simd, const C: usize>(
     }
 }
 
-/// A chunk at once. `o`: `[C, V]`; `state`: `[K, V]`.
+/// `o += a b`, in tiles that whole chunks and states are cut into without a rest.
+#[inline(always)]
+fn product<S: Simd>(s: S, o: &mut [f32], a: Factor<'_>, b: &[f32], columns: usize) {
+    if S::REGISTERS == 32 {
+        outer::<_, _, 8, 2>(s, o, a, b, columns);
+    } else {
+        s.accumulate(o, a, b, columns);
+    }
+}
+
+/// Inner products of a chunk's keys and queries with its keys, which the value heads of a key head share.
+#[inline(always)]
+pub(crate) fn pairs<S: Simd>(s: S, x: &Chunk<'_>, room: &mut Room) {
+    let (c, key) = (x.g.len(), x.key);
+    let wide = c.next_multiple_of(LANES);
+    // Sums stay in their lanes.
+    let turned = sized(&mut room.turned, key * wide);
+    turned.fill(0.0);
+    for (j, k) in x.k.chunks(x.stride).take(c).enumerate() {
+        for (to, from) in turned.chunks_exact_mut(wide).zip(k) {
+            to[j] = *from;
+        }
+    }
+    for (o, rows) in [(&mut room.with_keys, x.k), (&mut room.with_queries, x.q)] {
+        let o = sized(o, c * wide);
+        o.fill(0.0);
+        product(s, o, Factor { data: rows, row: x.stride, column: 1 }, turned, wide);
+    }
+}
+
+/// A chunk at once, after its [`pairs`]. `o`: `[C, V]`; `state`: `[K, V]`.
 #[inline(always)]
 pub(crate) fn chunk<S: Simd>(
     s: S,
@@ -165,7 +201,7 @@ pub(crate) fn chunk<S: Simd>(
     room: &mut Room,
 ) {
     let (c, key, value) = (x.g.len(), x.key, x.value);
-    let Room { decay, a, scores, read, values, keys } = room;
+    let Room { with_keys, with_queries, decay, a, scores, read, values, keys, .. } = room;
     // [C, C]: exp(G_i - G_j) on and below the diagonal. G_i - G_j is the sum of the gates between: a
     // difference of two large sums has lost what a small gate said.
     let decay = sized(decay, c * c);
@@ -185,22 +221,28 @@ pub(crate) fn chunk<S: Simd>(
         #[inline(always)]
         |x| s.exp(x),
     );
-    let rows = |data| Rows { data, stride: x.stride, from: 0, len: key };
-    let (q_rows, k_rows) = (&x.q[..(c - 1) * x.stride + key], &x.k[..(c - 1) * x.stride + key]);
-    // [C, C]: strictly lower.
-    let a = sized(a, c * c);
-    s.products(rows(k_rows), rows(k_rows), |i, j, sum| {
-        a[i * c + j] = if j < i { -x.beta[i] * sum * decay[i * c + j] } else { 0.0 };
-    });
-    let scores = sized(scores, c * c);
-    s.products(rows(q_rows), rows(k_rows), |i, j, sum| {
-        scores[i * c + j] = if j <= i { sum * decay[i * c + j] } else { 0.0 };
-    });
+    // [C, C]: the first strictly lower.
+    let wide = c.next_multiple_of(LANES);
+    let (a, scores) = (sized(a, c * c), sized(scores, c * c));
+    for i in 0..c {
+        let decay = &decay[i * c..][..c];
+        let beta = -x.beta[i];
+        let (own, above) = a[i * c..][..c].split_at_mut(i);
+        for ((a, sum), decay) in own.iter_mut().zip(&with_keys[i * wide..]).zip(decay) {
+            *a = beta * sum * decay;
+        }
+        above.fill(0.0);
+        let (own, above) = scores[i * c..][..c].split_at_mut(i + 1);
+        for ((score, sum), decay) in own.iter_mut().zip(&with_queries[i * wide..]).zip(decay) {
+            *score = sum * decay;
+        }
+        above.fill(0.0);
+    }
     // [C, V]: what the state says of each key, then of each query.
     let read = sized(read, c * value);
     let strided = |data| Factor { data, row: x.stride, column: 1 };
     read.fill(0.0);
-    s.accumulate(read, strided(k_rows), state, value);
+    product(s, read, strided(x.k), state, value);
     let values = sized(values, c * value);
     let mut sum = 0.0;
     for i in 0..c {
@@ -214,7 +256,7 @@ pub(crate) fn chunk<S: Simd>(
     }
     solve(s, values, a, value);
     o.fill(0.0);
-    s.accumulate(o, strided(q_rows), state, value);
+    product(s, o, strided(x.q), state, value);
     let mut sum = 0.0;
     for (o, g) in o.chunks_exact_mut(value).zip(x.g) {
         sum += g;
@@ -242,7 +284,7 @@ pub(crate) fn chunk<S: Simd>(
             *to = left * from;
         }
     }
-    s.accumulate(state, Factor { data: keys, row: 1, column: key }, values, value);
+    product(s, state, Factor { data: keys, row: 1, column: key }, values, value);
 }
 
 /// Rows that are taken together where one row depends on those before it.
@@ -256,7 +298,7 @@ fn solve<S: Simd>(s: S, x: &mut [f32], a: &[f32], v: usize) {
         let end = (start + TOGETHER).min(c);
         let (done, rest) = x.split_at_mut(start * v);
         let now = &mut rest[..(end - start) * v];
-        s.accumulate(now, Factor { data: &a[start * c..], row: c, column: 1 }, done, v);
+        product(s, now, Factor { data: &a[start * c..], row: c, column: 1 }, done, v);
         for i in start + 1..end {
             let (done, new) = now.split_at_mut((i - start) * v);
             let factor = Factor { data: &a[i * c + start..], row: c, column: 1 };
@@ -273,7 +315,7 @@ fn add_lower<S: Simd>(s: S, o: &mut [f32], a: &[f32], x: &[f32], v: usize) {
     for start in (0..c).step_by(TOGETHER) {
         let end = (start + TOGETHER).min(c);
         let now = &mut o[start * v..end * v];
-        s.accumulate(now, Factor { data: &a[start * c..], row: c, column: 1 }, &x[..start * v], v);
+        product(s, now, Factor { data: &a[start * c..], row: c, column: 1 }, &x[..start * v], v);
         for i in start..end {
             let factor = Factor { data: &a[i * c + start..], row: c, column: 1 };
             s.accumulate(&mut now[(i - start) * v..][..v], factor, &x[start * v..(i + 1) * v], v);
@@ -367,6 +409,7 @@ impl Fast for GatedDeltaRule {
                         if tokens.len() <= STEPS {
                             steps(s, o, &mut state, &[], &x, &mut room);
                         } else {
+                            pairs(s, &x, &mut room);
                             chunk(s, o, &mut state, &x, &mut room);
                         }
                     }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::cpu::{
-    gated_delta_rule::fast::{CHUNK, Chunk, Room, chunk, steps},
+    gated_delta_rule::fast::{CHUNK, Chunk, Room, chunk, pairs, steps},
     pool,
     rms_norm::fast::{l2_norm_row, rms_norm_gated_row},
     simd::{LANES, Simd, lanes, lanes_mut},
@@ -220,6 +220,9 @@ impl Task<'_, '_> {
             if all <= STEPS {
                 steps(s, &mut desk.head, state, after, &x, &mut desk.room);
             } else {
+                if r == 0 {
+                    pairs(s, &x, &mut desk.room);
+                }
                 chunk(s, &mut desk.head, state, &x, &mut desk.room);
             }
             for (i, o) in desk.head.chunks_exact_mut(v).enumerate() {

@@ -22,12 +22,17 @@ pub(crate) trait Pairs: Sync {
     /// Row `i`.
     fn at(&self, i: usize) -> Self::Row<'_>;
 
-    /// Inner products of `R` rows with `T` rows of `x`.
+    /// Rows.
+    fn count(&self) -> usize;
+
+    /// Inner products of `R` rows with `T` rows of `x`. Meanwhile memory is asked for the first rows of
+    /// `ahead`, as many as it says: all or one.
     fn dots<S: Simd, const R: usize, const T: usize>(
         &self,
         s: S,
         w: [Self::Row<'_>; R],
         x: [&[bf16]; T],
+        ahead: ([Self::Row<'_>; R], usize),
     ) -> [[S::F; T]; R];
 }
 
@@ -46,6 +51,11 @@ impl Pairs for Halves<'_> {
         Self: 'a;
 
     #[inline(always)]
+    fn count(&self) -> usize {
+        self.data.len() / self.d
+    }
+
+    #[inline(always)]
     fn at(&self, i: usize) -> &[bf16] {
         &self.data[i * self.d..][..self.d]
     }
@@ -56,6 +66,7 @@ impl Pairs for Halves<'_> {
         s: S,
         w: [&[bf16]; R],
         x: [&[bf16]; T],
+        ahead: ([&[bf16]; R], usize),
     ) -> [[S::F; T]; R] {
         let (whole, rest) = (self.d / PAIRS, self.d % PAIRS);
         let mut sums = [[s.splat(0.0); T]; R];
@@ -76,11 +87,13 @@ impl Pairs for Halves<'_> {
                 #[inline(always)]
                 |r| s.halves(&w_chunks[r][i]),
             );
-            if T == 1 {
+            if ahead.1 == R {
                 (0..R).for_each(
                     #[inline(always)]
-                    |r| s.ahead(w_chunks[r], R * self.d / PAIRS + i),
+                    |r| s.ahead(ahead.0[r], i * PAIRS),
                 );
+            } else if ahead.1 == 1 {
+                s.ahead(ahead.0[0], i * PAIRS);
             }
             for t in 0..T {
                 let x = s.halves(&x_chunks[t][i]);
@@ -129,6 +142,11 @@ impl Pairs for Codes<'_> {
         Self: 'a;
 
     #[inline(always)]
+    fn count(&self) -> usize {
+        self.data.len() / self.d
+    }
+
+    #[inline(always)]
     fn at(&self, i: usize) -> (&[u8], &[f32]) {
         let across = self.d.div_ceil(self.block[1]);
         (&self.data[i * self.d..][..self.d], &self.scales[i / self.block[0] * across..][..across])
@@ -140,6 +158,7 @@ impl Pairs for Codes<'_> {
         s: S,
         w: [(&[u8], &[f32]); R],
         x: [&[bf16]; T],
+        ahead: ([(&[u8], &[f32]); R], usize),
     ) -> [[S::F; T]; R] {
         let wide = self.block[1];
         let mut sums = [[s.splat(0.0); T]; R];
@@ -164,11 +183,13 @@ impl Pairs for Codes<'_> {
                     #[inline(always)]
                     |t| pair_up(s, &x_chunks[t][i]),
                 );
-                if T == 1 {
+                if ahead.1 == R {
                     (0..R).for_each(
                         #[inline(always)]
-                        |r| s.ahead(w_chunks[r], R * self.d / QUADS + i),
+                        |r| s.ahead(ahead.0[r].0, start + i * QUADS),
                     );
+                } else if ahead.1 == 1 {
+                    s.ahead(ahead.0[0].0, start + i * QUADS);
                 }
                 for r in 0..R {
                     let w = s.fp8(&w_chunks[r][i]);
@@ -220,6 +241,9 @@ pub(crate) fn products<S: Simd, P: Pairs>(
     }
 }
 
+/// Parts between the one that a thread has and the one that it is likely to be given next.
+const LATER: usize = 2;
+
 /// All rows of a part with `T` tokens from `t` on.
 #[inline(always)]
 fn rows<S: Simd, P: Pairs, const R: usize, const T: usize>(
@@ -230,7 +254,7 @@ fn rows<S: Simd, P: Pairs, const R: usize, const T: usize>(
     t: usize,
     part: &mut Part<'_, f32>,
 ) {
-    let (first, n) = (part.columns.start, part.columns.len());
+    let (start, n) = (part.columns.start, part.columns.len());
     let x: [&[bf16]; T] = each(
         &[],
         #[inline(always)]
@@ -239,11 +263,24 @@ fn rows<S: Simd, P: Pairs, const R: usize, const T: usize>(
     let mut r = 0;
     while r + R <= n {
         let own = each(
-            w.at(first + r),
+            w.at(start + r),
             #[inline(always)]
-            |i| w.at(first + r + i),
+            |i| w.at(start + r + i),
         );
-        let sums = w.dots::<S, R, T>(s, own, x);
+        // The first tokens wait for memory and ask for the rows after these; those after them have time to
+        // ask, row by row, for what this thread is likely to be given next.
+        let (first, ahead) = if t == 0 {
+            (start + r + R, R)
+        } else {
+            let row = (t / T - 1) * n.div_ceil(R) + r / R;
+            (start + LATER * n + row, usize::from(row < n))
+        };
+        let next = each(
+            own[0],
+            #[inline(always)]
+            |i| w.at((first + i).min(w.count() - 1)),
+        );
+        let sums = w.dots::<S, R, T>(s, own, x, (next, ahead));
         for i in 0..T {
             let o = &mut part.row(t + i)[r..r + R];
             for (j, o) in o.chunks_mut(4).enumerate() {
@@ -259,7 +296,8 @@ fn rows<S: Simd, P: Pairs, const R: usize, const T: usize>(
         r += R;
     }
     while r < n {
-        let [sums] = w.dots::<S, 1, T>(s, [w.at(first + r)], x);
+        let own = [w.at(start + r)];
+        let [sums] = w.dots::<S, 1, T>(s, own, x, (own, 0));
         for (i, sum) in sums.into_iter().enumerate() {
             part.row(t + i)[r] = s.sum4([sum; 4])[0];
         }

@@ -11,7 +11,7 @@ use crate::cpu::{
         fast::{Cache, Cached, KeyValues, Sizes, attention},
         paired::Paired,
     },
-    gated_delta_rule::fast::{CHUNK, Chunk, Room, chunk, steps},
+    gated_delta_rule::fast::{CHUNK, Chunk, Room, chunk, pairs, steps},
     gdn_layer::fast::{Gdn, STEPS, State},
     linear::{activations::Reads, fast::linear},
     model::{route::route, turn},
@@ -162,6 +162,9 @@ fn delta_rule<S: Simd>(s: S, n: usize, fill: &mut Fill) -> Prepared {
                             if n <= STEPS {
                                 steps(s, o, state, after, &x, &mut room);
                             } else {
+                                if r == 0 {
+                                    pairs(s, &x, &mut room);
+                                }
                                 chunk(s, o, state, &x, &mut room);
                             }
                             rest = after;
