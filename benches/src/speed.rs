@@ -8,8 +8,9 @@ mod fit;
 use std::time::Duration;
 
 use golden::{
-    Engine, Error,
+    Engine, Error, Plan,
     engine::{Demand, INTERRUPTED, Narrowed, Rows, Snapshot, Traffic, Want},
+    plan::{Activations, Grid, Site},
 };
 use optimized::cpu::roof::Work;
 
@@ -81,6 +82,18 @@ pub struct Roof {
     pub int8: Samples,
 }
 
+impl Roof {
+    /// Of a kind that is sampled.
+    fn of(&self, word: Work) -> Samples {
+        match word {
+            Work::Read | Work::Change => self.read,
+            Work::F32 => self.f32,
+            Work::Bf16 => self.bf16,
+            Work::Int8 => self.int8,
+        }
+    }
+}
+
 /// Measures the machine, one sample at a time.
 #[derive(Default)]
 pub struct Ceilings {
@@ -123,10 +136,32 @@ pub struct Row {
     pub decode: Option<Samples>,
     /// Bytes and operations of a token.
     pub traffic: Traffic,
+    /// What its products are made of, and what those of attention.
+    pub words: [Work; 2],
     /// The most memory that the process held, in bytes, while this engine alone was asked once, states of
     /// all others given back: weights of all engines, as far as they were touched, this one's states, and
     /// everything else. `None` where the machine cannot begin to count anew.
     pub peak: Option<u64>,
+}
+
+impl Row {
+    /// The least seconds that the products of a token take, each at the pace of the word it is made of.
+    pub fn least(&self, roof: &Roof) -> f64 {
+        let Traffic { products, attention, .. } = self.traffic;
+        let of = |operations: u64, word| operations as f64 / roof.of(word).median;
+        of(products, self.words[0]) + of(attention, self.words[1])
+    }
+}
+
+/// What the products of a plan are made of, and what those of attention.
+fn words(plan: &Plan) -> [Work; 2] {
+    let products = match plan.activations {
+        Activations::F32 => Work::F32,
+        Activations::Bf16 => Work::Bf16,
+        Activations::Int8 => Work::Int8,
+    };
+    let paired = plan.round.get(&Site::Queries) == Some(&Grid::Bf16);
+    [products, if paired { Work::Bf16 } else { Work::F32 }]
 }
 
 /// What was measured.
@@ -202,6 +237,7 @@ pub fn run(
             prefill: of(prefill),
             decode: of(decode),
             traffic: traffic.ok_or_else(|| format!("{}: tells no traffic", engine.name()))?,
+            words: words(&engine.plan()),
             peak,
         });
     }

@@ -151,28 +151,21 @@ fn tell(model: &str, measured: &Measured, stated: &[Stated], out: &Out) {
     }
     let cells = |row: &Row| {
         let bytes = (row.traffic.weights + row.traffic.states) as f64;
-        let operations = row.traffic.operations as f64;
+        let operations = (row.traffic.products + row.traffic.attention) as f64;
         let decode = row.decode.map(|s| (shown(s, 1.0, 1), s.median * bytes));
-        let prefill = row.prefill.map(|s| (shown(s, 1.0, 0), s.median * operations));
+        let prefill = row.prefill.map(|s| (shown(s, 1.0, 0), s.median));
         let none = || "-".to_owned();
-        let share = |x: f64, most: f64| format!("{:.0} %", 100.0 * x / most);
-        let dot = if row.engine.ends_with("bf16") {
-            roof.bf16
-        } else if row.engine.contains("-int") {
-            roof.int8
-        } else {
-            roof.f32
-        };
+        let share = |x: f64| format!("{:.0} %", 100.0 * x);
         vec![
             row.engine.clone(),
             depth(row),
             prefill.as_ref().map_or_else(none, |(text, _)| text.clone()),
             prefill.map_or_else(none, |(_, pace)| {
-                format!("{:.0} Gop/s, {}", pace / 1e9, share(pace, dot.median))
+                format!("{:.0} Gop/s, {}", pace * operations / 1e9, share(pace * row.least(roof)))
             }),
             decode.as_ref().map_or_else(none, |(text, _)| text.clone()),
             decode.map_or_else(none, |(_, pace)| {
-                format!("{:.1} GB/s, {}", pace / 1e9, share(pace, row.read.median))
+                format!("{:.1} GB/s, {}", pace / 1e9, share(pace / row.read.median))
             }),
         ]
     };
@@ -222,6 +215,7 @@ fn tell(model: &str, measured: &Measured, stated: &[Stated], out: &Out) {
             "bf16_per_second": samples(roof.bf16), "int8_per_second": samples(roof.int8),
             "prefill_tokens_per_second": row.prefill.map(samples),
             "decode_tokens_per_second": row.decode.map(samples), "traffic": row.traffic,
+            "least_prefill_seconds_per_token": row.least(roof),
             "memory_needed": stated.memory, "peak_rss_bytes": row.peak,
             "peak_rss_beyond_bytes": stated.beyond(row)}));
     }

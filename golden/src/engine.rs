@@ -94,8 +94,10 @@ pub struct Traffic {
     pub weights: u64,
     /// Bytes of states and caches that it reads or writes.
     pub states: u64,
-    /// Multiplications and additions with weight matrices without the output head, and in attention.
-    pub operations: u64,
+    /// Multiplications and additions with weight matrices, without the output head.
+    pub products: u64,
+    /// Multiplications and additions in attention.
+    pub attention: u64,
 }
 
 /// What an engine needs of the machine's memory, in bytes, stated before anything is allocated.

@@ -5,6 +5,7 @@
 //! f16) and computes in f32.
 
 mod activation;
+mod aligned;
 pub mod attention;
 pub mod attention_layer;
 #[cfg(target_arch = "x86_64")]

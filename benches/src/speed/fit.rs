@@ -69,6 +69,7 @@ fn line(points: &[(usize, f64)]) -> Option<(f64, f64)> {
 #[cfg(test)]
 mod tests {
     use golden::engine::Traffic;
+    use optimized::cpu::roof::Work;
 
     use super::Fit;
     use crate::speed::{Depth, Row, Samples};
@@ -81,7 +82,8 @@ mod tests {
             read,
             prefill: None,
             decode: Some(Samples::of(vec![1.0 / seconds])),
-            traffic: Traffic { weights: 5, states: 7 + 1000 * tokens as u64, operations: 0 },
+            traffic: Traffic { weights: 5, states: 7 + 1000 * tokens as u64, ..Traffic::default() },
+            words: [Work::F32; 2],
             peak: None,
         }
     }

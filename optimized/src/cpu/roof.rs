@@ -6,6 +6,7 @@ use std::hint::black_box;
 use half::bf16;
 
 use super::{
+    aligned::Aligned,
     pool,
     simd::{LANES, PAIRS, QUADS, Simd, map},
 };
@@ -26,13 +27,13 @@ pub enum Work {
 }
 
 /// Memory to read and to change: more than any cache holds.
-pub struct Memory(Vec<f32>);
+pub struct Memory(Aligned<f32>);
 
 impl Memory {
     /// [`AWAY`] bytes, written once, each thread its own.
     #[expect(clippy::new_without_default, reason = "it takes memory")]
     pub fn new() -> Memory {
-        let mut numbers = vec![0.0; AWAY / size_of::<f32>()];
+        let mut numbers = Aligned::zeros(AWAY / size_of::<f32>());
         pool::pieces(&mut numbers, STRETCH, |_, numbers| numbers.fill(1.0));
         Memory(numbers)
     }

@@ -8,14 +8,14 @@ use std::{
 
 use half::bf16;
 
-use super::linear::activations::BlockPart;
+use super::{aligned::Aligned, linear::activations::BlockPart};
 
 /// What room is made for.
-pub(crate) trait Kept: Copy + 'static {
+pub(crate) trait Kept: Copy + zerocopy::FromZeros + 'static {
     /// What room holds that was never used, and in tests all of it.
     const NONE: Self;
 
-    fn shelf() -> &'static Mutex<Vec<Vec<Self>>>;
+    fn shelf() -> &'static Mutex<Vec<Aligned<Self>>>;
 }
 
 macro_rules! kept {
@@ -23,8 +23,8 @@ macro_rules! kept {
         impl Kept for $kind {
             const NONE: $kind = $none;
 
-            fn shelf() -> &'static Mutex<Vec<Vec<$kind>>> {
-                static SHELF: Mutex<Vec<Vec<$kind>>> = Mutex::new(Vec::new());
+            fn shelf() -> &'static Mutex<Vec<Aligned<$kind>>> {
+                static SHELF: Mutex<Vec<Aligned<$kind>>> = Mutex::new(Vec::new());
                 &SHELF
             }
         }
@@ -40,7 +40,7 @@ kept!(
 
 /// So many elements, whatever they are; given back when dropped.
 pub(crate) struct Room<T: Kept> {
-    data: Vec<T>,
+    data: Aligned<T>,
     len: usize,
 }
 
@@ -57,7 +57,7 @@ pub(crate) fn room<T: Kept>(len: usize) -> Room<T> {
     let mut data = at.map(|at| shelf.swap_remove(at)).unwrap_or_default();
     drop(shelf);
     if data.len() < len {
-        data.resize(len, T::NONE);
+        data = Aligned::new(T::NONE, len);
     }
     if cfg!(debug_assertions) {
         data.fill(T::NONE);

@@ -36,7 +36,7 @@ pub(crate) trait Load {}
 impl<T> Load for T {}
 
 /// A storage type that is widened as it is loaded.
-pub(crate) trait Wide: Stored + Load {
+pub(crate) trait Wide: Stored + Load + zerocopy::FromZeros {
     /// The same elements, if they are f32 already.
     fn as_f32(_: &[Self]) -> Option<&[f32]> {
         None

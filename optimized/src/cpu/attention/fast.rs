@@ -15,6 +15,7 @@ use golden::{
 
 use super::paired::Paired;
 use crate::cpu::{
+    aligned::{Aligned, LINE},
     linear::activations::Reads,
     pool,
     portable::Planted,
@@ -22,8 +23,8 @@ use crate::cpu::{
     vector::{Fast, flat, flat_mut},
 };
 
-/// Tokens of a page.
-pub(crate) const PAGE: usize = 256;
+/// Tokens of a page: keys and values of the model, in bf16, fill a huge page.
+pub(crate) const PAGE: usize = 1024;
 
 /// Keys of a block; pages hold whole blocks.
 pub(crate) const KEYS: usize = 64;
@@ -31,14 +32,11 @@ pub(crate) const KEYS: usize = 64;
 /// Keys that share a softmax; whole pages.
 const STRETCH: usize = 2048;
 
-/// Tokens that read a block together.
-const TOKENS: usize = 8;
+/// Tokens that read a block together: a long cache is walked once for so many.
+const TOKENS: usize = 16;
 
 /// Rows (of tokens and their heads) up to which memory sets the pace, and is asked for what comes next.
-pub(super) const FEW: usize = 16;
-
-/// Bytes of a line of memory.
-pub(super) const LINE: usize = 64;
+const FEW: usize = 16;
 
 /// Keys and values of one sequence in one layer; pages are shared with snapshots until they are
 /// written to.
@@ -91,10 +89,15 @@ impl<P: Clone> Pages<P> {
 pub(crate) type Cache<C> = Pages<Page<C>>;
 
 /// `[HKV, PAGE, H]` each.
-#[derive(Clone)]
 pub(crate) struct Page<C> {
-    k: Vec<C>,
-    v: Vec<C>,
+    k: Aligned<C>,
+    v: Aligned<C>,
+}
+
+impl<C: Wide> Clone for Page<C> {
+    fn clone(&self) -> Self {
+        Page { k: self.k.clone(), v: self.v.clone() }
+    }
 }
 
 /// Keys and values of one sequence in one layer, in some type and layout.
@@ -147,7 +150,7 @@ impl<C: Wide> Cached for Cache<C> {
     fn push(&mut self, k: &[f32], v: &[f32]) {
         let h = self.h;
         let (page, at) = self.next(|own| {
-            let room = || vec![C::NAN; own.heads * PAGE * h];
+            let room = || Aligned::new(C::NAN, own.heads * PAGE * h);
             Page { k: room(), v: room() }
         });
         for (to, from) in [(&mut page.k, k), (&mut page.v, v)] {
@@ -165,7 +168,7 @@ impl<C: Wide> Cached for Cache<C> {
         let (h, rows) = (self.h, task.rows());
         let q: Vec<f32> = task.queries().flatten().copied().collect();
         let mut softmax = Softmax::new(rows, h);
-        let mut scores = vec![0.0; rows * KEYS];
+        let mut scores = Aligned::new(0.0, rows * KEYS);
         // Few rows leave memory time: while a block's scores are made, its values come nearer.
         let few = rows <= FEW;
         let share = (h * size_of::<C>() / LINE).div_ceil(rows);
@@ -418,7 +421,7 @@ pub(crate) struct Softmax {
     /// Sums of `exp(score - max)`.
     total: Vec<f32>,
     /// `[rows, H]` sums of `exp(score - max) v`; rows may be filled up.
-    pub(crate) sum: Vec<f32>,
+    pub(crate) sum: Aligned<f32>,
 }
 
 impl Softmax {
@@ -426,7 +429,7 @@ impl Softmax {
         Softmax {
             max: vec![f32::NEG_INFINITY; rows],
             total: vec![0.0; rows],
-            sum: vec![0.0; rows * h],
+            sum: Aligned::new(0.0, rows * h),
         }
     }
 

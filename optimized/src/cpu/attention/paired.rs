@@ -9,8 +9,9 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::fast::{Cached, FEW, KEYS, PAGE, Pages, Rows, Softmax, Task};
+use super::fast::{Cached, KEYS, PAGE, Pages, Rows, Softmax, Task};
 use crate::cpu::{
+    aligned::Aligned,
     linear::activations::narrow,
     simd::{LANES, PAIRS, Simd, each},
 };
@@ -20,10 +21,21 @@ pub(crate) type Paired = Pages<Page>;
 
 #[derive(Clone)]
 pub(crate) struct Page {
-    /// `[HKV, PAGE / 16, H / 2, 16, 2]`.
-    k: Vec<bf16>,
-    /// `[HKV, PAGE / KEYS, H' / 16, KEYS / 2, 16, 2]`, `H'` filled up to whole vectors.
-    v: Vec<bf16>,
+    /// Keys `[HKV, PAGE / 16, H / 2, 16, 2]`, then values `[HKV, PAGE / KEYS, H' / 16, KEYS / 2, 16, 2]`, `H'`
+    /// filled up to whole vectors.
+    data: Aligned<bf16>,
+    /// Where values begin.
+    keys: usize,
+}
+
+impl Page {
+    fn k(&self) -> &[bf16] {
+        &self.data[..self.keys]
+    }
+
+    fn v(&self) -> &[bf16] {
+        &self.data[self.keys..]
+    }
 }
 
 /// Rows of the left factor in a tile: the query heads of a key/value head, so that keys and values are
@@ -40,7 +52,7 @@ impl Paired {
     /// Bytes of the first page, as it was allocated.
     #[cfg(test)]
     pub(crate) fn held(&self) -> usize {
-        self.first().map_or(0, |page| 2 * (page.k.len() + page.v.len()))
+        self.first().map_or(0, |page| 2 * page.data.len())
     }
 
     /// Channels in pairs.
@@ -71,17 +83,18 @@ impl Cached for Paired {
         let (pairs, padded, heads, h) = (self.pairs(), self.padded(), self.heads, self.h);
         let (page, at) = self.next(|_| {
             // Fillers are multiplied: they must be numbers.
-            let room = |len: usize| vec![bf16::ZERO; heads * len];
-            Page { k: room(PAGE * 2 * pairs), v: room(PAGE * padded) }
+            let keys = heads * PAGE * 2 * pairs;
+            Page { data: Aligned::new(bf16::ZERO, keys + heads * PAGE * padded), keys }
         });
+        let (keys, values) = page.data.split_at_mut(page.keys);
         for head in 0..heads {
             let group = head * PAGE / LANES + at / LANES;
-            let to = &mut page.k[group * pairs * PAIRS..][..pairs * PAIRS];
+            let to = &mut keys[group * pairs * PAIRS..][..pairs * PAIRS];
             for (i, &x) in k[head * h..][..h].iter().enumerate() {
                 to[i / 2 * PAIRS + at % LANES * 2 + i % 2] = bf16::from_f32(x);
             }
             let block = head * PAGE / KEYS + at / KEYS;
-            let to = &mut page.v[block * KEYS * padded..][..KEYS * padded];
+            let to = &mut values[block * KEYS * padded..][..KEYS * padded];
             for (i, &x) in v[head * h..][..h].iter().enumerate() {
                 to[of_pair(i, at % KEYS / 2) + at % 2] = bf16::from_f32(x);
             }
@@ -92,32 +105,28 @@ impl Cached for Paired {
     fn stretch<S: Simd>(&self, s: S, task: &Task<'_>, keys: Range<usize>) -> Softmax {
         let (h, pairs, padded) = (self.h, self.pairs(), self.padded());
         let rows = task.rows();
-        let mut q = vec![bf16::ZERO; rows * 2 * pairs];
+        let mut q = Aligned::new(bf16::ZERO, rows * 2 * pairs);
         for (to, from) in q.chunks_exact_mut(2 * pairs).zip(task.queries()) {
             narrow(s, &mut to[..h], from);
         }
         let mut softmax = Softmax::new(rows, padded);
-        let mut scores = vec![0.0; rows * KEYS];
-        let mut p = vec![bf16::ZERO; rows * KEYS];
+        let mut scores = Aligned::new(0.0, rows * KEYS);
+        let mut p = Aligned::new(bf16::ZERO, rows * KEYS);
         for start in keys.clone().step_by(KEYS) {
             let n = KEYS.min(keys.end - start);
             let page = self.of(start);
             let group = task.head * PAGE / LANES + start % PAGE / LANES;
             scores.fill(0.0);
-            let k = &page.k[group * pairs * PAIRS..][..KEYS / LANES * pairs * PAIRS];
+            let k = &page.k()[group * pairs * PAIRS..][..KEYS / LANES * pairs * PAIRS];
             let block = task.head * PAGE / KEYS + start % PAGE / KEYS;
-            let v = &page.v[block * KEYS * padded..][..KEYS * padded];
-            // Few rows leave memory time: while scores are made, values come nearer, and the next keys
-            // while these are weighed.
-            let (mut values, mut later) = (&v[..0], &v[..0]);
-            if rows <= FEW {
-                values = v;
-                if start + KEYS < keys.end {
-                    let group = task.head * PAGE / LANES + (start + KEYS) % PAGE / LANES;
-                    later = &self.of(start + KEYS).k[group * pairs * PAIRS..][..k.len()];
-                }
+            let v = &page.v()[block * KEYS * padded..][..KEYS * padded];
+            // While scores are made, values come nearer, and the next keys while these are weighed.
+            let mut later = &v[..0];
+            if start + KEYS < keys.end {
+                let group = task.head * PAGE / LANES + (start + KEYS) % PAGE / LANES;
+                later = &self.of(start + KEYS).k()[group * pairs * PAIRS..][..k.len()];
             }
-            product(s, &mut scores, KEYS, (&q, 2 * pairs), pairs, k, values);
+            product(s, &mut scores, KEYS, (&q, 2 * pairs), pairs, k, v);
             let visible = |row| task.seen(row).saturating_sub(start).min(n);
             for (row, scores) in scores.chunks_exact_mut(KEYS).enumerate() {
                 softmax.add(s, row, scores, visible(row), task.scale);
@@ -182,16 +191,16 @@ fn product<S: Simd>(
             let ahead = shares.next().unwrap_or_default();
             match (S::REGISTERS, many, whole) {
                 (32, true, true) => {
-                    tile::<S, ROWS, COLUMNS>(s, o, width, x, pairs, panel, column, ahead)
+                    tile::<S, ROWS, COLUMNS>(s, o, width, x, pairs, (panel, column), ahead);
                 }
                 (32, false, true) => {
-                    tile::<S, 1, COLUMNS>(s, o, width, x, pairs, panel, column, ahead)
+                    tile::<S, 1, COLUMNS>(s, o, width, x, pairs, (panel, column), ahead);
                 }
                 (32, true, false) => {
-                    tile::<S, ROWS, 1>(s, o, width, x, pairs, panel, column, ahead)
+                    tile::<S, ROWS, 1>(s, o, width, x, pairs, (panel, column), ahead);
                 }
-                (_, true, _) => tile::<S, FEWER, 1>(s, o, width, x, pairs, panel, column, ahead),
-                (_, false, _) => tile::<S, 1, 1>(s, o, width, x, pairs, panel, column, ahead),
+                (_, true, _) => tile::<S, FEWER, 1>(s, o, width, x, pairs, (panel, column), ahead),
+                (_, false, _) => tile::<S, 1, 1>(s, o, width, x, pairs, (panel, column), ahead),
             }
             i += if many { high } else { 1 };
         }
@@ -200,15 +209,13 @@ fn product<S: Simd>(
 }
 
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "a tile of a product")]
 fn tile<S: Simd, const R: usize, const C: usize>(
     s: S,
     o: &mut [f32],
     width: usize,
     x: Rows<'_>,
     pairs: usize,
-    panel: &[bf16],
-    column: usize,
+    (panel, column): (&[bf16], usize),
     ahead: &[bf16],
 ) {
     let mut sums = [[s.splat(0.0); C]; R];

@@ -42,7 +42,7 @@ struct Blocks {
 }
 
 /// What a block of activations says beside its codes.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, zerocopy::FromZeros)]
 pub(crate) struct BlockPart {
     pub(crate) scale: f32,
     /// `scale` times the sum of the codes.

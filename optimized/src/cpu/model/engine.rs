@@ -104,7 +104,7 @@ impl<S: Simd> Engine for Model<S> {
             weights += (weight.bytes() * times) as u64;
             elements += (weight.rows() * weight.columns() * times) as u64;
         };
-        let (mut states, mut mixing) = (0, 0);
+        let (mut states, mut attention) = (0, 0);
         for layer in &self.layers {
             layer.mixer.each(&mut |weight| add(weight, 1));
             layer.mlp.each(c.num_experts_per_tok, &mut add);
@@ -112,18 +112,16 @@ impl<S: Simd> Engine for Model<S> {
                 MixerWeights::Linear { .. } => {
                     let state = c.linear_value_dim() * c.linear_key_head_dim;
                     states += 8 * state as u64;
-                    // Two products with the state, and what is added to it.
-                    mixing += 3 * state as u64;
                 }
                 MixerWeights::Full { .. } => {
                     let width = c.num_key_value_heads * c.head_dim;
                     states += (depth * width * 2 * self.format.cached()) as u64;
-                    mixing += (2 * depth * c.num_attention_heads * c.head_dim) as u64;
+                    attention += (4 * depth * c.num_attention_heads * c.head_dim) as u64;
                 }
             }
         }
         weights += self.lm_head.bytes() as u64;
-        Some(Traffic { weights, states, operations: 2 * (elements + mixing) })
+        Some(Traffic { weights, states, products: 2 * elements, attention })
     }
 
     fn forward(&mut self, tokens: &[Vec<u32>], want: &Want) -> Result<Step, Error> {
