@@ -83,13 +83,12 @@ pub struct Roof {
 }
 
 impl Roof {
-    /// Of a kind that is sampled.
-    fn of(&self, word: Work) -> Samples {
-        match word {
-            Work::Read | Work::Change => self.read,
-            Work::F32 => self.f32,
-            Work::Bf16 => self.bf16,
-            Work::Int8 => self.int8,
+    /// Of products that read their factors so.
+    fn of(&self, factors: Activations) -> Samples {
+        match factors {
+            Activations::F32 => self.f32,
+            Activations::Bf16 => self.bf16,
+            Activations::Int8 => self.int8,
         }
     }
 }
@@ -136,8 +135,8 @@ pub struct Row {
     pub decode: Option<Samples>,
     /// Bytes and operations of a token.
     pub traffic: Traffic,
-    /// What its products are made of, and what those of attention.
-    pub words: [Work; 2],
+    /// How its products read their factors, and how those of attention do.
+    pub factors: [Activations; 2],
     /// The most memory that the process held, in bytes, while this engine alone was asked once, states of
     /// all others given back: weights of all engines, as far as they were touched, this one's states, and
     /// everything else. `None` where the machine cannot begin to count anew.
@@ -145,23 +144,18 @@ pub struct Row {
 }
 
 impl Row {
-    /// The least seconds that the products of a token take, each at the pace of the word it is made of.
+    /// The least seconds that the products of a token take, each at the pace of its kind.
     pub fn least(&self, roof: &Roof) -> f64 {
         let Traffic { products, attention, .. } = self.traffic;
-        let of = |operations: u64, word| operations as f64 / roof.of(word).median;
-        of(products, self.words[0]) + of(attention, self.words[1])
+        let of = |operations: u64, factors| operations as f64 / roof.of(factors).median;
+        of(products, self.factors[0]) + of(attention, self.factors[1])
     }
 }
 
-/// What the products of a plan are made of, and what those of attention.
-fn words(plan: &Plan) -> [Work; 2] {
-    let products = match plan.activations {
-        Activations::F32 => Work::F32,
-        Activations::Bf16 => Work::Bf16,
-        Activations::Int8 => Work::Int8,
-    };
+/// How the products of a plan read their factors, and how those of attention do.
+fn factors(plan: &Plan) -> [Activations; 2] {
     let paired = plan.round.get(&Site::Queries) == Some(&Grid::Bf16);
-    [products, if paired { Work::Bf16 } else { Work::F32 }]
+    [plan.activations, if paired { Activations::Bf16 } else { Activations::F32 }]
 }
 
 /// What was measured.
@@ -237,7 +231,7 @@ pub fn run(
             prefill: of(prefill),
             decode: of(decode),
             traffic: traffic.ok_or_else(|| format!("{}: tells no traffic", engine.name()))?,
-            words: words(&engine.plan()),
+            factors: factors(&engine.plan()),
             peak,
         });
     }

@@ -1,6 +1,6 @@
 //! Every way to compute every op on every case of the `ci` set, one test each.
 
-use std::process::ExitCode;
+use std::{collections::BTreeMap, io::Write, process::ExitCode};
 
 use benches::{filter::Filter, plan::plan, report::Outcome};
 use golden::Set;
@@ -9,9 +9,15 @@ use libtest_mimic::{Arguments, Failed, Trial};
 fn main() -> ExitCode {
     let jobs =
         plan(Set::Ci, &Filter::default(), None).expect("the sets hold problems of their ops");
+    let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
     let trials = jobs.into_iter().map(|job| {
         // Known beforehand: a test that ignores itself while running would count as passed.
-        let skipped = job.entry.skip(&job.spec, &job.variant).is_some();
+        let why = job.entry.skip(&job.spec, &job.variant);
+        let skipped = why.is_some();
+        if let Some(why) = why {
+            *reasons.entry(format!("{}@{}: {why}", job.entry.name(), job.variant)).or_default() +=
+                1;
+        }
         let trial = Trial::test(job.id(), move || {
             let row = job.entry.check(&job.spec, &job.variant, None);
             match row.outcome {
@@ -21,5 +27,10 @@ fn main() -> ExitCode {
         });
         trial.with_ignored_flag(skipped)
     });
-    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+    let trials = trials.collect();
+    for (what, count) in reasons {
+        // libtest has no place for the reason of an ignored test.
+        let _ = writeln!(std::io::stderr(), "ignored: {what} ({count} problems)");
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }

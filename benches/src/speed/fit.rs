@@ -68,8 +68,7 @@ fn line(points: &[(usize, f64)]) -> Option<(f64, f64)> {
 
 #[cfg(test)]
 mod tests {
-    use golden::engine::Traffic;
-    use optimized::cpu::roof::Work;
+    use golden::{engine::Traffic, plan::Activations};
 
     use super::Fit;
     use crate::speed::{Depth, Row, Samples};
@@ -83,7 +82,7 @@ mod tests {
             prefill: None,
             decode: Some(Samples::of(vec![1.0 / seconds])),
             traffic: Traffic { weights: 5, states: 7 + 1000 * tokens as u64, ..Traffic::default() },
-            words: [Work::F32; 2],
+            factors: [Activations::F32; 2],
             peak: None,
         }
     }

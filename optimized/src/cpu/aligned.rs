@@ -16,7 +16,7 @@ use zerocopy::FromZeros;
 pub(crate) const LINE: usize = 64;
 
 /// Bytes of a huge page.
-pub(crate) const HUGE: usize = 1 << 21;
+const HUGE: usize = 1 << 21;
 
 /// As many elements as there were when it was made.
 pub(crate) struct Aligned<T> {

@@ -168,7 +168,7 @@ impl<C: Wide> Cached for Cache<C> {
         let (h, rows) = (self.h, task.rows());
         let q: Vec<f32> = task.queries().flatten().copied().collect();
         let mut softmax = Softmax::new(rows, h);
-        let mut scores = Aligned::new(0.0, rows * KEYS);
+        let mut scores = Aligned::zeros(rows * KEYS);
         // Few rows leave memory time: while a block's scores are made, its values come nearer.
         let few = rows <= FEW;
         let share = (h * size_of::<C>() / LINE).div_ceil(rows);
@@ -429,7 +429,7 @@ impl Softmax {
         Softmax {
             max: vec![f32::NEG_INFINITY; rows],
             total: vec![0.0; rows],
-            sum: Aligned::new(0.0, rows * h),
+            sum: Aligned::zeros(rows * h),
         }
     }
 

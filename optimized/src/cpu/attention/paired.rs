@@ -28,16 +28,6 @@ pub(crate) struct Page {
     keys: usize,
 }
 
-impl Page {
-    fn k(&self) -> &[bf16] {
-        &self.data[..self.keys]
-    }
-
-    fn v(&self) -> &[bf16] {
-        &self.data[self.keys..]
-    }
-}
-
 /// Rows of the left factor in a tile: the query heads of a key/value head, so that keys and values are
 /// read once for one token.
 const ROWS: usize = 8;
@@ -64,6 +54,16 @@ impl Paired {
     fn padded(&self) -> usize {
         self.h.next_multiple_of(LANES)
     }
+
+    /// Keys and values of the block that begins with a token: `[KEYS / 16, H / 2, 16, 2]` and
+    /// `[H' / 16, KEYS / 2, 16, 2]`.
+    fn block(&self, head: usize, start: usize) -> (&[bf16], &[bf16]) {
+        let page = self.of(start);
+        let (keys, values) = page.data.split_at(page.keys);
+        let block = (head * PAGE + start % PAGE) / KEYS;
+        let (k, v) = (2 * KEYS * self.pairs(), KEYS * self.padded());
+        (&keys[block * k..][..k], &values[block * v..][..v])
+    }
 }
 
 impl Cached for Paired {
@@ -84,7 +84,7 @@ impl Cached for Paired {
         let (page, at) = self.next(|_| {
             // Fillers are multiplied: they must be numbers.
             let keys = heads * PAGE * 2 * pairs;
-            Page { data: Aligned::new(bf16::ZERO, keys + heads * PAGE * padded), keys }
+            Page { data: Aligned::zeros(keys + heads * PAGE * padded), keys }
         });
         let (keys, values) = page.data.split_at_mut(page.keys);
         for head in 0..heads {
@@ -105,27 +105,20 @@ impl Cached for Paired {
     fn stretch<S: Simd>(&self, s: S, task: &Task<'_>, keys: Range<usize>) -> Softmax {
         let (h, pairs, padded) = (self.h, self.pairs(), self.padded());
         let rows = task.rows();
-        let mut q = Aligned::new(bf16::ZERO, rows * 2 * pairs);
+        let mut q = Aligned::zeros(rows * 2 * pairs);
         for (to, from) in q.chunks_exact_mut(2 * pairs).zip(task.queries()) {
             narrow(s, &mut to[..h], from);
         }
         let mut softmax = Softmax::new(rows, padded);
-        let mut scores = Aligned::new(0.0, rows * KEYS);
-        let mut p = Aligned::new(bf16::ZERO, rows * KEYS);
+        let mut scores = Aligned::zeros(rows * KEYS);
+        let mut p = Aligned::zeros(rows * KEYS);
         for start in keys.clone().step_by(KEYS) {
             let n = KEYS.min(keys.end - start);
-            let page = self.of(start);
-            let group = task.head * PAGE / LANES + start % PAGE / LANES;
-            scores.fill(0.0);
-            let k = &page.k()[group * pairs * PAIRS..][..KEYS / LANES * pairs * PAIRS];
-            let block = task.head * PAGE / KEYS + start % PAGE / KEYS;
-            let v = &page.v()[block * KEYS * padded..][..KEYS * padded];
+            let (k, v) = self.block(task.head, start);
             // While scores are made, values come nearer, and the next keys while these are weighed.
-            let mut later = &v[..0];
-            if start + KEYS < keys.end {
-                let group = task.head * PAGE / LANES + (start + KEYS) % PAGE / LANES;
-                later = &self.of(start + KEYS).k()[group * pairs * PAIRS..][..k.len()];
-            }
+            let next = start + KEYS;
+            let later = if next < keys.end { self.block(task.head, next).0 } else { &[] };
+            scores.fill(0.0);
             product(s, &mut scores, KEYS, (&q, 2 * pairs), pairs, k, v);
             let visible = |row| task.seen(row).saturating_sub(start).min(n);
             for (row, scores) in scores.chunks_exact_mut(KEYS).enumerate() {

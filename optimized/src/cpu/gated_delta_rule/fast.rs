@@ -54,18 +54,23 @@ pub(crate) struct Chunk<'a> {
 /// Room for the intermediates of a chunk.
 #[derive(Default)]
 pub(crate) struct Room {
-    /// `[K, C']`, `C'` filled up to whole vectors: keys the other way round.
-    turned: Vec<f32>,
-    /// `[C, C']`: each key with each key.
-    with_keys: Vec<f32>,
-    /// `[C, C']`: each query with each key.
-    with_queries: Vec<f32>,
     decay: Vec<f32>,
     a: Vec<f32>,
     scores: Vec<f32>,
     read: Vec<f32>,
     values: Vec<f32>,
     keys: Vec<f32>,
+}
+
+/// Inner products of a chunk's keys and queries with its keys, which the value heads of a key head share.
+#[derive(Default)]
+pub(crate) struct Pairs {
+    /// `[K, C']`, `C'` filled up to whole vectors: keys the other way round.
+    turned: Vec<f32>,
+    /// `[C, C']`: each key with each key.
+    with_keys: Vec<f32>,
+    /// `[C, C']`: each query with each key.
+    with_queries: Vec<f32>,
 }
 
 /// As many elements, whatever they are: each is written before it is read.
@@ -171,37 +176,40 @@ fn product<S: Simd>(s: S, o: &mut [f32], a: Factor<'_>, b: &[f32], columns: usiz
     }
 }
 
-/// Inner products of a chunk's keys and queries with its keys, which the value heads of a key head share.
-#[inline(always)]
-pub(crate) fn pairs<S: Simd>(s: S, x: &Chunk<'_>, room: &mut Room) {
-    let (c, key) = (x.g.len(), x.key);
-    let wide = c.next_multiple_of(LANES);
-    // Sums stay in their lanes.
-    let turned = sized(&mut room.turned, key * wide);
-    turned.fill(0.0);
-    for (j, k) in x.k.chunks(x.stride).take(c).enumerate() {
-        for (to, from) in turned.chunks_exact_mut(wide).zip(k) {
-            to[j] = *from;
+impl Pairs {
+    /// Those of a chunk, in place of another's.
+    #[inline(always)]
+    pub(crate) fn of<S: Simd>(&mut self, s: S, x: &Chunk<'_>) {
+        let (c, key) = (x.g.len(), x.key);
+        let wide = c.next_multiple_of(LANES);
+        // Sums stay in their lanes.
+        let turned = sized(&mut self.turned, key * wide);
+        turned.fill(0.0);
+        for (j, k) in x.k.chunks(x.stride).take(c).enumerate() {
+            for (to, from) in turned.chunks_exact_mut(wide).zip(k) {
+                to[j] = *from;
+            }
         }
-    }
-    for (o, rows) in [(&mut room.with_keys, x.k), (&mut room.with_queries, x.q)] {
-        let o = sized(o, c * wide);
-        o.fill(0.0);
-        product(s, o, Factor { data: rows, row: x.stride, column: 1 }, turned, wide);
+        for (o, rows) in [(&mut self.with_keys, x.k), (&mut self.with_queries, x.q)] {
+            let o = sized(o, c * wide);
+            o.fill(0.0);
+            product(s, o, Factor { data: rows, row: x.stride, column: 1 }, turned, wide);
+        }
     }
 }
 
-/// A chunk at once, after its [`pairs`]. `o`: `[C, V]`; `state`: `[K, V]`.
+/// A chunk at once, with its pairs. `o`: `[C, V]`; `state`: `[K, V]`.
 #[inline(always)]
 pub(crate) fn chunk<S: Simd>(
     s: S,
     o: &mut [f32],
     state: &mut [f32],
     x: &Chunk<'_>,
+    Pairs { with_keys, with_queries, .. }: &Pairs,
     room: &mut Room,
 ) {
     let (c, key, value) = (x.g.len(), x.key, x.value);
-    let Room { with_keys, with_queries, decay, a, scores, read, values, keys, .. } = room;
+    let Room { decay, a, scores, read, values, keys } = room;
     // [C, C]: exp(G_i - G_j) on and below the diagonal. G_i - G_j is the sum of the gates between: a
     // difference of two large sums has lost what a small gate said.
     let decay = sized(decay, c * c);
@@ -388,7 +396,7 @@ impl Fast for GatedDeltaRule {
                         l2_norm_row(s, &mut row[..k], x.eps, scale);
                         l2_norm_row(s, &mut row[k..2 * k], x.eps, 1.0);
                     }
-                    let mut room = Room::default();
+                    let (mut pairs, mut room) = (Pairs::default(), Room::default());
                     for (i, o) in answer.chunks_mut(CHUNK * v).enumerate() {
                         let c = o.len() / v;
                         if plant.is(STATE_RESET_AT_ONE_CHUNK.name) && i == 1 {
@@ -409,8 +417,8 @@ impl Fast for GatedDeltaRule {
                         if tokens.len() <= STEPS {
                             steps(s, o, &mut state, &[], &x, &mut room);
                         } else {
-                            pairs(s, &x, &mut room);
-                            chunk(s, o, &mut state, &x, &mut room);
+                            pairs.of(s, &x);
+                            chunk(s, o, &mut state, &x, &pairs, &mut room);
                         }
                     }
                 },

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::cpu::{
-    gated_delta_rule::fast::{CHUNK, Chunk, Room, chunk, pairs, steps},
+    gated_delta_rule::fast::{CHUNK, Chunk, Pairs, Room, chunk, steps},
     pool,
     rms_norm::fast::{l2_norm_row, rms_norm_gated_row},
     simd::{LANES, Simd, lanes, lanes_mut},
@@ -186,6 +186,7 @@ struct Desk {
     head: Vec<f32>,
     /// `[C, R V]`.
     o: Vec<f32>,
+    pairs: Pairs,
     room: Room,
 }
 
@@ -221,9 +222,9 @@ impl Task<'_, '_> {
                 steps(s, &mut desk.head, state, after, &x, &mut desk.room);
             } else {
                 if r == 0 {
-                    pairs(s, &x, &mut desk.room);
+                    desk.pairs.of(s, &x);
                 }
-                chunk(s, &mut desk.head, state, &x, &mut desk.room);
+                chunk(s, &mut desk.head, state, &x, &desk.pairs, &mut desk.room);
             }
             for (i, o) in desk.head.chunks_exact_mut(v).enumerate() {
                 let row = (tokens.start + i) * self.layer.hk + self.head;

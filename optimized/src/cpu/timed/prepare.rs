@@ -11,7 +11,7 @@ use crate::cpu::{
         fast::{Cache, Cached, KeyValues, Sizes, attention},
         paired::Paired,
     },
-    gated_delta_rule::fast::{CHUNK, Chunk, Room, chunk, pairs, steps},
+    gated_delta_rule::fast::{CHUNK, Chunk, Pairs, Room, chunk, steps},
     gdn_layer::fast::{Gdn, STEPS, State},
     linear::{activations::Reads, fast::linear},
     model::{route::route, turn},
@@ -140,7 +140,7 @@ fn delta_rule<S: Simd>(s: S, n: usize, fill: &mut Fill) -> Prepared {
             s.run(
                 #[inline(always)]
                 || {
-                    let mut room = Room::default();
+                    let (mut pairs, mut room) = (Pairs::default(), Room::default());
                     for start in (0..n).step_by(CHUNK) {
                         let end = (start + CHUNK).min(n);
                         let from = &rows[(head * n + start) * CHANNELS..];
@@ -163,9 +163,9 @@ fn delta_rule<S: Simd>(s: S, n: usize, fill: &mut Fill) -> Prepared {
                                 steps(s, o, state, after, &x, &mut room);
                             } else {
                                 if r == 0 {
-                                    pairs(s, &x, &mut room);
+                                    pairs.of(s, &x);
                                 }
-                                chunk(s, o, state, &x, &mut room);
+                                chunk(s, o, state, &x, &pairs, &mut room);
                             }
                             rest = after;
                         }
