@@ -2,13 +2,14 @@
 
     python peers.py --karat KARAT --model CHECKPOINT --gguf DIR --out FILE.jsonl
                     [--formats bf16,int8,int4] [--rounds 5] [--threads 2] [--prefill 512] [--decode 32]
-                    [--depth 0] [--check 64] [--no-transformers] [--quiet 0.1 --wait 60] [--minutes M]
+                    [--depth 0] [--check 64] [--no-transformers] [--ik LLAMA_BENCH]
+                    [--quiet 0.1 --wait 60] [--minutes M]
 
 CHECKPOINT is what `karat synth --preset slice` wrote, DIR what `to_gguf.py` made of it. In every round
 each engine is asked once, one after the other; a turn asks twice and counts the second time, of karat as of its
 peers. Every turn of karat also samples what the machine reads and multiplies. Before the first round
 (`--check`) each engine's logits of some tokens are held against those of karat in f32: what is timed is
-the right model. A turn in which other processes took more than `--quiet` of the processors is asked again
+the right model. ik_llama.cpp, whose own `llama-bench` `--ik` names, prints no logits and is timed alone. A turn in which other processes took more than `--quiet` of the processors is asked again
 when they are quiet, for `--wait` seconds at most; what they took stands in every line. With `--minutes` no
 round begins that would not end in time. FILE.jsonl has a line per turn; FILE.md the medians and, of the turns of one round, the
 median of karat's speed over the peer's. Both are written when all rounds are done. Ends with 2 where
@@ -86,6 +87,43 @@ class Karat:
         save_file({"input_ids": np.array([tokens], dtype=np.int64)}, asked)
         self.call("logits", "--engine", "cpu", "--number", number or self.number, "--tokens", asked, "--out", out)
         return load_file(out)["logits"][0]
+
+    def spent(self):
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    def close(self):
+        pass
+
+
+class Ik:
+    """ik_llama.cpp by its llama-bench, which starts anew for every turn as karat does."""
+
+    name = "ik_llama.cpp"
+
+    def __init__(self, args, kind, path):
+        self.args, self.format, self.path = args, kind, path
+        self.versions = {}
+
+    def asked(self, prompt, decode):
+        # At a depth the prompt is fed first and not counted.
+        depth = self.args.depth if decode else 0
+        what = ["-p", 0, "-n", 0, "-gp", f"{depth},{decode}"] if depth else ["-p", prompt, "-n", decode]
+        command = [self.args.ik, "-m", self.path, "-t", self.args.threads, *what, "-r", 1 if depth else 2, "-fa", 1,
+                   "-o", "json"]
+        ran = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
+        try:
+            row = json.loads(ran.stdout)[-1]
+            self.versions["ik_llama.cpp"] = row["build_commit"]
+            return row["samples_ts"][-1]
+        except (ValueError, LookupError):
+            said = (ran.stderr.strip() or "nothing said").split("\n")[-1]
+            end(f"{self.name} {self.format}: ended with {ran.returncode}: {said}")
+
+    def turn(self):
+        prompt, decode = self.args.prefill, self.args.decode
+        said = {"prefill": self.asked(prompt, 0) if prompt else None, "decode": self.asked(0, decode) if decode else None}
+        return {key: value for key, value in said.items() if value}
 
     def spent(self):
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -203,6 +241,8 @@ def check(args, engines, rows):
         tokens = np.random.default_rng(1).integers(0, vocab, args.check).tolist()
         want = next(e for e in engines if e.name == "karat").logits(tokens, folder, "f32")
         for engine in engines:
+            if engine.name == Ik.name:
+                continue
             got = engine.logits(tokens, folder)
             if got.shape != want.shape:
                 end(f"{engine.name} {engine.format}: logits {got.shape}, not {want.shape}", WRONG)
@@ -287,7 +327,7 @@ def table(args, rows, about):
             name = engine if engine == "transformers" else f"{engine} {kind}"
             lines.append(f"| {number} | {name} | {shown(theirs[0], 0)} | {ratio(ours[0], theirs[0])} "
                          f"| {shown(theirs[1])} | {ratio(ours[1], theirs[1])} |")
-            if engine == "llama.cpp" and kind in IK:
+            if engine == "llama.cpp" and kind in IK and (Ik.name, kind) not in about["beside"][number]:
                 # Scaled by the llama.cpp of this run, round by round.
                 cells = []
                 for i, key in enumerate(("prefill", args.depth)):
@@ -333,6 +373,7 @@ def arguments():
     for name, value in (("quiet", 0.1), ("wait", 60.0), ("minutes", float("inf"))):
         parser.add_argument(f"--{name}", type=float, default=value)
     parser.add_argument("--no-transformers", action="store_true")
+    parser.add_argument("--ik", type=Path)
     args = parser.parse_args()
     args.numbers = args.formats.split(",")
     for number in args.numbers:
@@ -352,6 +393,10 @@ def arguments():
         end("--rounds: contexts grow by each turn; too many")
     if not os.access(args.karat, os.X_OK) or not args.karat.is_file():
         end(f"{args.karat}: not a program")
+    if args.ik and not (os.access(args.ik, os.X_OK) and args.ik.is_file()):
+        end(f"{args.ik}: not a program")
+    if args.ik and args.depth and args.prefill:
+        end("--ik: at a depth llama-bench times decoding alone: --prefill 0")
     if not (args.model / "config.json").is_file():
         end(f"{args.model}: no config.json")
     if args.out.suffix != ".jsonl" or not args.out.parent.is_dir():
@@ -380,6 +425,9 @@ def main():
                 if path.is_file():
                     beside[number].append(("llama.cpp", kind))
                     engines.append(Peer(args, "llama.cpp", kind, path))
+                    if args.ik and kind in IK:
+                        beside[number].append((Ik.name, kind))
+                        engines.append(Ik(args, kind, path))
                 else:
                     print(f"peers.py: {path} is not there: left out", file=sys.stderr)
         if args.check and args.depth == 0:

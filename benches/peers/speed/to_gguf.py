@@ -41,6 +41,8 @@ def convert(checkpoint, path, vendor):
 
     class Untold(get_model_class("Qwen3NextForCausalLM")):
         model_arch = gguf.MODEL_ARCH.QWEN3NEXT
+        # Nobody drafts in what is timed, and ik_llama.cpp takes the head's block for a layer.
+        no_mtp = True
 
         def set_vocab(self):
             self._set_vocab_none()
