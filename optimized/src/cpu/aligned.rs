@@ -7,6 +7,7 @@ use std::{
     ffi::c_void,
     ops::{Deref, DerefMut},
     ptr,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
@@ -29,7 +30,7 @@ enum Data<T> {
     /// A line more than is used.
     Own(Vec<T>),
     /// A huge page more than is used.
-    Mapped(Map),
+    Mapped(Arc<Map>),
 }
 
 /// Memory of the system, zeros at first.
@@ -78,13 +79,45 @@ impl<T: Copy + FromZeros> Aligned<T> {
             && let Some(map) = Map::new(bytes + HUGE)
         {
             let start = map.first.align_offset(HUGE) / size_of::<T>();
-            return Aligned { data: Data::Mapped(map), start, len };
+            return Aligned { data: Data::Mapped(Arc::new(map)), start, len };
         }
         let more = LINE / size_of::<T>();
         let data = vec![T::new_zeroed(); len + more];
         // A type whose size does not divide a line has no such place.
         let start = data.as_ptr().align_offset(LINE).min(more);
         Aligned { data: Data::Own(data), start, len }
+    }
+}
+
+/// Room for allocations that are made one after another and live together: those that are too small for a
+/// huge page lie in huge pages all the same.
+#[derive(Default)]
+pub(crate) struct Arena(Mutex<Option<(Arc<Map>, usize)>>);
+
+/// Bytes that an arena takes from the system at once. What is not used of them is not touched.
+const CHUNK: usize = 1 << 26;
+
+impl Arena {
+    /// Zeros, as [`Aligned::zeros`].
+    pub(crate) fn zeros<T: Copy + FromZeros>(&self, len: usize) -> Aligned<T> {
+        let bytes = (len * size_of::<T>()).next_multiple_of(LINE);
+        if CHUNK / 4 <= bytes || !LINE.is_multiple_of(size_of::<T>()) {
+            return Aligned::zeros(len);
+        }
+        let mut chunk = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = |(_, used): &&mut (Arc<Map>, usize)| *used + bytes <= CHUNK + HUGE;
+        let (map, from) = if let Some((map, used)) = chunk.as_mut().filter(fits) {
+            // Whoever asks next gets what lies behind.
+            (map.clone(), std::mem::replace(used, *used + bytes))
+        } else {
+            let Some(map) = Map::new(CHUNK + HUGE).map(Arc::new) else {
+                return Aligned::zeros(len);
+            };
+            let from = map.first.align_offset(HUGE);
+            *chunk = Some((map.clone(), from + bytes));
+            (map, from)
+        };
+        Aligned { data: Data::Mapped(map), start: from / size_of::<T>(), len }
     }
 }
 
@@ -110,8 +143,8 @@ impl<T> Deref for Aligned<T> {
             Data::Own(data) => &data[self.start..self.start + self.len],
             Data::Mapped(map) => {
                 let first = map.first.cast::<T>().wrapping_add(self.start);
-                // SAFETY: `zeros` mapped as many bytes behind this place, which suits any type; zeros are values
-                // of `T`, and nothing but a `T` was written since.
+                // SAFETY: `zeros` mapped as many bytes behind this place, a line of memory, which suits any type;
+                // zeros are values of `T`, and nothing but a `T` was written since: an arena gives a place once.
                 unsafe { std::slice::from_raw_parts(first, self.len) }
             }
         }
@@ -124,7 +157,8 @@ impl<T> DerefMut for Aligned<T> {
             Data::Own(data) => &mut data[self.start..self.start + self.len],
             Data::Mapped(map) => {
                 let first = map.first.cast::<T>().wrapping_add(self.start);
-                // SAFETY: as above; who borrows this mutably is the only one who does.
+                // SAFETY: as above; who borrows this mutably is the only one who does, of an arena the only one who
+                // was given the place.
                 unsafe { std::slice::from_raw_parts_mut(first, self.len) }
             }
         }
@@ -135,7 +169,24 @@ impl<T> DerefMut for Aligned<T> {
 mod tests {
     use half::bf16;
 
-    use super::{Aligned, HUGE, LINE};
+    use super::{Aligned, Arena, CHUNK, HUGE, LINE};
+
+    #[test]
+    fn an_arena_gives_every_place_once() {
+        let arena = Arena::default();
+        let mut all: Vec<_> = (0..300).map(|i| arena.zeros::<u32>(i * 501)).collect();
+        for (i, own) in (0..).zip(&mut all) {
+            assert!(own.as_ptr().addr().is_multiple_of(LINE) && own.iter().all(|&x| x == 0));
+            own.fill(i);
+        }
+        assert!(CHUNK < 4 * all.iter().map(|own| own.len()).sum::<usize>(), "more than one chunk");
+        // Those that lie in one chunk with others stay when others go.
+        all.retain(|own| own.first().is_none_or(|x| x % 3 == 0));
+        drop(arena);
+        assert!((0..).zip(&all).all(|(i, own)| own.iter().all(|&x| x == 3 * i)));
+        let large = Arena::default().zeros::<u8>(CHUNK + 1);
+        assert!(large.as_ptr().addr().is_multiple_of(HUGE) && large.len() == CHUNK + 1);
+    }
 
     #[test]
     fn it_begins_at_a_line_or_a_huge_page() {

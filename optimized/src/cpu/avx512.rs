@@ -23,7 +23,7 @@ use std::arch::x86_64::{
     _mm512_min_ps, _mm512_mul_ps, _mm512_permutex2var_epi8, _mm512_permutexvar_epi64,
     _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_set1_epi8, _mm512_set1_epi32,
     _mm512_set1_ps, _mm512_setr_epi64, _mm512_setzero_ps, _mm512_shuffle_ps, _mm512_slli_epi32,
-    _mm512_srli_epi16, _mm512_srli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+    _mm512_srli_epi16, _mm512_srli_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_ps,
     _mm512_ternarylogic_epi64, _mm512_unpackhi_epi8, _mm512_unpackhi_ps, _mm512_unpacklo_epi8,
     _mm512_unpacklo_ps,
 };
@@ -135,6 +135,16 @@ impl Simd for Avx512 {
             );
             let low = _mm512_permutex2var_epi8(low.0, codes, low.1);
             [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)]
+        }
+    }
+
+    #[inline(always)]
+    fn put_fp8(self, o: &mut [bf16; QUADS], x: &[u8; QUADS]) {
+        let [low, high] = self.fp8(x);
+        let start = o.as_mut_ptr().cast::<__m512i>();
+        unsafe {
+            _mm512_storeu_si512(start, low);
+            _mm512_storeu_si512(start.add(1), high);
         }
     }
 

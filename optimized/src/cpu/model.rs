@@ -34,6 +34,7 @@ use self::{
     weights::{Format, Layer, Loader, MixerWeights, MlpWeights, Mtp},
 };
 use super::{
+    aligned::Arena,
     attention::fast::{Cached, KeyValues, Sizes, attention},
     gdn_layer::fast::{Gdn, State},
     linear::fast::{Source, linear},
@@ -104,7 +105,8 @@ impl<S: Simd> Model<S> {
         let store = loading.store;
         let mut tell = |done, all| (loading.tell)(done, all);
         let done = RefCell::new((0, all, &mut tell as &mut (dyn FnMut(u64, u64) -> bool + '_)));
-        let load = Loader { weights, config: &config, format, store, done };
+        let arena = Arena::default();
+        let load = Loader { weights, config: &config, format, store, arena, done };
         let kinds = config.layer_types.iter().zip(&config.mlp_types).enumerate();
         let layers = kinds
             .map(|(i, (&mixer, &mlp))| load.layer(&format!("model.layers.{i}"), mixer, mlp))

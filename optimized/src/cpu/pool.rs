@@ -1,7 +1,10 @@
 //! Threads for kernels: parallel regions that cost microseconds.
 //!
 //! A decoding step has hundreds of regions of some 20 µs each. Workers therefore spin for a moment
-//! between regions before they sleep, and tasks are taken one by one: a worker that the operating
+//! between regions before they sleep. Each thread has a share of the tasks, one after another, the same
+//! share of as many tasks every time: what it walks through in memory goes on where its last task ended, and
+//! on a machine of several nodes a share that a pinned thread has written first lies in its own node. Tasks
+//! are taken one by one, and who has none left takes those of others: a worker that the operating
 //! system has put aside holds up one task, not the region. A region uses as many threads as rayon
 //! would here (`rayon::current_num_threads`), so that one setting governs both; regions inside a
 //! region, or beside one, run on the calling thread alone.
@@ -163,13 +166,30 @@ impl<T> Part<'_, T> {
 struct Job {
     task: *const (dyn Fn(usize) + Sync),
     tasks: usize,
+    /// How many shares they are cut into.
+    shares: usize,
 }
+
+impl Job {
+    /// The first task of a share.
+    fn start(&self, share: usize) -> usize {
+        // Tasks are elements of memory at most, and shares few: no overflow.
+        self.tasks * share / self.shares
+    }
+}
+
+/// The next task of a share, alone in its lines of memory: its owner alone writes it, until others are done.
+#[repr(align(128))]
+struct Next(AtomicUsize);
+
+/// Shares at most; of more threads some begin with the same one.
+const SHARES: usize = 256;
 
 struct Pool {
     /// Held by the one region that runs; how many workers there are.
     region: Mutex<usize>,
     job: UnsafeCell<Option<Job>>,
-    next: AtomicUsize,
+    next: [Next; SHARES],
     /// Seats left (upper half) and workers inside (lower half).
     seats: AtomicU64,
     /// Counts regions; what waiting workers watch.
@@ -187,7 +207,7 @@ unsafe impl Sync for Pool {}
 static POOL: Pool = Pool {
     region: Mutex::new(0),
     job: UnsafeCell::new(None),
-    next: AtomicUsize::new(0),
+    next: [const { Next(AtomicUsize::new(0)) }; SHARES],
     seats: AtomicU64::new(0),
     turn: AtomicU32::new(0),
     asleep: AtomicUsize::new(0),
@@ -214,7 +234,7 @@ impl Pool {
             let (own, pool) = (*workers + 1, self);
             let work = move || {
                 pin::thread(own);
-                pool.work();
+                pool.work(own);
             };
             if thread::Builder::new().name(name).spawn(work).is_err() {
                 break; // with fewer, then
@@ -228,8 +248,11 @@ impl Pool {
         };
         // SAFETY: this thread holds the region, the last one let no worker stay inside, and no seat
         // is open: nobody reads.
-        unsafe { *self.job.get() = Some(Job { task, tasks }) };
-        self.next.store(0, Ordering::Relaxed);
+        let job = Job { task, tasks, shares: threads.min(SHARES) };
+        unsafe { *self.job.get() = Some(job) };
+        for (share, next) in self.next[..job.shares].iter().enumerate() {
+            next.0.store(job.start(share), Ordering::Relaxed);
+        }
         let open = Open(self);
         self.seats.store((threads as u64 - 1) * SEAT, Ordering::Release);
         self.turn.fetch_add(1, Ordering::SeqCst);
@@ -237,7 +260,7 @@ impl Pool {
             drop(self.bed.lock());
             self.bell.notify_all();
         }
-        self.tasks(task, tasks);
+        self.tasks(0, job, task);
         drop(open);
         drop(workers);
         let panicked = self.panic.lock().ok().and_then(|mut panic| panic.take());
@@ -246,28 +269,36 @@ impl Pool {
         }
     }
 
-    fn tasks(&self, task: &(dyn Fn(usize) + Sync), tasks: usize) {
-        loop {
-            let i = self.next.fetch_add(1, Ordering::Relaxed);
-            if tasks <= i {
-                return;
+    /// The tasks of a thread's own share, then those of others.
+    fn tasks(&self, own: usize, job: Job, task: &(dyn Fn(usize) + Sync)) {
+        for share in (own..own + job.shares).map(|i| i % job.shares) {
+            loop {
+                let i = self.next[share].0.fetch_add(1, Ordering::Relaxed);
+                if job.start(share + 1) <= i {
+                    break;
+                }
+                task(i);
             }
-            task(i);
         }
     }
 
-    fn work(&self) {
+    /// Nobody is given another task.
+    fn stop(&self) {
+        self.next.iter().for_each(|next| next.0.store(usize::MAX / 2, Ordering::Relaxed));
+    }
+
+    fn work(&self, own: usize) {
         let mut seen = self.turn.load(Ordering::SeqCst);
         loop {
             if self.sit() {
                 // SAFETY: inside; whoever opened the seats wrote the job before, and waits.
                 let job = unsafe { *self.job.get() };
-                if let Some(Job { task, tasks }) = job {
+                if let Some(job) = job {
                     // SAFETY: the region that lent it waits until this worker is outside.
-                    let task = unsafe { &*task };
-                    let done = panic::catch_unwind(AssertUnwindSafe(|| self.tasks(task, tasks)));
+                    let task = unsafe { &*job.task };
+                    let done = panic::catch_unwind(AssertUnwindSafe(|| self.tasks(own, job, task)));
                     if let (Err(panicked), Ok(mut panic)) = (done, self.panic.lock()) {
-                        self.next.store(usize::MAX / 2, Ordering::Relaxed);
+                        self.stop();
                         panic.get_or_insert(panicked);
                     }
                 }
@@ -309,7 +340,7 @@ struct Open<'a>(&'a Pool);
 impl Drop for Open<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.0.next.store(usize::MAX / 2, Ordering::Relaxed);
+            self.0.stop();
         }
         self.0.seats.fetch_and(SEAT - 1, Ordering::Relaxed);
         let mut looks = 0_u32;

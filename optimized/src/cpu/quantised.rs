@@ -5,15 +5,17 @@
 //! across. Activations are read in eight bits ([`super::linear::activations`]): integer sums of a block
 //! are exact, and two factors make a number of them.
 
+use std::sync::Arc;
+
 use golden::narrow::{Ends, int4_code, int4_ends, int8_code, int8_scale};
 use golden::weights::Kept;
 use half::bf16;
-use rayon::prelude::*;
 use zerocopy::IntoBytes;
 
 use super::{
+    aligned::Arena,
     linear::activations::{BlockPart, put_lanes},
-    pool::Part,
+    pool::{self, Part},
     simd::{LANES, QUADS, Simd, each, tiled},
     weight::Data,
 };
@@ -42,10 +44,8 @@ pub(crate) struct Quantised {
     /// `[M / 16, blocks, 8, 16, 4]` codes, 128 too large, of eight bits. Of four bits
     /// `[M / 16, blocks, 4, 16, 4]`: the low halves are the first sixteen columns.
     codes: Data<u8>,
-    /// `[M / 16, blocks, 16]`.
-    scales: Data<bf16>,
-    /// The same; empty in eight bits.
-    minima: Data<bf16>,
+    /// `[M / 16, blocks, 1, 16]` scales; of four bits `[M / 16, blocks, 2, 16]`, scales and then minima.
+    ends: Data<bf16>,
     rows: usize,
     d: usize,
 }
@@ -54,56 +54,55 @@ impl Quantised {
     /// Narrows rows of `d` columns, which are asked for one by one, on all threads.
     pub(crate) fn new(
         bits: Bits,
-        rows: usize,
-        d: usize,
+        (rows, d): (usize, usize),
+        arena: &Arena,
         row: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Quantised {
         let (groups, blocks) = (rows.div_ceil(LANES), d.div_ceil(BLOCK));
         let size = bits.bytes();
-        let mut codes = vec![0; groups * blocks * size];
-        let mut scales = vec![bf16::ZERO; groups * blocks * LANES];
-        let mut minima = vec![bf16::ZERO; if bits == Bits::Four { scales.len() } else { 0 }];
-        let group = |group: usize, codes: &mut [u8], scales: &mut [bf16], minima: &mut [bf16]| {
+        let mut codes = arena.zeros::<u8>(groups * blocks * size);
+        let mut ends = arena.zeros::<bf16>(groups * blocks * bits.ends());
+        // In the shares in which they will be multiplied, so that memory lies near.
+        let pieces = (
+            (&mut codes[..], (blocks * size).max(1)),
+            (&mut ends[..], (blocks * bits.ends()).max(1)),
+        );
+        pool::pieces2(pieces.0, pieces.1, |group, codes, ends| {
             let mut wide = vec![0.0; d];
             for lane in 0..LANES.min(rows - group * LANES) {
                 row(group * LANES + lane, &mut wide);
                 for (block, x) in wide.chunks(BLOCK).enumerate() {
-                    let at = block * LANES + lane;
                     let codes = &mut codes[block * size..][..size];
+                    let own = &mut ends[block * bits.ends()..][..bits.ends()];
                     match bits {
                         Bits::Eight => {
                             let scale = int8_scale(x);
-                            scales[at] = bf16::from_f32(scale);
+                            own[lane] = bf16::from_f32(scale);
                             for (j, &x) in x.iter().enumerate() {
                                 codes[place(j, lane)] =
                                     (i32::from(int8_code(x, scale)) + 128) as u8;
                             }
                         }
                         Bits::Four => {
-                            let ends = int4_ends(x);
-                            scales[at] = bf16::from_f32(ends.scale);
-                            minima[at] = bf16::from_f32(ends.minimum);
+                            let between = int4_ends(x);
+                            own[lane] = bf16::from_f32(between.scale);
+                            own[LANES + lane] = bf16::from_f32(between.minimum);
                             for (j, &x) in x.iter().enumerate() {
                                 let (half, shift) = (j % LANES, j / LANES * 4);
-                                codes[place(half, lane)] |= int4_code(x, ends) << shift;
+                                codes[place(half, lane)] |= int4_code(x, between) << shift;
                             }
                         }
                     }
                 }
             }
-        };
-        let parts = codes
-            .par_chunks_mut((blocks * size).max(1))
-            .zip(scales.par_chunks_mut((blocks * LANES).max(1)))
-            .enumerate();
-        match bits {
-            Bits::Eight => parts.for_each(|(i, (codes, scales))| group(i, codes, scales, &mut [])),
-            Bits::Four => parts
-                .zip(minima.par_chunks_mut((blocks * LANES).max(1)))
-                .for_each(|((i, (codes, scales)), minima)| group(i, codes, scales, minima)),
-        }
-        let (codes, scales, minima) = (Data::Own(codes), Data::Own(scales), Data::Own(minima));
-        Quantised { bits, codes, scales, minima, rows, d }
+        });
+        let (codes, ends) = (Data::Placed(Arc::new(codes)), Data::Placed(Arc::new(ends)));
+        Quantised { bits, codes, ends, rows, d }
+    }
+
+    /// A copy of its own.
+    pub(crate) fn copied(&self, arena: &Arena) -> Quantised {
+        Quantised { codes: self.codes.copied(arena), ends: self.ends.copied(arena), ..*self }
     }
 
     /// A matrix that somebody keeps: the bytes of [`parts`](Self::parts), one after another; `None` if
@@ -114,20 +113,18 @@ impl Quantised {
         }
         let blocks = rows.div_ceil(LANES) * d.div_ceil(BLOCK);
         let codes = blocks * bits.bytes();
-        let scales = codes + blocks * LANES * size_of::<bf16>();
         Some(Quantised {
             bits,
             codes: Data::new(kept.part(0..codes)),
-            scales: Data::new(kept.part(codes..scales)),
-            minima: Data::new(kept.part(scales..kept.data().len())),
+            ends: Data::new(kept.part(codes..kept.data().len())),
             rows,
             d,
         })
     }
 
-    /// Codes, scales and minima as they lie in memory.
-    pub(crate) fn parts(&self) -> [&[u8]; 3] {
-        [self.codes.slice(), self.scales.slice().as_bytes(), self.minima.slice().as_bytes()]
+    /// Codes, and then scales and minima, as they lie in memory.
+    pub(crate) fn parts(&self) -> [&[u8]; 2] {
+        [self.codes.slice(), self.ends.slice().as_bytes()]
     }
 
     pub(crate) fn rows(&self) -> usize {
@@ -141,8 +138,7 @@ impl Quantised {
     /// Bytes of a matrix `[rows, d]`.
     pub(crate) fn size(bits: Bits, rows: usize, d: usize) -> usize {
         let blocks = rows.div_ceil(LANES) * d.div_ceil(BLOCK);
-        let ends = if bits == Bits::Four { 2 } else { 1 };
-        blocks * (bits.bytes() + ends * LANES * size_of::<bf16>())
+        blocks * (bits.bytes() + bits.ends() * size_of::<bf16>())
     }
 
     /// Bytes in memory.
@@ -157,17 +153,18 @@ impl Quantised {
     /// Row `i`, widened.
     pub(crate) fn row(&self, i: usize, o: &mut [f32]) {
         let (group, lane) = (i / LANES, i % LANES);
-        let (all, scales, minima) = (self.codes.slice(), self.scales.slice(), self.minima.slice());
+        let (all, ends) = (self.codes.slice(), self.ends.slice());
         for (block, o) in o.chunks_mut(BLOCK).enumerate() {
             let at = group * self.blocks() + block;
             let codes = &all[at * self.bits.bytes()..][..self.bits.bytes()];
-            let scale = scales[at * LANES + lane].to_f32();
+            let own = &ends[at * self.bits.ends()..][..self.bits.ends()];
+            let scale = own[lane].to_f32();
             for (j, o) in o.iter_mut().enumerate() {
                 *o = match self.bits {
                     Bits::Eight => (f32::from(codes[place(j, lane)]) - 128.0) * scale,
                     Bits::Four => {
                         let code = codes[place(j % LANES, lane)] >> (j / LANES * 4) & 15;
-                        let minimum = minima[at * LANES + lane].to_f32();
+                        let minimum = own[LANES + lane].to_f32();
                         Ends { minimum, scale }.of(code)
                     }
                 };
@@ -234,8 +231,8 @@ impl Quantised {
 
     /// `Q`: vectors of a block of codes.
     #[inline(always)]
-    fn sums_of<'a, S: Simd, const G: usize, const T: usize, const Q: usize>(
-        &'a self,
+    fn sums_of<S: Simd, const G: usize, const T: usize, const Q: usize>(
+        &self,
         s: S,
         group: usize,
         x: Tokens<'_>,
@@ -252,15 +249,16 @@ impl Quantised {
                 &own.as_chunks::<QUADS>().0.as_chunks().0[..blocks]
             },
         );
-        let of_groups = |all: &'a [bf16]| -> [&'a [[bf16; LANES]]; G] {
-            each(
-                &[],
-                #[inline(always)]
-                |g| &all[(group + g) * blocks * LANES..].as_chunks().0[..blocks],
-            )
-        };
-        let scales = of_groups(self.scales.slice());
-        let minima = if Q == 4 { of_groups(self.minima.slice()) } else { scales };
+        // Scales, and of four bits minima.
+        let kinds = if Q == 4 { 2 } else { 1 };
+        let ends: [&[[bf16; LANES]]; G] = each(
+            &[],
+            #[inline(always)]
+            |g| {
+                let from = (group + g) * blocks * kinds * LANES;
+                &self.ends.slice()[from..].as_chunks().0[..blocks * kinds]
+            },
+        );
         let tokens: [Token<'_>; T] = each(
             (&[][..], &[][..]),
             #[inline(always)]
@@ -316,13 +314,13 @@ impl Quantised {
                 }
             }
             for g in 0..G {
-                let scale = s.load(&scales[g][block]);
+                let scale = s.load(&ends[g][block * kinds]);
                 for t in 0..T {
                     let factor = s.mul(scale, s.splat(tokens[t].1[block].scale));
                     sums[g][t] = s.fma(s.number(whole[g][t]), factor, sums[g][t]);
                 }
                 if Q == 4 {
-                    let minimum = s.load(&minima[g][block]);
+                    let minimum = s.load(&ends[g][block * kinds + 1]);
                     for t in 0..T {
                         let total = s.splat(tokens[t].1[block].total);
                         sums[g][t] = s.fma(minimum, total, sums[g][t]);
@@ -353,6 +351,14 @@ fn put<S: Simd, const G: usize, const T: usize>(
 }
 
 impl Bits {
+    /// Scales of a block of sixteen rows, and minima if it has some.
+    fn ends(self) -> usize {
+        match self {
+            Bits::Eight => LANES,
+            Bits::Four => 2 * LANES,
+        }
+    }
+
     /// Bytes of the codes of a block of sixteen rows.
     fn bytes(self) -> usize {
         match self {

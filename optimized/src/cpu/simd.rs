@@ -79,6 +79,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn halves(self, x: &[bf16; PAIRS]) -> Self::H;
     /// The same numbers from FP8 codes.
     fn fp8(self, x: &[u8; QUADS]) -> [Self::H; 2];
+    /// Writes the numbers of FP8 codes as bf16, which holds each of them.
+    #[inline(always)]
+    fn put_fp8(self, o: &mut [bf16; QUADS], x: &[u8; QUADS]) {
+        o.copy_from_slice(fp8_by_table(x).as_flattened());
+    }
     /// The same two numbers in every lane.
     fn pair(self, x: [bf16; 2]) -> Self::H;
     /// `acc_r + a_2r b_2r + a_2r+1 b_2r+1`; whether numbers below the smallest normal count is the

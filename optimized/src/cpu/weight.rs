@@ -1,13 +1,14 @@
 //! Weight matrices as an engine keeps them: in the type of the checkpoint, in its memory map where it
 //! can be, or narrowed.
 
-use std::{fmt, marker::PhantomData};
+use std::{fmt, marker::PhantomData, sync::Arc};
 
 use golden::{Case, Dtype, Error, Narrow, Spec, Weights, narrow, weights::Kept};
 use half::{bf16, f16};
 use zerocopy::{FromBytes, Immutable};
 
 use super::{
+    aligned::{Aligned, Arena},
     linear::{
         activations::{Reads, View},
         fast::{FEW, Matrix, Source, panel, width},
@@ -23,9 +24,18 @@ use super::{
 pub(crate) enum Data<W> {
     Mapped(Kept, PhantomData<W>),
     Own(Vec<W>),
+    /// In an arena; clones share it.
+    Placed(Arc<Aligned<W>>),
 }
 
-impl<W: FromBytes + Immutable> Data<W> {
+impl<W: FromBytes + Immutable + Copy> Data<W> {
+    /// A copy of its own.
+    pub(crate) fn copied(&self, arena: &Arena) -> Data<W> {
+        let mut own = arena.zeros(self.slice().len());
+        own.copy_from_slice(self.slice());
+        Data::Placed(Arc::new(own))
+    }
+
     pub(crate) fn new(kept: Kept) -> Data<W> {
         if <[W]>::ref_from_bytes(kept.data()).is_ok() {
             return Data::Mapped(kept, PhantomData);
@@ -39,6 +49,7 @@ impl<W: FromBytes + Immutable> Data<W> {
         match self {
             Data::Mapped(kept, _) => <[W]>::ref_from_bytes(kept.data()).unwrap_or(&[]),
             Data::Own(own) => own,
+            Data::Placed(own) => own,
         }
     }
 }
@@ -118,7 +129,7 @@ impl Weight {
     pub(crate) fn of<C: Case>(spec: &Spec<C>, reads: Reads, w: &[f32], d: usize) -> Weight {
         let rows = w.len() / d;
         let quantised = |bits| {
-            Stored::Quantised(Quantised::new(bits, rows, d, |i, o| {
+            Stored::Quantised(Quantised::new(bits, (rows, d), &Arena::default(), |i, o| {
                 o.copy_from_slice(&w[i * d..][..d]);
             }))
         };
@@ -158,11 +169,27 @@ impl Weight {
     }
 
     /// The bytes of a narrowed matrix; none of any other.
-    pub(crate) fn narrow_parts(&self) -> [&[u8]; 3] {
+    pub(crate) fn narrow_parts(&self) -> [&[u8]; 2] {
         match &self.stored {
             Stored::Quantised(quantised) => quantised.parts(),
-            _ => [&[]; 3],
+            _ => [&[]; 2],
         }
+    }
+
+    /// A copy of its own.
+    pub(crate) fn copied(&self, arena: &Arena) -> Weight {
+        let stored = match &self.stored {
+            Stored::F32(data) => Stored::F32(data.copied(arena)),
+            Stored::Bf16(data) => Stored::Bf16(data.copied(arena)),
+            Stored::F16(data) => Stored::F16(data.copied(arena)),
+            Stored::Fp8(Fp8 { codes, scales, block }) => Stored::Fp8(Fp8 {
+                codes: codes.copied(arena),
+                scales: scales.clone(),
+                block: *block,
+            }),
+            Stored::Quantised(quantised) => Stored::Quantised(quantised.copied(arena)),
+        };
+        Weight { stored, ..*self }
     }
 
     /// A matrix in f32.
@@ -182,9 +209,9 @@ impl Weight {
     }
 
     /// The same in fewer bits.
-    pub(crate) fn narrowed(self, bits: Bits) -> Weight {
+    pub(crate) fn narrowed(self, bits: Bits, arena: &Arena) -> Weight {
         let (rows, d) = (self.rows(), self.columns());
-        let stored = Quantised::new(bits, rows, d, |i, o| self.row(Plain, i, o));
+        let stored = Quantised::new(bits, (rows, d), arena, |i, o| self.row(Plain, i, o));
         Weight { stored: Stored::Quantised(stored), d, paired: false }
     }
 
@@ -258,7 +285,9 @@ impl Source for Weight {
             (Stored::Bf16(data), View::Bf16(x)) => {
                 halves::products(s, &Halves { data: data.slice(), d }, x, d, part);
             }
-            (Stored::Fp8(fp8), View::Bf16(x)) => halves::products(s, &fp8.rows(d), x, d, part),
+            (Stored::Fp8(fp8), View::Bf16(x)) => {
+                halves::products_of_codes(s, &fp8.rows(d), x, d, part);
+            }
             (Stored::Fp8(fp8), View::F32(x)) => {
                 let columns = part.columns.clone();
                 let mut own = std::mem::take(room);

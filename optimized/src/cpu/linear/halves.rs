@@ -4,9 +4,11 @@
 //! memory is asked for much at once. Many tokens: a few tokens stay in the nearest cache while the
 //! rows of a panel pass by. How an element is summed depends on `D` alone.
 
+use std::cell::RefCell;
+
 use half::bf16;
 
-use super::activations::stride;
+use super::{activations::stride, fast::FEW};
 use crate::cpu::{
     pool::Part,
     simd::{PAIRS, QUADS, Simd, each, tiled},
@@ -135,6 +137,15 @@ pub(crate) struct Codes<'a> {
     pub(crate) d: usize,
 }
 
+impl Codes<'_> {
+    /// The scales of row `i`, one per block of columns.
+    #[inline(always)]
+    fn scales(&self, i: usize) -> &[f32] {
+        let across = self.d.div_ceil(self.block[1]);
+        &self.scales[i / self.block[0] * across..][..across]
+    }
+}
+
 impl Pairs for Codes<'_> {
     type Row<'a>
         = (&'a [u8], &'a [f32])
@@ -148,8 +159,7 @@ impl Pairs for Codes<'_> {
 
     #[inline(always)]
     fn at(&self, i: usize) -> (&[u8], &[f32]) {
-        let across = self.d.div_ceil(self.block[1]);
-        (&self.data[i * self.d..][..self.d], &self.scales[i / self.block[0] * across..][..across])
+        (&self.data[i * self.d..][..self.d], self.scales(i))
     }
 
     #[inline(always)]
@@ -218,6 +228,103 @@ impl Pairs for Codes<'_> {
     }
 }
 
+/// Rows of FP8 codes written out in bf16 for many tokens, the scales still apart. Summed as [`Codes`] are.
+struct Written<'a> {
+    /// `[rows, D]`.
+    data: &'a [bf16],
+    /// The row of the matrix that the first of them is.
+    first: usize,
+    codes: &'a Codes<'a>,
+}
+
+impl Pairs for Written<'_> {
+    type Row<'a>
+        = (&'a [bf16], &'a [f32])
+    where
+        Self: 'a;
+
+    #[inline(always)]
+    fn count(&self) -> usize {
+        self.first + self.data.len() / self.codes.d
+    }
+
+    #[inline(always)]
+    fn at(&self, i: usize) -> (&[bf16], &[f32]) {
+        let d = self.codes.d;
+        (&self.data[(i - self.first) * d..][..d], self.codes.scales(i))
+    }
+
+    /// Nothing is asked for ahead: rows were written a moment ago.
+    #[inline(always)]
+    fn dots<S: Simd, const R: usize, const T: usize>(
+        &self,
+        s: S,
+        w: [(&[bf16], &[f32]); R],
+        x: [&[bf16]; T],
+        _: ([(&[bf16], &[f32]); R], usize),
+    ) -> [[S::F; T]; R] {
+        let Codes { block: [_, wide], d, .. } = *self.codes;
+        let mut sums = [[s.splat(0.0); T]; R];
+        for (block, start) in (0..d).step_by(wide).enumerate() {
+            let end = (start + wide).min(d);
+            let own = Halves { data: &[], d: end - start };
+            let w_part: [&[bf16]; R] = each(
+                &[],
+                #[inline(always)]
+                |r| &w[r].0[start..end],
+            );
+            let x_part: [&[bf16]; T] = each(
+                &[],
+                #[inline(always)]
+                |t| &x[t][start..end],
+            );
+            let parts = own.dots::<S, R, T>(s, w_part, x_part, (w_part, 0));
+            for r in 0..R {
+                let scale = s.splat(w[r].1[block]);
+                for t in 0..T {
+                    sums[r][t] = s.fma(scale, parts[r][t], sums[r][t]);
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// [`products`] of FP8 codes. Of many tokens the rows of a part are written out in bf16 before: a code is
+/// looked up once and not once for every few tokens.
+#[inline(always)]
+pub(crate) fn products_of_codes<S: Simd>(
+    s: S,
+    codes: &Codes<'_>,
+    x: &[bf16],
+    d: usize,
+    part: &mut Part<'_, f32>,
+) {
+    if part.rows.len() <= FEW {
+        return products(s, codes, x, d, part);
+    }
+    let mut data = WRITTEN.take();
+    let (first, n) = (part.columns.start, part.columns.len());
+    data.resize(n * d, bf16::ZERO);
+    let own = &codes.data[first * d..][..n * d];
+    for (o, own) in data.chunks_exact_mut(d).zip(own.chunks_exact(d)) {
+        let (o, o_rest) = o.as_chunks_mut::<QUADS>();
+        let (own, rest) = own.as_chunks::<QUADS>();
+        for (o, own) in o.iter_mut().zip(own) {
+            s.put_fp8(o, own);
+        }
+        let mut last = [bf16::ZERO; QUADS];
+        s.put_fp8(&mut last, &padded(rest, 0));
+        o_rest.copy_from_slice(&last[..rest.len()]);
+    }
+    products(s, &Written { data: &data, first, codes }, x, d, part);
+    WRITTEN.set(data);
+}
+
+thread_local! {
+    static WRITTEN: RefCell<Vec<bf16>> = const { RefCell::new(Vec::new()) };
+}
+
 #[inline(always)]
 fn pair_up<S: Simd>(s: S, x: &[bf16; QUADS]) -> [S::H; 2] {
     let [low, high] = x.as_chunks().0 else { unreachable!("two halves") };
@@ -240,9 +347,6 @@ pub(crate) fn products<S: Simd, P: Pairs>(
         tiled!(tokens, [2, 1], |t, T| rows::<S, P, 2, T>(s, w, x, d, t, part));
     }
 }
-
-/// Parts between the one that a thread has and the one that it is likely to be given next.
-const LATER: usize = 2;
 
 /// All rows of a part with `T` tokens from `t` on.
 #[inline(always)]
@@ -268,12 +372,12 @@ fn rows<S: Simd, P: Pairs, const R: usize, const T: usize>(
             |i| w.at(start + r + i),
         );
         // The first tokens wait for memory and ask for the rows after these; those after them have time to
-        // ask, row by row, for what this thread is likely to be given next.
+        // ask, row by row, for the next part, which is this thread's as a rule.
         let (first, ahead) = if t == 0 {
             (start + r + R, R)
         } else {
             let row = (t / T - 1) * n.div_ceil(R) + r / R;
-            (start + LATER * n + row, usize::from(row < n))
+            (start + n + row, usize::from(row < n))
         };
         let next = each(
             own[0],

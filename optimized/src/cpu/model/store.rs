@@ -19,6 +19,7 @@ use serde_json::{Map, Value, json};
 
 use super::weights::Format;
 use crate::cpu::{
+    aligned::Arena,
     quantised::{Bits, Quantised},
     weight::{Weight, passing},
 };
@@ -27,7 +28,7 @@ use crate::cpu::{
 const KIND: &str = "karat narrowed weights";
 
 /// Changes whenever [`Quantised`] lies otherwise in memory, or narrows otherwise.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 /// Bytes of a hash.
 const HASH: usize = blake3::OUT_LEN;
@@ -83,7 +84,7 @@ impl Narrowing {
     }
 
     fn make(&self, weights: &dyn Weights) -> Result<Weight, Error> {
-        Ok(passing(weights, &self.name)?.narrowed(self.bits))
+        Ok(passing(weights, &self.name)?.narrowed(self.bits, &Arena::default()))
     }
 }
 

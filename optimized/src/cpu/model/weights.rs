@@ -12,6 +12,7 @@ use golden::{
 
 use super::store::Store;
 use crate::cpu::{
+    aligned::Arena,
     attention::{
         fast::{Cache, KeyValues},
         paired::Paired,
@@ -178,6 +179,8 @@ pub(super) struct Loader<'a> {
     pub(super) format: Format,
     /// Narrowed weights that are there already.
     pub(super) store: Option<&'a Store>,
+    /// Where what is narrowed lies.
+    pub(super) arena: Arena,
     /// Bytes narrowed, of all; who is told of them, and says whether to go on.
     pub(super) done: RefCell<(u64, u64, &'a mut Tell<'a>)>,
 }
@@ -198,7 +201,7 @@ impl Loader<'_> {
             let weight = if wide { passing } else { matrix }(self.weights, name)?;
             return Ok(weight.paired());
         };
-        let weight = passing(self.weights, name)?.narrowed(bits);
+        let weight = passing(self.weights, name)?.narrowed(bits, &self.arena);
         let mut done = self.done.borrow_mut();
         let (bytes, all, tell) = &mut *done;
         *bytes += weight.bytes() as u64;

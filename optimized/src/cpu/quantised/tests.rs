@@ -2,6 +2,7 @@ use golden::Narrow;
 
 use super::{BLOCK, Bits, Quantised};
 use crate::cpu::{
+    aligned::Arena,
     linear::fast::{Source, linear},
     simd::{Plain, Simd},
     weight::Weight,
@@ -28,7 +29,7 @@ fn products<S: Simd>(narrow: Narrow) {
         let x: Vec<f32> = (0..tokens * d).map(|i| number(i + 77)).collect();
         let mut wide = w.clone();
         narrow.round(&mut wide, d);
-        let weight = Weight::own(w, d).narrowed(bits);
+        let weight = Weight::own(w, d).narrowed(bits, &Arena::default());
         let mut o = vec![f32::NAN; tokens * rows];
         linear(s, &mut o, &x, &weight);
         for r in 0..rows {
@@ -70,11 +71,12 @@ fn what_is_no_number_stays_none() {
     let mut x = vec![1.0; tokens * d];
     x[d + 40] = f32::NAN;
     x[2 * d] = f32::INFINITY;
-    let weight = Weight::own((0..4 * d).map(number).collect(), d).narrowed(Bits::Eight);
+    let weight =
+        Weight::own((0..4 * d).map(number).collect(), d).narrowed(Bits::Eight, &Arena::default());
     let mut o = vec![0.0; tokens * 4];
     linear(Plain, &mut o, &x, &weight);
     assert!(o[..4].iter().all(|o| o.is_finite()) && o[4..].iter().all(|o| !o.is_finite()));
-    let whole = Quantised::new(Bits::Four, 1, d, |_, o| o.fill(f32::NAN));
+    let whole = Quantised::new(Bits::Four, (1, d), &Arena::default(), |_, o| o.fill(f32::NAN));
     let mut row = vec![0.0; d];
     whole.row(0, &mut row);
     assert!(row.iter().all(|w| w.is_nan()));

@@ -7,6 +7,7 @@ use super::{
     V, W,
 };
 use crate::cpu::{
+    aligned::Arena,
     attention::{
         fast::{Cache, Cached, KeyValues, Sizes, attention},
         paired::Paired,
@@ -259,7 +260,9 @@ fn attend<S: Simd>(s: S, n: usize, depth: usize, kept: Kept, fill: &mut Fill) ->
 /// All experts of a layer, each in memory of its own.
 fn experts<S: Simd>(s: S, n: usize, format: Format, fill: &mut Fill) -> Prepared {
     let one = [(F, D), (F, D), (D, F)].map(|(rows, d)| fill.weight(format, rows, d));
-    let bank: Vec<[Weight; 3]> = (0..E).map(|_| one.clone()).collect();
+    let arena = Arena::default();
+    let bank: Vec<[Weight; 3]> =
+        (0..E).map(|_| one.each_ref().map(|weight| weight.copied(&arena))).collect();
     let x = fill.numbers(n * D);
     let weights = fill.between(n * A, 0.05, 0.15);
     // Experts in an order that says nothing of their places, taken in turn.
@@ -283,7 +286,8 @@ fn experts<S: Simd>(s: S, n: usize, format: Format, fill: &mut Fill) -> Prepared
 fn projection<S: Simd>(s: S, n: usize, rows: usize, format: Format, fill: &mut Fill) -> Prepared {
     let one = fill.weight(format, rows, D);
     let away = if n == 1 { one.bytes() } else { 0 };
-    let mut layers = Turns::beyond_caches(away, || one.clone());
+    let arena = Arena::default();
+    let mut layers = Turns::beyond_caches(away, || one.copied(&arena));
     let x = fill.numbers(n * D);
     prepared(n * rows, move |o| linear(s, o, &x, layers.next()))
 }
@@ -292,7 +296,8 @@ fn projection<S: Simd>(s: S, n: usize, rows: usize, format: Format, fill: &mut F
 fn router<S: Simd>(s: S, n: usize, fill: &mut Fill) -> Prepared {
     let one = fill.weight(Format::Wide, E, D);
     let away = if n == 1 { one.bytes() } else { 0 };
-    let mut layers = Turns::beyond_caches(away, || one.clone());
+    let arena = Arena::default();
+    let mut layers = Turns::beyond_caches(away, || one.copied(&arena));
     let x = fill.numbers(n * D);
     prepared(n * A, move |o| {
         let mut logits = room(n * E);
