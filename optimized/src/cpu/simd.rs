@@ -569,7 +569,7 @@ pub(crate) fn add_scaled<S: Simd, X: Wide>(s: S, o: &mut [f32], factor: f32, x: 
 
 /// Fewer than sixteen, and zeros.
 #[inline(always)]
-fn padded<W: Wide>(x: &[W]) -> [f32; LANES] {
+pub(crate) fn padded<W: Wide>(x: &[W]) -> [f32; LANES] {
     let mut padded = [0.0; LANES];
     for (to, from) in padded.iter_mut().zip(x) {
         *to = from.load();

@@ -13,11 +13,13 @@ use crate::cpu::{
     },
     gated_delta_rule::fast::{CHUNK, Chunk, Pairs, Room, chunk, steps},
     gdn_layer::fast::{Gdn, STEPS, State},
+    l2_norm::fast::l2_norm_row,
     linear::{activations::Reads, fast::linear},
     model::{route::route, turn},
     moe_experts::fast::{Expert, Groups, moe_experts},
     pool,
-    rms_norm::fast::{add_rms_norm, l2_norm_row, rms_norm_gated_row},
+    rms_norm::fast::add_rms_norm,
+    rms_norm_gated::fast::rms_norm_gated,
     roof::AWAY,
     room::room,
     simd::Simd,
@@ -321,17 +323,7 @@ fn gated_norm<S: Simd>(s: S, n: usize, fill: &mut Fill) -> Prepared {
     });
     prepared(V, move |o| {
         let (x, z) = rows.next();
-        pool::pieces(x, width, |token, x| {
-            s.run(
-                #[inline(always)]
-                || {
-                    let z = z[token * width..].chunks_exact(V);
-                    for (x, z) in x.chunks_exact_mut(V).zip(z) {
-                        rms_norm_gated_row(s, x, z, &weight, EPS);
-                    }
-                },
-            );
-        });
+        rms_norm_gated(s, x, z, &weight, EPS);
         o.copy_from_slice(&x[..V]);
     })
 }
