@@ -41,6 +41,7 @@ use super::{
     pool,
     rms_norm::fast::{add, add_rms_norm, rms_norm, rms_norm_row},
     room::{Room, room},
+    rope::fast::{rope_head, table},
     seen::Seen,
     simd::Simd,
     weight::{Weight, matrix, vector},
@@ -84,8 +85,8 @@ enum LayerState {
 struct Place {
     /// `[S + 1]`.
     cu: Vec<usize>,
-    /// `[N, R / 2]`: cosines and sines.
-    turns: Vec<(f32, f32)>,
+    /// `[N, R]`: cosines, then sines.
+    turns: Vec<f32>,
 }
 
 impl<S: Simd> Model<S> {
@@ -169,21 +170,16 @@ impl<S: Simd> Model<S> {
     }
 
     fn place(&self, tokens: &[Vec<u32>], lengths: impl Iterator<Item = usize>) -> Place {
-        let mut place = Place { cu: vec![0], turns: Vec::new() };
-        let factor = self.config.rope.yarn.map_or(1.0, |yarn| yarn.attention_factor as f32);
+        let mut cu = vec![0];
+        let mut positions = Vec::new();
         for (tokens, before) in tokens.iter().zip(lengths) {
-            let end = place.cu[place.cu.len() - 1] + tokens.len();
-            place.cu.push(end);
-            for position in before..before + tokens.len() {
-                place.turns.extend(self.inv_freq.iter().map(|frequency| {
-                    // The angle is defined in f32; its cosine is taken in f64, so that the reduction
-                    // of a large angle costs nothing.
-                    let turn = f64::from(position as f32 * frequency);
-                    (turn.cos() as f32 * factor, turn.sin() as f32 * factor)
-                }));
-            }
+            positions.extend((before..before + tokens.len()).map(|position| position as i64));
+            cu.push(positions.len());
         }
-        place
+        let factor = self.config.rope.yarn.map_or(1.0, |yarn| yarn.attention_factor as f32);
+        let mut turns = vec![f32::NAN; positions.len() * 2 * self.inv_freq.len()];
+        table(&mut turns, &positions, &self.inv_freq, factor);
+        Place { cu, turns }
     }
 
     /// The sparse or dense MLP.
@@ -254,10 +250,10 @@ impl<S: Simd> Model<S> {
         seen.see("linear", "k_proj", &[n, hkv, h], &mut keys)?;
         linear(s, &mut values, x, v);
         seen.see("linear", "v_proj", &[n, hkv, h], &mut values)?;
-        let half = self.inv_freq.len();
+        let turned = 2 * self.inv_freq.len();
         let (mut queries, mut gates) = (room(n * hq * h), room(n * hq * h));
         pool::pieces2((&mut queries, hq * h), (&mut gates, hq * h), |token, queries, gates| {
-            let turns = &place.turns[token * half..][..half];
+            let turns = &place.turns[token * turned..][..turned];
             s.run(
                 #[inline(always)]
                 || {
@@ -267,19 +263,19 @@ impl<S: Simd> Model<S> {
                         query.copy_from_slice(&both[..h]);
                         gate.copy_from_slice(&both[h..]);
                         rms_norm_row(s, query, q_norm, eps);
-                        turn(query, turns);
+                        rope_head(s, query, turns);
                     }
                 },
             );
         });
         pool::pieces(&mut keys, hkv * h, |token, keys| {
-            let turns = &place.turns[token * half..][..half];
+            let turns = &place.turns[token * turned..][..turned];
             s.run(
                 #[inline(always)]
                 || {
                     for key in keys.chunks_exact_mut(h) {
                         rms_norm_row(s, key, k_norm, eps);
-                        turn(key, turns);
+                        rope_head(s, key, turns);
                     }
                 },
             );
@@ -498,15 +494,6 @@ impl<S: Simd> Model<S> {
 
     fn check(&self, tokens: &[Vec<u32>]) -> Result<(), Error> {
         check_tokens(tokens, self.sequences.len(), self.config.vocab_size)
-    }
-}
-
-/// `(x_i, x_{i + R/2}) <- (x_i c_i - x_{i + R/2} s_i, x_{i + R/2} c_i + x_i s_i)`.
-#[inline(always)]
-pub(super) fn turn(x: &mut [f32], turns: &[(f32, f32)]) {
-    let (a, rest) = x.split_at_mut(turns.len());
-    for ((a, b), (cos, sin)) in a.iter_mut().zip(rest).zip(turns) {
-        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
     }
 }
 
