@@ -8,7 +8,6 @@
 mod engine;
 mod memory;
 mod pieces;
-pub(super) mod route;
 mod store;
 mod weights;
 
@@ -29,20 +28,23 @@ use ndarray::Array2;
 
 use self::{
     pieces::{PIECE, Piece, join, pieces, want_of},
-    route::route,
     store::narrowings,
     weights::{Format, Layer, Loader, MixerWeights, MlpWeights, Mtp},
 };
 use super::{
     attention::fast::{Cached, KeyValues, Sizes, attention},
+    embedding::fast::embedding,
     gdn_layer::fast::{Gdn, State},
     linear::fast::{Source, linear},
     moe_experts::fast::{Groups, moe_experts},
+    moe_router::fast::route,
     pool,
+    portable::HONEST,
     rms_norm::fast::{add, add_rms_norm, rms_norm, rms_norm_row},
     room::{Room, room},
     rope::fast::{rope_head, table},
     seen::Seen,
+    shared_expert::fast::shared_expert,
     simd::Simd,
     weight::{Weight, matrix, vector},
 };
@@ -160,12 +162,9 @@ impl<S: Simd> Model<S> {
 
     /// `[N, D]`.
     fn embed(&self, tokens: &[Vec<u32>]) -> Room<f32> {
-        let d = self.config.hidden_size;
-        let ids: Vec<u32> = tokens.iter().flatten().copied().collect();
-        let mut x = room(ids.len() * d);
-        for (x, &id) in x.chunks_exact_mut(d).zip(&ids) {
-            self.embedding.row(self.s, id as usize, x);
-        }
+        let ids: Vec<i64> = tokens.iter().flatten().map(|&id| id.into()).collect();
+        let mut x = room(ids.len() * self.config.hidden_size);
+        embedding(self.s, &mut x, &ids, &self.embedding);
         x
     }
 
@@ -195,10 +194,9 @@ impl<S: Simd> Model<S> {
         let n = x.len() / c.hidden_size;
         let mut o = room(x.len());
         o.fill(0.0);
-        let everyone = Groups::new(&vec![0; n], 1, 1);
         match mlp {
             MlpWeights::Dense(mlp) => {
-                moe_experts(s, &mut o, x, &everyone, &vec![1.0; n], |_| mlp.expert());
+                moe_experts(s, &mut o, x, &Groups::of_all(n), &vec![1.0; n], |_| mlp.expert());
                 seen.see("dense_mlp", "o", &[n, c.hidden_size], &mut o)?;
                 Ok((o, None))
             }
@@ -209,15 +207,12 @@ impl<S: Simd> Model<S> {
                 seen.see("moe_router", "logits", &[n, c.num_experts], &mut logits)?;
                 let given = seen.given_ids("moe_router", "ids")?;
                 let forced = given.as_ref().or(forced);
-                let mut routed = route(&logits, c.num_experts, active, c.norm_topk_prob, forced);
+                let mut routed = route(s, &logits, c.num_experts, active, c.norm_topk_prob, forced);
                 seen.see("moe_router", "weights", &[n, active], &mut routed.weights)?;
                 let groups = Groups::new(&routed.ids, active, c.num_experts);
                 moe_experts(s, &mut o, x, &groups, &routed.weights, |e| experts[e].expert());
                 seen.see("moe_experts", "o", &[n, c.hidden_size], &mut o)?;
-                let mut open = room(n);
-                linear(s, &mut open, x, shared_gate);
-                open.iter_mut().for_each(|open| *open = 1.0 / (1.0 + (-*open).exp()));
-                moe_experts(s, &mut o, x, &everyone, &open, |_| shared.expert());
+                shared_expert(s, &mut o, x, shared_gate, &shared.expert(), HONEST);
                 seen.see("moe_layer", "o", &[n, c.hidden_size], &mut o)?;
                 let ids = Array2::from_shape_vec((n, active), routed.ids)?;
                 Ok((o, Some(Routing { ids, margins: routed.margins })))

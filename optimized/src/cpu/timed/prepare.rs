@@ -15,8 +15,8 @@ use crate::cpu::{
     gdn_layer::fast::{Gdn, STEPS, State},
     l2_norm::fast::l2_norm_row,
     linear::{activations::Reads, fast::linear},
-    model::route::route,
     moe_experts::fast::{Expert, Groups, moe_experts},
+    moe_router::fast::route,
     pool,
     rms_norm::fast::add_rms_norm,
     rms_norm_gated::fast::rms_norm_gated,
@@ -300,7 +300,7 @@ fn router<S: Simd>(s: S, n: usize, fill: &mut Fill) -> Prepared {
     prepared(n * A, move |o| {
         let mut logits = room(n * E);
         linear(s, &mut logits, &x, layers.next());
-        o.copy_from_slice(&route(&logits, E, A, true, None).weights);
+        o.copy_from_slice(&route(s, &logits, E, A, true, None).weights);
     })
 }
 
