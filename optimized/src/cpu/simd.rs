@@ -79,6 +79,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn halves(self, x: &[bf16; PAIRS]) -> Self::H;
     /// The same numbers from FP8 codes.
     fn fp8(self, x: &[u8; QUADS]) -> [Self::H; 2];
+    /// The numbers of FP8 codes.
+    fn fp8_wide(self, x: &[u8; QUADS]) -> [Self::F; 4];
     /// The same two numbers in every lane.
     fn pair(self, x: [bf16; 2]) -> Self::H;
     /// `acc_r + a_2r b_2r + a_2r+1 b_2r+1`; whether numbers below the smallest normal count is the
@@ -217,6 +219,17 @@ const fn fp8_bytes() -> ([u8; 128], [u8; 128]) {
     }
     (high, low)
 }
+
+/// The number of each FP8 code.
+pub(crate) static FP8_WIDE: [f32; 256] = {
+    let (mut numbers, mut code) = ([0.0; 256], 0);
+    while code < 256 {
+        let (high, low) = (FP8.0[code & 127] as u32, FP8.1[code & 127] as u32);
+        numbers[code] = f32::from_bits(((code as u32 & 128) | high) << 24 | low << 16);
+        code += 1;
+    }
+    numbers
+};
 
 /// The bf16 numbers of FP8 codes, by the table.
 #[inline(always)]

@@ -8,6 +8,7 @@ use half::{bf16, f16};
 use zerocopy::{FromBytes, Immutable};
 
 use super::{
+    fp8_dequant::fast::fp8_dequant_row,
     linear::{
         activations::{Reads, View},
         fast::{FEW, Matrix, Source, panel, width},
@@ -264,7 +265,7 @@ impl Source for Weight {
                 let mut own = std::mem::take(room);
                 own.resize(columns.len() * d, 0.0);
                 for (i, row) in columns.zip(own.chunks_exact_mut(d)) {
-                    fp8.row(d, i, row);
+                    fp8.row(s, d, i, row);
                 }
                 if part.rows.len() <= FEW {
                     // Summed as everything of few tokens is.
@@ -289,15 +290,11 @@ impl Source for Weight {
             Stored::F32(data) => o.copy_from_slice(&data.slice()[own]),
             Stored::Bf16(data) => widen(s, o, &data.slice()[own]),
             Stored::F16(data) => widen(s, o, &data.slice()[own]),
-            Stored::Fp8(fp8) => fp8.row(self.d, i, o),
+            Stored::Fp8(fp8) => fp8.row(s, self.d, i, o),
             Stored::Quantised(quantised) => quantised.row(i, o),
         }
     }
 }
-
-/// The number of each FP8 code.
-static VALUES: std::sync::LazyLock<[f32; 256]> =
-    std::sync::LazyLock::new(|| std::array::from_fn(|code| golden::fp8::to_f32(code as u8)));
 
 impl Fp8 {
     fn rows(&self, d: usize) -> Codes<'_> {
@@ -305,15 +302,11 @@ impl Fp8 {
     }
 
     /// `code * scale` of its block, rounded to f32.
-    fn row(&self, d: usize, i: usize, o: &mut [f32]) {
+    #[inline(always)]
+    fn row<S: Simd>(&self, s: S, d: usize, i: usize, o: &mut [f32]) {
         let [rows, columns] = self.block;
         let across = d.div_ceil(columns);
         let codes = &self.codes.slice()[i * d..(i + 1) * d];
-        let scales = &self.scales[i / rows * across..][..across];
-        for ((o, codes), scale) in o.chunks_mut(columns).zip(codes.chunks(columns)).zip(scales) {
-            for (o, &code) in o.iter_mut().zip(codes) {
-                *o = VALUES[usize::from(code)] * scale;
-            }
-        }
+        fp8_dequant_row(s, o, codes, &self.scales[i / rows * across..][..across], columns);
     }
 }
