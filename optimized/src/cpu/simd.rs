@@ -335,7 +335,8 @@ fn deep<S: Simd, W: Wide, X: Wide, const R: usize, const T: usize>(
     if len <= DEPTH {
         return s.dots(w, x);
     }
-    let mut sums = [[0.0; T]; R];
+    // What is added to this is what it was, whatever the sign of a zero.
+    let mut sums = [[-0.0; T]; R];
     for at in (0..len).step_by(DEPTH) {
         let block = at..(at + DEPTH).min(len);
         let (mut w_block, mut x_block) = (w, x);

@@ -11,11 +11,12 @@ use super::{
     fp8_dequant::fast::fp8_dequant_row,
     linear::{
         activations::{Reads, View},
-        fast::{FEW, Matrix, Source, panel, width},
+        fast::{FEW, Matrix, Source, width},
         halves::{self, Codes, Halves},
     },
     pool::Part,
     quantised::{Bits, Quantised},
+    room,
     simd::{Plain, QUADS, Simd, widen},
 };
 
@@ -234,13 +235,13 @@ impl Source for Weight {
     }
 
     fn width(&self, tokens: usize) -> usize {
-        let (bytes, panel) = match &self.stored {
-            Stored::F32(_) => (4 * self.d, 32),
-            Stored::Bf16(_) | Stored::F16(_) => (2 * self.d, if self.paired { 64 } else { 32 }),
-            Stored::Fp8(_) => (self.d, if self.paired { 64 } else { 32 }),
-            Stored::Quantised(quantised) => (quantised.bytes() / quantised.rows().max(1), 64),
+        let bytes = match &self.stored {
+            Stored::F32(_) => 4 * self.d,
+            Stored::Bf16(_) | Stored::F16(_) => 2 * self.d,
+            Stored::Fp8(_) => self.d,
+            Stored::Quantised(quantised) => quantised.bytes() / quantised.rows().max(1),
         };
-        width(tokens, bytes, panel)
+        width(tokens, bytes)
     }
 
     #[inline(always)]
@@ -262,19 +263,16 @@ impl Source for Weight {
             (Stored::Fp8(fp8), View::Bf16(x)) => halves::products(s, &fp8.rows(d), x, d, part),
             (Stored::Fp8(fp8), View::F32(x)) => {
                 let columns = part.columns.clone();
-                let mut own = std::mem::take(room);
-                own.resize(columns.len() * d, 0.0);
+                let mut own = room::room(columns.len() * d);
                 for (i, row) in columns.zip(own.chunks_exact_mut(d)) {
                     fp8.row(s, d, i, row);
                 }
+                let rows = Matrix { data: &own[..], d };
                 if part.rows.len() <= FEW {
-                    // Summed as everything of few tokens is.
-                    let rows = Matrix { data: &own[..], d };
                     rows.few(s, x, part);
                 } else {
-                    panel(s, &own, d, x, part);
+                    rows.many(s, x, part, room);
                 }
-                *room = own;
             }
             (Stored::Quantised(quantised), View::Int8(codes, parts)) => {
                 quantised.products(s, codes, parts, part);
