@@ -12,21 +12,21 @@
 
 use std::arch::x86_64::{
     __m128i, __m256, __m256i, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT,
-    _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehl_ps,
-    _mm_prefetch, _mm_set1_epi32, _mm_shuffle_ps, _mm256_add_epi32, _mm256_add_ps,
+    _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128,
+    _mm_movehl_ps, _mm_prefetch, _mm_set1_epi32, _mm_shuffle_ps, _mm256_add_epi32, _mm256_add_ps,
     _mm256_and_si256, _mm256_blendv_ps, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cmp_ps,
-    _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
-    _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_hadd_epi32,
-    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_max_ps, _mm256_min_ps,
-    _mm256_mul_ps, _mm256_round_ps, _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_ps,
-    _mm256_setzero_ps, _mm256_setzero_si256, _mm256_slli_epi32, _mm256_srli_epi16,
-    _mm256_storeu_ps, _mm256_sub_ps, _mm256_unpackhi_epi8, _mm256_unpacklo_epi8,
+    _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32,
+    _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps,
+    _mm256_hadd_epi32, _mm256_i32gather_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
+    _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_round_ps, _mm256_set1_epi8,
+    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_slli_epi32,
+    _mm256_srli_epi16, _mm256_storeu_ps, _mm256_sub_ps, _mm256_unpackhi_epi8, _mm256_unpacklo_epi8,
 };
 
 use half::{bf16, f16};
 
 use super::simd::{
-    Factor, LANES, PAIRS, QUADS, Rows, Simd, Wide, each, fp8_by_table, outer, tiles,
+    FP8_WIDE, Factor, LANES, PAIRS, QUADS, Rows, Simd, Wide, each, fp8_by_table, outer, tiles,
 };
 
 /// Proof that the processor has AVX2, FMA and F16C.
@@ -131,6 +131,18 @@ impl Simd for Avx2 {
     fn fp8(self, x: &[u8; QUADS]) -> [Self::H; 2] {
         let [low, high] = fp8_by_table(x);
         [self.halves(&low), self.halves(&high)]
+    }
+
+    #[inline(always)]
+    fn fp8_wide(self, x: &[u8; QUADS]) -> [Self::F; 4] {
+        let start = x.as_ptr();
+        each(
+            self.splat(0.0),
+            #[inline(always)]
+            |i| unsafe {
+                [numbers(start.add(LANES * i)), numbers(start.add(LANES * i + LANES / 2))]
+            },
+        )
     }
 
     #[inline(always)]
@@ -335,6 +347,18 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn accumulate<B: Wide>(self, o: &mut [f32], a: Factor<'_>, b: &[B], j: usize) {
         outer::<_, _, 6, 1>(self, o, a, b, j);
+    }
+}
+
+/// The numbers of eight FP8 codes.
+///
+/// # Safety
+/// The processor has AVX2, and eight codes lie at `codes`.
+#[inline(always)]
+unsafe fn numbers(codes: *const u8) -> Eight {
+    unsafe {
+        let codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(codes.cast()));
+        _mm256_i32gather_ps::<4>(FP8_WIDE.as_ptr(), codes)
     }
 }
 

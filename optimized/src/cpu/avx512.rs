@@ -16,16 +16,16 @@ use std::arch::x86_64::{
     _mm_shuffle_ps, _mm_storeu_ps, _mm_storeu_si128, _mm256_add_ps, _mm256_castps256_ps128,
     _mm256_extractf128_ps, _mm256_loadu_si256, _mm256_storeu_si256, _mm512_add_epi32,
     _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps256,
-    _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps,
-    _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_epi32, _mm512_cvtsepi32_epi8,
-    _mm512_div_ps, _mm512_dpbf16_ps, _mm512_dpbusd_epi32, _mm512_extractf32x8_ps, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_mov_epi32, _mm512_mask_mov_ps, _mm512_max_ps,
-    _mm512_min_ps, _mm512_mul_ps, _mm512_permutex2var_epi8, _mm512_permutexvar_epi64,
-    _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_set1_epi8, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_setr_epi64, _mm512_setzero_ps, _mm512_shuffle_ps, _mm512_slli_epi32,
-    _mm512_srli_epi16, _mm512_srli_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_ps,
-    _mm512_ternarylogic_epi64, _mm512_unpackhi_epi8, _mm512_unpackhi_ps, _mm512_unpacklo_epi8,
-    _mm512_unpacklo_ps,
+    _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cmp_ps_mask, _mm512_cvtepi32_epi16,
+    _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_epi32,
+    _mm512_cvtsepi32_epi8, _mm512_div_ps, _mm512_dpbf16_ps, _mm512_dpbusd_epi32,
+    _mm512_extractf32x8_ps, _mm512_extracti64x4_epi64, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_mask_mov_epi32, _mm512_mask_mov_ps, _mm512_max_ps, _mm512_min_ps,
+    _mm512_mul_ps, _mm512_permutex2var_epi8, _mm512_permutexvar_epi64, _mm512_reduce_max_ps,
+    _mm512_roundscale_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi64,
+    _mm512_setzero_ps, _mm512_shuffle_ps, _mm512_slli_epi32, _mm512_srli_epi16, _mm512_srli_epi32,
+    _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_ps, _mm512_ternarylogic_epi64,
+    _mm512_unpackhi_epi8, _mm512_unpackhi_ps, _mm512_unpacklo_epi8, _mm512_unpacklo_ps,
 };
 
 use half::{bf16, f16};
@@ -145,6 +145,21 @@ impl Simd for Avx512 {
         unsafe {
             _mm512_storeu_si512(start, low);
             _mm512_storeu_si512(start.add(1), high);
+        }
+    }
+
+    #[inline(always)]
+    fn fp8_wide(self, x: &[u8; QUADS]) -> [__m512; 4] {
+        let [a, b] = self.fp8(x);
+        unsafe {
+            let wide =
+                |x: __m256i| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)));
+            [
+                wide(_mm512_castsi512_si256(a)),
+                wide(_mm512_extracti64x4_epi64::<1>(a)),
+                wide(_mm512_castsi512_si256(b)),
+                wide(_mm512_extracti64x4_epi64::<1>(b)),
+            ]
         }
     }
 

@@ -7,11 +7,14 @@ use golden::{
 use ndarray::{Ix2, Ix3};
 use rayon::prelude::*;
 
+use super::vector::variants;
 use super::{
     activation::silu,
     portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
     stored::Stored,
 };
+
+pub(crate) mod fast;
 
 /// Every CPU variant, plainest first.
 #[inline(never)]
@@ -19,17 +22,27 @@ pub fn variants() -> &'static [&'static dyn Variant<CausalConv1d>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<CausalConv1d>] = &[&Portable {
-    name: "cpu/portable",
-    pack: pack!(Loaded),
-    plan: |spec| {
-        // The window holds raw inputs, as they came.
-        Plan { state: Plan::stored(spec.dtype).output, ..Plan::stored(spec.dtype) }
-    },
-    claims: CLAIMS,
-    plants: PLANTS,
-    plant: HONEST,
-}];
+const VARIANTS: &[&dyn Variant<CausalConv1d>] = variants!(
+    [&Portable {
+        name: "cpu/portable",
+        pack: pack!(Loaded),
+        plan,
+        claims: CLAIMS,
+        plants: PLANTS,
+        plant: HONEST,
+    }],
+    plan,
+    VECTOR_PLANTS
+);
+
+/// The window holds raw inputs, as they came.
+fn plan(spec: &Spec<Case>) -> Plan {
+    Plan { state: Plan::stored(spec.dtype).output, ..Plan::stored(spec.dtype) }
+}
+
+/// Those that the fast kernels can be told to have: `taps-flipped`, `state-ignored`, `short-step-state-unwritten`.
+#[cfg(target_arch = "x86_64")]
+const VECTOR_PLANTS: &[Plant] = &[PLANTS[0], PLANTS[3], PLANTS[6]];
 
 const PLANTS: &[Plant] = &[
     Plant {

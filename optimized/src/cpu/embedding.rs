@@ -7,10 +7,13 @@ use golden::{
 use ndarray::Ix2;
 use rayon::prelude::*;
 
+use super::vector::variants;
 use super::{
     portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
     stored::Stored,
 };
+
+pub(crate) mod fast;
 
 /// Every CPU variant, plainest first.
 #[inline(never)]
@@ -18,14 +21,22 @@ pub fn variants() -> &'static [&'static dyn Variant<Embedding>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<Embedding>] = &[&Portable {
-    name: "cpu/portable",
-    pack: pack!(Loaded),
-    plan: |spec| Plan::stored(spec.dtype),
-    claims: CLAIMS,
-    plants: PLANTS,
-    plant: HONEST,
-}];
+const VARIANTS: &[&dyn Variant<Embedding>] = variants!(
+    [&Portable {
+        name: "cpu/portable",
+        pack: pack!(Loaded),
+        plan: |spec| Plan::stored(spec.dtype),
+        claims: CLAIMS,
+        plants: PLANTS,
+        plant: HONEST,
+    }],
+    |spec| Plan::stored(spec.dtype),
+    VECTOR_PLANTS
+);
+
+/// Those that the fast kernels can be told to have: `row-off-by-one`, `last-row-unwritten`.
+#[cfg(target_arch = "x86_64")]
+const VECTOR_PLANTS: &[Plant] = &[PLANTS[0], PLANTS[3]];
 
 const PLANTS: &[Plant] = &[
     Plant {

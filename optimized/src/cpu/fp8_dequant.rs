@@ -7,10 +7,13 @@ use golden::{
 use ndarray::Ix2;
 use rayon::prelude::*;
 
+use super::vector::variants;
 use super::{
     portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, unpacked},
     stored::Stored,
 };
+
+pub(crate) mod fast;
 
 /// Every CPU variant, plainest first.
 #[inline(never)]
@@ -18,14 +21,22 @@ pub fn variants() -> &'static [&'static dyn Variant<Fp8Dequant>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<Fp8Dequant>] = &[&Portable {
-    name: "cpu/portable",
-    pack: pack!(Loaded),
-    plan: |spec| Plan::stored(spec.dtype),
-    claims: CLAIMS,
-    plants: PLANTS,
-    plant: HONEST,
-}];
+const VARIANTS: &[&dyn Variant<Fp8Dequant>] = variants!(
+    [&Portable {
+        name: "cpu/portable",
+        pack: pack!(Loaded),
+        plan: |spec| Plan::stored(spec.dtype),
+        claims: CLAIMS,
+        plants: PLANTS,
+        plant: HONEST,
+    }],
+    |spec| Plan::stored(spec.dtype),
+    VECTOR_PLANTS
+);
+
+/// Those that the fast kernels can be told to have: `divides-by-the-scale`, `scales-transposed`, `scale-in-bf16`.
+#[cfg(target_arch = "x86_64")]
+const VECTOR_PLANTS: &[Plant] = &[PLANTS[0], PLANTS[1], PLANTS[6]];
 
 const PLANTS: &[Plant] = &[
     Plant {

@@ -7,11 +7,14 @@ use golden::{
 use ndarray::Ix2;
 use rayon::prelude::*;
 
+use super::vector::variants;
 use super::{
     activation::sigmoid,
     portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
     stored::Stored,
 };
+
+pub(crate) mod fast;
 
 /// Every CPU variant, plainest first.
 #[inline(never)]
@@ -19,15 +22,23 @@ pub fn variants() -> &'static [&'static dyn Variant<GdnGates>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<GdnGates>] = &[&Portable {
-    name: "cpu/portable",
-    pack: pack!(Loaded),
-    // Gates are kept in f32, whatever the projections are stored in.
-    plan: |_| Plan::F32,
-    claims: CLAIMS,
-    plants: PLANTS,
-    plant: HONEST,
-}];
+const VARIANTS: &[&dyn Variant<GdnGates>] = variants!(
+    [&Portable {
+        name: "cpu/portable",
+        pack: pack!(Loaded),
+        // Gates are kept in f32, whatever the projections are stored in.
+        plan: |_| Plan::F32,
+        claims: CLAIMS,
+        plants: PLANTS,
+        plant: HONEST,
+    }],
+    |_| Plan::F32,
+    VECTOR_PLANTS
+);
+
+/// Those that the fast kernels can be told to have: `exp-missing`, `a-b-swapped`, `heads-rotated`.
+#[cfg(target_arch = "x86_64")]
+const VECTOR_PLANTS: &[Plant] = &[PLANTS[7], PLANTS[8], PLANTS[9]];
 
 const PLANTS: &[Plant] = &[
     Plant {

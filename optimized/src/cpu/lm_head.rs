@@ -6,11 +6,14 @@ use golden::{
 };
 use ndarray::Ix2;
 
+use super::vector::variants;
 use super::{
-    linear::{Projection, linear},
+    linear::{self, Projection},
     portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
     stored::Stored,
 };
+
+pub(crate) mod fast;
 
 /// Every CPU variant, plainest first.
 #[inline(never)]
@@ -18,15 +21,25 @@ pub fn variants() -> &'static [&'static dyn Variant<LmHead>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<LmHead>] = &[&Portable {
-    name: "cpu/portable",
-    pack: pack!(Loaded),
-    // Logits stay in f32 whatever activations and weights are stored in.
-    plan: |_| Plan::F32,
-    claims: CLAIMS,
-    plants: PLANTS,
-    plant: HONEST,
-}];
+const VARIANTS: &[&dyn Variant<LmHead>] = variants!(
+    [&Portable {
+        name: "cpu/portable",
+        pack: pack!(Loaded),
+        // Logits stay in f32 whatever activations and weights are stored in.
+        plan: |_| Plan::F32,
+        claims: CLAIMS,
+        plants: PLANTS,
+        plant: HONEST,
+    }],
+    |_| Plan::F32,
+    VECTOR_PLANTS,
+    paired: linear::fast::unpaired,
+    |spec| Plan { output: Plan::F32.output, ..linear::fast::paired_plan(spec) }
+);
+
+/// Those that the fast kernels can be told to have: `logits-in-bf16`, `vocabulary-tail-zero`, `shard-shifted`.
+#[cfg(target_arch = "x86_64")]
+const VECTOR_PLANTS: &[Plant] = &[PLANTS[0], PLANTS[2], PLANTS[3]];
 
 const PLANTS: &[Plant] = &[
     Plant {
@@ -84,17 +97,12 @@ impl<E: Stored> Kernel<LmHead> for Loaded<E> {
 
     fn run(&mut self, plant: Planted) {
         let Case { m, d, .. } = self.case;
-        linear(&mut self.logits, &Projection { x: &self.x, weight: &self.weight, d }, plant);
-        for logits in self.logits.chunks_mut(m) {
-            match plant.0 {
-                Some("logits-in-bf16") => {
-                    logits.iter_mut().for_each(|x| *x = Dtype::Bf16.round(*x));
-                }
-                Some("vocabulary-tail-zero") => logits[m - m % 32..].fill(0.0),
-                Some("shard-shifted") if 1 < m => logits.copy_within(m / 2 - 1..m - 1, m / 2),
-                _ => {}
-            }
-        }
+        linear::linear(
+            &mut self.logits,
+            &Projection { x: &self.x, weight: &self.weight, d },
+            plant,
+        );
+        spoil(&mut self.logits, m, plant);
     }
 
     fn inputs(&self) -> Inputs {
@@ -104,5 +112,17 @@ impl<E: Stored> Kernel<LmHead> for Loaded<E> {
 
     fn outputs(&self) -> Outputs {
         Outputs { logits: unpacked(&self.logits, Ix2(self.case.n, self.case.m)) }
+    }
+}
+
+/// Faults in what is returned. `logits`: `[N, M]`.
+fn spoil(logits: &mut [f32], m: usize, plant: Planted) {
+    for logits in logits.chunks_mut(m) {
+        match plant.0 {
+            Some("logits-in-bf16") => logits.iter_mut().for_each(|x| *x = Dtype::Bf16.round(*x)),
+            Some("vocabulary-tail-zero") => logits[m - m % 32..].fill(0.0),
+            Some("shard-shifted") if 1 < m => logits.copy_within(m / 2 - 1..m - 1, m / 2),
+            _ => {}
+        }
     }
 }

@@ -8,7 +8,6 @@
 mod engine;
 mod memory;
 mod pieces;
-pub(super) mod route;
 mod store;
 mod weights;
 
@@ -29,20 +28,24 @@ use ndarray::Array2;
 
 use self::{
     pieces::{PIECE, Piece, join, pieces, want_of},
-    route::route,
     store::narrowings,
     weights::{Format, Layer, Loader, MixerWeights, MlpWeights, Mtp},
 };
 use super::{
     aligned::Arena,
     attention::fast::{Cached, KeyValues, Sizes, attention},
+    embedding::fast::embedding,
     gdn_layer::fast::{Gdn, State},
     linear::fast::{Source, linear},
     moe_experts::fast::{Groups, moe_experts},
+    moe_router::fast::route,
     pool,
+    portable::HONEST,
     rms_norm::fast::{add, add_rms_norm, rms_norm, rms_norm_row},
     room::{Room, room},
+    rope::fast::{rope_head, table},
     seen::Seen,
+    shared_expert::fast::shared_expert,
     simd::Simd,
     weight::{Weight, matrix, vector},
 };
@@ -85,8 +88,8 @@ enum LayerState {
 struct Place {
     /// `[S + 1]`.
     cu: Vec<usize>,
-    /// `[N, R / 2]`: cosines and sines.
-    turns: Vec<(f32, f32)>,
+    /// `[N, R]`: cosines, then sines.
+    turns: Vec<f32>,
 }
 
 impl<S: Simd> Model<S> {
@@ -161,31 +164,23 @@ impl<S: Simd> Model<S> {
 
     /// `[N, D]`.
     fn embed(&self, tokens: &[Vec<u32>]) -> Room<f32> {
-        let d = self.config.hidden_size;
-        let ids: Vec<u32> = tokens.iter().flatten().copied().collect();
-        let mut x = room(ids.len() * d);
-        for (x, &id) in x.chunks_exact_mut(d).zip(&ids) {
-            self.embedding.row(self.s, id as usize, x);
-        }
+        let ids: Vec<i64> = tokens.iter().flatten().map(|&id| id.into()).collect();
+        let mut x = room(ids.len() * self.config.hidden_size);
+        embedding(self.s, &mut x, &ids, &self.embedding);
         x
     }
 
     fn place(&self, tokens: &[Vec<u32>], lengths: impl Iterator<Item = usize>) -> Place {
-        let mut place = Place { cu: vec![0], turns: Vec::new() };
-        let factor = self.config.rope.yarn.map_or(1.0, |yarn| yarn.attention_factor as f32);
+        let mut cu = vec![0];
+        let mut positions = Vec::new();
         for (tokens, before) in tokens.iter().zip(lengths) {
-            let end = place.cu[place.cu.len() - 1] + tokens.len();
-            place.cu.push(end);
-            for position in before..before + tokens.len() {
-                place.turns.extend(self.inv_freq.iter().map(|frequency| {
-                    // The angle is defined in f32; its cosine is taken in f64, so that the reduction
-                    // of a large angle costs nothing.
-                    let turn = f64::from(position as f32 * frequency);
-                    (turn.cos() as f32 * factor, turn.sin() as f32 * factor)
-                }));
-            }
+            positions.extend((before..before + tokens.len()).map(|position| position as i64));
+            cu.push(positions.len());
         }
-        place
+        let factor = self.config.rope.yarn.map_or(1.0, |yarn| yarn.attention_factor as f32);
+        let mut turns = vec![f32::NAN; positions.len() * 2 * self.inv_freq.len()];
+        table(&mut turns, &positions, &self.inv_freq, factor);
+        Place { cu, turns }
     }
 
     /// The sparse or dense MLP.
@@ -201,10 +196,9 @@ impl<S: Simd> Model<S> {
         let n = x.len() / c.hidden_size;
         let mut o = room(x.len());
         o.fill(0.0);
-        let everyone = Groups::new(&vec![0; n], 1, 1);
         match mlp {
             MlpWeights::Dense(mlp) => {
-                moe_experts(s, &mut o, x, &everyone, &vec![1.0; n], |_| mlp.expert());
+                moe_experts(s, &mut o, x, &Groups::of_all(n), &vec![1.0; n], |_| mlp.expert());
                 seen.see("dense_mlp", "o", &[n, c.hidden_size], &mut o)?;
                 Ok((o, None))
             }
@@ -215,15 +209,12 @@ impl<S: Simd> Model<S> {
                 seen.see("moe_router", "logits", &[n, c.num_experts], &mut logits)?;
                 let given = seen.given_ids("moe_router", "ids")?;
                 let forced = given.as_ref().or(forced);
-                let mut routed = route(&logits, c.num_experts, active, c.norm_topk_prob, forced);
+                let mut routed = route(s, &logits, c.num_experts, active, c.norm_topk_prob, forced);
                 seen.see("moe_router", "weights", &[n, active], &mut routed.weights)?;
                 let groups = Groups::new(&routed.ids, active, c.num_experts);
                 moe_experts(s, &mut o, x, &groups, &routed.weights, |e| experts[e].expert());
                 seen.see("moe_experts", "o", &[n, c.hidden_size], &mut o)?;
-                let mut open = room(n);
-                linear(s, &mut open, x, shared_gate);
-                open.iter_mut().for_each(|open| *open = 1.0 / (1.0 + (-*open).exp()));
-                moe_experts(s, &mut o, x, &everyone, &open, |_| shared.expert());
+                shared_expert(s, &mut o, x, shared_gate, &shared.expert(), HONEST);
                 seen.see("moe_layer", "o", &[n, c.hidden_size], &mut o)?;
                 let ids = Array2::from_shape_vec((n, active), routed.ids)?;
                 Ok((o, Some(Routing { ids, margins: routed.margins })))
@@ -256,10 +247,10 @@ impl<S: Simd> Model<S> {
         seen.see("linear", "k_proj", &[n, hkv, h], &mut keys)?;
         linear(s, &mut values, x, v);
         seen.see("linear", "v_proj", &[n, hkv, h], &mut values)?;
-        let half = self.inv_freq.len();
+        let turned = 2 * self.inv_freq.len();
         let (mut queries, mut gates) = (room(n * hq * h), room(n * hq * h));
         pool::pieces2((&mut queries, hq * h), (&mut gates, hq * h), |token, queries, gates| {
-            let turns = &place.turns[token * half..][..half];
+            let turns = &place.turns[token * turned..][..turned];
             s.run(
                 #[inline(always)]
                 || {
@@ -269,19 +260,19 @@ impl<S: Simd> Model<S> {
                         query.copy_from_slice(&both[..h]);
                         gate.copy_from_slice(&both[h..]);
                         rms_norm_row(s, query, q_norm, eps);
-                        turn(query, turns);
+                        rope_head(s, query, turns);
                     }
                 },
             );
         });
         pool::pieces(&mut keys, hkv * h, |token, keys| {
-            let turns = &place.turns[token * half..][..half];
+            let turns = &place.turns[token * turned..][..turned];
             s.run(
                 #[inline(always)]
                 || {
                     for key in keys.chunks_exact_mut(h) {
                         rms_norm_row(s, key, k_norm, eps);
-                        turn(key, turns);
+                        rope_head(s, key, turns);
                     }
                 },
             );
@@ -500,15 +491,6 @@ impl<S: Simd> Model<S> {
 
     fn check(&self, tokens: &[Vec<u32>]) -> Result<(), Error> {
         check_tokens(tokens, self.sequences.len(), self.config.vocab_size)
-    }
-}
-
-/// `(x_i, x_{i + R/2}) <- (x_i c_i - x_{i + R/2} s_i, x_{i + R/2} c_i + x_i s_i)`.
-#[inline(always)]
-pub(super) fn turn(x: &mut [f32], turns: &[(f32, f32)]) {
-    let (a, rest) = x.split_at_mut(turns.len());
-    for ((a, b), (cos, sin)) in a.iter_mut().zip(rest).zip(turns) {
-        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
     }
 }
 

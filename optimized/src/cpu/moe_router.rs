@@ -7,6 +7,7 @@ use golden::{
 use ndarray::{ArcArray, Ix1, Ix2};
 use rayon::prelude::*;
 
+use super::vector::variants;
 use super::{
     activation::sigmoid,
     linear::{Projection, linear},
@@ -14,21 +15,31 @@ use super::{
     stored::Stored,
 };
 
+pub(crate) mod fast;
+
 /// Every CPU variant, plainest first.
 #[inline(never)]
 pub fn variants() -> &'static [&'static dyn Variant<MoeRouter>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<MoeRouter>] = &[&Portable {
-    name: "cpu/portable",
-    pack: pack!(Loaded),
-    // Logits and weights stay in f32 whatever activations are stored in: a choice hangs on them.
-    plan: |_| Plan::F32,
-    claims: CLAIMS,
-    plants: PLANTS,
-    plant: HONEST,
-}];
+const VARIANTS: &[&dyn Variant<MoeRouter>] = variants!(
+    [&Portable {
+        name: "cpu/portable",
+        pack: pack!(Loaded),
+        // Logits and weights stay in f32 whatever activations are stored in: a choice hangs on them.
+        plan: |_| Plan::F32,
+        claims: CLAIMS,
+        plants: PLANTS,
+        plant: HONEST,
+    }],
+    |_| Plan::F32,
+    VECTOR_PLANTS
+);
+
+/// Those that the fast kernels can be told to have: `logits-in-bf16`, `renormalise-flipped`, `weights-shifted`.
+#[cfg(target_arch = "x86_64")]
+const VECTOR_PLANTS: &[Plant] = &[PLANTS[0], PLANTS[5], PLANTS[8]];
 
 const PLANTS: &[Plant] = &[
     Plant {

@@ -7,6 +7,7 @@ use golden::{
 use ndarray::Ix2;
 use rayon::prelude::*;
 
+use super::vector::variants;
 use super::{
     activation::{overflowing_sigmoid, sigmoid, silu},
     portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
@@ -14,20 +15,30 @@ use super::{
     sums::dot,
 };
 
+pub(crate) mod fast;
+
 /// Every CPU variant, plainest first.
 #[inline(never)]
 pub fn variants() -> &'static [&'static dyn Variant<RmsNormGated>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<RmsNormGated>] = &[&Portable {
-    name: "cpu/portable",
-    pack: pack!(Loaded),
-    plan: |spec| Plan::stored(spec.dtype),
-    claims: CLAIMS,
-    plants: PLANTS,
-    plant: HONEST,
-}];
+const VARIANTS: &[&dyn Variant<RmsNormGated>] = variants!(
+    [&Portable {
+        name: "cpu/portable",
+        pack: pack!(Loaded),
+        plan: |spec| Plan::stored(spec.dtype),
+        claims: CLAIMS,
+        plants: PLANTS,
+        plant: HONEST,
+    }],
+    |spec| Plan::stored(spec.dtype),
+    VECTOR_PLANTS
+);
+
+/// Those that the fast kernels can be told to have: `zero-centred`, `sum-not-mean`.
+#[cfg(target_arch = "x86_64")]
+const VECTOR_PLANTS: &[Plant] = &[PLANTS[0], PLANTS[4]];
 
 const PLANTS: &[Plant] = &[
     Plant {

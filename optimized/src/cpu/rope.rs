@@ -7,10 +7,13 @@ use golden::{
 use ndarray::Ix3;
 use rayon::prelude::*;
 
+use super::vector::variants;
 use super::{
     portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
     stored::Stored,
 };
+
+pub(crate) mod fast;
 
 /// Every CPU variant, plainest first.
 #[inline(never)]
@@ -18,14 +21,22 @@ pub fn variants() -> &'static [&'static dyn Variant<Rope>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<Rope>] = &[&Portable {
-    name: "cpu/portable",
-    pack: pack!(Loaded),
-    plan: |spec| Plan::stored(spec.dtype),
-    claims: CLAIMS,
-    plants: PLANTS,
-    plant: HONEST,
-}];
+const VARIANTS: &[&dyn Variant<Rope>] = variants!(
+    [&Portable {
+        name: "cpu/portable",
+        pack: pack!(Loaded),
+        plan: |spec| Plan::stored(spec.dtype),
+        claims: CLAIMS,
+        plants: PLANTS,
+        plant: HONEST,
+    }],
+    |spec| Plan::stored(spec.dtype),
+    VECTOR_PLANTS
+);
+
+/// Those that the fast kernels can be told to have: `turned-backwards`, `yarn-factor-dropped`, `positions-from-one`.
+#[cfg(target_arch = "x86_64")]
+const VECTOR_PLANTS: &[Plant] = &[PLANTS[2], PLANTS[3], PLANTS[8]];
 
 const PLANTS: &[Plant] = &[
     Plant {
@@ -173,16 +184,26 @@ pub(crate) fn table(
         _ => |p, f| p * f,
     };
     let factor = if plant.is("yarn-factor-dropped") { 1.0 } else { factor };
-    let half = inv_freq.len();
-    table.par_chunks_mut(2 * half).zip(positions).for_each(|(row, &position)| {
-        let (cos, sin) = row.split_at_mut(half);
-        for ((cos, sin), &frequency) in cos.iter_mut().zip(sin).zip(inv_freq) {
-            // In f64, so that the reduction of a large angle costs nothing.
-            let turn = f64::from(angle(position as f32, frequency));
-            *cos = turn.cos() as f32 * factor;
-            *sin = turn.sin() as f32 * factor;
-        }
+    table.par_chunks_mut(2 * inv_freq.len()).zip(positions).for_each(|(row, &position)| {
+        turns(row, position, inv_freq, factor, angle);
     });
+}
+
+/// Cosines, then sines, of one token: `[R]`.
+fn turns(
+    row: &mut [f32],
+    position: i64,
+    inv_freq: &[f32],
+    factor: f32,
+    angle: impl Fn(f32, f32) -> f32,
+) {
+    let (cos, sin) = row.split_at_mut(inv_freq.len());
+    for ((cos, sin), &frequency) in cos.iter_mut().zip(sin).zip(inv_freq) {
+        // In f64, so that the reduction of a large angle costs nothing.
+        let turn = f64::from(angle(position as f32, frequency));
+        *cos = turn.cos() as f32 * factor;
+        *sin = turn.sin() as f32 * factor;
+    }
 }
 
 /// One token per task.

@@ -9,10 +9,13 @@ use golden::{
 use ndarray::Ix2;
 use rayon::prelude::*;
 
+use super::vector::variants;
 use super::{
     portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
     stored::Stored,
 };
+
+pub(crate) mod fast;
 
 /// Every CPU variant, plainest first.
 #[inline(never)]
@@ -20,14 +23,22 @@ pub fn variants() -> &'static [&'static dyn Variant<Sampling>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<Sampling>] = &[&Portable {
-    name: "cpu/portable",
-    pack: pack!(Loaded),
-    plan: |_| Plan::F32,
-    claims: CLAIMS,
-    plants: PLANTS,
-    plant: HONEST,
-}];
+const VARIANTS: &[&dyn Variant<Sampling>] = variants!(
+    [&Portable {
+        name: "cpu/portable",
+        pack: pack!(Loaded),
+        plan: |_| Plan::F32,
+        claims: CLAIMS,
+        plants: PLANTS,
+        plant: HONEST,
+    }],
+    |_| Plan::F32,
+    VECTOR_PLANTS
+);
+
+/// Those that the fast kernels can be told to have: `temperature-multiplied`, `top-k-one-more`.
+#[cfg(target_arch = "x86_64")]
+const VECTOR_PLANTS: &[Plant] = &[PLANTS[1], PLANTS[2]];
 
 const PLANTS: &[Plant] = &[
     Plant {
@@ -127,6 +138,7 @@ impl<E: Stored> Kernel<Sampling> for Loaded<E> {
 }
 
 /// How a token is chosen.
+#[derive(Clone, Copy)]
 pub(crate) struct How {
     /// 0 is greedy.
     pub(crate) temperature: f32,
@@ -231,12 +243,33 @@ impl How {
     }
 }
 
+/// The place that a draw falls on among weights `p`, largest first, of which those that may be kept have
+/// this total; `last` if it falls on none, where these are all.
+fn place(
+    how: &How,
+    mut p: &[f32],
+    mut total: f32,
+    uniform: f32,
+    mut last: Option<usize>,
+) -> Option<usize> {
+    if how.top_p < 1.0 {
+        last = Some(reached(p, |sum| how.top_p * total <= sum).or(last)?);
+        p = &p[..=last?];
+        total = p.iter().sum();
+    }
+    reached(p, |sum| uniform * total < sum).or(last)
+}
+
 /// The first place where the running sum is enough, or the last.
 fn reach(p: &[f32], enough: impl Fn(f32) -> bool) -> usize {
+    reached(p, enough).unwrap_or(p.len() - 1)
+}
+
+/// The first place where the running sum is enough.
+fn reached(p: &[f32], enough: impl Fn(f32) -> bool) -> Option<usize> {
     let mut sum = 0.0;
-    let found = p.iter().position(|p| {
+    p.iter().position(|p| {
         sum += p;
         enough(sum)
-    });
-    found.unwrap_or(p.len() - 1)
+    })
 }

@@ -7,12 +7,15 @@ use golden::{
 use ndarray::Ix2;
 use rayon::prelude::*;
 
+use super::vector::variants;
 use super::{
     activation::{overflowing_sigmoid, sigmoid, silu},
-    linear::{Projection, linear},
+    linear::{self, Projection, linear},
     portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
     stored::Stored,
 };
+
+pub(crate) mod fast;
 
 /// Every CPU variant, plainest first.
 #[inline(never)]
@@ -20,14 +23,24 @@ pub fn variants() -> &'static [&'static dyn Variant<SharedExpert>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<SharedExpert>] = &[&Portable {
-    name: "cpu/portable",
-    pack: pack!(Loaded),
-    plan: |spec| Plan::stored(spec.dtype),
-    claims: CLAIMS,
-    plants: PLANTS,
-    plant: HONEST,
-}];
+const VARIANTS: &[&dyn Variant<SharedExpert>] = variants!(
+    [&Portable {
+        name: "cpu/portable",
+        pack: pack!(Loaded),
+        plan: |spec| Plan::stored(spec.dtype),
+        claims: CLAIMS,
+        plants: PLANTS,
+        plant: HONEST,
+    }],
+    linear::fast::plan,
+    VECTOR_PLANTS,
+    paired: linear::fast::unpaired,
+    linear::fast::paired_plan
+);
+
+/// Those that the fast kernels can be told to have: `gate-missing`, `gate-of-first-token`, `gate-up-swapped`.
+#[cfg(target_arch = "x86_64")]
+const VECTOR_PLANTS: &[Plant] = &[PLANTS[0], PLANTS[4], PLANTS[6]];
 
 const PLANTS: &[Plant] = &[
     Plant {

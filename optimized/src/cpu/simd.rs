@@ -84,6 +84,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn put_fp8(self, o: &mut [bf16; QUADS], x: &[u8; QUADS]) {
         o.copy_from_slice(fp8_by_table(x).as_flattened());
     }
+    /// The numbers of FP8 codes.
+    fn fp8_wide(self, x: &[u8; QUADS]) -> [Self::F; 4];
     /// The same two numbers in every lane.
     fn pair(self, x: [bf16; 2]) -> Self::H;
     /// `acc_r + a_2r b_2r + a_2r+1 b_2r+1`; whether numbers below the smallest normal count is the
@@ -223,6 +225,17 @@ const fn fp8_bytes() -> ([u8; 128], [u8; 128]) {
     (high, low)
 }
 
+/// The number of each FP8 code.
+pub(crate) static FP8_WIDE: [f32; 256] = {
+    let (mut numbers, mut code) = ([0.0; 256], 0);
+    while code < 256 {
+        let (high, low) = (FP8.0[code & 127] as u32, FP8.1[code & 127] as u32);
+        numbers[code] = f32::from_bits(((code as u32 & 128) | high) << 24 | low << 16);
+        code += 1;
+    }
+    numbers
+};
+
 /// The bf16 numbers of FP8 codes, by the table.
 #[inline(always)]
 pub(crate) fn fp8_by_table(codes: &[u8; QUADS]) -> [[bf16; PAIRS]; 2] {
@@ -327,7 +340,8 @@ fn deep<S: Simd, W: Wide, X: Wide, const R: usize, const T: usize>(
     if len <= DEPTH {
         return s.dots(w, x);
     }
-    let mut sums = [[0.0; T]; R];
+    // What is added to this is what it was, whatever the sign of a zero.
+    let mut sums = [[-0.0; T]; R];
     for at in (0..len).step_by(DEPTH) {
         let block = at..(at + DEPTH).min(len);
         let (mut w_block, mut x_block) = (w, x);
@@ -574,7 +588,7 @@ pub(crate) fn add_scaled<S: Simd, X: Wide>(s: S, o: &mut [f32], factor: f32, x: 
 
 /// Fewer than sixteen, and zeros.
 #[inline(always)]
-fn padded<W: Wide>(x: &[W]) -> [f32; LANES] {
+pub(crate) fn padded<W: Wide>(x: &[W]) -> [f32; LANES] {
     let mut padded = [0.0; LANES];
     for (to, from) in padded.iter_mut().zip(x) {
         *to = from.load();

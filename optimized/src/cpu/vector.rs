@@ -14,6 +14,9 @@ use super::{
 
 /// An op that fast kernels compute.
 pub(crate) trait Fast: Op {
+    /// Outputs that stay in f32 whatever activations are stored in, beside those that the contract names.
+    const KEPT: &'static [&'static str] = &[];
+
     /// What the kernels read, weights in `E`.
     type Packed<E: Wide>: Send;
 
@@ -79,6 +82,7 @@ where
         for (name, view) in self.outputs.tensors_mut() {
             if let ViewMut::F32(mut x) = view
                 && !O::WIDE.contains(&name)
+                && !O::KEPT.contains(&name)
             {
                 x.mapv_inplace(|x| E::store(x).load());
             }

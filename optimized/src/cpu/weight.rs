@@ -9,13 +9,15 @@ use zerocopy::{FromBytes, Immutable};
 
 use super::{
     aligned::{Aligned, Arena},
+    fp8_dequant::fast::fp8_dequant_row,
     linear::{
         activations::{Reads, View},
-        fast::{FEW, Matrix, Source, panel, width},
+        fast::{FEW, Matrix, Source, width},
         halves::{self, Codes, Halves},
     },
     pool::Part,
     quantised::{Bits, Quantised},
+    room,
     simd::{Plain, QUADS, Simd, widen},
 };
 
@@ -260,13 +262,13 @@ impl Source for Weight {
     }
 
     fn width(&self, tokens: usize) -> usize {
-        let (bytes, panel) = match &self.stored {
-            Stored::F32(_) => (4 * self.d, 32),
-            Stored::Bf16(_) | Stored::F16(_) => (2 * self.d, if self.paired { 64 } else { 32 }),
-            Stored::Fp8(_) => (self.d, if self.paired { 64 } else { 32 }),
-            Stored::Quantised(quantised) => (quantised.bytes() / quantised.rows().max(1), 64),
+        let bytes = match &self.stored {
+            Stored::F32(_) => 4 * self.d,
+            Stored::Bf16(_) | Stored::F16(_) => 2 * self.d,
+            Stored::Fp8(_) => self.d,
+            Stored::Quantised(quantised) => quantised.bytes() / quantised.rows().max(1),
         };
-        width(tokens, bytes, panel)
+        width(tokens, bytes)
     }
 
     #[inline(always)]
@@ -290,19 +292,16 @@ impl Source for Weight {
             }
             (Stored::Fp8(fp8), View::F32(x)) => {
                 let columns = part.columns.clone();
-                let mut own = std::mem::take(room);
-                own.resize(columns.len() * d, 0.0);
+                let mut own = room::room(columns.len() * d);
                 for (i, row) in columns.zip(own.chunks_exact_mut(d)) {
-                    fp8.row(d, i, row);
+                    fp8.row(s, d, i, row);
                 }
+                let rows = Matrix { data: &own[..], d };
                 if part.rows.len() <= FEW {
-                    // Summed as everything of few tokens is.
-                    let rows = Matrix { data: &own[..], d };
                     rows.few(s, x, part);
                 } else {
-                    panel(s, &own, d, x, part);
+                    rows.many(s, x, part, room);
                 }
-                *room = own;
             }
             (Stored::Quantised(quantised), View::Int8(codes, parts)) => {
                 quantised.products(s, codes, parts, part);
@@ -318,15 +317,11 @@ impl Source for Weight {
             Stored::F32(data) => o.copy_from_slice(&data.slice()[own]),
             Stored::Bf16(data) => widen(s, o, &data.slice()[own]),
             Stored::F16(data) => widen(s, o, &data.slice()[own]),
-            Stored::Fp8(fp8) => fp8.row(self.d, i, o),
+            Stored::Fp8(fp8) => fp8.row(s, self.d, i, o),
             Stored::Quantised(quantised) => quantised.row(i, o),
         }
     }
 }
-
-/// The number of each FP8 code.
-static VALUES: std::sync::LazyLock<[f32; 256]> =
-    std::sync::LazyLock::new(|| std::array::from_fn(|code| golden::fp8::to_f32(code as u8)));
 
 impl Fp8 {
     fn rows(&self, d: usize) -> Codes<'_> {
@@ -334,15 +329,11 @@ impl Fp8 {
     }
 
     /// `code * scale` of its block, rounded to f32.
-    fn row(&self, d: usize, i: usize, o: &mut [f32]) {
+    #[inline(always)]
+    fn row<S: Simd>(&self, s: S, d: usize, i: usize, o: &mut [f32]) {
         let [rows, columns] = self.block;
         let across = d.div_ceil(columns);
         let codes = &self.codes.slice()[i * d..(i + 1) * d];
-        let scales = &self.scales[i / rows * across..][..across];
-        for ((o, codes), scale) in o.chunks_mut(columns).zip(codes.chunks(columns)).zip(scales) {
-            for (o, &code) in o.iter_mut().zip(codes) {
-                *o = VALUES[usize::from(code)] * scale;
-            }
-        }
+        fp8_dequant_row(s, o, codes, &self.scales[i / rows * across..][..across], columns);
     }
 }

@@ -18,10 +18,10 @@ use super::{
 };
 use crate::cpu::{
     gdn_layer::fast::STEPS,
+    l2_norm::fast::l2_norm_row,
     linear::activations::Reads,
     pool,
     portable::Planted,
-    rms_norm::fast::l2_norm_row,
     simd::{Factor, LANES, Simd, Wide, each, lanes, lanes_mut, map, outer},
     vector::{Fast, flat, flat_mut},
 };

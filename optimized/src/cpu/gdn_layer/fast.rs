@@ -10,10 +10,13 @@ use std::{
 };
 
 use crate::cpu::{
+    causal_conv1d::fast::{self as conv, convolve},
     gated_delta_rule::fast::{CHUNK, Chunk, Pairs, Room, chunk, steps},
+    gdn_gates::fast::gates,
+    l2_norm::fast::l2_norm_row,
     pool,
-    rms_norm::fast::{l2_norm_row, rms_norm_gated_row},
-    simd::{LANES, Simd, lanes, lanes_mut},
+    rms_norm_gated::fast::rms_norm_gated_row,
+    simd::Simd,
 };
 
 /// The small weights of a layer and its sizes.
@@ -176,9 +179,8 @@ struct Task<'a, 'b> {
 /// Room for a chunk of tokens.
 #[derive(Default)]
 struct Desk {
-    /// `[W - 1 + C, channels]`: inputs of the convolution.
-    inputs: Vec<f32>,
-    /// `[C, channels]`: its outputs; queries and keys are normed in place.
+    conv: conv::Room,
+    /// `[C, channels]`: outputs of the convolution; queries and keys are normed in place.
     mixed: Vec<f32>,
     g: Vec<f32>,
     beta: Vec<f32>,
@@ -207,7 +209,13 @@ impl Task<'_, '_> {
         let mut rest = &mut *self.recurrent;
         for r in 0..group {
             let (state, after) = rest.split_at_mut(k * v);
-            self.layer.gates(self.ba, self.head, r, tokens.clone(), &mut desk.g, &mut desk.beta);
+            self.layer.gates(
+                s,
+                (&mut desk.g, &mut desk.beta),
+                self.ba,
+                (self.head, r),
+                tokens.clone(),
+            );
             let x = Chunk {
                 q: &desk.mixed,
                 k: &desk.mixed[k..],
@@ -236,64 +244,39 @@ impl Task<'_, '_> {
         }
     }
 
-    /// `silu(sum_j taps_j x_{t - W + 1 + j})` of the chunk's tokens; the state goes on.
+    /// The convolution of the chunk's tokens; the window goes on.
     #[inline(always)]
     fn convolve<S: Simd>(&mut self, s: S, tokens: Range<usize>, desk: &mut Desk) {
         let (w, channels, columns) = (self.layer.w, self.layer.channels(), self.layer.columns());
-        let c = tokens.len();
-        let inputs = &mut desk.inputs;
-        inputs.clear();
-        inputs.extend_from_slice(self.conv);
-        for t in tokens {
-            let row = (t * self.layer.hk + self.head) * columns;
-            inputs.extend_from_slice(&self.qkvz[row..row + channels]);
-        }
-        self.conv.copy_from_slice(&inputs[c * channels..]);
-        let taps = &self.layer.taps[self.head * w * channels..][..w * channels];
-        desk.mixed.resize(c * channels, 0.0);
-        for (t, o) in desk.mixed.chunks_exact_mut(channels).enumerate() {
-            let x = &inputs[t * channels..][..w * channels];
-            let mut at = 0;
-            while at + LANES <= channels {
-                let mut sum = s.splat(0.0);
-                for j in 0..w {
-                    let place = j * channels + at;
-                    sum = s.fma(s.load(lanes(&x[place..])), s.load(lanes(&taps[place..])), sum);
-                }
-                s.store(lanes_mut(&mut o[at..]), s.silu(sum));
-                at += LANES;
-            }
-            for at in at..channels {
-                let sum: f32 = (0..w).map(|j| x[j * channels + at] * taps[j * channels + at]).sum();
-                o[at] = sum / (1.0 + (-sum).exp());
-            }
-        }
+        let (qkvz, hk, head) = (self.qkvz, self.layer.hk, self.head);
+        let taps = &self.layer.taps[head * w * channels..][..w * channels];
+        desk.mixed.resize(tokens.len() * channels, 0.0);
+        let rows = tokens.map(|t| &qkvz[(t * hk + head) * columns..][..channels]);
+        convolve(s, &mut desk.mixed, rows, self.conv, taps, &mut desk.conv);
     }
 }
 
 impl Gdn<'_> {
-    /// `g = -exp(A_log) softplus(a + dt_bias)` and `beta = sigmoid(b)` of value head `r` of a key
-    /// head, for some tokens. Rows of `ba` are key heads of `[b R | a R]`.
-    fn gates(
+    /// `g` and `beta` of value head `r` of a key head, for some tokens. Rows of `ba` are key heads of
+    /// `[b R | a R]`.
+    #[inline(always)]
+    fn gates<S: Simd>(
         &self,
+        s: S,
+        (g, beta): (&mut Vec<f32>, &mut Vec<f32>),
         ba: &[f32],
-        head: usize,
-        r: usize,
+        (head, r): (usize, usize),
         tokens: Range<usize>,
-        g: &mut Vec<f32>,
-        beta: &mut Vec<f32>,
     ) {
         let group = self.group();
-        let h = head * group + r;
         g.clear();
         beta.clear();
         for t in tokens {
             let row = &ba[2 * (t * self.hv + head * group)..][..2 * group];
-            let x = row[group + r] + self.dt_bias[h];
-            // As torch: the identity above 20.
-            let softplus = if 20.0 < x { x } else { x.exp().ln_1p() };
-            g.push(-self.rates[h] * softplus);
-            beta.push(1.0 / (1.0 + (-row[r]).exp()));
+            g.push(row[group + r]);
+            beta.push(row[r]);
         }
+        let h = head * group + r;
+        gates(s, g, beta, self.rates[h], self.dt_bias[h]);
     }
 }

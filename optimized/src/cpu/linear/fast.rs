@@ -4,7 +4,7 @@
 //! the pace. Many tokens: some rows of the weight are kept near while the tokens pass by in blocks;
 //! arithmetic sets the pace. How an element is summed depends on `D` alone.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, ops::Range};
 
 use golden::{
     Dtype, Plan, Spec,
@@ -60,7 +60,7 @@ impl<W: Wide> Matrix<'_, W> {
         if part.rows.len() <= FEW {
             own.few(s, x, part);
         } else {
-            panel(s, wide(s, own.data, room), d, x, part);
+            own.many(s, x, part, room);
         }
     }
 
@@ -70,50 +70,81 @@ impl<W: Wide> Matrix<'_, W> {
         let (w, x) = (Rows::whole(self.data, self.d), Rows::whole(x, self.d));
         s.products(w, x, |r, t, sum| part.row(t)[r] = sum);
     }
-}
 
-/// Elements as f32: borrowed, or widened into `room`.
-#[inline(always)]
-fn wide<'a, S: Simd, W: Wide>(s: S, data: &'a [W], room: &'a mut Vec<f32>) -> &'a [f32] {
-    if let Some(data) = W::as_f32(data) {
-        return data;
-    }
-    room.resize(data.len(), 0.0);
-    widen(s, room, data);
-    room
-}
-
-/// Rows of a panel `[columns of the part, D]` with many tokens, in blocks.
-#[inline(always)]
-pub(crate) fn panel<S: Simd>(s: S, panel: &[f32], d: usize, x: &[f32], part: &mut Part<'_, f32>) {
-    // A part of few tokens may have as many columns as it likes.
-    for (i, panel) in panel.chunks(PANEL * d).enumerate() {
-        let width = panel.len() / d;
-        for (block, x) in x.chunks(BLOCK * d).enumerate() {
-            let mut sums = [[0.0; BLOCK]; PANEL];
+    /// The same for many: some rows at a time, some columns of them, which lie together. Rows a power of two
+    /// apart would fall on the same lines of a cache.
+    #[inline(always)]
+    pub(crate) fn many<S: Simd>(
+        &self,
+        s: S,
+        x: &[f32],
+        part: &mut Part<'_, f32>,
+        room: &mut Vec<f32>,
+    ) {
+        let d = self.d;
+        room.resize((PANEL + BLOCK) * DEPTH, 0.0);
+        let (panel, block) = room.split_at_mut(PANEL * DEPTH);
+        for (i, rows) in self.data.chunks(PANEL * d).enumerate() {
             for from in (0..d).step_by(DEPTH) {
-                let len = DEPTH.min(d - from);
-                let columns = |data| Rows { data, stride: d, from, len };
-                s.products(columns(panel), columns(x), |r, t, sum| sums[r][t] += sum);
-            }
-            for t in 0..x.len() / d {
-                let o = &mut part.row(block * BLOCK + t)[i * PANEL..][..width];
-                for (o, sums) in o.iter_mut().zip(&sums) {
-                    *o = sums[t];
+                let columns = from..(from + DEPTH).min(d);
+                let panel = &mut panel[..rows.len() / d * columns.len()];
+                let near = panel.chunks_exact_mut(columns.len());
+                for (near, row) in near.zip(rows.chunks_exact(d)) {
+                    widen(s, near, &row[columns.clone()]);
                 }
+                meet(s, panel, (x, d, columns), part, i * PANEL, block);
             }
         }
     }
 }
 
+/// Some rows of a weight, of which some `columns` are at hand, with the tokens `x` `[N, D]`: adds to these
+/// columns of a part of `o`, or begins them. Not inlined: it is the same for all that weights are stored in.
+#[inline(never)]
+fn meet<S: Simd>(
+    s: S,
+    panel: &[f32],
+    (x, d, columns): (&[f32], usize, Range<usize>),
+    part: &mut Part<'_, f32>,
+    at: usize,
+    near: &mut [f32],
+) {
+    let (len, first) = (columns.len(), columns.start == 0);
+    s.run(
+        #[inline(always)]
+        || {
+            for (block, x) in x.chunks(BLOCK * d).enumerate() {
+                let near = &mut near[..x.len() / d * len];
+                for (near, x) in near.chunks_exact_mut(len).zip(x.chunks_exact(d)) {
+                    near.copy_from_slice(&x[columns.clone()]);
+                }
+                let mut sums = [[0.0; PANEL]; BLOCK];
+                let (w, x) = (Rows::whole(panel, len), Rows::whole(near, len));
+                s.products(w, x, |r, t, sum| sums[t][r] = sum);
+                for (t, sums) in sums.iter().take(near.len() / len).enumerate() {
+                    let o = &mut part.row(block * BLOCK + t)[at..][..panel.len() / len];
+                    if first {
+                        o.copy_from_slice(&sums[..o.len()]);
+                    } else {
+                        o.iter_mut().zip(sums).for_each(|(o, sum)| *o += sum);
+                    }
+                }
+            }
+        },
+    );
+}
+
 /// Tokens that meet a row of the weight as it comes from memory.
 pub(crate) const FEW: usize = 8;
 
-/// Rows of the weight that are kept widened.
-pub(crate) const PANEL: usize = 32;
+/// Rows of the weight that are kept near.
+pub(crate) const PANEL: usize = 64;
 
-/// Tokens that meet a panel together.
-const BLOCK: usize = 8;
+/// Tokens that meet a panel together: whole tiles on every instruction set.
+const BLOCK: usize = 12;
+
+/// A task of few tokens has a multiple of so many rows.
+const STEP: usize = 32;
 
 /// Bytes of a weight that make a task worth handing over: some ten microseconds.
 const GRAIN: usize = 1 << 17;
@@ -142,10 +173,9 @@ fn blocks(tokens: usize, most: usize) -> Vec<usize> {
     (0..tokens).step_by(block).chain([tokens]).collect()
 }
 
-/// Rows of a weight in a task, of `bytes` each: of few tokens those that are worth handing over, of
-/// many tokens `panel`.
-pub(crate) fn width(tokens: usize, bytes: usize, panel: usize) -> usize {
-    if tokens <= FEW { GRAIN.div_ceil(bytes.max(1)).next_multiple_of(PANEL) } else { panel }
+/// Rows of a weight in a task, of `bytes` each: of few tokens those that are worth handing over.
+pub(crate) fn width(tokens: usize, bytes: usize) -> usize {
+    if tokens <= FEW { GRAIN.div_ceil(bytes.max(1)).next_multiple_of(STEP) } else { PANEL }
 }
 
 /// The columns of a part of `o`, for its tokens `x`.

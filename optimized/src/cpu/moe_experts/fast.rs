@@ -65,6 +65,11 @@ impl Groups {
         Groups { starts, tokens, places }
     }
 
+    /// One group of all tokens.
+    pub(crate) fn of_all(tokens: usize) -> Groups {
+        Groups::new(&vec![0; tokens], 1, 1)
+    }
+
     fn of(&self, group: usize) -> Range<usize> {
         self.starts[group]..self.starts[group + 1]
     }

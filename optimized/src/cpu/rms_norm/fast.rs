@@ -9,7 +9,7 @@ use crate::cpu::{
     linear::activations::Reads,
     pool,
     portable::Planted,
-    simd::{Simd, Wide, map, map2},
+    simd::{Simd, Wide, map2},
     vector::{Fast, flat, flat_mut},
 };
 
@@ -133,45 +133,6 @@ pub(crate) fn add<S: Simd>(s: S, o: &mut [f32], x: &[f32]) {
             },
         );
     });
-}
-
-/// `x <- x / sqrt(sum(x^2) + eps) scale`, one row.
-#[inline(always)]
-pub(crate) fn l2_norm_row<S: Simd>(s: S, x: &mut [f32], eps: f32, scale: f32) {
-    let [[sum]] = s.dots([&*x], [&*x]);
-    let scale = s.splat(scale / (sum + eps).sqrt());
-    map(
-        s,
-        x,
-        #[inline(always)]
-        |x| s.mul(x, scale),
-    );
-}
-
-/// `o <- o / rms(o) weight silu(z)`, one row.
-#[inline(always)]
-pub(crate) fn rms_norm_gated_row<S: Simd>(
-    s: S,
-    o: &mut [f32],
-    z: &[f32],
-    weight: &[f32],
-    eps: f32,
-) {
-    let scale = s.splat(inverse_rms(s, o, eps));
-    weigh(
-        s,
-        o,
-        weight,
-        #[inline(always)]
-        |x, w| s.mul(s.mul(x, scale), w),
-    );
-    weigh(
-        s,
-        o,
-        z,
-        #[inline(always)]
-        |x, z| s.mul(x, s.silu(z)),
-    );
 }
 
 /// A problem of the op.

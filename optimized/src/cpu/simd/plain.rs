@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{Factor, LANES, PAIRS, QUADS, Rows, Simd, Wide, fp8_by_table, outer, tiles};
+use super::{FP8_WIDE, Factor, LANES, PAIRS, QUADS, Rows, Simd, Wide, fp8_by_table, outer, tiles};
 use crate::cpu::stored::Stored;
 
 /// No instruction set beyond the machine's least: plain Rust.
@@ -43,6 +43,12 @@ impl Simd for Plain {
     #[inline(always)]
     fn fp8(self, x: &[u8; QUADS]) -> [Self::H; 2] {
         fp8_by_table(x)
+    }
+
+    #[inline(always)]
+    fn fp8_wide(self, x: &[u8; QUADS]) -> [Self::F; 4] {
+        let wide = |i: usize, lane: usize| FP8_WIDE[usize::from(x[i * LANES + lane])];
+        std::array::from_fn(|i| std::array::from_fn(|lane| wide(i, lane)))
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{Factor, LANES, Plain, Rows, Simd, Wide};
+use super::{Factor, LANES, Plain, QUADS, Rows, Simd, Wide};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::{avx2::Avx2, avx512::Avx512};
 
@@ -71,6 +71,30 @@ fn words_mean_the_same() {
     words::<Avx2>();
     #[cfg(target_arch = "x86_64")]
     words::<Avx512>();
+}
+
+fn codes<S: Simd>() {
+    let Some(s) = S::new() else { return };
+    let all: [u8; 256] = std::array::from_fn(|code| code as u8);
+    for codes in all.as_chunks::<QUADS>().0 {
+        let mut got = [[0.0; LANES]; 4];
+        let wide = s.run(|| s.fp8_wide(codes));
+        got.iter_mut().zip(wide).for_each(|(o, x)| s.store(o, x));
+        for (&code, got) in codes.iter().zip(got.as_flattened()) {
+            let want = golden::fp8::to_f32(code);
+            let same = got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan());
+            assert!(same, "{}: {code}: {got}, not {want}", S::NAME);
+        }
+    }
+}
+
+#[test]
+fn every_code_of_fp8_is_its_number() {
+    codes::<Plain>();
+    #[cfg(target_arch = "x86_64")]
+    codes::<Avx2>();
+    #[cfg(target_arch = "x86_64")]
+    codes::<Avx512>();
 }
 
 fn inner<S: Simd, W: Wide, X: Wide>() {

@@ -14,13 +14,16 @@ use crate::cpu::{
     },
     gated_delta_rule::fast::{CHUNK, Chunk, Pairs, Room, chunk, steps},
     gdn_layer::fast::{Gdn, STEPS, State},
+    l2_norm::fast::l2_norm_row,
     linear::{activations::Reads, fast::linear},
-    model::{route::route, turn},
     moe_experts::fast::{Expert, Groups, moe_experts},
+    moe_router::fast::route,
     pool,
-    rms_norm::fast::{add_rms_norm, l2_norm_row, rms_norm_gated_row},
+    rms_norm::fast::add_rms_norm,
+    rms_norm_gated::fast::rms_norm_gated,
     roof::AWAY,
     room::room,
+    rope::fast::rope as turn,
     simd::Simd,
     weight::Weight,
 };
@@ -302,7 +305,7 @@ fn router<S: Simd>(s: S, n: usize, fill: &mut Fill) -> Prepared {
     prepared(n * A, move |o| {
         let mut logits = room(n * E);
         linear(s, &mut logits, &x, layers.next());
-        o.copy_from_slice(&route(&logits, E, A, true, None).weights);
+        o.copy_from_slice(&route(s, &logits, E, A, true, None).weights);
     })
 }
 
@@ -326,41 +329,25 @@ fn gated_norm<S: Simd>(s: S, n: usize, fill: &mut Fill) -> Prepared {
     });
     prepared(V, move |o| {
         let (x, z) = rows.next();
-        pool::pieces(x, width, |token, x| {
-            s.run(
-                #[inline(always)]
-                || {
-                    let z = z[token * width..].chunks_exact(V);
-                    for (x, z) in x.chunks_exact_mut(V).zip(z) {
-                        rms_norm_gated_row(s, x, z, &weight, EPS);
-                    }
-                },
-            );
-        });
+        rms_norm_gated(s, x, z, &weight, EPS);
         o.copy_from_slice(&x[..V]);
     })
 }
 
 /// Of the queries.
 fn rope<S: Simd>(s: S, n: usize, fill: &mut Fill) -> Prepared {
-    let half = TURNED / 2;
-    let angles = fill.between(n * half, 0.0, std::f32::consts::TAU);
-    let turns: Vec<(f32, f32)> = angles.iter().map(|x| (x.cos(), x.sin())).collect();
+    let mut turns = vec![0.0; n * TURNED];
+    for turns in turns.chunks_exact_mut(TURNED) {
+        let (cos, sin) = turns.split_at_mut(TURNED / 2);
+        let angles = fill.between(cos.len(), 0.0, std::f32::consts::TAU);
+        for ((cos, sin), x) in cos.iter_mut().zip(sin).zip(angles) {
+            (*sin, *cos) = x.sin_cos();
+        }
+    }
     let mut rows = Turns::beyond_caches(bytes(n, HQ * H), || fill.numbers(n * HQ * H));
     prepared(H, move |o| {
         let x = rows.next();
-        pool::pieces(x, HQ * H, |token, x| {
-            s.run(
-                #[inline(always)]
-                || {
-                    let turns = &turns[token * half..][..half];
-                    x.chunks_exact_mut(H).for_each(
-                        #[inline(always)]
-                        |x| turn(x, turns),
-                    );
-                },
-            );
-        });
+        turn(s, x, &turns, HQ, H);
         o.copy_from_slice(&x[..H]);
     })
 }
