@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{Factor, LANES, Plain, Rows, Simd, Wide};
+use super::{Factor, LANES, Plain, QUADS, Rows, Simd, Wide};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::{avx2::Avx2, avx512::Avx512};
 
@@ -61,6 +61,12 @@ fn words<S: Simd>() {
     for x in x.as_chunks::<LANES>().0 {
         let of = |word: fn(S, S::F) -> f32| s.run(|| word(s, s.load(x)));
         assert_eq!(of(S::sum), Plain.sum(*x), "one order");
+    }
+    for first in [-127, -64, 0, 64] {
+        let x: [i8; QUADS] = std::array::from_fn(|i| (first + i as i32).min(127) as i8);
+        let mut got = [bf16::NAN; QUADS];
+        s.run(|| s.whole(&mut got, &x));
+        assert_eq!(got.map(f32::from), x.map(f32::from), "{}", S::NAME);
     }
 }
 

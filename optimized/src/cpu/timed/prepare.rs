@@ -7,10 +7,7 @@ use super::{
     V, W,
 };
 use crate::cpu::{
-    attention::{
-        fast::{Cache, Cached, KeyValues, Sizes, attention},
-        paired::Paired,
-    },
+    attention::fast::{Cached, Sizes, attention},
     gated_delta_rule::fast::{CHUNK, Chunk, Pairs, Room, chunk, steps},
     gdn_layer::fast::{Gdn, STEPS, State},
     linear::{activations::Reads, fast::linear},
@@ -234,16 +231,9 @@ fn attend<S: Simd>(s: S, n: usize, depth: usize, kept: Kept, fill: &mut Fill) ->
     let (q, gate) = (fill.numbers(n * HQ * H), fill.numbers(n * HQ * H));
     // A few rows in turn: what is timed does not depend on what they say.
     let rows: Vec<_> = (0..61).map(|_| (fill.numbers(HKV * H), fill.numbers(HKV * H))).collect();
-    let size = match kept {
-        Kept::F32 => 4,
-        Kept::Bf16 => 2,
-    };
-    let away = if n == 1 { 2 * depth * HKV * H * size } else { 0 };
+    let away = if n == 1 { depth * kept.token(HKV, H) } else { 0 };
     let mut caches = Turns::beyond_caches(away, || {
-        let mut cache = match kept {
-            Kept::F32 => KeyValues::Plain(Cache::new(HKV, H)),
-            Kept::Bf16 => KeyValues::Paired(Paired::new(HKV, H)),
-        };
+        let mut cache = kept.cache(HKV, H);
         for i in 0..depth {
             let (k, v) = &rows[i % rows.len()];
             cache.push(k, v);
