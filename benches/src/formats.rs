@@ -14,7 +14,7 @@ use golden::{
 };
 use ndarray::Array2;
 
-use crate::{ask::ask, verify};
+use crate::{Number, ask::ask, verify};
 
 /// What one prompt came to.
 #[derive(Clone, Debug)]
@@ -48,14 +48,15 @@ impl Told {
 ///
 /// # Errors
 /// If there is no such format, or somebody cannot run a prompt.
-pub fn told(
+pub fn told<'a>(
     weights: &Arc<dyn Weights>,
-    number: &str,
+    number: impl Into<Number<'a>>,
     recording: &Recording,
     progress: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<Vec<Told>, Error> {
+    let number = number.into();
     let mut engine = crate::engine("cpu", number, weights.clone(), None)?;
-    let kept = crate::as_kept("cpu", number, weights.clone())?;
+    let kept = crate::as_kept("cpu", number.name, weights.clone())?;
     let mut emulated = reference::Emulated::of(kept, engine.plan());
     beside(&mut *engine, &mut emulated, recording, progress)
 }
@@ -93,7 +94,8 @@ mod tests {
     use golden::{Config, Dtype, Weights, recording::Recording, synthetic::Synthetic};
     use reference::Emulated;
 
-    use super::{beside, told};
+    use super::{Number, beside, told};
+    use crate::Kept;
 
     #[test]
     fn a_format_loses_what_its_plan_says_and_not_what_a_coarser_one_would() {
@@ -104,13 +106,19 @@ mod tests {
         let weights = Synthetic::new(config.stored_as(Dtype::F32), source.seed.unwrap());
         let weights: Arc<dyn Weights> = Arc::new(weights);
         let on = &mut |_, _| true;
-        for number in ["bf16", "int8", "int4"] {
+        let mut numbers = ["bf16", "int8", "int4"].map(Number::from).to_vec();
+        numbers.extend(["f32", "bf16", "int4"].map(|name| Number { name, kept: Some(Kept::Int8) }));
+        numbers.push(Number { name: "int8", kept: Some(Kept::F32) });
+        for number in numbers {
             let all = told(&weights, number, &recording, on).unwrap();
             assert!(!all.is_empty() && all.iter().all(super::Told::ok), "{number}: {all:#?}");
         }
-        for (finer, coarser) in [("bf16", "int8"), ("int8", "int4")] {
+        let (bf16, int8) = (Number::from("bf16"), Number { name: "bf16", kept: Some(Kept::Int8) });
+        for (finer, coarser) in
+            [(bf16, "int8".into()), ("int8".into(), "int4".into()), (bf16, int8)]
+        {
             let plan = crate::engine("cpu", finer, weights.clone(), None).unwrap().plan();
-            let kept = crate::as_kept("cpu", finer, weights.clone()).unwrap();
+            let kept = crate::as_kept("cpu", finer.name, weights.clone()).unwrap();
             let mut engine = crate::engine("cpu", coarser, weights.clone(), None).unwrap();
             let all = beside(&mut *engine, &mut Emulated::of(kept, plan), &recording, on).unwrap();
             assert!(all.iter().all(|told| !told.ok()), "{coarser} as {finer}: {all:#?}");

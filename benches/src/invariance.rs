@@ -19,6 +19,7 @@ use golden::{Error, Set};
 use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
 
 use crate::{
+    Kept, Number,
     filter::{Filter, Subject},
     foreign::{self, Kernel},
     paths::{self, Row},
@@ -122,12 +123,20 @@ pub struct Options {
     pub engine: String,
     /// Its number type.
     pub number: String,
+    /// What it keeps keys and values in, if that is said.
+    pub kept: Option<Kept>,
     /// Only what runs on this device.
     pub device: Option<String>,
     /// A fault to plant, as in [`paths::Options`].
     pub plant: Option<String>,
     /// Foreign kernels: where there are some, they alone are asked.
     pub kernels: Vec<Arc<Kernel>>,
+}
+
+impl Options {
+    fn number(&self) -> Number<'_> {
+        Number { name: &self.number, kept: self.kept }
+    }
 }
 
 /// All changes of one problem by one way to compute it.
@@ -259,7 +268,7 @@ fn in_batches() -> impl Iterator<Item = Change> {
 }
 
 fn of_model(name: &str, options: &Options, filter: &Filter) -> Result<Vec<Problem>, Error> {
-    let weights = paths::opened(name, &options.engine, &options.number)?;
+    let weights = paths::opened(name, &options.engine, options.number())?;
     let by = paths::engine_name(&options.engine, &options.number);
     let mut problems = Vec::new();
     // A small one that can be asked a thousand times, and one that is longer than a chunk.
@@ -299,7 +308,7 @@ pub fn run(problems: &[Problem], options: &Options, take: &mut dyn FnMut(&Row) -
                         name: &problem.subject,
                         by: &problem.by,
                         engine: &options.engine,
-                        number: &options.number,
+                        number: options.number(),
                         plant,
                         tokens: *tokens,
                     };

@@ -22,6 +22,7 @@ mod host;
 pub mod invariance;
 pub mod judge;
 pub mod mutate;
+mod number;
 pub mod paths;
 pub mod plan;
 pub mod registry;
@@ -38,8 +39,9 @@ pub mod verify;
 mod way;
 
 pub use host::{available_memory, forget_peak, host, peak_memory, pin_threads, use_threads};
+pub use number::Number;
 pub use optimized::{
-    cpu::model::{Loading, Store, StoreError},
+    cpu::model::{Kept, Loading, Store, StoreError},
     doors::World,
 };
 
@@ -53,13 +55,13 @@ use golden::{
 
 /// An engine by name: `reference` in `f32`, `f64` or (the official code in bf16, emulated) `bf16`, with a fault planted in its
 /// wiring if one is named; or `cpu`, the fast kernels of this machine, over weights as they are
-/// (`f32`: it computes in that) or narrowed (`int8`, `int4`).
+/// (`f32`: it computes in that) or narrowed (`int8`, `int4`), keys and values kept as the number says.
 ///
 /// # Errors
 /// If there is none of that name.
-pub fn engine(
+pub fn engine<'a>(
     name: &str,
-    number: &str,
+    number: impl Into<Number<'a>>,
     weights: Arc<dyn Weights>,
     plant: Option<&str>,
 ) -> Result<Box<dyn Engine>, Error> {
@@ -71,14 +73,20 @@ pub fn engine(
 ///
 /// # Errors
 /// If there is none of that name, or who is told ends it.
-pub fn engine_with(
+pub fn engine_with<'a>(
     name: &str,
-    number: &str,
+    number: impl Into<Number<'a>>,
     weights: Arc<dyn Weights>,
     plant: Option<&str>,
     loading: &mut Loading<'_>,
 ) -> Result<Box<dyn Engine>, Error> {
     let plant = wiring(plant)?;
+    let Number { name: number, kept } = number.into();
+    if let ("reference", Some(kept)) = (name, kept) {
+        return Err(
+            format!("kv-cache {kept}: the reference keeps keys and values as they are").into()
+        );
+    }
     match (name, number) {
         ("reference", "f32") => {
             Ok(Box::new(reference::Model::<f32>::new(weights).with_plant(plant)))
@@ -94,7 +102,7 @@ pub fn engine_with(
         }
         ("reference", _) => Err(format!("number {number:?}: expected f32, f64 or bf16").into()),
         ("cpu", _) if plant.is_some() => Err("plants are of the reference's wiring".into()),
-        ("cpu", format) => optimized::cpu::model::engine(&*weights, format, loading),
+        ("cpu", format) => optimized::cpu::model::engine(&*weights, format, kept, loading),
         _ => Err(format!("engine {name:?}: expected reference or cpu").into()),
     }
 }
@@ -104,16 +112,17 @@ pub fn engine_with(
 ///
 /// # Errors
 /// If there is no such number, or a weight is missing.
-pub fn memory(
+pub fn memory<'a>(
     name: &str,
-    number: &str,
+    number: impl Into<Number<'a>>,
     weights: &dyn Weights,
     demand: &Demand,
 ) -> Result<Option<Memory>, Error> {
     if name != "cpu" {
         return Ok(None);
     }
-    optimized::cpu::model::memory(weights, number, demand).map(Some)
+    let Number { name, kept } = number.into();
+    optimized::cpu::model::memory(weights, name, kept, demand).map(Some)
 }
 
 /// Weights as an engine of that name and number keeps them: what the reference is given beside it.

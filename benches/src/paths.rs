@@ -34,6 +34,7 @@ use rayon::prelude::*;
 pub use self::faults::FAULTS;
 pub use crate::same::{Difference, Row};
 use crate::{
+    Kept, Number,
     filter::{Filter, Subject},
     foreign::{self, Kernel},
     registry::{Entry, Parsed, ops},
@@ -205,6 +206,8 @@ pub struct Options {
     pub engine: String,
     /// Its number type.
     pub number: String,
+    /// What it keeps keys and values in, if that is said.
+    pub kept: Option<Kept>,
     /// Only what runs on this device.
     pub device: Option<String>,
     /// A fault to plant: in the wiring of the reference, in the keeping of states around any engine
@@ -212,6 +215,12 @@ pub struct Options {
     pub plant: Option<String>,
     /// Foreign kernels: where there are some, they alone are fed.
     pub kernels: Vec<Arc<Kernel>>,
+}
+
+impl Options {
+    fn number(&self) -> Number<'_> {
+        Number { name: &self.number, kept: self.kept }
+    }
 }
 
 /// All paths of one problem by one way to compute it.
@@ -325,7 +334,7 @@ fn of_op(
 }
 
 fn of_model(name: &str, options: &Options, filter: &Filter) -> Result<Problem, Error> {
-    let weights = opened(name, &options.engine, &options.number)?;
+    let weights = opened(name, &options.engine, options.number())?;
     let config = weights.config();
     // Rollback goes on for a few tokens after the last draft.
     let tokens = options.tokens.min(config.context_limit().saturating_sub(8));
@@ -346,7 +355,11 @@ fn of_model(name: &str, options: &Options, filter: &Filter) -> Result<Problem, E
 }
 
 /// A model, for an engine that there is.
-pub(crate) fn opened(name: &str, engine: &str, number: &str) -> Result<Arc<dyn Weights>, Error> {
+pub(crate) fn opened(
+    name: &str,
+    engine: &str,
+    number: Number<'_>,
+) -> Result<Arc<dyn Weights>, Error> {
     let weights = golden::open(name)?;
     crate::engine(engine, number, weights.clone(), None)?;
     Ok(weights)
@@ -393,7 +406,7 @@ pub fn run(problems: &[Problem], options: &Options, take: &mut dyn FnMut(&Row) -
                 name: &problem.subject,
                 by: &problem.by,
                 engine: &options.engine,
-                number: &options.number,
+                number: options.number(),
                 plant,
                 tokens: *tokens,
             };

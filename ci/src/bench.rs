@@ -1,6 +1,9 @@
 //! `karat bench`: how fast a model is, beside what the machine can do.
 
-use benches::speed::{self, Depth, Fit, Measured, Options, Row, Samples};
+use benches::{
+    Kept, Number,
+    speed::{self, Depth, Fit, Measured, Options, Row, Samples},
+};
 use golden::{
     Weights,
     engine::{INTERRUPTED, Memory},
@@ -22,6 +25,10 @@ pub(crate) struct Args {
     /// What projections of the cpu engine are kept in; several are asked in turns
     #[arg(long, value_delimiter = ',', default_value = "bf16", value_name = "f32,bf16,int8,int4")]
     number: Vec<String>,
+    /// What it keeps keys and values in, if not f32 for f32 and bf16 for others; several are asked in
+    /// turns with each number
+    #[arg(long, value_delimiter = ',', value_name = "f32,bf16,int8")]
+    kv_cache: Vec<Kept>,
     /// Tokens that are fed at once; 0 for none
     #[arg(long, default_value_t = 512, value_name = "N")]
     prefill: usize,
@@ -41,6 +48,16 @@ pub(crate) struct Args {
     ready: Ready,
 }
 
+impl Args {
+    /// The engines that are asked.
+    fn numbers(&self) -> Vec<Number<'_>> {
+        let kept: Vec<_> = self.kv_cache.iter().copied().map(Some).collect();
+        let kept = if kept.is_empty() { vec![None] } else { kept };
+        let of = |name| kept.iter().map(move |&kept| Number { name, kept });
+        self.number.iter().map(String::as_str).flat_map(of).collect()
+    }
+}
+
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let weights = golden::open(&args.model).map_err(refuse)?;
     let at = |fed| move |&tokens: &usize| Depth { tokens, fed };
@@ -51,9 +68,10 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         rounds: args.rounds as usize,
     };
     args.ready.check(&args.number)?;
-    let stated = stated(args, &options, &*weights)?;
+    let numbers = args.numbers();
+    let stated = stated(args, &numbers, &options, &*weights)?;
     let mut engines = Vec::new();
-    for number in &args.number {
+    for &number in &numbers {
         engines.push(args.ready.engine("cpu", number, &weights, out)?);
     }
     let bar = out.bar(0, "bench", false);
@@ -77,23 +95,29 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
 /// What each engine will need at each depth, in the order of the rows; refused if not all fits that is
 /// held together: weights of all engines, their keys and values at the largest depth, and states of
 /// every depth.
-fn stated(args: &Args, options: &Options, weights: &dyn Weights) -> anyhow::Result<Vec<Stated>> {
+fn stated(
+    args: &Args,
+    numbers: &[Number<'_>],
+    options: &Options,
+    weights: &dyn Weights,
+) -> anyhow::Result<Vec<Stated>> {
     let mut stated = Vec::new();
     for depth in &options.depths {
-        let of = |number: &String| {
-            let demand = options.demand(depth.tokens, args.ready.narrowed("cpu", number));
-            let memory = benches::memory("cpu", number, weights, &demand).map_err(refuse)?;
+        let of = |number: &Number<'_>| {
+            let demand = options.demand(depth.tokens, args.ready.narrowed("cpu", number.name));
+            let memory = benches::memory("cpu", *number, weights, &demand).map_err(refuse)?;
             anyhow::Ok(memory.unwrap_or_default())
         };
-        let own = args.number.iter().map(of).collect::<anyhow::Result<Vec<_>>>()?;
+        let own = numbers.iter().map(of).collect::<anyhow::Result<Vec<_>>>()?;
         let all = own.iter().fold(Memory::default(), |all, one| both(&all, one));
-        stated.extend(own.into_iter().map(|memory| Stated {
+        stated.extend(own.into_iter().zip(numbers).map(|(memory, number)| Stated {
+            kept: number.keeps(),
             memory,
             held: Memory { state: memory.state, cache: memory.cache, ..all },
         }));
     }
     let of_kind = |fed| {
-        let depths = options.depths.iter().zip(stated.chunks(args.number.len()));
+        let depths = options.depths.iter().zip(stated.chunks(numbers.len()));
         depths.filter(move |(depth, _)| depth.fed == fed).max_by_key(|(depth, _)| depth.tokens)
     };
     let deepest: Vec<_> = [false, true].into_iter().filter_map(of_kind).collect();
@@ -103,7 +127,8 @@ fn stated(args: &Args, options: &Options, weights: &dyn Weights) -> anyhow::Resu
         let all = stated.iter().fold(Memory::default(), |all, one| both(&all, &one.memory));
         let copies = options.depths.len() as u64 + 1;
         let all = Memory { cache, state: all.state.saturating_mul(copies), ..all };
-        let what = format!("cpu in {} at depth {}", args.number.join(", "), depth.tokens);
+        let named: Vec<_> = numbers.iter().map(ToString::to_string).collect();
+        let what = format!("cpu in {} at depth {}", named.join("; "), depth.tokens);
         fit::fits(&what, &all, benches::available_memory())
             .map_err(|line| fail(Exit::Unfit, line))?;
     }
@@ -124,6 +149,8 @@ fn both(a: &Memory, b: &Memory) -> Memory {
 
 /// What was said in advance.
 struct Stated {
+    /// What keys and values are kept in.
+    kept: Option<Kept>,
     /// Of the engine of a row.
     memory: Memory,
     /// What the process holds while it is asked alone: weights of all engines, states of this one.
@@ -210,7 +237,7 @@ fn tell(model: &str, measured: &Measured, stated: &[Stated], out: &Out) {
     for (row, stated) in rows.iter().zip(stated) {
         out.json(&json!({"schema": "karat.result/1", "kind": "bench", "model": model,
             "cpu": host.cpu, "threads": host.threads, "engine": row.engine,
-            "depth": row.depth.tokens, "fed": row.depth.fed,
+            "kv_cache": stated.kept.map(Kept::name), "depth": row.depth.tokens, "fed": row.depth.fed,
             "read_bytes_per_second": samples(row.read), "f32_per_second": samples(roof.f32),
             "bf16_per_second": samples(roof.bf16), "int8_per_second": samples(roof.int8),
             "prefill_tokens_per_second": row.prefill.map(samples),

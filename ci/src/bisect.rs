@@ -26,6 +26,7 @@ use crate::{
     block,
     exit::{Exit, fail, refuse},
     golden_cmd,
+    keeps::Keeps,
     logits::Prompt,
     out::{self, Out},
     same::typed,
@@ -44,6 +45,8 @@ pub(crate) struct Args {
     /// Number type of the reference: f32, f64, or bf16, which emulates the official code in bf16
     #[arg(long, default_value = "f32")]
     number: String,
+    #[command(flatten)]
+    keeps: Keeps,
     /// Plant this fault, to see that it is found (karat explain names them); not seen, it ends with 3
     #[arg(long, value_name = "NAME")]
     plant: Option<String>,
@@ -220,7 +223,8 @@ fn asked<'a>(
     pieces: Vec<usize>,
     bar: &ProgressBar,
 ) -> Asked<'a> {
-    let (engine, number, plant) = (&*args.engine, &*args.number, args.plant.as_deref());
+    let (engine, number) = (&*args.engine, args.keeps.number(&args.number));
+    let plant = args.plant.as_deref();
     Asked { engine, number, plant, weights, tokens, pieces, progress: progress(bar) }
 }
 
@@ -234,6 +238,9 @@ fn recorded(args: &Args, name: &str, bar: &ProgressBar) -> anyhow::Result<Vec<Re
     if let Some(path) = args.engine.strip_prefix("file:") {
         if args.plant.is_some() {
             return Err(refuse("--plant: no fault can be planted in a file of answers"));
+        }
+        if args.keeps.kv_cache.is_some() {
+            return Err(refuse("--kv-cache: a file of answers keeps no keys and values"));
         }
         let (file, others) = file(Path::new(path))?;
         let Ok([prompt]) = <[&Recorded; 1]>::try_from(prompts) else {
@@ -374,6 +381,7 @@ fn flags(args: &Args) -> String {
     flags += &typed("against", &*args.against, "reference");
     flags += &typed("engine", &*args.engine, "reference");
     flags += &typed("number", &*args.number, "f32");
+    flags += &args.keeps.typed();
     let tokens = args.tokens.as_ref().map(|path| path.display().to_string());
     let split: Vec<String> = args.split.iter().map(ToString::to_string).collect();
     let split = (!split.is_empty()).then(|| split.join(","));

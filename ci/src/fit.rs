@@ -1,5 +1,6 @@
 //! Whether what is asked fits into this machine: said before anything is allocated.
 
+use benches::Number;
 use golden::{
     Weights,
     engine::{Demand, Memory},
@@ -14,7 +15,7 @@ use crate::exit::{Exit, fail, refuse};
 /// If the engine has no such number, or it does not fit.
 pub(crate) fn check(
     engine: &str,
-    number: &str,
+    number: Number<'_>,
     weights: &dyn Weights,
     demand: &Demand,
 ) -> anyhow::Result<Option<Memory>> {

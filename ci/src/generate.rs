@@ -115,7 +115,7 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let narrowed = args.which.ready.narrowed(&args.which.engine, &args.which.number);
     let demand =
         Demand { sequences: 1, context, fed, logits: args.speculate + 1, hidden, drafts, narrowed };
-    fit::check(&args.which.engine, &args.which.number, &*weights, &demand)?;
+    fit::check(&args.which.engine, args.which.number(), &*weights, &demand)?;
     let mut engine = args.which.engine(&weights, out)?;
     let mut stream = text.as_ref().map(Stream::new);
     let mut written = String::new();

@@ -7,6 +7,7 @@ mod review;
 use std::path::{Path, PathBuf};
 
 use benches::{
+    Kept, Number,
     emulation::{has_bf16, verify_bf16},
     verify::{Rule, Verified, verify},
 };
@@ -26,6 +27,7 @@ use crate::{
     ended::unseen,
     exit::{Exit, fail, refuse},
     files,
+    keeps::Keeps,
     out::{self, Out},
 };
 
@@ -65,6 +67,8 @@ struct VerifyArgs {
     /// emulation of their plan loses
     #[arg(long, default_value = "f32")]
     number: String,
+    #[command(flatten)]
+    keeps: Keeps,
     /// Plant this fault in the wiring, to see that it is caught (karat explain names them)
     #[arg(long, value_name = "NAME")]
     plant: Option<String>,
@@ -261,12 +265,12 @@ pub(crate) fn verify_one(
     id: &str,
     model: Option<&str>,
     engine: &str,
-    number: &str,
+    number: Number<'_>,
     plant: Option<&str>,
 ) -> anyhow::Result<Report> {
     let watch = benches::clock::Stopwatch::new();
     let Opened { recording, weights, other_files } = Opened::of(id, model)?;
-    let emulate = number == "bf16";
+    let emulate = number.name == "bf16";
     if emulate && !has_bf16(&recording) {
         return Err(refuse(format!("{id}: the official code was not recorded in bf16")));
     }
@@ -278,7 +282,7 @@ pub(crate) fn verify_one(
             let make = || benches::emulated(weights.clone(), plant);
             verify_bf16(&make, &recording, prompt, progress)
         } else {
-            verify(&mut *engine, &recording, prompt, Rule::of(number), progress)
+            verify(&mut *engine, &recording, prompt, Rule::of(number.name), progress)
         };
         let blame = |e| blamed(&e, &format!("{id}: {}", prompt.id), &other_files);
         verified.push(result.map_err(blame)?);
@@ -309,20 +313,16 @@ fn run_verify(args: &VerifyArgs, out: &Out) -> anyhow::Result<Exit> {
     if args.model.is_some() && ids.len() != 1 {
         return Err(refuse("--model: expected one recording to hold it against"));
     }
-    if args.engine == "cpu" && args.number != "f32" {
+    let number = args.keeps.number(&args.number);
+    if args.engine == "cpu" && (number.name, number.keeps()) != ("f32", Some(Kept::F32)) {
         return formats::run(&ids, args, out);
     }
     let mut exit = Exit::Ok;
     let mut rows = Vec::new();
     let bar = out.bar(ids.len() as u64, "verify", false);
     for id in &ids {
-        let report = verify_one(
-            id,
-            args.model.as_deref(),
-            &args.engine,
-            &args.number,
-            args.plant.as_deref(),
-        )?;
+        let report =
+            verify_one(id, args.model.as_deref(), &args.engine, number, args.plant.as_deref())?;
         bar.inc(1);
         tell(&report, args, out);
         rows.push(row(&report));
@@ -407,6 +407,7 @@ fn tell(report: &Report, args: &VerifyArgs, out: &Out) {
         let model = args.model.as_ref().map_or(String::new(), |model| format!(" --model {model}"));
         let number =
             if args.number == "f32" { String::new() } else { format!(" --number {}", args.number) };
+        let number = number + &args.keeps.typed();
         out.line(&format!("  repro: karat golden verify {}{model}{number}{plant}", report.id));
     }
 }

@@ -46,6 +46,7 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         models: args.models.model.clone(),
         engine: args.models.engine.clone(),
         number: args.models.number.clone(),
+        kept: args.models.keeps.kv_cache,
         device: args.selection.device().map(str::to_owned),
         plant: args.plant.clone(),
         kernels,

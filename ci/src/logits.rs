@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use benches::ask::{Decode, INTERRUPTED, Request, Said, ask};
+use benches::{
+    Number,
+    ask::{Decode, INTERRUPTED, Request, Said, ask},
+};
 use golden::{
     Engine, Weights,
     checkpoint::Checkpoint,
@@ -15,6 +18,7 @@ use serde_json::json;
 use crate::{
     exit::{Exit, fail, refuse},
     files,
+    keeps::Keeps,
     out::{self, Out},
     ready::Ready,
 };
@@ -33,10 +37,17 @@ pub(crate) struct Which {
     #[arg(long, default_value = "f32", env = "KARAT_NUMBER")]
     pub(crate) number: String,
     #[command(flatten)]
+    pub(crate) keeps: Keeps,
+    #[command(flatten)]
     pub(crate) ready: Ready,
 }
 
 impl Which {
+    /// What it computes in.
+    pub(crate) fn number(&self) -> Number<'_> {
+        self.keeps.number(&self.number)
+    }
+
     /// The model's weights.
     pub(crate) fn weights(&self) -> anyhow::Result<Arc<dyn Weights>> {
         golden::open(&self.model).map_err(refuse)
@@ -48,7 +59,7 @@ impl Which {
         weights: &Arc<dyn Weights>,
         out: &Out,
     ) -> anyhow::Result<Box<dyn Engine>> {
-        self.ready.engine(&self.engine, &self.number, weights, out)
+        self.ready.engine(&self.engine, self.number(), weights, out)
     }
 
     /// Both.

@@ -25,6 +25,7 @@ mod generate;
 mod golden_cmd;
 mod inspect;
 mod invariance;
+mod keeps;
 mod kernel_cmd;
 mod list;
 mod logits;

@@ -111,7 +111,7 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
 /// The first recording that a fault in the model's wiring fails.
 fn wiring_killer(name: &str) -> anyhow::Result<Option<String>> {
     for id in golden_cmd::model_ids() {
-        let report = golden_cmd::verify_one(&id, None, "reference", "f32", Some(name))?;
+        let report = golden_cmd::verify_one(&id, None, "reference", "f32".into(), Some(name))?;
         if let Some(tap) = report.first_wrong() {
             return Ok(Some(format!("{id}: {tap}")));
         }

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use benches::{Loading, Store, StoreError};
+use benches::{Loading, Number, Store, StoreError};
 use golden::{
     Engine, Weights,
     engine::{INTERRUPTED, Narrowed},
@@ -48,11 +48,12 @@ impl Ready {
     pub(crate) fn engine(
         &self,
         engine: &str,
-        number: &str,
+        number: Number<'_>,
         weights: &Arc<dyn Weights>,
         out: &Out,
     ) -> anyhow::Result<Box<dyn Engine>> {
-        let bar = out.bar(0, &format!("weights in {number}"), true);
+        let name = number.name;
+        let bar = out.bar(0, &format!("weights in {name}"), true);
         let mut tell = |done, total| {
             bar.set_length(total);
             bar.set_position(done);
@@ -60,16 +61,16 @@ impl Ready {
         };
         let mut store = None;
         if let Some(path) = &self.cache {
-            if self.narrowed(engine, number) == Narrowed::Mapped {
+            if self.narrowed(engine, name) == Narrowed::Mapped {
                 let mut note = |line: &str| out.note(&format!("karat: {line}"));
-                let ready = Store::ready(path, &**weights, number, &mut tell, &mut note);
+                let ready = Store::ready(path, &**weights, name, &mut tell, &mut note);
                 store = Some(ready.map_err(|e| match e {
                     StoreError::Io(line) => fail(Exit::Unfit, line),
                     StoreError::Interrupted => fail(Exit::Interrupted, INTERRUPTED),
                     StoreError::Foreign(line) | StoreError::Weights(line) => refuse(line),
                 })?);
             } else {
-                out.note(&format!("--cache: {engine} in {number} narrows nothing"));
+                out.note(&format!("--cache: {engine} in {name} narrows nothing"));
             }
         }
         let mut loading = Loading { tell: &mut tell, store: store.as_ref() };

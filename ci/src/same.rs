@@ -12,6 +12,7 @@ use crate::{
     block::{head, quoted, told},
     ended::{self, Counts, Skips},
     exit::{Exit, fail},
+    keeps::Keeps,
     out::{self, Out},
 };
 
@@ -28,6 +29,8 @@ pub(crate) struct Models {
     /// bf16; of cpu f32 over weights as they are, or over weights narrowed to int8 or int4
     #[arg(long, default_value = "f32", env = "KARAT_NUMBER")]
     pub(crate) number: String,
+    #[command(flatten)]
+    pub(crate) keeps: Keeps,
 }
 
 /// All layers in step and everything equal, and nothing of it.
@@ -43,6 +46,7 @@ impl Models {
         flags
             + &typed("engine", &*self.engine, "reference")
             + &typed("number", &*self.number, "f32")
+            + &self.keeps.typed()
     }
 }
 

@@ -49,7 +49,7 @@ pub(crate) fn run(settings: &[InForce], out: &Out) -> anyhow::Result<Exit> {
         ("cpu", "f32", all()),
     ] {
         for id in ids {
-            let report = golden_cmd::verify_one(id, None, engine, number, None)?;
+            let report = golden_cmd::verify_one(id, None, engine, number.into(), None)?;
             bar.inc(1);
             out.json(&json!({"schema": "karat.result/1", "kind": "golden", "recording": id, "engine": engine, "number": number, "ok": report.ok(),
                 "budget_used": report.budget().to_string(), "seconds": report.seconds}));

@@ -279,6 +279,33 @@ impl Activations {
     }
 }
 
+/// What a cache keeps of keys and values, beyond what [`Site::Keys`] and [`Site::Values`] say of the
+/// numbers that it is given.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Cache {
+    /// The numbers.
+    #[default]
+    AsStored,
+    /// Of each row (a token in a key/value head) 127 steps of the largest number, to the nearest, ties to
+    /// even, the step in f32. What attention multiplies are the whole numbers: the step of a key scales
+    /// its score, that of a value its probability, and that product is what
+    /// [`Site::Probabilities`] rounds.
+    Int8,
+}
+
+impl Cache {
+    /// The name in a plan.
+    pub fn name(self) -> &'static str {
+        match self {
+            Cache::AsStored => "as_stored",
+            Cache::Int8 => "int8",
+        }
+    }
+}
+
 /// How a computation rounds.
 ///
 /// ```
@@ -299,6 +326,8 @@ pub struct Plan {
     pub dot: Grid,
     /// What projections read of their activations.
     pub activations: Activations,
+    /// What a cache keeps of keys and values.
+    pub cache: Cache,
     /// What outputs are stored in. States are stored in [`state`](Self::state).
     pub output: Grid,
     /// What a recurrent state is stored in when it is an output.
@@ -331,6 +360,7 @@ impl Plan {
         accumulator: Grid::F32,
         dot: Grid::F32,
         activations: Activations::F32,
+        cache: Cache::AsStored,
         output: Grid::F32,
         state: Grid::F32,
         round: BTreeMap::new(),
@@ -431,6 +461,7 @@ impl Plan {
         self.accumulator == Grid::F32
             && self.dot == Grid::F32
             && self.activations == Activations::F32
+            && self.cache == Cache::AsStored
             && self.output == Grid::F32
             && self.state == Grid::F32
             && self.round.values().all(|&grid| grid == Grid::F32)
@@ -461,6 +492,9 @@ impl Plan {
             let name = format!("{} activations", self.activations.name());
             terms.push((name, Term::Activations));
         }
+        if self.cache != Cache::AsStored {
+            terms.push((format!("{} cache", self.cache.name()), Term::Cache));
+        }
         terms.push(("elementary functions".to_owned(), Term::Functions));
         let sites = self.round.iter();
         terms.extend(sites.map(|(site, grid)| (format!("{site} in {grid}"), Term::Site(*site))));
@@ -477,6 +511,8 @@ pub enum Term {
     Dot,
     /// What projections read.
     Activations,
+    /// What a cache keeps.
+    Cache,
     /// Exponentials, logarithms, roots, cosines.
     Functions,
     /// A stored intermediate.
@@ -488,6 +524,9 @@ impl fmt::Display for Plan {
         write!(f, "{}; accumulator {}; dot {}", self.form, self.accumulator, self.dot)?;
         if self.activations != Activations::F32 {
             write!(f, "; activations {}", self.activations.name())?;
+        }
+        if self.cache != Cache::AsStored {
+            write!(f, "; cache {}", self.cache.name())?;
         }
         for (site, grid) in &self.round {
             write!(f, "; {site} {grid}")?;
@@ -516,7 +555,22 @@ impl fmt::Display for Plan {
 
 #[cfg(test)]
 mod tests {
-    use super::Plan;
+    use super::{Cache, Plan, Term};
+
+    #[test]
+    fn a_cache_is_part_of_a_plan() {
+        let plan = Plan { cache: Cache::Int8, ..Plan::F32 };
+        assert_eq!(plan.to_string(), "plain; accumulator f32; dot f32; cache int8; output f32");
+        assert!(Plan::F32.only_f32() && !plan.only_f32());
+        let term = ("int8 cache".to_owned(), Term::Cache);
+        assert!(plan.terms().contains(&term) && !Plan::F32.terms().contains(&term));
+        let read = |json: &str| serde_json::from_str::<Plan>(json);
+        assert_eq!(read(r#"{"cache": "int8"}"#).unwrap(), plan);
+        assert_eq!(read(r#"{"cache": "as_stored"}"#).unwrap(), Plan::F32);
+        let written = serde_json::to_string(&plan).unwrap();
+        assert_eq!(read(&written).unwrap(), plan);
+        assert!(read(r#"{"cache": "int4"}"#).is_err());
+    }
 
     #[test]
     fn elementary_functions_are_within_a_limit() {

@@ -18,6 +18,8 @@ fn costs_are_those_of_the_model() {
     // Two heads of 256 channels, keys and values, two bytes.
     assert_eq!(cost("attention", "1 token, depth 1024", "bf16").read, 2 << 20);
     assert_eq!(cost("attention", "1 token, depth 1024", "f32").read, 4 << 20);
+    // One byte, and a step for each row.
+    assert_eq!(cost("attention", "1 token, depth 1024", "int8").read, (1 << 20) + (16 << 10));
     // Three matrices of 512 by 2048.
     assert_eq!(cost("moe_experts", "1 token, 10 of 512", "bf16").read, (10 * 3 * 2) << 20);
     assert_eq!(cost("moe_experts", "512 tokens, 10 of 512", "bf16").read, (512 * 3 * 2) << 20);

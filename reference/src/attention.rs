@@ -19,11 +19,27 @@ pub fn attention<R: Real>(x: &Inputs<R>) -> Outputs<R> {
     let scale = R::one() / R::of(h as f64).sqrt();
     let q = x.q.map(|q| q.at(Site::Queries));
     let q = q.as_standard_layout();
-    // One contiguous matrix per head.
+    // One contiguous matrix per head, and the steps in which its rows are counted, where a cache does.
     let by_head = |x: &golden::Tensor3<R>, site| {
-        x.view().permuted_axes([1, 0, 2]).map(|x| x.at(site)).as_standard_layout().into_owned()
+        let x = x.view().permuted_axes([1, 0, 2]).map(|x| x.at(site));
+        let mut x = x.as_standard_layout().into_owned();
+        let steps: Option<Vec<R>> = x
+            .rows_mut()
+            .into_iter()
+            .map(|mut row| {
+                let (step, whole) = R::cached(row.as_slice().expect("standard layout"))?;
+                row.iter_mut().zip(whole).for_each(|(x, whole)| *x = whole);
+                Some(step)
+            })
+            .collect();
+        (x, steps)
     };
-    let (k, v) = (by_head(&x.k, Site::Keys), by_head(&x.v, Site::Values));
+    let ((k, k_steps), (v, v_steps)) = (by_head(&x.k, Site::Keys), by_head(&x.v, Site::Values));
+    let m = x.k.dim().0;
+    let scaled = |x: R, steps: &Option<Vec<R>>, head: usize, j: usize| match steps {
+        Some(steps) => x * steps[head * m + j],
+        None => x,
+    };
     let mut o = Array3::from_elem((n, hq, h), R::zero());
     for (queries, keys) in rows(&x.cu_seqlens_q).into_iter().zip(rows(&x.cu_seqlens_k)) {
         let before =
@@ -38,14 +54,16 @@ pub fn attention<R: Real>(x: &Inputs<R>) -> Outputs<R> {
                     .map(|j| {
                         let k = k.slice(s![head / group, j, ..]);
                         let score = dot(q, k.to_slice().expect("standard layout"));
+                        let score = scaled(score, &k_steps, head / group, j);
                         (score.at(Site::Scores) * scale).at(Site::Scores)
                     })
                     .collect();
                 let max = scores.iter().copied().fold(scores[0], |a, b| if a < b { b } else { a });
                 let mut p: Vec<R> = scores.iter().map(|&score| (score - max).exp()).collect();
                 let total = sum(p.len(), |j| p[j]);
-                for p in &mut p {
-                    *p = (*p / total).at(Site::Probabilities);
+                for (p, j) in p.iter_mut().zip(seen.clone()) {
+                    let weight = scaled(*p / total, &v_steps, head / group, j);
+                    *p = weight.at(Site::Probabilities);
                 }
                 let mut o = o.slice_mut(s![t, head, ..]);
                 for (&p, j) in p.iter().zip(seen.clone()) {

@@ -51,6 +51,11 @@ pub trait Real:
         None
     }
 
+    /// A row of keys or values as a cache keeps it, if not as it is: a step, and how many of it each is.
+    fn cached(_: &[Self]) -> Option<(Self, Vec<Self>)> {
+        None
+    }
+
     /// `sum_i f(i)` for `i < n`: see [`sum`].
     fn sum(n: usize, f: impl Fn(usize) -> Self) -> Self {
         interleaved(n, LANES, f)

@@ -28,6 +28,7 @@ use super::{
     walk::{Given, Text, Told, walk},
 };
 use crate::{
+    Number,
     bound::{DECIDE, SCREEN},
     judge::same_experts,
     same, spread,
@@ -38,8 +39,8 @@ use crate::{
 pub struct Asked<'a> {
     /// Its name.
     pub engine: &'a str,
-    /// Number type of the reference.
-    pub number: &'a str,
+    /// Its number type.
+    pub number: Number<'a>,
     /// A fault in its wiring.
     pub plant: Option<&'a str>,
     /// The model.
@@ -61,9 +62,9 @@ pub fn against_reference(asked: &Asked<'_>) -> Result<Report, Error> {
     let steps = Steps::new(asked.progress.clone());
     engine.watch(steps.listener());
     // A cast model is the reference's business; of other engines the plan says all.
-    let number = if asked.engine == "reference" { asked.number } else { "f32" };
+    let number = if asked.engine == "reference" { asked.number.name } else { "f32" };
     let oracle = Oracle::new(
-        crate::as_kept(asked.engine, asked.number, asked.weights.clone())?,
+        crate::as_kept(asked.engine, asked.number.name, asked.weights.clone())?,
         number,
         engine.plan(),
         Text { tokens: asked.tokens.clone(), pieces: asked.pieces.clone() },

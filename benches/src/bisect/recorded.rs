@@ -47,8 +47,8 @@ pub fn against_recording(
     steps.expect(layers * pieces);
     // Layers tell of themselves, and end the work as well.
     let told = &mut |_, _| true;
-    let rule = Rule::of(asked.number);
-    let verified = if asked.number == "bf16" {
+    let rule = Rule::of(asked.number.name);
+    let verified = if asked.number.name == "bf16" {
         let make = || {
             let mut emulated = crate::emulated(asked.weights.clone(), asked.plant)?;
             emulated.watch(steps.listener());
@@ -106,10 +106,11 @@ pub fn against_recording(
     let mut oracle = crate::engine("reference", "f64", asked.weights.clone(), None)?;
     oracle.watch(steps.listener());
     steps.expect(layers * pieces);
-    let agrees =
-        asked.number == "bf16" || verify(&mut *oracle, recording, prompt, Rule::F64, told)?.ok();
+    let agrees = asked.number.name == "bf16"
+        || verify(&mut *oracle, recording, prompt, Rule::F64, told)?.ok();
     if agrees {
-        let oracle = Oracle::new(asked.weights.clone(), asked.number, engine.plan(), text, steps)?;
+        let oracle =
+            Oracle::new(asked.weights.clone(), asked.number.name, engine.plan(), text, steps)?;
         let found = oracle.hold(&mut *engine)?;
         report.unknown.extend(found.unknown);
         report.ops = found.ops;

@@ -17,6 +17,7 @@ use super::{
     Asked, File, Progress, Report, against_file, against_recording, against_reference,
     model::Oracle, progress::Steps, walk::Text,
 };
+use crate::{Kept, Number};
 
 /// A model of which no two layers are alike: every kind of fault has a place in it.
 fn weights() -> Arc<dyn Weights> {
@@ -105,7 +106,7 @@ fn an_emulation_is_held_to_its_own_plan() {
         let (tokens, pieces) = (text.tokens.clone(), text.pieces.clone());
         let weights = weights.clone();
         let progress = on();
-        let (engine, number) = ("reference", "bf16");
+        let (engine, number) = ("reference", "bf16".into());
         let asked = Asked { engine, number, plant, weights, tokens, pieces, progress };
         against_reference(&asked).unwrap()
     };
@@ -120,7 +121,9 @@ fn an_emulation_is_held_to_its_own_plan() {
 fn an_engine_that_tells_less_is_held_to_what_it_tells() {
     let weights = weights();
     let text = text(weights.config(), &[4, 2, 1]);
-    for number in ["f32", "bf16", "int8", "int4"] {
+    let mut numbers = ["f32", "bf16", "int8", "int4"].map(Number::from).to_vec();
+    numbers.push(Number { name: "bf16", kept: Some(Kept::Int8) });
+    for number in numbers {
         let (tokens, pieces) = (text.tokens.clone(), text.pieces.clone());
         let (engine, plant, progress) = ("cpu", None, on());
         let weights = weights.clone();
@@ -198,7 +201,7 @@ fn a_file_of_another_model_is_refused() {
 fn a_recording_blames_the_final_norm_and_refuses_another_model() {
     let (recording, weights) = layers();
     let ask = |weights: &Arc<dyn Weights>, plant, progress| {
-        let (engine, number, weights) = ("reference", "f32", weights.clone());
+        let (engine, number, weights) = ("reference", "f32".into(), weights.clone());
         let (tokens, pieces) = (Vec::new(), Vec::new());
         let asked = Asked { engine, number, plant, weights, tokens, pieces, progress };
         against_recording(&asked, &recording, &recording.manifest.prompts[1])
@@ -242,7 +245,7 @@ fn a_walk_ends_where_it_is_interrupted() {
     for last in [0, 5, 100] {
         let Text { tokens, pieces } = text(weights.config(), &[3, 1]);
         let progress: Progress = Arc::new(move |done, _| done <= last);
-        let (engine, number, plant, weights) = ("reference", "f32", None, weights.clone());
+        let (engine, number, plant, weights) = ("reference", "f32".into(), None, weights.clone());
         let asked = Asked { engine, number, plant, weights, tokens, pieces, progress };
         assert_eq!(against_reference(&asked).unwrap_err().to_string(), INTERRUPTED, "{last}");
     }

@@ -22,6 +22,7 @@ use super::{
     walk::{Routing, Said, Slot, TOKENS, Walk},
 };
 use crate::{
+    Number,
     judge::same_experts,
     registry::message,
     report::Outcome,
@@ -34,7 +35,7 @@ pub(crate) struct Subject<'a> {
     pub(crate) name: &'a str,
     pub(crate) by: &'a str,
     pub(crate) engine: &'a str,
-    pub(crate) number: &'a str,
+    pub(crate) number: Number<'a>,
     pub(crate) plant: Option<&'a str>,
     pub(crate) tokens: usize,
 }

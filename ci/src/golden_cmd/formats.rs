@@ -1,8 +1,12 @@
-//! `karat golden verify --engine cpu --number bf16|int8|int4`: what is lost in fewer bits.
+//! `karat golden verify --engine cpu --number bf16|int8|int4`, or with `--kv-cache`: what is lost in
+//! fewer bits.
 
 use std::sync::Arc;
 
-use benches::formats::{Told, told};
+use benches::{
+    Kept, Number,
+    formats::{Told, told},
+};
 use golden::Weights;
 use serde_json::json;
 
@@ -16,6 +20,7 @@ pub(super) fn run(ids: &[String], args: &VerifyArgs, out: &Out) -> anyhow::Resul
     if args.plant.is_some() {
         return Err(refuse("--plant: plants are of the reference's wiring"));
     }
+    let number = args.keeps.number(&args.number);
     let mut exit = Exit::Ok;
     let mut rows = Vec::new();
     let bar = out.bar(ids.len() as u64, "verify", false);
@@ -28,17 +33,17 @@ pub(super) fn run(ids: &[String], args: &VerifyArgs, out: &Out) -> anyhow::Resul
             exit = exit.gravest(Exit::Recording);
         }
         let weights: Arc<dyn Weights> = weights;
-        if weights.config().fp8.is_some() && args.number != "bf16" {
+        if weights.config().fp8.is_some() && ["int8", "int4"].contains(&&*args.number) {
             out.line(&format!("skipped: {id}: weights in FP8 are not narrowed further"));
             continue;
         }
-        let all = told(&weights, &args.number, &recording, &mut |_, _| !out::interrupted())
+        let all = told(&weights, number, &recording, &mut |_, _| !out::interrupted())
             .map_err(|e| blamed(&e, id, &other_files))?;
         for told in &all {
             if !told.ok() {
                 exit = exit.gravest(Exit::Wrong);
             }
-            tell(id, &args.number, told, out);
+            tell(id, number, told, out);
             rows.push(row(id, told));
         }
     }
@@ -65,10 +70,10 @@ fn row(id: &str, told: &Told) -> Vec<String> {
     ]
 }
 
-fn tell(id: &str, number: &str, told: &Told, out: &Out) {
+fn tell(id: &str, number: Number<'_>, told: &Told, out: &Out) {
     out.json(&json!({
         "schema": "karat.result/1", "kind": "golden_format", "recording": id, "prompt": told.prompt,
-        "number": number, "ok": told.ok(), "mean_kl": told.own.kl.mean, "mean_kl_allowed": told.allowed(),
+        "number": number.name, "kv_cache": number.keeps().map(Kept::name), "ok": told.ok(), "mean_kl": told.own.kl.mean, "mean_kl_allowed": told.allowed(),
         "mean_kl_of_plan": told.emulated.kl.mean, "top1_agreement": told.own.top1.mean,
         "mean_delta_nll": told.own.delta_nll.map(|d| d.mean),
     }));

@@ -41,6 +41,50 @@ fn what_is_lost_in_fewer_bits_is_told() {
     home.says(2, &["golden", "verify", "--engine", "cpu", "--number", "int3"], &["int3", "int8"]);
 }
 
+/// Keys and values in eight bits, with any number, of the only engine that can be told.
+#[test]
+fn keys_and_values_are_kept_as_it_is_said() {
+    let home = Home::with(&["tied"]);
+    let verify = ["golden", "verify", "--engine", "cpu", "--format", "jsonl", "--kv-cache"];
+    for (number, kept) in [("f32", "int8"), ("bf16", "int8"), ("int4", "f32")] {
+        let ran = home.karat(&[&verify[..], &[kept, "--number", number]].concat());
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        let line = &ran.lines()[0];
+        let said = ["kind", "number", "kv_cache"].map(|key| line[key].as_str().unwrap());
+        assert_eq!(said, ["golden_format", number, kept]);
+    }
+    let ran = home.karat(&[&verify[..], &["f32"]].concat());
+    assert_eq!((ran.code, &ran.lines()[0]["kind"]), (0, &"golden".into()), "{}", ran.err);
+    let bench = ["bench", "--model", "synthetic:tiny", "--rounds", "1", "--prefill", "9"];
+    let more = ["--decode", "1", "--depth", "2000", "--kv-cache", "f32,bf16,int8"];
+    let ran = home.karat(&[&bench[..], &more[..], &["--format", "jsonl"]].concat());
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let lines = ran.lines();
+    let kept: Vec<_> = lines.iter().map(|line| line["kv_cache"].as_str().unwrap()).collect();
+    assert_eq!(kept, ["f32", "bf16", "int8"]);
+    for key in ["/memory_needed/cache", "/traffic/states"] {
+        let bytes: Vec<_> =
+            lines.iter().map(|line| line.pointer(key).unwrap().as_u64().unwrap()).collect();
+        assert!(bytes.is_sorted_by(|a, b| a > b), "{key}: {bytes:?}");
+    }
+    home.tokens("t", &[&[1, 2, 3]], None);
+    let model = ["--model", "synthetic:tiny", "--kv-cache", "int8"];
+    let logits = ["logits", "--tokens", "t", "--out", "out"];
+    home.ends(0, &[&logits[..], &model, &["--engine", "cpu"]].concat());
+    // The reference keeps what it has.
+    for command in [
+        &logits[..],
+        &["bisect"],
+        &["paths", "model/"],
+        &["invariance", "model/"],
+        &["generate", "--tokens", "t", "--max-new", "1"],
+    ] {
+        home.says(2, &[command, &model].concat(), &["kv-cache int8", "reference"]);
+    }
+    home.says(2, &["golden", "verify", "--kv-cache", "int8"], &["kv-cache int8", "reference"]);
+    home.says(2, &["bisect", "--kv-cache", "int4"], &["int4", "expected one of f32, bf16, int8"]);
+}
+
 /// A model is timed beside what the machine can do.
 #[test]
 fn bench_times_a_model() {

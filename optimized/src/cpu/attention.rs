@@ -6,7 +6,7 @@ use golden::{
     Dtype, Plan, Plant, Spec, Tensor1, Variant,
     ops::attention::{Attention, Case, Inputs, Outputs},
     packed::rows,
-    plan::{Grid, Site},
+    plan::{Cache, Grid, Site},
 };
 use ndarray::Ix3;
 use rayon::prelude::*;
@@ -20,6 +20,7 @@ use super::{
 };
 
 pub(crate) mod fast;
+pub(crate) mod kept;
 pub(crate) mod paired;
 
 /// Every CPU variant, plainest first.
@@ -47,12 +48,34 @@ const VARIANTS: &[&dyn Variant<Attention>] = variants!(
         let plan = Plan { flush_to_zero: true, ..Plan::stored(spec.dtype) };
         let sites = [Site::Queries, Site::Keys, Site::Values, Site::Probabilities];
         sites.into_iter().fold(plan, |plan, site| plan.round(site, Grid::Bf16))
-    }
+    },
+    int8: |spec| {
+        let plan = Plan { cache: Cache::Int8, flush_to_zero: true, ..Plan::stored(spec.dtype) };
+        plan.round(Site::Queries, Grid::Bf16).round(Site::Probabilities, Grid::Bf16)
+    },
+    INT8_PLANTS
 );
 
 /// Those that the fast kernels can be told to have: `scale-one-over-h`, `gate-missing`.
 #[cfg(target_arch = "x86_64")]
 const VECTOR_PLANTS: &[Plant] = &[PLANTS[1], PLANTS[9]];
+
+/// The same, and those of steps.
+#[cfg(target_arch = "x86_64")]
+const INT8_PLANTS: &[Plant] = &[
+    PLANTS[1],
+    PLANTS[9],
+    Plant {
+        name: "step-of-neighbour",
+        what: "a row of keys or values in eight bits is scaled by the step of the token before it",
+        cite: "https://github.com/vllm-project/vllm/issues/49716",
+    },
+    Plant {
+        name: "value-step-missing",
+        what: "values in eight bits are not scaled by their steps",
+        cite: "https://github.com/flashinfer-ai/flashinfer/issues/4979",
+    },
+];
 
 const PLANTS: &[Plant] = &[
     Plant {

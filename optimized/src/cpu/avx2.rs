@@ -14,13 +14,15 @@ use std::arch::x86_64::{
     __m128i, __m256, __m256i, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT,
     _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128,
     _mm_movehl_ps, _mm_prefetch, _mm_set1_epi32, _mm_shuffle_ps, _mm256_add_epi32, _mm256_add_ps,
-    _mm256_and_si256, _mm256_blendv_ps, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cmp_ps,
-    _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32,
-    _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps,
-    _mm256_hadd_epi32, _mm256_i32gather_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
-    _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_round_ps, _mm256_set1_epi8,
-    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_slli_epi32,
-    _mm256_srli_epi16, _mm256_storeu_ps, _mm256_sub_ps, _mm256_unpackhi_epi8, _mm256_unpacklo_epi8,
+    _mm256_and_si256, _mm256_blendv_ps, _mm256_castps_si256, _mm256_castps256_ps128,
+    _mm256_castsi256_ps, _mm256_cmp_ps, _mm256_cvtepi8_epi16, _mm256_cvtepi8_epi32,
+    _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
+    _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_hadd_epi32,
+    _mm256_i32gather_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_max_ps,
+    _mm256_min_ps, _mm256_mul_ps, _mm256_packus_epi32, _mm256_permute4x64_epi64, _mm256_round_ps,
+    _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256,
+    _mm256_slli_epi32, _mm256_srli_epi16, _mm256_srli_epi32, _mm256_storeu_ps, _mm256_storeu_si256,
+    _mm256_sub_ps, _mm256_unpackhi_epi8, _mm256_unpacklo_epi8,
 };
 
 use half::{bf16, f16};
@@ -143,6 +145,23 @@ impl Simd for Avx2 {
                 [numbers(start.add(LANES * i)), numbers(start.add(LANES * i + LANES / 2))]
             },
         )
+    }
+
+    #[inline(always)]
+    fn whole(self, o: &mut [bf16; QUADS], x: &[i8; QUADS]) {
+        for (o, x) in o.as_chunks_mut::<LANES>().0.iter_mut().zip(x.as_chunks::<LANES>().0) {
+            unsafe {
+                // The upper half of an f32 is the bf16 number, and the lower one of these is zero.
+                let upper = |x: *const i8| {
+                    let x = _mm256_cvtepi8_epi32(_mm_loadl_epi64(x.cast()));
+                    _mm256_srli_epi32::<16>(_mm256_castps_si256(_mm256_cvtepi32_ps(x)))
+                };
+                // Packed within halves of a register.
+                let packed = _mm256_packus_epi32(upper(x.as_ptr()), upper(x.as_ptr().add(8)));
+                let inorder = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
+                _mm256_storeu_si256(o.as_mut_ptr().cast(), inorder);
+            }
+        }
     }
 
     #[inline(always)]

@@ -14,8 +14,8 @@ use std::arch::x86_64::{
     __m256i, __m512, __m512bh, __m512i, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT,
     _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_prefetch,
     _mm_shuffle_ps, _mm_storeu_ps, _mm_storeu_si128, _mm256_add_ps, _mm256_castps256_ps128,
-    _mm256_extractf128_ps, _mm256_loadu_si256, _mm256_storeu_si256, _mm512_add_epi32,
-    _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps256,
+    _mm256_extractf128_ps, _mm256_loadu_si256, _mm256_storeu_si256, _mm512_abs_epi8,
+    _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps256,
     _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cmp_ps_mask, _mm512_cvtepi32_epi16,
     _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_epi32,
     _mm512_cvtsepi32_epi8, _mm512_div_ps, _mm512_dpbf16_ps, _mm512_dpbusd_epi32,
@@ -30,7 +30,7 @@ use std::arch::x86_64::{
 
 use half::{bf16, f16};
 
-use super::simd::{FP8, Factor, LANES, PAIRS, QUADS, Rows, Simd, Wide, each, outer, tiles};
+use super::simd::{FP8, Factor, LANES, PAIRS, QUADS, Rows, Simd, WHOLE, Wide, each, outer, tiles};
 
 /// Proof that the processor has AVX-512 with F, DQ, BW, VL, VNNI, BF16 and VBMI: Zen 4, Sapphire Rapids and
 /// later. One that lacks some of it (Skylake, Ice Lake) is served by AVX2.
@@ -117,25 +117,17 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn fp8(self, x: &[u8; QUADS]) -> [__m512i; 2] {
-        unsafe {
-            let table = |bytes: &[u8; 128]| {
-                let start = bytes.as_ptr();
-                (_mm512_loadu_si512(start.cast()), _mm512_loadu_si512(start.add(64).cast()))
-            };
-            let (high, low) = (table(&FP8.0), table(&FP8.1));
-            // Bytes are interleaved within quarters of a register: eight codes go to each beforehand.
-            let order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
-            let codes = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(x.as_ptr().cast()));
-            let sign = _mm512_set1_epi8(-128);
-            // a | (b & c)
-            let high = _mm512_ternarylogic_epi64::<0xf8>(
-                _mm512_permutex2var_epi8(high.0, codes, high.1),
-                codes,
-                sign,
-            );
-            let low = _mm512_permutex2var_epi8(low.0, codes, low.1);
-            [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)]
-        }
+        let codes = self.quarters(unsafe { _mm512_loadu_si512(x.as_ptr().cast()) });
+        self.looked_up(&FP8, codes, codes)
+    }
+
+    #[inline(always)]
+    fn whole(self, o: &mut [bf16; QUADS], x: &[i8; QUADS]) {
+        let x = self.quarters(unsafe { _mm512_loadu_si512(x.as_ptr().cast()) });
+        let [low, high] = self.looked_up(&WHOLE, unsafe { _mm512_abs_epi8(x) }, x);
+        let o = o.as_mut_ptr();
+        unsafe { _mm512_storeu_si512(o.cast(), low) };
+        unsafe { _mm512_storeu_si512(o.add(PAIRS).cast(), high) };
     }
 
     #[inline(always)]
@@ -385,6 +377,40 @@ impl Simd for Avx512 {
 }
 
 impl Avx512 {
+    /// Sixty-four bytes for [`looked_up`](Self::looked_up), which interleaves bytes within quarters of a
+    /// register: eight of them go to each.
+    #[inline(always)]
+    fn quarters(self, x: __m512i) -> __m512i {
+        unsafe { _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), x) }
+    }
+
+    /// The bf16 numbers whose bytes a table has, by the low seven bits of each byte, with the sign of
+    /// others.
+    #[inline(always)]
+    fn looked_up(
+        self,
+        (high, low): &([u8; 128], [u8; 128]),
+        at: __m512i,
+        signs: __m512i,
+    ) -> [__m512i; 2] {
+        unsafe {
+            let table = |bytes: &[u8; 128]| {
+                let start = bytes.as_ptr();
+                (_mm512_loadu_si512(start.cast()), _mm512_loadu_si512(start.add(64).cast()))
+            };
+            let (high, low) = (table(high), table(low));
+            let sign = _mm512_set1_epi8(-128);
+            // a | (b & c)
+            let high = _mm512_ternarylogic_epi64::<0xf8>(
+                _mm512_permutex2var_epi8(high.0, at, high.1),
+                signs,
+                sign,
+            );
+            let low = _mm512_permutex2var_epi8(low.0, at, low.1);
+            [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)]
+        }
+    }
+
     /// Fewer than sixteen numbers, and zeros.
     #[inline(always)]
     fn rest<W: Wide>(self, x: &[W]) -> __m512 {

@@ -11,6 +11,7 @@ mod pieces;
 mod store;
 mod weights;
 
+pub use super::attention::kept::Kept;
 pub use store::{Store, StoreError};
 
 use std::{cell::RefCell, collections::HashMap};
@@ -33,7 +34,10 @@ use self::{
 };
 use super::{
     aligned::Arena,
-    attention::fast::{Cached, KeyValues, Sizes, attention},
+    attention::{
+        fast::{Cached, Sizes, attention},
+        kept::KeyValues,
+    },
     embedding::fast::embedding,
     gdn_layer::fast::{Gdn, State},
     linear::fast::{Source, linear},
@@ -55,6 +59,7 @@ pub(crate) struct Model<S> {
     s: S,
     config: Config,
     format: Format,
+    kept: Kept,
     embedding: Weight,
     layers: Vec<Layer>,
     final_norm: Vec<f32>,
@@ -100,7 +105,7 @@ impl<S: Simd> Model<S> {
     pub(crate) fn new(
         s: S,
         weights: &dyn Weights,
-        format: Format,
+        (format, kept): (Format, Kept),
         loading: &mut Loading<'_>,
     ) -> Result<Self, Error> {
         let config = weights.config().clone();
@@ -137,6 +142,7 @@ impl<S: Simd> Model<S> {
             inv_freq: config.rope.inv_freq(),
             config,
             format,
+            kept,
             layers,
             lm_head,
             mtp,
@@ -151,7 +157,7 @@ impl<S: Simd> Model<S> {
 
     fn empty_sequence(&self) -> Sequence {
         let c = &self.config;
-        let cache = || self.format.cache(c.num_key_value_heads, c.head_dim);
+        let cache = || self.kept.cache(c.num_key_value_heads, c.head_dim);
         let state = |mixer: &Mixer| match mixer {
             Mixer::Linear => LayerState::Linear(State {
                 conv: vec![0.0; c.conv_dim() * (c.linear_conv_kernel_dim - 1)],
@@ -502,20 +508,35 @@ pub struct Loading<'a> {
     pub store: Option<&'a Store>,
 }
 
-/// What [`engine`] of these weights in that format needs of the machine's memory to be asked this: from
-/// names and shapes alone, nothing is read.
+/// What [`engine`] keeps keys and values in with a format, unless it is told otherwise.
+///
+/// # Errors
+/// If there is no such format.
+pub fn kept(format: &str) -> Result<Kept, Error> {
+    Ok(Format::of(format)?.kept())
+}
+
+/// What [`engine`] of these weights in that format, keys and values kept so, needs of the machine's memory
+/// to be asked this: from names and shapes alone, nothing is read.
 ///
 /// # Errors
 /// If there is no such format, or a weight is missing.
-pub fn memory(weights: &dyn Weights, format: &str, demand: &Demand) -> Result<Memory, Error> {
-    memory::memory(weights, Format::of(format)?, demand)
+pub fn memory(
+    weights: &dyn Weights,
+    format: &str,
+    kept: Option<Kept>,
+    demand: &Demand,
+) -> Result<Memory, Error> {
+    let format = Format::of(format)?;
+    memory::memory(weights, (format, kept.unwrap_or(format.kept())), demand)
 }
 
 /// The engine for this machine: on the widest instruction set that it has.
 ///
 /// `format` is what projections are kept in, and what they read: `f32` as the checkpoint has them, and
 /// activations as they are; `bf16` in bf16 or FP8, activations rounded to bf16; `int8` and `int4` narrowed,
-/// activations in eight bits.
+/// activations in eight bits. Unless `kept` says otherwise keys and values are in f32 with the first, in
+/// bf16 with the others.
 ///
 /// # Errors
 /// If there is no such format, a weight cannot be had, or who is told of the loading ends it
@@ -523,9 +544,11 @@ pub fn memory(weights: &dyn Weights, format: &str, demand: &Demand) -> Result<Me
 pub fn engine(
     weights: &dyn Weights,
     format: &str,
+    kept: Option<Kept>,
     loading: &mut Loading<'_>,
 ) -> Result<Box<dyn Engine>, Error> {
     let format = Format::of(format)?;
+    let format = (format, kept.unwrap_or(format.kept()));
     #[cfg(target_arch = "x86_64")]
     {
         if let Some(s) = super::avx512::Avx512::new() {

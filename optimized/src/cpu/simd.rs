@@ -86,6 +86,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     }
     /// The numbers of FP8 codes.
     fn fp8_wide(self, x: &[u8; QUADS]) -> [Self::F; 4];
+    /// Whole numbers from -127 to 127 as bf16, which has them exactly.
+    fn whole(self, o: &mut [bf16; QUADS], x: &[i8; QUADS]);
     /// The same two numbers in every lane.
     fn pair(self, x: [bf16; 2]) -> Self::H;
     /// `acc_r + a_2r b_2r + a_2r+1 b_2r+1`; whether numbers below the smallest normal count is the
@@ -235,6 +237,21 @@ pub(crate) static FP8_WIDE: [f32; 256] = {
     }
     numbers
 };
+
+/// The bf16 number of each whole number from 0 to 127: high bytes and low bytes.
+pub(crate) static WHOLE: ([u8; 128], [u8; 128]) = whole_bytes();
+
+const fn whole_bytes() -> ([u8; 128], [u8; 128]) {
+    let (mut high, mut low) = ([0; 128], [0; 128]);
+    let mut x = 1_u8;
+    while x < 128 {
+        let exponent = x.ilog2();
+        let bits = ((exponent + 127) << 7) | ((x as u32) << (7 - exponent) & 127);
+        (high[x as usize], low[x as usize]) = ((bits >> 8) as u8, bits as u8);
+        x += 1;
+    }
+    (high, low)
+}
 
 /// The bf16 numbers of FP8 codes, by the table.
 #[inline(always)]

@@ -15,7 +15,7 @@ use golden::{
     },
 };
 
-use super::roof::Work;
+use super::{attention::kept::Kept, roof::Work};
 
 mod prepare;
 
@@ -119,13 +119,6 @@ enum Format {
     Int4,
 }
 
-/// What keys and values are kept in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kept {
-    F32,
-    Bf16,
-}
-
 impl Format {
     const ALL: [Format; 5] = [Format::Wide, Format::Bf16, Format::Fp8, Format::Int8, Format::Int4];
 
@@ -170,7 +163,7 @@ pub fn pieces() -> Vec<Piece> {
         all.push(delta_rule(tokens));
     }
     all.extend([1, 512].map(mix));
-    for kept in [Kept::Bf16, Kept::F32] {
+    for kept in [Kept::Bf16, Kept::Int8, Kept::F32] {
         for depth in [1 << 10, 1 << 13, 1 << 15] {
             all.push(attention(1, depth, kept));
         }
@@ -238,15 +231,12 @@ fn mix(tokens: usize) -> Piece {
 fn attention(tokens: usize, depth: usize, kept: Kept) -> Piece {
     let tk = if tokens == 1 { depth } else { depth + tokens };
     let case = attention::Case { b: 1, t: tokens, tk, hq: HQ, hkv: HKV, h: H };
-    let (format, size, word) = match kept {
-        Kept::F32 => ("f32", 4, Work::F32),
-        Kept::Bf16 => ("bf16", 2, Work::Bf16),
-    };
-    let read = if tokens == 1 { (2 * tk * HKV * H * size) as u64 } else { 0 };
+    let word = if kept == Kept::F32 { Work::F32 } else { Work::Bf16 };
+    let read = if tokens == 1 { (tk * kept.token(HKV, H)) as u64 } else { 0 };
     Piece {
         op: "attention",
         case: format!("{}, depth {depth}", of_tokens(tokens)),
-        format,
+        format: kept.name(),
         tokens,
         cost: Cost { read, changed: 0, operations: Attention::cost(&Spec::new(case)).flops, word },
         kind: Kind::Attention { depth: tk, kept },

@@ -20,7 +20,8 @@ pub(crate) trait Fast: Op {
     /// What the kernels read, weights in `E`.
     type Packed<E: Wide>: Send;
 
-    /// Makes a problem ready; of products that can be those of bf16 pairs, `reads` says which to take.
+    /// Makes a problem ready; of products that can read their factors in several ways, `reads` says
+    /// which to take.
     fn pack<E: Wide>(
         spec: &Spec<Self::Case>,
         inputs: &Self::Inputs<f32>,
@@ -34,6 +35,25 @@ pub(crate) trait Fast: Op {
         outputs: &mut Self::Outputs<f32>,
         plant: Planted,
     );
+}
+
+/// How the products of a variant read their factors, as a type.
+pub(crate) trait Reading: 'static {
+    const READS: Reads;
+}
+
+pub(crate) struct AsStored;
+pub(crate) struct InPairs;
+pub(crate) struct InEights;
+
+impl Reading for AsStored {
+    const READS: Reads = Reads::F32;
+}
+impl Reading for InPairs {
+    const READS: Reads = Reads::Bf16;
+}
+impl Reading for InEights {
+    const READS: Reads = Reads::Int8;
 }
 
 /// A problem in memory, on instruction set `S`.
@@ -51,16 +71,12 @@ where
     O::Inputs<f32>: Send,
     O::Outputs<f32>: Send,
 {
-    fn boxed<const PAIRED: bool>(
-        spec: &Spec<O::Case>,
-        inputs: &O::Inputs<f32>,
-    ) -> Box<dyn Kernel<O>> {
-        let reads = if PAIRED { Reads::Bf16 } else { Reads::F32 };
+    fn boxed<R: Reading>(spec: &Spec<O::Case>, inputs: &O::Inputs<f32>) -> Box<dyn Kernel<O>> {
         let unwritten = O::unwritten(spec, inputs);
         Box::new(Loaded::<S, O, E> {
             s: S::new().expect("skipped where the processor lacks it"),
             inputs: inputs.clone(),
-            packed: O::pack(spec, inputs, reads),
+            packed: O::pack(spec, inputs, R::READS),
             outputs: unwritten.clone(),
             unwritten,
             stored: PhantomData,
@@ -99,7 +115,7 @@ where
 }
 
 /// The kernels of an op on `S`, where the processor has it and `skip` says nothing against it.
-pub(crate) const fn on<S: Simd, O: Fast, const PAIRED: bool>(
+pub(crate) const fn on<S: Simd, O: Fast, R: Reading>(
     name: &'static str,
     skip: fn(&Spec<O::Case>) -> Option<String>,
     plan: fn(&Spec<O::Case>) -> Plan,
@@ -110,9 +126,9 @@ where
     O::Outputs<f32>: Send,
 {
     let pack = Pack {
-        f32: Loaded::<S, O, f32>::boxed::<PAIRED>,
-        bf16: Loaded::<S, O, half::bf16>::boxed::<PAIRED>,
-        f16: Loaded::<S, O, half::f16>::boxed::<PAIRED>,
+        f32: Loaded::<S, O, f32>::boxed::<R>,
+        bf16: Loaded::<S, O, half::bf16>::boxed::<R>,
+        f16: Loaded::<S, O, half::f16>::boxed::<R>,
     };
     Only {
         skip,
@@ -127,27 +143,39 @@ where
 /// Variants of an op: those given, and its fast kernels on every instruction set of this architecture,
 /// with their plan and the faults that they can be told to have.
 ///
-/// Behind `paired`, those that multiply bf16 pairs: which problems they do not run, and their plan.
+/// Behind `paired`, those that multiply bf16 pairs: which problems they do not run, and their plan. Behind
+/// `int8`, those that keep in eight bits what is multiplied, with plan and faults of their own.
 macro_rules! variants {
-    ([$($plain:expr),* $(,)?], $plan:expr, $plants:expr $(, paired: $unpaired:expr, $paired:expr)?) => {
+    ([$($plain:expr),* $(,)?], $plan:expr, $plants:expr $(, paired: $unpaired:expr, $paired:expr)?
+        $(, int8: $int8:expr, $own:expr)?) => {
         &[
             $($plain,)*
             #[cfg(target_arch = "x86_64")]
-            &$crate::cpu::vector::on::<$crate::cpu::avx2::Avx2, _, false>(
+            &$crate::cpu::vector::on::<$crate::cpu::avx2::Avx2, _, $crate::cpu::vector::AsStored>(
                 "cpu/avx2", |_| None, $plan, $plants
             ),
             #[cfg(target_arch = "x86_64")]
-            &$crate::cpu::vector::on::<$crate::cpu::avx512::Avx512, _, false>(
+            &$crate::cpu::vector::on::<$crate::cpu::avx512::Avx512, _, $crate::cpu::vector::AsStored>(
                 "cpu/avx512", |_| None, $plan, $plants
             ),
             $(
                 #[cfg(target_arch = "x86_64")]
-                &$crate::cpu::vector::on::<$crate::cpu::avx2::Avx2, _, true>(
+                &$crate::cpu::vector::on::<$crate::cpu::avx2::Avx2, _, $crate::cpu::vector::InPairs>(
                     "cpu/avx2-bf16", $unpaired, $paired, $plants
                 ),
                 #[cfg(target_arch = "x86_64")]
-                &$crate::cpu::vector::on::<$crate::cpu::avx512::Avx512, _, true>(
+                &$crate::cpu::vector::on::<$crate::cpu::avx512::Avx512, _, $crate::cpu::vector::InPairs>(
                     "cpu/avx512-bf16", $unpaired, $paired, $plants
+                ),
+            )?
+            $(
+                #[cfg(target_arch = "x86_64")]
+                &$crate::cpu::vector::on::<$crate::cpu::avx2::Avx2, _, $crate::cpu::vector::InEights>(
+                    "cpu/avx2-int8", |_| None, $int8, $own
+                ),
+                #[cfg(target_arch = "x86_64")]
+                &$crate::cpu::vector::on::<$crate::cpu::avx512::Avx512, _, $crate::cpu::vector::InEights>(
+                    "cpu/avx512-int8", |_| None, $int8, $own
                 ),
             )?
         ]

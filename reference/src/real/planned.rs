@@ -19,7 +19,7 @@ use std::{
 
 use golden::{
     Cast, Element, Number, Plan, View, ViewMut,
-    plan::{Activations, Grid, Site, Term},
+    plan::{Activations, Cache, Grid, Site, Term},
     recording::Recorded,
 };
 use ndarray::{ArrayD, ArrayViewD, ArrayViewMutD};
@@ -117,6 +117,7 @@ thread_local! {
     static FUNCTIONS: Cell<Functions> = const { Cell::new(EXACT) };
     static STORES: Cell<Stores> = const { Cell::new([None; SITES]) };
     static ACTIVATIONS: Cell<Activations> = const { Cell::new(Activations::F32) };
+    static CACHE: Cell<Cache> = const { Cell::new(Cache::AsStored) };
 }
 
 /// What `f` returns with every [`Planned`] number of this thread under `plan`, or under one term of
@@ -128,12 +129,12 @@ pub fn under<T>(plan: &Plan, only: Option<Term>, rounding: Rounding, f: impl FnO
     result
 }
 
-type Settings = (Hot, Functions, Stores, Activations);
+type Settings = (Hot, Functions, Stores, Activations, Cache);
 
 /// Makes the settings of this thread these, and returns those that were.
-fn enter((hot, functions, stores, activations): Settings) -> Settings {
-    let activations = ACTIVATIONS.replace(activations);
-    (HOT.replace(hot), FUNCTIONS.replace(functions), STORES.replace(stores), activations)
+fn enter((hot, functions, stores, activations, cache): Settings) -> Settings {
+    let (activations, cache) = (ACTIVATIONS.replace(activations), CACHE.replace(cache));
+    (HOT.replace(hot), FUNCTIONS.replace(functions), STORES.replace(stores), activations, cache)
 }
 
 fn settings(plan: &Plan, only: Option<Term>, rounding: Rounding) -> Settings {
@@ -168,7 +169,8 @@ fn settings(plan: &Plan, only: Option<Term>, rounding: Rounding) -> Settings {
     };
     let functions = if on(Term::Functions) { functions } else { EXACT };
     let activations = if on(Term::Activations) { plan.activations } else { Activations::F32 };
-    (hot, functions, stores, activations)
+    let cache = if on(Term::Cache) { plan.cache } else { Cache::AsStored };
+    (hot, functions, stores, activations, cache)
 }
 
 /// Scrambles all bits (`murmur3`'s finaliser).
@@ -250,21 +252,20 @@ fn at_the_ends(x: f64, grid: Grid, drop: u32, hot: Hot) -> f64 {
     whole * step
 }
 
-/// 32 neighbours as whole steps of which the largest has 127.
-fn in_steps(block: &[Planned], hot: Hot) -> Vec<Planned> {
-    let most = block.iter().fold(0.0_f64, |most, x| most.max(x.0.abs()));
+/// Neighbours as whole steps of which the largest has 127, and the step. Of zeros there is no step.
+fn in_steps(row: &[Planned], hot: Hot) -> (f64, impl Iterator<Item = f64>) {
+    let most = row.iter().fold(0.0_f64, |most, x| most.max(x.0.abs()));
     let step = most / 127.0;
-    let whole = |x: f64| {
-        let steps = x / step;
+    let whole = move |x: &Planned| {
+        let steps = if step == 0.0 { x.0 } else { x.0 / step };
         if hot.random {
-            (steps + f64::midpoint(signed(word(x, hot.seed)), 1.0)).floor().clamp(-127.0, 127.0)
+            let up = f64::midpoint(signed(word(x.0, hot.seed)), 1.0);
+            (steps + up).floor().clamp(-127.0, 127.0)
         } else {
             steps.round_ties_even()
         }
     };
-    // Of zeros there is no step, and what is not finite has none to stand on.
-    let steps = |x: &Planned| if step == 0.0 { *x } else { Planned(whole(x.0) * step) };
-    block.iter().map(steps).collect()
+    (step, row.iter().map(whole))
 }
 
 /// Whether every partial sum of these terms is on the grid, whatever the order: they are multiples of
@@ -439,7 +440,22 @@ impl Real for Planned {
                 Some(row.iter().map(|x| Planned(round(x.0, step, hot))).collect())
             }
             Activations::Int8 => {
-                Some(row.chunks(BLOCK).flat_map(|block| in_steps(block, hot)).collect())
+                let read = |block| {
+                    let (step, whole) = in_steps(block, hot);
+                    whole.map(move |whole| Planned(whole * step))
+                };
+                Some(row.chunks(BLOCK).flat_map(read).collect())
+            }
+        }
+    }
+    fn cached(row: &[Planned]) -> Option<(Planned, Vec<Planned>)> {
+        match CACHE.get() {
+            Cache::AsStored => None,
+            Cache::Int8 => {
+                let (step, whole) = in_steps(row, HOT.get().stored());
+                // A row in which there is no number says nothing of the others either.
+                let step = if row.iter().all(|x| x.0.is_finite()) { step } else { f64::NAN };
+                Some((Planned::result(step), whole.map(Planned).collect()))
             }
         }
     }

@@ -13,6 +13,8 @@ use golden::{
     packed::rows,
 };
 
+use half::bf16;
+
 use super::paired::Paired;
 use crate::cpu::{
     aligned::{Aligned, LINE},
@@ -66,6 +68,11 @@ impl<P: Clone> Pages<P> {
     /// The page of a token.
     pub(super) fn of(&self, token: usize) -> &P {
         &self.all[token / PAGE]
+    }
+
+    /// Changes every page.
+    pub(super) fn each(&mut self, change: impl Fn(&mut P)) {
+        self.all.iter_mut().for_each(|page| change(Arc::make_mut(page)));
     }
 
     #[cfg(test)]
@@ -212,54 +219,6 @@ impl<C: Wide> Cached for Cache<C> {
             }
         }
         softmax
-    }
-}
-
-/// Keys and values as an engine keeps them.
-#[derive(Clone)]
-pub(crate) enum KeyValues {
-    Plain(Cache<f32>),
-    Paired(Paired),
-}
-
-/// Does the same with either.
-macro_rules! either {
-    ($kept:expr, $cache:ident => $done:expr) => {
-        match $kept {
-            KeyValues::Plain($cache) => $done,
-            KeyValues::Paired($cache) => $done,
-        }
-    };
-}
-
-#[cfg(test)]
-impl KeyValues {
-    /// Bytes of the first page, as it was allocated.
-    pub(crate) fn held(&self) -> usize {
-        either!(self, cache => cache.held())
-    }
-}
-
-impl Cached for KeyValues {
-    fn page(&self) -> usize {
-        either!(self, cache => cache.page())
-    }
-
-    fn len(&self) -> usize {
-        either!(self, cache => cache.len())
-    }
-
-    fn truncate(&mut self, len: usize) {
-        either!(self, cache => cache.truncate(len));
-    }
-
-    fn push(&mut self, k: &[f32], v: &[f32]) {
-        either!(self, cache => cache.push(k, v));
-    }
-
-    #[inline(always)]
-    fn stretch<S: Simd>(&self, s: S, task: &Task<'_>, keys: Range<usize>) -> Softmax {
-        either!(self, cache => cache.stretch(s, task, keys))
     }
 }
 
@@ -410,7 +369,7 @@ impl Task<'_> {
 /// The rows of a left factor from one on.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<'a> {
-    pub(crate) data: &'a [half::bf16],
+    pub(crate) data: &'a [bf16],
     pub(crate) stride: usize,
     pub(crate) row: usize,
 }
@@ -516,7 +475,7 @@ fn join<S: Simd>(s: S, o: &mut [f32], softmaxes: &[Option<Softmax>], row: usize)
 /// A gate whose sigmoid is one.
 const OPEN: f32 = 100.0;
 
-/// A problem of the op: queries, caches of keys and values in `E`, or in bf16 for products of pairs.
+/// A problem of the op: queries, caches of keys and values in `E`, or for products of pairs.
 pub(crate) struct Packed<E> {
     q: Vec<f32>,
     gate: Vec<f32>,
@@ -527,7 +486,8 @@ pub(crate) struct Packed<E> {
 
 enum Caches<E> {
     Plain(Vec<Cache<E>>),
-    Paired(Vec<Paired>),
+    Paired(Vec<Paired<bf16>>),
+    Int8(Vec<Paired<i8>>),
 }
 
 /// One cache per sequence.
@@ -555,7 +515,8 @@ impl Fast for Attention {
             gate: x.gate.as_ref().map_or_else(|| vec![OPEN; x.q.len()], flat),
             caches: match reads {
                 Reads::Bf16 => Caches::Paired(caches(x, || Paired::new(hkv, h))),
-                _ => Caches::Plain(caches(x, || Cache::new(hkv, h))),
+                Reads::Int8 => Caches::Int8(caches(x, || Paired::new(hkv, h))),
+                Reads::F32 => Caches::Plain(caches(x, || Cache::new(hkv, h))),
             },
             cu_seqlens: x.cu_seqlens_q.iter().map(|&at| at as usize).collect(),
             sizes: Sizes { hq, hkv, h },
@@ -570,13 +531,22 @@ impl Fast for Attention {
         };
         let gate = if plant.is("gate-missing") { &vec![OPEN; x.gate.len()] } else { &x.gate };
         let (o, qg) = (flat_mut(&mut o.o), (&q[..], &gate[..]));
+        let (cu, sizes) = (&x.cu_seqlens, x.sizes);
         match &x.caches {
-            Caches::Plain(caches) => {
-                attention(s, o, qg, &caches.iter().collect::<Vec<_>>(), &x.cu_seqlens, x.sizes);
-            }
-            Caches::Paired(caches) => {
-                attention(s, o, qg, &caches.iter().collect::<Vec<_>>(), &x.cu_seqlens, x.sizes);
+            Caches::Plain(caches) => attention(s, o, qg, &each(caches), cu, sizes),
+            Caches::Paired(caches) => attention(s, o, qg, &each(caches), cu, sizes),
+            Caches::Int8(caches) => {
+                let wrong: Vec<_> = match plant.0 {
+                    Some("step-of-neighbour") => caches.iter().map(Paired::misplaced).collect(),
+                    Some("value-step-missing") => caches.iter().map(Paired::unscaled).collect(),
+                    _ => return attention(s, o, qg, &each(caches), cu, sizes),
+                };
+                attention(s, o, qg, &each(&wrong), cu, sizes);
             }
         }
     }
+}
+
+fn each<C>(caches: &[C]) -> Vec<&C> {
+    caches.iter().collect()
 }

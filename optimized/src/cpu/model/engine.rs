@@ -4,18 +4,18 @@ use golden::{
     Claims, Config, Engine, Error, Plan, Rng,
     config::Mixer,
     engine::{LinearState, Listener, Rows, Snapshot, Step, Traffic, Want},
-    plan::{Activations, Form, Grid, Site},
+    plan::{self, Activations, Form, Grid, Site},
     tap::Part,
 };
 use ndarray::{Array2, Array3, Array4, ArrayView2, Axis, Slice};
 
 use super::{
-    LayerState, MixerWeights, Model,
+    Kept, LayerState, MixerWeights, Model,
     pieces::{Piece, join, pieces},
     weights::{Format, channels},
 };
 use crate::cpu::{
-    attention::fast::{Cached, KeyValues},
+    attention::{fast::Cached, kept::KeyValues},
     gated_delta_rule::fast::CHUNK,
     linear::fast::{Source, linear},
     rms_norm::fast::{add_rms_norm, rms_norm, rms_norm_row},
@@ -27,10 +27,14 @@ use crate::cpu::{
 
 impl<S: Simd> Engine for Model<S> {
     fn name(&self) -> String {
-        match self.format {
-            Format::F32 => format!("cpu/{}", S::NAME),
-            format => format!("cpu/{}-{}", S::NAME, format.name()),
+        let mut name = format!("cpu/{}", S::NAME);
+        if self.format != Format::F32 {
+            name.extend(["-", self.format.name()]);
         }
+        if self.kept != self.format.kept() {
+            name.extend(["-kv-", self.kept.name()]);
+        }
+        name
     }
 
     fn config(&self) -> &Config {
@@ -40,12 +44,18 @@ impl<S: Simd> Engine for Model<S> {
     fn plan(&self) -> Plan {
         let activations = self.format.activations();
         let plan = Plan::F32.form(Form::Chunked(CHUNK));
-        if activations == Activations::F32 {
-            return plan;
-        }
-        let sites = [Site::Queries, Site::Keys, Site::Values, Site::Probabilities];
-        let plan = Plan { activations, flush_to_zero: true, ..plan };
-        sites.into_iter().fold(plan, |plan, site| plan.round(site, Grid::Bf16))
+        // Products of bf16 pairs may flush.
+        let flush_to_zero = self.kept != Kept::F32 || activations != Activations::F32;
+        let plan = Plan { activations, flush_to_zero, ..plan };
+        let (plan, sites): (_, &[Site]) = match self.kept {
+            Kept::F32 => (plan, &[]),
+            Kept::Bf16 => (plan, &[Site::Queries, Site::Keys, Site::Values, Site::Probabilities]),
+            Kept::Int8 => {
+                let plan = Plan { cache: plan::Cache::Int8, ..plan };
+                (plan, &[Site::Queries, Site::Probabilities])
+            }
+        };
+        sites.iter().fold(plan, |plan, &site| plan.round(site, Grid::Bf16))
     }
 
     fn claims(&self) -> Claims {
@@ -114,8 +124,8 @@ impl<S: Simd> Engine for Model<S> {
                     states += 8 * state as u64;
                 }
                 MixerWeights::Full { .. } => {
-                    let width = c.num_key_value_heads * c.head_dim;
-                    states += (depth * width * 2 * self.format.cached()) as u64;
+                    let token = self.kept.token(c.num_key_value_heads, c.head_dim);
+                    states += (depth * token) as u64;
                     attention += (4 * depth * c.num_attention_heads * c.head_dim) as u64;
                 }
             }

@@ -9,7 +9,10 @@ use golden::{
 
 use super::{pieces::PIECE, weights::Format};
 use crate::cpu::{
-    attention::fast::{Cached, PAGE},
+    attention::{
+        fast::{Cached, PAGE},
+        kept::Kept,
+    },
     quantised::Quantised,
 };
 
@@ -19,7 +22,7 @@ const AS_THEY_ARE: [&str; 4] =
 
 pub(super) fn memory(
     weights: &dyn Weights,
-    format: Format,
+    (format, kept): (Format, Kept),
     demand: &Demand,
 ) -> Result<Memory, Error> {
     let c = weights.config();
@@ -39,7 +42,7 @@ pub(super) fn memory(
     let windows = c.conv_dim() * (c.linear_conv_kernel_dim - 1);
     let recurrent = c.linear_value_dim() * c.linear_key_head_dim;
     memory.state = product(&[4, linear, windows + recurrent, demand.sequences]);
-    let page = format.cache(c.num_key_value_heads, c.head_dim).page();
+    let page = kept.cache(c.num_key_value_heads, c.head_dim).page();
     let pages = |tokens: usize| product(&[tokens.div_ceil(PAGE), page, demand.sequences]);
     memory.cache =
         pages(demand.context).saturating_mul(full as u64).saturating_add(pages(demand.drafts));
@@ -130,7 +133,7 @@ mod tests {
         synthetic::Synthetic,
     };
 
-    use super::{Format, PAGE, memory};
+    use super::{Format, Kept, PAGE, memory};
     use crate::cpu::model::{
         Loading,
         store::{Narrowing, narrowings},
@@ -155,6 +158,10 @@ mod tests {
         narrowed: Narrowed::Owned,
     };
 
+    /// Keys and values kept as nobody would without saying so.
+    const OTHERWISE: [(Format, Kept); 3] =
+        [(Format::Int4, Kept::F32), (Format::F32, Kept::Int8), (Format::Bf16, Kept::Int8)];
+
     /// Bytes of all matrices of a layer.
     fn matrices(mixer: &MixerWeights, mlp: &MlpWeights) -> usize {
         let mut bytes = 0;
@@ -172,7 +179,8 @@ mod tests {
 
     #[test]
     fn what_is_stated_is_what_is_held() {
-        for format in Format::ALL {
+        let all = Format::ALL.map(|format| (format, format.kept()));
+        for format in all.into_iter().chain(OTHERWISE) {
             let weights = Synthetic::new(Preset::Tiny.config(Some(4), None).unwrap(), 0);
             let stated = memory(&weights, format, &DEMAND).unwrap();
             let mut loading = Loading { tell: &mut |_, _| true, store: None };
@@ -189,12 +197,12 @@ mod tests {
                 .filter(|entry| is_vector(&entry.name))
                 .map(|entry| 4 * entry.elements())
                 .sum();
-            assert_eq!(stated.owned, bytes as u64 + vectors, "{}", format.name());
+            assert_eq!(stated.owned, bytes as u64 + vectors, "{format:?}");
             assert_eq!(stated.mapped, 0);
             let demand = Demand { narrowed: Narrowed::Mapped, ..DEMAND };
             let kept = memory(&weights, format, &demand).unwrap();
             assert_eq!(kept.mapped + kept.owned, stated.owned);
-            let narrow: usize = narrowings(&weights, format).iter().map(Narrowing::size).sum();
+            let narrow: usize = narrowings(&weights, format.0).iter().map(Narrowing::size).sum();
             assert_eq!(kept.mapped, narrow as u64);
             model.reset(2).unwrap();
             model.pretend(300, 0).unwrap();
@@ -231,7 +239,7 @@ mod tests {
     fn what_nobody_has_is_still_a_number() {
         let weights = Synthetic::new(Preset::Tiny.config(Some(4), None).unwrap(), 0);
         let demand = Demand { context: usize::MAX - 300, logits: usize::MAX, ..DEMAND };
-        let memory = memory(&weights, Format::F32, &demand).unwrap();
+        let memory = memory(&weights, (Format::F32, Kept::F32), &demand).unwrap();
         assert_eq!(memory.must_fit(), u64::MAX);
     }
 }

@@ -13,10 +13,7 @@ use golden::{
 use super::store::Store;
 use crate::cpu::{
     aligned::Arena,
-    attention::{
-        fast::{Cache, KeyValues},
-        paired::Paired,
-    },
+    attention::kept::Kept,
     moe_experts::fast::Expert,
     quantised::Bits,
     weight::{Weight, matrix, passing, vector},
@@ -145,17 +142,9 @@ impl Format {
         }
     }
 
-    /// An empty cache.
-    pub(super) fn cache(self, heads: usize, h: usize) -> KeyValues {
-        match self {
-            Format::F32 => KeyValues::Plain(Cache::new(heads, h)),
-            _ => KeyValues::Paired(Paired::new(heads, h)),
-        }
-    }
-
-    /// Bytes of a number in it.
-    pub(super) fn cached(self) -> usize {
-        if self == Format::F32 { 4 } else { 2 }
+    /// What keys and values are kept in, unless it is said otherwise.
+    pub(super) fn kept(self) -> Kept {
+        if self == Format::F32 { Kept::F32 } else { Kept::Bf16 }
     }
 
     /// What a projection is narrowed to, if it is. What chooses the token keeps eight bits.

@@ -52,6 +52,11 @@ impl Simd for Plain {
     }
 
     #[inline(always)]
+    fn whole(self, o: &mut [bf16; QUADS], x: &[i8; QUADS]) {
+        *o = x.map(|x| bf16::from_f32(f32::from(x)));
+    }
+
+    #[inline(always)]
     fn pair(self, x: [bf16; 2]) -> Self::H {
         std::array::from_fn(|i| x[i % 2])
     }

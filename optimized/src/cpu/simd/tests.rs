@@ -62,6 +62,12 @@ fn words<S: Simd>() {
         let of = |word: fn(S, S::F) -> f32| s.run(|| word(s, s.load(x)));
         assert_eq!(of(S::sum), Plain.sum(*x), "one order");
     }
+    for first in [-127, -64, 0, 64] {
+        let x: [i8; QUADS] = std::array::from_fn(|i| (first + i as i32).min(127) as i8);
+        let mut got = [bf16::NAN; QUADS];
+        s.run(|| s.whole(&mut got, &x));
+        assert_eq!(got.map(f32::from), x.map(f32::from), "{}", S::NAME);
+    }
 }
 
 #[test]

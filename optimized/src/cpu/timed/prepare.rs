@@ -8,10 +8,7 @@ use super::{
 };
 use crate::cpu::{
     aligned::Arena,
-    attention::{
-        fast::{Cache, Cached, KeyValues, Sizes, attention},
-        paired::Paired,
-    },
+    attention::fast::{Cached, Sizes, attention},
     gated_delta_rule::fast::{CHUNK, Chunk, Pairs, Room, chunk, steps},
     gdn_layer::fast::{Gdn, STEPS, State},
     l2_norm::fast::l2_norm_row,
@@ -238,16 +235,9 @@ fn attend<S: Simd>(s: S, n: usize, depth: usize, kept: Kept, fill: &mut Fill) ->
     let (q, gate) = (fill.numbers(n * HQ * H), fill.numbers(n * HQ * H));
     // A few rows in turn: what is timed does not depend on what they say.
     let rows: Vec<_> = (0..61).map(|_| (fill.numbers(HKV * H), fill.numbers(HKV * H))).collect();
-    let size = match kept {
-        Kept::F32 => 4,
-        Kept::Bf16 => 2,
-    };
-    let away = if n == 1 { 2 * depth * HKV * H * size } else { 0 };
+    let away = if n == 1 { depth * kept.token(HKV, H) } else { 0 };
     let mut caches = Turns::beyond_caches(away, || {
-        let mut cache = match kept {
-            Kept::F32 => KeyValues::Plain(Cache::new(HKV, H)),
-            Kept::Bf16 => KeyValues::Paired(Paired::new(HKV, H)),
-        };
+        let mut cache = kept.cache(HKV, H);
         for i in 0..depth {
             let (k, v) = &rows[i % rows.len()];
             cache.push(k, v);

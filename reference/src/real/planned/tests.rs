@@ -1,4 +1,7 @@
-use golden::{Dtype, Plan, plan::Grid};
+use golden::{
+    Dtype, Plan,
+    plan::{Cache, Grid, Term},
+};
 
 use super::{HOT, Planned, Rounding, Site, Step, round, under};
 use crate::Real;
@@ -92,4 +95,34 @@ fn seeds_give_different_runs_and_the_same_seed_the_same() {
     };
     assert_eq!(run(1), run(1));
     assert!((2..20).any(|seed| run(seed) != run(1)));
+}
+
+#[test]
+fn a_cache_in_eight_bits_counts_steps_of_a_row() {
+    let plan = Plan { cache: Cache::Int8, ..Plan::F32 };
+    let cached = |x: &[f64], rounding| {
+        let row: Vec<Planned> = x.iter().map(|&x| Planned(x)).collect();
+        let (step, whole) = under(&plan, None, rounding, || Planned::cached(&row)).unwrap();
+        (step.0, whole.into_iter().map(|x| x.0).collect::<Vec<_>>())
+    };
+    // The largest of the row is 127 steps, a half goes to the even one.
+    let row = [-254.0, 3.0, 5.0, 2.0, 0.0, 100.9];
+    assert_eq!(cached(&row, Rounding::Nearest), (2.0, vec![-127.0, 2.0, 2.0, 1.0, 0.0, 50.0]));
+    assert_eq!(cached(&[0.0; 3], Rounding::Nearest), (0.0, vec![0.0; 3]));
+    assert!(cached(&[1.0, f64::NAN], Rounding::Nearest).0.is_nan());
+    let (mut sum, runs) = (0.0, 2000);
+    for seed in 0..runs {
+        let (step, whole) = cached(&row, Rounding::Random(seed));
+        assert_eq!((step, whole[0], whole[3], whole[4]), (2.0, -127.0, 1.0, 0.0));
+        assert!([1.0, 2.0].contains(&whole[1]) && [50.0, 51.0].contains(&whole[5]));
+        sum += whole[5];
+    }
+    // Six standard errors of draws at the odds 0.45 : 0.55.
+    let (mean, n) = (sum / runs as f64, runs as f64);
+    assert!((mean - 50.45).abs() < 6.0 * (0.45 * 0.55 / n).sqrt(), "{mean}");
+    let alone = |term| {
+        under(&plan, Some(term), Rounding::Nearest, || Planned::cached(&[Planned(1.0)]).is_some())
+    };
+    assert!(alone(Term::Cache) && !alone(Term::Dot));
+    assert!(under(&Plan::F32, None, Rounding::Nearest, || Planned::cached(&[]).is_none()));
 }

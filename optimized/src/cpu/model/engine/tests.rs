@@ -10,10 +10,14 @@ use golden::{
 use ndarray::Array2;
 
 use super::super::{Loading, Model, pieces::PIECE};
-use super::Format;
+use super::{Format, Kept};
 use crate::cpu::simd::Plain;
 
 fn model(format: Format, piece: usize) -> Model<Plain> {
+    kept((format, format.kept()), piece)
+}
+
+fn kept(format: (Format, Kept), piece: usize) -> Model<Plain> {
     let config = Preset::Tiny.config(Some(4), None).unwrap();
     let mut loading = Loading { tell: &mut |_, _| true, store: None };
     let mut model = Model::new(Plain, &Synthetic::new(config, 3), format, &mut loading).unwrap();
@@ -51,8 +55,9 @@ fn same(a: &Step, b: &Step) {
 
 #[test]
 fn pieces_answer_what_the_whole_does() {
-    for format in [Format::F32, Format::Bf16, Format::Int8] {
-        let (mut whole, mut cut) = (model(format, usize::MAX), model(format, 64));
+    let all = [Format::F32, Format::Bf16, Format::Int8].map(|format| (format, format.kept()));
+    for format in all.into_iter().chain([(Format::Bf16, Kept::Int8)]) {
+        let (mut whole, mut cut) = (kept(format, usize::MAX), kept(format, 64));
         for lengths in [[130, 3, 67], [1, 0, 99]] {
             let text = text(&whole, lengths);
             let want = whole.forward(&text, &everything()).unwrap();

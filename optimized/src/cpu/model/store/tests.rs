@@ -9,7 +9,7 @@ use golden::{
 
 use super::{Format, Store, StoreError};
 use crate::cpu::{
-    model::{Loading, Model},
+    model::{Kept, Loading, Model},
     simd::Plain,
 };
 
@@ -33,7 +33,8 @@ fn logits(seed: u64, format: Format, store: Option<&Store>) -> Vec<u32> {
         true
     };
     let mut loading = Loading { tell: &mut tell, store };
-    let mut model = Model::new(Plain, &weights(seed), format, &mut loading).unwrap();
+    let mut model =
+        Model::new(Plain, &weights(seed), (format, format.kept()), &mut loading).unwrap();
     assert!(told.is_sorted());
     assert_eq!(told.last().is_some_and(|(done, total)| done == total), store.is_none());
     model.reset(1).unwrap();
@@ -127,11 +128,11 @@ fn an_interrupted_narrowing_leaves_nothing() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     let mut tell = |_, _| false;
     let mut loading = Loading { tell: &mut tell, store: None };
-    let model = Model::new(Plain, &weights(3), Format::Int8, &mut loading);
+    let model = Model::new(Plain, &weights(3), (Format::Int8, Kept::Bf16), &mut loading);
     assert_eq!(model.err().map(|e| e.to_string()).as_deref(), Some("interrupted"));
     // A file of another format is not taken for one's own.
     let (store, _) = ready(&path, 3, "int8");
     let mut tell = |_, _| true;
     let mut loading = Loading { tell: &mut tell, store: Some(&store.unwrap()) };
-    assert!(Model::new(Plain, &weights(3), Format::Int4, &mut loading).is_err());
+    assert!(Model::new(Plain, &weights(3), (Format::Int4, Kept::Bf16), &mut loading).is_err());
 }

@@ -1,0 +1,23 @@
+//! What an engine keeps keys and values in, as it is typed.
+
+use benches::{Kept, Number};
+
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Keeps {
+    /// What the cpu engine keeps keys and values in, if not what it has for its number: f32 for f32, bf16
+    /// for others. int8 counts steps, one for each token and head
+    #[arg(long, value_name = "f32|bf16|int8")]
+    pub(crate) kv_cache: Option<Kept>,
+}
+
+impl Keeps {
+    /// A number type, keys and values kept so.
+    pub(crate) fn number(self, name: &str) -> Number<'_> {
+        Number { name, kept: self.kv_cache }
+    }
+
+    /// As it is typed.
+    pub(crate) fn typed(self) -> String {
+        self.kv_cache.map_or(String::new(), |kept| format!(" --kv-cache {kept}"))
+    }
+}

@@ -1,0 +1,121 @@
+//! What keys and values are kept in.
+
+use std::{fmt, ops::Range, str::FromStr};
+
+use half::bf16;
+
+use super::{
+    fast::{Cache, Cached, Softmax, Task},
+    paired::Paired,
+};
+use crate::cpu::simd::Simd;
+
+/// What an engine keeps keys and values in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// As they come, in f32; products are those of f32.
+    F32,
+    /// In bf16; products are those of bf16 pairs.
+    Bf16,
+    /// In eight bits, steps of a token's row in a head; products are those of bf16 pairs.
+    Int8,
+}
+
+impl Kept {
+    /// All of them.
+    pub const ALL: [Kept; 3] = [Kept::F32, Kept::Bf16, Kept::Int8];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kept::F32 => "f32",
+            Kept::Bf16 => "bf16",
+            Kept::Int8 => "int8",
+        }
+    }
+
+    /// An empty cache.
+    pub(crate) fn cache(self, heads: usize, h: usize) -> KeyValues {
+        match self {
+            Kept::F32 => KeyValues::Plain(Cache::new(heads, h)),
+            Kept::Bf16 => KeyValues::Paired(Paired::new(heads, h)),
+            Kept::Int8 => KeyValues::Int8(Paired::new(heads, h)),
+        }
+    }
+
+    /// Bytes of what is kept of a token.
+    pub(crate) fn token(self, heads: usize, h: usize) -> usize {
+        let row = match self {
+            Kept::F32 => 4 * h,
+            Kept::Bf16 => 2 * h,
+            Kept::Int8 => h + size_of::<f32>(),
+        };
+        2 * heads * row
+    }
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Kept {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Kept, String> {
+        let found = Kept::ALL.into_iter().find(|kept| kept.name() == name);
+        let known = || Kept::ALL.map(Kept::name).join(", ");
+        found.ok_or_else(|| format!("expected one of {}", known()))
+    }
+}
+
+/// Keys and values as an engine keeps them.
+#[derive(Clone)]
+pub(crate) enum KeyValues {
+    Plain(Cache<f32>),
+    Paired(Paired<bf16>),
+    Int8(Paired<i8>),
+}
+
+/// Does the same with any.
+macro_rules! any {
+    ($kept:expr, $cache:ident => $done:expr) => {
+        match $kept {
+            KeyValues::Plain($cache) => $done,
+            KeyValues::Paired($cache) => $done,
+            KeyValues::Int8($cache) => $done,
+        }
+    };
+}
+
+#[cfg(test)]
+impl KeyValues {
+    /// Bytes of the first page, as it was allocated.
+    pub(crate) fn held(&self) -> usize {
+        any!(self, cache => cache.held())
+    }
+}
+
+impl Cached for KeyValues {
+    fn page(&self) -> usize {
+        any!(self, cache => cache.page())
+    }
+
+    fn len(&self) -> usize {
+        any!(self, cache => cache.len())
+    }
+
+    fn truncate(&mut self, len: usize) {
+        any!(self, cache => cache.truncate(len));
+    }
+
+    fn push(&mut self, k: &[f32], v: &[f32]) {
+        any!(self, cache => cache.push(k, v));
+    }
+
+    #[inline(always)]
+    fn stretch<S: Simd>(&self, s: S, task: &Task<'_>, keys: Range<usize>) -> Softmax {
+        any!(self, cache => cache.stretch(s, task, keys))
+    }
+}
