@@ -6,6 +6,7 @@ use golden::{
 };
 
 use crate::cpu::{
+    activation::sigmoid,
     linear::{
         activations::Reads,
         fast::{Source, linear},
@@ -30,7 +31,7 @@ pub(crate) fn shared_expert<S: Simd>(
     let n = x.len() / expert.gate_proj.columns();
     let mut open = room(n);
     linear(s, &mut open, x, gate);
-    open.iter_mut().for_each(|open| *open = 1.0 / (1.0 + (-*open).exp()));
+    open.iter_mut().for_each(|open| *open = sigmoid(*open));
     match plant.0 {
         Some("gate-missing") => open.fill(1.0),
         Some("gate-of-first-token") => {
