@@ -50,7 +50,7 @@ use std::sync::Arc;
 use golden::{
     Engine, Error, Weights,
     engine::{Demand, Memory},
-    weights::Narrowed,
+    weights::NarrowedWeights,
 };
 
 /// An engine by name: `reference` in `f32`, `f64` or (the official code in bf16, emulated) `bf16`, with a fault planted in its
@@ -134,13 +134,11 @@ pub fn as_kept(
     number: &str,
     weights: Arc<dyn Weights>,
 ) -> Result<Arc<dyn Weights>, Error> {
-    let to = match (engine, number) {
-        ("cpu", "bf16") => None,
-        ("cpu", "int8") => Some(golden::Narrow::Int8),
-        ("cpu", "int4") => Some(golden::Narrow::Int4),
-        _ => return Ok(weights),
-    };
-    Ok(Arc::new(Narrowed::new(weights, to)?))
+    let to = golden::Narrow::of_number(number);
+    if engine != "cpu" || (to.is_none() && number != "bf16") {
+        return Ok(weights);
+    }
+    Ok(Arc::new(NarrowedWeights::new(weights, to)?))
 }
 
 /// The fault of that name.

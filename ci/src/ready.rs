@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use benches::{Loading, Number, Store, StoreError};
 use golden::{
-    Engine, Weights,
+    Engine, Narrow, Weights,
     engine::{INTERRUPTED, Narrowed},
 };
 
@@ -12,9 +12,6 @@ use crate::{
     exit::{Exit, fail, refuse},
     out::{self, Out},
 };
-
-/// Numbers whose weights are narrowed.
-const NARROW: [&str; 2] = ["int8", "int4"];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Ready {
@@ -26,13 +23,13 @@ pub(crate) struct Ready {
 impl Ready {
     /// Where an engine that narrows weights will have them.
     pub(crate) fn narrowed(&self, engine: &str, number: &str) -> Narrowed {
-        let narrows = engine == "cpu" && NARROW.contains(&number);
+        let narrows = engine == "cpu" && Narrow::of_number(number).is_some();
         if self.cache.is_some() && narrows { Narrowed::Mapped } else { Narrowed::Owned }
     }
 
     /// Refuses to keep several formats in one file.
     pub(crate) fn check(&self, numbers: &[String]) -> anyhow::Result<()> {
-        let narrow = numbers.iter().filter(|number| NARROW.contains(&number.as_str())).count();
+        let narrow = numbers.iter().filter_map(|number| Narrow::of_number(number)).count();
         if self.cache.is_some() && 1 < narrow {
             return Err(refuse(
                 "--cache: one file holds one of int8 and int4, ask for one of them",

@@ -15,7 +15,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Dtype, fp8};
+use crate::{Dtype, fp8, names};
 
 /// Columns of a block of `int8` and `int4`.
 pub const BLOCK: usize = 32;
@@ -45,6 +45,21 @@ impl Narrow {
             Narrow::Fp8 => "fp8",
             Narrow::Int8 => "int8",
             Narrow::Int4 => "int4",
+        }
+    }
+
+    /// What a number of an engine narrows projections to; `None` where it narrows nothing.
+    pub fn of_number(number: &str) -> Option<Narrow> {
+        [Narrow::Int8, Narrow::Int4].into_iter().find(|narrow| narrow.name() == number)
+    }
+
+    /// What a tensor becomes where projections are narrowed to this: `None` stays. Routers and gates, which
+    /// decide, are small; the output head, which chooses the token, keeps eight bits.
+    pub fn of_tensor(self, name: &str) -> Option<Narrow> {
+        match self {
+            _ if !names::is_projection(name) => None,
+            Narrow::Int4 if name == names::LM_HEAD => Some(Narrow::Int8),
+            narrow => Some(narrow),
         }
     }
 
@@ -200,6 +215,22 @@ mod tests {
                 let most = [0.04, 0.02, 0.2][narrow as usize];
                 assert!((error / all).sqrt() <= most, "{narrow} {d}: {}", (error / all).sqrt());
             }
+        }
+    }
+
+    #[test]
+    fn what_decides_stays_and_the_head_keeps_eight_bits() {
+        for number in ["f32", "bf16", "fp8", "int3"] {
+            assert_eq!(Narrow::of_number(number), None);
+        }
+        for (number, narrow) in [("int8", Narrow::Int8), ("int4", Narrow::Int4)] {
+            assert_eq!(Narrow::of_number(number), Some(narrow));
+            let of = |name: &str| narrow.of_tensor(name);
+            assert_eq!(of("model.layers.3.mlp.experts.7.up_proj.weight"), Some(narrow));
+            assert_eq!(of("lm_head.weight"), Some(Narrow::Int8));
+            assert_eq!(of("model.embed_tokens.weight"), None);
+            assert_eq!(of("model.layers.3.mlp.gate.weight"), None);
+            assert_eq!(of("model.layers.0.linear_attn.in_proj_ba.weight"), None);
         }
     }
 

@@ -95,24 +95,24 @@ impl Weights for Rounded {
 
 /// The same weights, projections as an engine keeps them that narrows them: what the reference is given
 /// when such an engine is judged, so that what is asked of both is the same.
-pub struct Narrowed {
+pub struct NarrowedWeights {
     weights: Arc<dyn Weights>,
     to: Option<Narrow>,
 }
 
-impl Narrowed {
-    /// Projections in a format, `None` for bf16. In four bits the output head keeps eight.
+impl NarrowedWeights {
+    /// Projections in a format ([`Narrow::of_tensor`] says which), `None` for bf16.
     ///
     /// # Errors
     /// If the weights are FP8 codes and not wanted as such.
-    pub fn new(weights: Arc<dyn Weights>, to: Option<Narrow>) -> Result<Narrowed, String> {
+    pub fn new(weights: Arc<dyn Weights>, to: Option<Narrow>) -> Result<NarrowedWeights, String> {
         if weights.config().fp8.is_some() && to.is_some() {
             let origin = weights.origin();
             return Err(format!(
                 "{origin}: weights in FP8 that are narrowed further are not judged"
             ));
         }
-        Ok(Narrowed { weights, to })
+        Ok(NarrowedWeights { weights, to })
     }
 
     fn narrow<'a>(&self, name: &str, raw: RawTensor<'a>) -> RawTensor<'a> {
@@ -121,9 +121,8 @@ impl Narrowed {
         }
         let Some(mut wide) = raw.widen() else { return raw };
         let d = raw.shape.last().copied().unwrap_or(1).max(1);
-        match self.to {
+        match self.to.and_then(|to| to.of_tensor(name)) {
             None => wide.iter_mut().for_each(|w| *w = Dtype::Bf16.round(*w)),
-            Some(Narrow::Int4) if name == names::LM_HEAD => Narrow::Int8.round(&mut wide, d),
             Some(narrow) => narrow.round(&mut wide, d),
         }
         let data = wide.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -131,7 +130,7 @@ impl Narrowed {
     }
 }
 
-impl Weights for Narrowed {
+impl Weights for NarrowedWeights {
     fn config(&self) -> &Config {
         self.weights.config()
     }

@@ -3,10 +3,9 @@
 use std::cell::RefCell;
 
 use golden::{
-    Config, Dtype, Error, Weights,
+    Config, Dtype, Error, Narrow, Weights,
     config::{Mixer, Mlp},
     engine::INTERRUPTED,
-    names,
     plan::Activations,
 };
 
@@ -147,12 +146,12 @@ impl Format {
         if self == Format::F32 { Kept::F32 } else { Kept::Bf16 }
     }
 
-    /// What a projection is narrowed to, if it is. What chooses the token keeps eight bits.
+    /// What a tensor is narrowed to, if it is.
     pub(super) fn bits(self, name: &str) -> Option<Bits> {
-        match self {
-            Format::F32 | Format::Bf16 => None,
-            Format::Int4 if name != names::LM_HEAD => Some(Bits::Four),
-            Format::Int8 | Format::Int4 => Some(Bits::Eight),
+        match Narrow::of_number(self.name())?.of_tensor(name)? {
+            Narrow::Int8 => Some(Bits::Eight),
+            Narrow::Int4 => Some(Bits::Four),
+            Narrow::Fp8 => None,
         }
     }
 }
