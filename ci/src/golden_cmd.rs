@@ -29,6 +29,7 @@ use crate::{
     files,
     keeps::Keeps,
     out::{self, Out},
+    same::typed,
 };
 
 #[derive(Debug, clap::Args)]
@@ -63,10 +64,10 @@ struct VerifyArgs {
     #[arg(long, default_value = "reference")]
     engine: String,
     /// Number type: f32; of the reference also f64, or bf16, which emulates the official code in bf16 and is
-    /// held against what that said; of cpu also bf16, int8 and int4: what is lost in them, beside what the
-    /// emulation of their plan loses
-    #[arg(long, default_value = "f32")]
-    number: String,
+    /// held against what that said; of cpu also bf16, int8 and int4, one or several: what is lost in them,
+    /// beside what the emulation of their plan loses, and beside bf16
+    #[arg(long, value_delimiter = ',', default_value = "f32", value_name = "NUMBER,…")]
+    number: Vec<String>,
     #[command(flatten)]
     keeps: Keeps,
     /// Plant this fault in the wiring, to see that it is caught (karat explain names them)
@@ -304,7 +305,7 @@ pub(crate) fn model_ids() -> Vec<String> {
 
 fn run_verify(args: &VerifyArgs, out: &Out) -> anyhow::Result<Exit> {
     let mut ids = if args.ids.is_empty() { model_ids() } else { args.ids.clone() };
-    if args.number == "bf16" && args.engine == "reference" && args.ids.is_empty() {
+    if args.number == ["bf16"] && args.engine == "reference" && args.ids.is_empty() {
         ids.retain(|id| in_bf16(id));
     }
     if ids.is_empty() {
@@ -313,10 +314,15 @@ fn run_verify(args: &VerifyArgs, out: &Out) -> anyhow::Result<Exit> {
     if args.model.is_some() && ids.len() != 1 {
         return Err(refuse("--model: expected one recording to hold it against"));
     }
-    let number = args.keeps.number(&args.number);
-    if args.engine == "cpu" && (number.name, number.keeps()) != ("f32", Some(Kept::F32)) {
+    let plain =
+        |name: &String| (&**name, args.keeps.number(name).keeps()) == ("f32", Some(Kept::F32));
+    if args.engine == "cpu" && !matches!(&args.number[..], [one] if plain(one)) {
         return formats::run(&ids, args, out);
     }
+    let [number] = &args.number[..] else {
+        return Err(refuse("--number: several are asked of the cpu engine only"));
+    };
+    let number = args.keeps.number(number);
     let mut exit = Exit::Ok;
     let mut rows = Vec::new();
     let bar = out.bar(ids.len() as u64, "verify", false);
@@ -324,7 +330,7 @@ fn run_verify(args: &VerifyArgs, out: &Out) -> anyhow::Result<Exit> {
         let report =
             verify_one(id, args.model.as_deref(), &args.engine, number, args.plant.as_deref())?;
         bar.inc(1);
-        tell(&report, args, out);
+        tell(&report, args, number, out);
         rows.push(row(&report));
         exit = exit.gravest(report.exit());
     }
@@ -356,7 +362,7 @@ pub(crate) fn row(report: &Report) -> Vec<String> {
     ]
 }
 
-fn tell(report: &Report, args: &VerifyArgs, out: &Out) {
+fn tell(report: &Report, args: &VerifyArgs, number: Number<'_>, out: &Out) {
     if !report.other_files.is_empty() {
         out.line(&format!("{}: not as recorded: {}", report.id, report.other_files.join(", ")));
     }
@@ -405,9 +411,7 @@ fn tell(report: &Report, args: &VerifyArgs, out: &Out) {
         }
         let plant = args.plant.as_ref().map_or(String::new(), |plant| format!(" --plant {plant}"));
         let model = args.model.as_ref().map_or(String::new(), |model| format!(" --model {model}"));
-        let number =
-            if args.number == "f32" { String::new() } else { format!(" --number {}", args.number) };
-        let number = number + &args.keeps.typed();
+        let number = typed("number", number.name, "f32") + &args.keeps.typed();
         out.line(&format!("  repro: karat golden verify {}{model}{number}{plant}", report.id));
     }
 }

@@ -21,6 +21,7 @@ mod explain;
 mod files;
 mod fit;
 mod foreign;
+mod formats;
 mod generate;
 mod golden_cmd;
 mod inspect;
@@ -123,6 +124,8 @@ enum Command {
     Bisect(bisect::Args),
     /// Say how fast a model is, beside what the machine can do
     Bench(bench::Args),
+    /// Say what a model loses in fewer bits, and whether that is what its formats have to lose
+    Formats(formats::Args),
     /// Recordings of the official implementation: record, verify, status, diff, accept
     Golden(golden_cmd::Args),
     /// Compare logits of any other engine with a recording or another file
@@ -252,6 +255,7 @@ fn run(cli: &Cli, settings: &[InForce], out: &Out) -> (&'static str, anyhow::Res
         Some(Command::Invariance(args)) => ("invariance", invariance::run(args, out)),
         Some(Command::Bisect(args)) => ("bisect", bisect::run(args, out)),
         Some(Command::Bench(args)) => ("bench", bench::run(args, out)),
+        Some(Command::Formats(args)) => ("formats", formats::run(args, out)),
         Some(Command::Golden(args)) => ("golden", golden_cmd::run(args, out)),
         Some(Command::Compare(args)) => ("compare", compare::run(args, out)),
         Some(Command::Logits(args)) => ("logits", logits::run(args, out)),

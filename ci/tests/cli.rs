@@ -11,6 +11,7 @@ mod cli {
     mod compare;
     mod config;
     mod contract;
+    mod formats;
     pub(crate) mod home;
     mod model;
     mod ops;

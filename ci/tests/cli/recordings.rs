@@ -27,18 +27,32 @@ fn status_says_plainly_that_the_official_model_is_not_recorded() {
 #[test]
 fn what_is_lost_in_fewer_bits_is_told() {
     let home = Home::with(&["tied"]);
-    for number in ["bf16", "int8", "int4"] {
-        let asked = ["golden", "verify", "--engine", "cpu", "--number", number];
-        let ran = home.karat(&[&asked[..], &["--format", "jsonl"]].concat());
-        assert_eq!(ran.code, 0, "{}", ran.err);
-        let line = &ran.lines()[0];
+    let asked = ["golden", "verify", "--engine", "cpu", "--number", "bf16,int8,int4"];
+    let ran = home.karat(&[&asked[..], &["--format", "jsonl"]].concat());
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    // A line for each prompt in each format, and then one for each format.
+    let lines = ran.lines();
+    let (each, all) = lines.split_at(lines.len() - 3);
+    assert!(!each.is_empty() && each.len() % 3 == 0, "{lines:?}");
+    for line in each {
         assert_eq!(line["kind"], "golden_format");
         assert!(
             line["mean_kl"].as_f64().unwrap() <= line["mean_kl_allowed"].as_f64().unwrap(),
             "{line}"
         );
     }
+    for (line, number) in all.iter().zip(["bf16", "int8", "int4"]) {
+        assert_eq!((&line["kind"], &line["number"]), (&"format".into(), &number.into()));
+        assert_eq!(line["texts"].as_u64(), Some(each.len() as u64 / 3));
+        let own = each.iter().filter(|line| line["number"] == number);
+        let most = own.map(|line| line["mean_kl"].as_f64().unwrap()).fold(0.0, f64::max);
+        assert!(line["to_f32"]["kl"]["mean"].as_f64().unwrap() <= most, "{line}");
+        assert_eq!(line["to_bf16"]["kl"]["mean"] == 0.0, number == "bf16", "{line}");
+    }
+    let one = ["golden", "verify", "--engine", "cpu", "--number", "int8"];
+    assert_eq!(home.karat(&one).code, 0);
     home.says(2, &["golden", "verify", "--engine", "cpu", "--number", "int3"], &["int3", "int8"]);
+    home.says(2, &["golden", "verify", "--number", "f32,f64"], &["--number", "cpu engine"]);
 }
 
 /// Keys and values in eight bits, with any number, of the only engine that can be told.

@@ -330,6 +330,19 @@ pub fn distance(
     }
 }
 
+/// What the tokens that follow cost an engine that said these `[N, V]` logits, nats per token; `None` where
+/// no such token is known.
+pub fn nll(logits: &ArrayView2<'_, f32>, next: &[Option<u32>]) -> Option<Spread> {
+    let mut all = Vec::new();
+    for (row, next) in logits.rows().into_iter().zip(next) {
+        let row: Vec<f64> = row.iter().map(|&x| f64::from(x)).collect();
+        if let Some(logit) = next.and_then(|token| row.get(token as usize)) {
+            all.push(log_sum_exp(&row) - logit);
+        }
+    }
+    (!all.is_empty()).then(|| Spread::of(all))
+}
+
 /// `ln sum exp x`.
 pub(super) fn log_sum_exp(x: &[f64]) -> f64 {
     let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
