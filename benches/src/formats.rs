@@ -329,21 +329,23 @@ mod tests {
     use ndarray::Array2;
 
     use super::{Judge, Mean, Said, Text, Told, Watch, coarser, judgements};
+    use crate::{Kept, Number};
 
     /// What prompts come to of the engine in `number`, judged as if it were in `named`.
     fn told(
-        number: &str,
-        named: &str,
+        number: Number<'_>,
+        named: Number<'_>,
         weights: &Arc<dyn Weights>,
         recording: &Recording,
     ) -> Vec<Told> {
         let (texts, right): (Vec<Text>, Vec<Array2<f32>>) =
             Text::recorded(recording).unwrap().into_iter().unzip();
-        let engine = |number: &str| crate::engine("cpu", number, weights.clone(), None).unwrap();
-        let judge = Judge::emulated(weights, named, engine(named).plan()).unwrap();
+        let engine =
+            |number: Number<'_>| crate::engine("cpu", number, weights.clone(), None).unwrap();
+        let judge = Judge::emulated(weights, named.name, engine(named).plan()).unwrap();
         let go_on: Watch = Arc::new(|| true);
         let emulated = judgements(&[judge], &texts, &go_on).unwrap().remove(0);
-        let (mut own, mut bf16) = (engine(number), engine("bf16"));
+        let (mut own, mut bf16) = (engine(number), engine("bf16".into()));
         let all = texts.iter().zip(&right).zip(&emulated).map(|((text, right), emulated)| {
             let bf16 = text.asked(&mut *bf16).unwrap();
             let said = Said::new(text, &text.asked(&mut *own).unwrap(), &bf16);
@@ -360,13 +362,21 @@ mod tests {
         let config = Config::parse(&source.config.to_string(), "layers").unwrap();
         let weights = Synthetic::new(config.stored_as(Dtype::F32), source.seed.unwrap());
         let weights: Arc<dyn Weights> = Arc::new(weights);
-        for number in ["f32", "bf16", "int8", "int4"] {
+        let mut numbers = ["f32", "bf16", "int8", "int4"].map(Number::from).to_vec();
+        numbers.extend(["f32", "bf16", "int4"].map(|name| Number { name, kept: Some(Kept::Int8) }));
+        numbers.push(Number { name: "int8", kept: Some(Kept::F32) });
+        for number in numbers {
             let all = told(number, number, &weights, &recording);
             assert!(!all.is_empty() && all.iter().all(Told::ok), "{number}: {all:#?}");
-            if let Ok(other) = coarser(number) {
-                let all = told(other, number, &weights, &recording);
-                assert!(all.iter().all(|told| !told.ok()), "{other} as {number}: {all:#?}");
-            }
+        }
+        let mut coarse: Vec<(Number<'_>, Number<'_>)> = Vec::new();
+        for finer in ["f32", "bf16", "int8"] {
+            coarse.push((finer.into(), coarser(finer).unwrap().into()));
+        }
+        coarse.push(("bf16".into(), Number { name: "bf16", kept: Some(Kept::Int8) }));
+        for (finer, coarser) in coarse {
+            let all = told(coarser, finer, &weights, &recording);
+            assert!(all.iter().all(|told| !told.ok()), "{coarser} as {finer}: {all:#?}");
         }
     }
 

@@ -4,7 +4,10 @@ mod tell;
 
 use std::{path::PathBuf, sync::Arc};
 
-use benches::formats::{COARSER, Judge, Said, Text, Told, Watch, coarser, judgements, memory};
+use benches::{
+    Kept, Number,
+    formats::{COARSER, Judge, Said, Text, Told, Watch, coarser, judgements, memory},
+};
 use golden::{
     Engine, Error, Plan, Rng, Weights,
     engine::{INTERRUPTED, Memory},
@@ -17,6 +20,7 @@ use crate::{
     ended::unseen,
     exit::{Exit, fail, refuse},
     fit,
+    keeps::Keeps,
     logits::Prompt,
     out::{self, Out},
     ready::Ready,
@@ -58,6 +62,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME", conflicts_with = "cache")]
     plant: Option<String>,
     #[command(flatten)]
+    keeps: Keeps,
+    #[command(flatten)]
     ready: Ready,
 }
 
@@ -90,6 +96,7 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let asked = Asked {
         name: &args.model,
         numbers: &numbers,
+        keeps: args.keeps,
         texts: vec![Text::new("text", tokens, args.judged as usize)],
         right: Right::Reference(right),
         weights,
@@ -142,7 +149,7 @@ fn again(args: &Args, number: &str) -> String {
         "karat formats --model {} --number {number}{text} --judged {}{}",
         args.model,
         args.judged,
-        given.concat()
+        args.keeps.typed() + &given.concat()
     )
 }
 
@@ -152,6 +159,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) name: &'a str,
     pub(crate) weights: Arc<dyn Weights>,
     pub(crate) numbers: &'a [String],
+    /// What all but the plain engine in bf16 keep keys and values in.
+    pub(crate) keeps: Keeps,
     pub(crate) texts: Vec<Text>,
     pub(crate) right: Right,
     pub(crate) plant: Option<&'a str>,
@@ -178,21 +187,20 @@ impl Asked<'_> {
         }
     }
 
-    fn engine(
-        &self,
-        weights: &Arc<dyn Weights>,
-        number: &str,
-        out: &Out,
-    ) -> anyhow::Result<Box<dyn Engine>> {
+    fn engine(&self, number: &str, out: &Out) -> anyhow::Result<Box<dyn Engine>> {
         match self.ready {
-            Some(ready) => ready.engine("cpu", number, weights, out),
-            None => benches::engine("cpu", number, weights.clone(), None).map_err(refuse),
+            Some(ready) => ready.engine("cpu", self.keeps.number(number), &self.weights, out),
+            None => {
+                let weights = self.weights.clone();
+                benches::engine("cpu", self.keeps.number(number), weights, None).map_err(refuse)
+            }
         }
     }
 
     /// What one engine needs; refused where the machine does not have it, with what is kept beside it.
-    fn stated(&self, weights: &Arc<dyn Weights>, number: &str) -> anyhow::Result<Memory> {
-        let narrowed = self.ready.map(|ready| ready.narrowed("cpu", number)).unwrap_or_default();
+    fn stated(&self, weights: &Arc<dyn Weights>, number: Number<'_>) -> anyhow::Result<Memory> {
+        let narrowed =
+            self.ready.map(|ready| ready.narrowed("cpu", number.name)).unwrap_or_default();
         let mut most = Memory::default();
         for text in &self.texts {
             let demand = text.demand(narrowed);
@@ -215,14 +223,15 @@ impl Asked<'_> {
         let stated: Vec<Memory> = self
             .numbers
             .iter()
-            .map(|number| self.stated(&self.weights, number))
+            .map(|number| self.stated(&self.weights, self.keeps.number(number)))
             .collect::<anyhow::Result<_>>()?;
-        self.stated(self.plain(), BF16)?;
+        self.stated(self.plain(), BF16.into())?;
         match self.plant {
             None => {}
             Some(COARSER) => {
                 for number in self.numbers {
-                    self.stated(&self.weights, coarser(number).map_err(refuse)?)?;
+                    let other = coarser(number).map_err(refuse)?;
+                    self.stated(&self.weights, self.keeps.number(other))?;
                 }
             }
             Some(plant) => return Err(refuse(format!("--plant {plant}: expected {COARSER}"))),
@@ -244,6 +253,8 @@ const BF16: &str = "bf16";
 /// What a format came to.
 pub(crate) struct Format {
     pub(crate) number: String,
+    /// What it keeps keys and values in.
+    pub(crate) kept: Option<Kept>,
     /// What its engine needs, of several models the most.
     pub(crate) memory: Memory,
     /// What the next tokens cost the engine in bf16, nats, if they are known.
@@ -320,11 +331,11 @@ fn formats_under(
     let mut said: Vec<Vec<Said>> = Vec::new();
     let mut judges = Vec::new();
     for number in asked.numbers {
-        let mut engine = asked.engine(&asked.weights, number, out)?;
+        let mut engine = asked.engine(number, out)?;
         let plan: Plan = engine.plan();
         if asked.plant.is_some() {
             drop(engine);
-            engine = asked.engine(&asked.weights, coarser(number).map_err(refuse)?, out)?;
+            engine = asked.engine(coarser(number).map_err(refuse)?, out)?;
         }
         let own: Vec<Array2<f32>> = all(&mut *engine)?;
         let beside = asked.texts.iter().zip(&own).zip(&bf16);
@@ -350,8 +361,9 @@ fn formats_under(
         let each = asked.texts.iter().zip(said).zip(&right).zip(&emulated);
         let told =
             each.map(|(((text, said), right), emulated)| Told::new(text, said, right, emulated));
+        let kept = asked.keeps.number(number).keeps();
         let (number, told) = (number.clone(), told.collect());
-        Format { number, memory: *stated, nll, ln_vocabulary, told }
+        Format { number, kept, memory: *stated, nll, ln_vocabulary, told }
     };
     Ok(all.map(format).collect())
 }

@@ -1,6 +1,7 @@
 //! What formats lose, as tables and for programs.
 
 use benches::{
+    Kept,
     formats::{Loss, Mean, Told},
     report::number as finite,
 };
@@ -123,7 +124,7 @@ fn object(subject: &str, format: &Format) -> Value {
         })
     };
     json!({
-        "schema": "karat.result/1", "kind": "format", "subject": subject, "number": format.number,
+        "schema": "karat.result/1", "kind": "format", "subject": subject, "number": format.number, "kv_cache": format.kept.map(Kept::name),
         "ok": format.ok(), "outcome": if format.ok() { "passed" } else { "failed" },
         "texts": format.told.len(), "weights_bytes": format.weights(),
         "memory_needed": format.memory,

@@ -49,6 +49,11 @@ fn a_model_is_told_what_its_formats_lose() {
         lines.len() == 1 && lines[0]["number"] == "bf16" && lines[0]["ok"] == true,
         "{lines:?}"
     );
+    // Keys and values in eight bits are beside an engine that keeps them plainly.
+    let kept = ["--number", "bf16", "--kv-cache", "int8", "--format", "jsonl"];
+    let lines = home.karat(&[&model[..], &SHORT, &kept].concat()).lines();
+    assert_eq!((lines.len(), &lines[0]["kv_cache"]), (1, &"int8".into()));
+    assert!(lines[0]["ok"] == true && 0.0 < mean(&lines[0], "to_bf16", "kl"), "{lines:?}");
     // Of a file, whose padding is no token; what another checkpoint says is right.
     home.tokens("t", &[&[0, 1, 2], &[3, 4, 5]], Some(&[&[0, 1, 1], &[1, 1, 1]]));
     let file = ["--tokens", "t", "--judged", "2", "--against", "synthetic:tiny,dtype=f32"];
