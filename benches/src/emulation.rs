@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Emulations that add in other orders.
-const ORDERS: u64 = 4;
+pub(crate) const ORDERS: u64 = 4;
 
 /// The longest prompt that is also asked by layer: that is most of the work, and says the same of each.
 const LONGEST: usize = 70;

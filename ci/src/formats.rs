@@ -365,5 +365,19 @@ fn formats_under(
         let (number, told) = (number.clone(), told.collect());
         Format { number, kept, memory: *stated, nll, ln_vocabulary, told }
     };
-    Ok(all.map(format).collect())
+    let mut formats: Vec<Format> = all.map(format).collect();
+    for (format, judge) in formats.iter_mut().zip(&judges) {
+        let over = format.told.iter().enumerate().filter(|(_, told)| !told.ok());
+        let over: Vec<usize> = over.map(|(i, _)| i).collect();
+        let texts: Vec<Text> = over.iter().map(|&i| asked.texts[i].clone()).collect();
+        if texts.is_empty() {
+            continue;
+        }
+        for said in judgements(&judge.in_other_orders(), &texts, &watch).map_err(blame)? {
+            for ((&i, text), emulated) in over.iter().zip(&texts).zip(&said) {
+                format.told[i].also(text, &right[i], emulated);
+            }
+        }
+    }
+    Ok(formats)
 }
