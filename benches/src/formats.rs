@@ -399,7 +399,8 @@ mod tests {
         for finer in ["f32", "bf16", "int8"] {
             coarse.push((finer.into(), coarser(finer).unwrap().into()));
         }
-        coarse.push(("bf16".into(), Number { name: "bf16", kept: Some(Kept::Int8) }));
+        // Beside what bf16 loses, eight bits of keys and values are little.
+        coarse.push(("f32".into(), Number { name: "f32", kept: Some(Kept::Int8) }));
         for (finer, coarser) in coarse {
             let all = told(coarser, finer, &weights, &recording);
             assert!(all.iter().all(|told| !told.ok()), "{coarser} as {finer}: {all:#?}");

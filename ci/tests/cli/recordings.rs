@@ -96,7 +96,10 @@ fn keys_and_values_are_kept_as_it_is_said() {
         home.says(2, &[command, &model].concat(), &["kv-cache int8", "reference"]);
     }
     home.says(2, &["golden", "verify", "--kv-cache", "int8"], &["kv-cache int8", "reference"]);
-    home.says(2, &["bisect", "--kv-cache", "int4"], &["int4", "expected one of f32, bf16, int8"]);
+    let ran = home.karat(&["bisect", "--kv-cache", "int4"]);
+    assert_eq!(ran.code, 2, "{}", ran.err);
+    let line = ran.err.lines().next().unwrap();
+    assert!(line.contains("int4") && line.contains("expected one of f32, bf16, int8"), "{line}");
 }
 
 /// A model is timed beside what the machine can do.
