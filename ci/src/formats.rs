@@ -188,13 +188,11 @@ impl Asked<'_> {
     }
 
     fn engine(&self, number: &str, out: &Out) -> anyhow::Result<Box<dyn Engine>> {
-        match self.ready {
-            Some(ready) => ready.engine("cpu", self.keeps.number(number), &self.weights, out),
-            None => {
-                let weights = self.weights.clone();
-                benches::engine("cpu", self.keeps.number(number), weights, None).map_err(refuse)
-            }
+        let number = self.keeps.number(number);
+        if let Some(ready) = self.ready {
+            return ready.engine("cpu", number, &self.weights, out);
         }
+        benches::engine("cpu", number, self.weights.clone(), None).map_err(refuse)
     }
 
     /// What one engine needs; refused where the machine does not have it, with what is kept beside it.

@@ -96,7 +96,7 @@ fn beside(format: &Format) -> Option<Vec<String>> {
     Some(vec![
         format.number.clone(),
         loss.kl.n.to_string(),
-        with_error(format!("{:.2e}", loss.kl.mean), loss.kl.error),
+        with_error(&format!("{:.2e}", loss.kl.mean), loss.kl.error),
         format!("{:.2e}", loss.kl.max),
         share(&loss.top1),
         change(loss.delta_nll.as_ref()),
@@ -108,12 +108,12 @@ fn share(top1: &Mean) -> String {
 }
 
 fn change(nll: Option<&Mean>) -> String {
-    nll.map_or_else(|| "-".to_owned(), |nll| with_error(format!("{:+.1e}", nll.mean), nll.error))
+    nll.map_or_else(|| "-".to_owned(), |nll| with_error(&format!("{:+.1e}", nll.mean), nll.error))
 }
 
 /// A value and its standard error, where one is known.
-fn with_error(value: String, error: Option<f64>) -> String {
-    error.map_or_else(|| value.clone(), |error| format!("{value} ± {error:.1e}"))
+fn with_error(value: &str, error: Option<f64>) -> String {
+    error.map_or_else(|| value.to_owned(), |error| format!("{value} ± {error:.1e}"))
 }
 
 fn object(subject: &str, format: &Format) -> Value {

@@ -376,6 +376,10 @@ impl Simd for Avx512 {
     }
 }
 
+#[expect(
+    clippy::unused_self,
+    reason = "a value is the proof that the processor has the instructions"
+)]
 impl Avx512 {
     /// Sixty-four bytes for [`looked_up`](Self::looked_up), which interleaves bytes within quarters of a
     /// register: eight of them go to each.

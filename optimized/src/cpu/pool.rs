@@ -246,9 +246,9 @@ impl Pool {
         let task = unsafe {
             std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task)
         };
+        let job = Job { task, tasks, shares: threads.min(SHARES) };
         // SAFETY: this thread holds the region, the last one let no worker stay inside, and no seat
         // is open: nobody reads.
-        let job = Job { task, tasks, shares: threads.min(SHARES) };
         unsafe { *self.job.get() = Some(job) };
         for (share, next) in self.next[..job.shares].iter().enumerate() {
             next.0.store(job.start(share), Ordering::Relaxed);
