@@ -50,7 +50,18 @@ def end(line, code=REFUSED):
     sys.exit(code)
 
 
-class Karat:
+class Anew:
+    """A program that starts anew for every turn."""
+
+    def spent(self):
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    def close(self):
+        pass
+
+
+class Karat(Anew):
     def __init__(self, args, number):
         self.args, self.number, self.name, self.format = args, number, "karat", number
         self.versions = {}
@@ -88,16 +99,9 @@ class Karat:
         self.call("logits", "--engine", "cpu", "--number", number or self.number, "--tokens", asked, "--out", out)
         return load_file(out)["logits"][0]
 
-    def spent(self):
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return used.ru_utime + used.ru_stime
 
-    def close(self):
-        pass
-
-
-class Ik:
-    """ik_llama.cpp by its llama-bench, which starts anew for every turn as karat does."""
+class Ik(Anew):
+    """ik_llama.cpp by its llama-bench."""
 
     name = "ik_llama.cpp"
 
@@ -124,13 +128,6 @@ class Ik:
         prompt, decode = self.args.prefill, self.args.decode
         said = {"prefill": self.asked(prompt, 0) if prompt else None, "decode": self.asked(0, decode) if decode else None}
         return {key: value for key, value in said.items() if value}
-
-    def spent(self):
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return used.ru_utime + used.ru_stime
-
-    def close(self):
-        pass
 
 
 class Peer:

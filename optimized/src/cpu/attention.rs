@@ -15,7 +15,7 @@ use super::vector::variants;
 use super::{
     activation::{overflowing_sigmoid, sigmoid, silu},
     linear::dots,
-    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
+    portable::{Kernel, Planted, Portable, as_stored, pack, packed, unpacked},
     stored::{Stored, widen},
 };
 
@@ -30,15 +30,13 @@ pub fn variants() -> &'static [&'static dyn Variant<Attention>] {
 }
 
 const VARIANTS: &[&dyn Variant<Attention>] = variants!(
-    [&Portable {
-        name: "cpu/portable",
-        pack: pack!(Loaded),
-        plan: |spec| Plan::stored(spec.dtype),
-        claims: CLAIMS,
-        plants: PLANTS,
-        plant: HONEST,
-    }],
-    |spec| Plan::stored(spec.dtype),
+    [&Portable::new(
+        "cpu/portable",
+        pack!(Loaded),
+        as_stored,
+        PLANTS,
+    )],
+    as_stored,
     VECTOR_PLANTS,
     paired: |spec| {
         let other = || format!("computes bf16 problems, not {}", spec.dtype);

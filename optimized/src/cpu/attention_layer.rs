@@ -14,7 +14,7 @@ use ndarray::{Ix2, Ix3};
 use super::{
     attention::{Qkv, attention},
     linear::{Projection, linear},
-    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, held, pack, packed, unpacked},
+    portable::{HONEST, Kernel, Planted, Portable, held, pack, packed, unpacked},
     rms_norm::rms_norm,
     rope::{rope, table},
     stored::Stored,
@@ -29,14 +29,8 @@ pub fn variants() -> &'static [&'static dyn Variant<AttentionLayer>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<AttentionLayer>] = &[&Portable {
-    name: "cpu/portable",
-    pack: pack!(Loaded),
-    plan,
-    claims: CLAIMS,
-    plants: plants::PLANTS,
-    plant: HONEST,
-}];
+const VARIANTS: &[&dyn Variant<AttentionLayer>] =
+    &[&Portable::new("cpu/portable", pack!(Loaded), plan, plants::PLANTS)];
 
 /// What one kernel hands to the next is stored; scores and probabilities are f32.
 fn plan(spec: &Spec<Case>) -> Plan {

@@ -30,7 +30,9 @@ use std::arch::x86_64::{
 
 use half::{bf16, f16};
 
-use super::simd::{FP8, Factor, LANES, PAIRS, QUADS, Rows, Simd, WHOLE, Wide, each, outer, tiles};
+use super::simd::{
+    FP8, Factor, LANES, PAIRS, QUADS, Rows, Simd, WHOLE, Wide, each, outer, padded, tiles,
+};
 
 /// Proof that the processor has AVX-512 with F, DQ, BW, VL, VNNI, BF16 and VBMI: Zen 4, Sapphire Rapids and
 /// later. One that lacks some of it (Skylake, Ice Lake) is served by AVX2.
@@ -124,20 +126,12 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn whole(self, o: &mut [bf16; QUADS], x: &[i8; QUADS]) {
         let x = self.quarters(unsafe { _mm512_loadu_si512(x.as_ptr().cast()) });
-        let [low, high] = self.looked_up(&WHOLE, unsafe { _mm512_abs_epi8(x) }, x);
-        let o = o.as_mut_ptr();
-        unsafe { _mm512_storeu_si512(o.cast(), low) };
-        unsafe { _mm512_storeu_si512(o.add(PAIRS).cast(), high) };
+        self.put_halves(o, self.looked_up(&WHOLE, unsafe { _mm512_abs_epi8(x) }, x));
     }
 
     #[inline(always)]
     fn put_fp8(self, o: &mut [bf16; QUADS], x: &[u8; QUADS]) {
-        let [low, high] = self.fp8(x);
-        let start = o.as_mut_ptr().cast::<__m512i>();
-        unsafe {
-            _mm512_storeu_si512(start, low);
-            _mm512_storeu_si512(start.add(1), high);
-        }
+        self.put_halves(o, self.fp8(x));
     }
 
     #[inline(always)]
@@ -344,9 +338,9 @@ impl Simd for Avx512 {
         }
         if whole < len {
             for (sums, w) in sums.iter_mut().zip(w) {
-                let w = self.rest(&w[whole..]);
+                let w = self.load(&padded(&w[whole..]));
                 for (sum, x) in sums.iter_mut().zip(x) {
-                    *sum = self.fma(w, self.rest(&x[whole..]), *sum);
+                    *sum = self.fma(w, self.load(&padded(&x[whole..])), *sum);
                 }
             }
         }
@@ -415,13 +409,13 @@ impl Avx512 {
         }
     }
 
-    /// Fewer than sixteen numbers, and zeros.
+    /// Writes sixty-four bf16 numbers.
     #[inline(always)]
-    fn rest<W: Wide>(self, x: &[W]) -> __m512 {
-        let mut sixteen = [0.0; LANES];
-        for (o, x) in sixteen.iter_mut().zip(x) {
-            *o = x.load();
+    fn put_halves(self, o: &mut [bf16; QUADS], [low, high]: [__m512i; 2]) {
+        let start = o.as_mut_ptr().cast::<__m512i>();
+        unsafe {
+            _mm512_storeu_si512(start, low);
+            _mm512_storeu_si512(start.add(1), high);
         }
-        self.load(&sixteen)
     }
 }

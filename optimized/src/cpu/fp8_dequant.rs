@@ -1,7 +1,7 @@
 //! CPU variants of `fp8_dequant`.
 
 use golden::{
-    Dtype, Plan, Plant, Spec, Variant,
+    Dtype, Plant, Spec, Variant,
     ops::fp8_dequant::{Case, Fp8Dequant, Inputs, Outputs},
 };
 use ndarray::Ix2;
@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::vector::variants;
 use super::{
-    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, unpacked},
+    portable::{Kernel, Planted, Portable, as_stored, pack, unpacked},
     stored::Stored,
 };
 
@@ -22,15 +22,8 @@ pub fn variants() -> &'static [&'static dyn Variant<Fp8Dequant>] {
 }
 
 const VARIANTS: &[&dyn Variant<Fp8Dequant>] = variants!(
-    [&Portable {
-        name: "cpu/portable",
-        pack: pack!(Loaded),
-        plan: |spec| Plan::stored(spec.dtype),
-        claims: CLAIMS,
-        plants: PLANTS,
-        plant: HONEST,
-    }],
-    |spec| Plan::stored(spec.dtype),
+    [&Portable::new("cpu/portable", pack!(Loaded), as_stored, PLANTS)],
+    as_stored,
     VECTOR_PLANTS
 );
 

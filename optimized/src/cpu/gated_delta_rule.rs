@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::vector::variants;
 use super::{
     l2_norm::l2_norm,
-    portable::{CLAIMS, HONEST, Kernel, Only, Planted, Portable, pack, packed, unpacked},
+    portable::{Kernel, Only, Planted, Portable, as_stored, pack, packed, unpacked},
     stored::Stored,
 };
 use chunked::Chunked;
@@ -33,37 +33,26 @@ pub fn variants() -> &'static [&'static dyn Variant<GatedDeltaRule>] {
 
 const VARIANTS: &[&dyn Variant<GatedDeltaRule>] = variants!(
     [
-        &Portable {
-            name: "cpu/portable",
-            pack: pack!(TokenByToken),
-            plan: |spec| Plan::stored(spec.dtype),
-            claims: CLAIMS,
-            plants: plants::RECURRENT,
-            plant: HONEST,
-        },
-        &Portable {
-            name: "cpu/portable-chunk64",
-            pack: pack!(InChunks),
-            plan: |spec| Plan::stored(spec.dtype).form(Form::Chunked(CHUNK)),
-            claims: CLAIMS,
-            plants: plants::CHUNKED,
-            plant: HONEST,
-        },
+        &Portable::new("cpu/portable", pack!(TokenByToken), as_stored, plants::RECURRENT),
+        &Portable::new(
+            "cpu/portable-chunk64",
+            pack!(InChunks),
+            |spec| Plan::stored(spec.dtype).form(Form::Chunked(CHUNK)),
+            plants::CHUNKED,
+        ),
         &Only {
             lacks: || None,
             skip: |spec| {
                 let other = || format!("computes bf16 problems, not {}", spec.dtype);
                 (spec.dtype != Dtype::Bf16).then(other)
             },
-            of: Portable {
-                name: "cpu/portable-chunk64-bf16",
-                pack: pack!(InNarrowChunks),
+            of: Portable::new(
+                "cpu/portable-chunk64-bf16",
+                pack!(InNarrowChunks),
                 // Its decays are sums between tokens, which round less than differences of prefix sums.
-                plan: |_| Plan::fla_bf16(CHUNK).form(Form::Chunked(CHUNK)),
-                claims: CLAIMS,
-                plants: plants::CHUNKED_BF16,
-                plant: HONEST,
-            },
+                |_| Plan::fla_bf16(CHUNK).form(Form::Chunked(CHUNK)),
+                plants::CHUNKED_BF16,
+            ),
         }
     ],
     |spec| Plan::stored(spec.dtype).form(Form::Chunked(fast::CHUNK)),

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::vector::variants;
 use super::{
     activation::sigmoid,
-    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
+    portable::{Kernel, Planted, Portable, pack, packed, unpacked},
     stored::Stored,
 };
 
@@ -23,15 +23,13 @@ pub fn variants() -> &'static [&'static dyn Variant<GdnGates>] {
 }
 
 const VARIANTS: &[&dyn Variant<GdnGates>] = variants!(
-    [&Portable {
-        name: "cpu/portable",
-        pack: pack!(Loaded),
+    [&Portable::new(
+        "cpu/portable",
+        pack!(Loaded),
         // Gates are kept in f32, whatever the projections are stored in.
-        plan: |_| Plan::F32,
-        claims: CLAIMS,
-        plants: PLANTS,
-        plant: HONEST,
-    }],
+        |_| Plan::F32,
+        PLANTS,
+    )],
     |_| Plan::F32,
     VECTOR_PLANTS
 );

@@ -13,7 +13,7 @@ use super::{
     gated_delta_rule::{self, Sizes, gated_delta_rule, recurrent::Recurrent},
     gdn_gates::{log_decay, rates, write_strength},
     linear::{Projection, linear},
-    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, held, pack, packed, unpacked},
+    portable::{HONEST, Kernel, Planted, Portable, held, pack, packed, unpacked},
     rms_norm_gated::rms_norm_gated,
     stored::Stored,
 };
@@ -29,14 +29,8 @@ pub fn variants() -> &'static [&'static dyn Variant<GdnLayer>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<GdnLayer>] = &[&Portable {
-    name: "cpu/portable",
-    pack: pack!(Loaded),
-    plan,
-    claims: CLAIMS,
-    plants: plants::PLANTS,
-    plant: HONEST,
-}];
+const VARIANTS: &[&dyn Variant<GdnLayer>] =
+    &[&Portable::new("cpu/portable", pack!(Loaded), plan, plants::PLANTS)];
 
 /// What one kernel hands to the next is stored; gates and the state are f32.
 fn plan(spec: &Spec<Case>) -> Plan {

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use golden::{
-    Dtype, Plan, Plant, Spec, Variant,
+    Dtype, Plant, Spec, Variant,
     ops::linear::{Case, Inputs, Linear, Outputs},
 };
 use ndarray::Ix2;
@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::vector::variants;
 use super::{
-    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
+    portable::{Kernel, Planted, Portable, as_stored, pack, packed, unpacked},
     stored::{Stored, widen},
 };
 
@@ -26,14 +26,12 @@ pub fn variants() -> &'static [&'static dyn Variant<Linear>] {
 }
 
 const VARIANTS: &[&dyn Variant<Linear>] = variants!(
-    [&Portable {
-        name: "cpu/portable",
-        pack: pack!(Loaded),
-        plan: |spec| Plan::stored(spec.dtype),
-        claims: CLAIMS,
-        plants: PLANTS,
-        plant: HONEST,
-    }],
+    [&Portable::new(
+        "cpu/portable",
+        pack!(Loaded),
+        as_stored,
+        PLANTS,
+    )],
     fast::plan,
     VECTOR_PLANTS,
     paired: fast::unpaired,

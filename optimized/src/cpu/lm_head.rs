@@ -9,7 +9,7 @@ use ndarray::Ix2;
 use super::vector::variants;
 use super::{
     linear::{self, Projection},
-    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
+    portable::{Kernel, Planted, Portable, pack, packed, unpacked},
     stored::Stored,
 };
 
@@ -22,15 +22,13 @@ pub fn variants() -> &'static [&'static dyn Variant<LmHead>] {
 }
 
 const VARIANTS: &[&dyn Variant<LmHead>] = variants!(
-    [&Portable {
-        name: "cpu/portable",
-        pack: pack!(Loaded),
+    [&Portable::new(
+        "cpu/portable",
+        pack!(Loaded),
         // Logits stay in f32 whatever activations and weights are stored in.
-        plan: |_| Plan::F32,
-        claims: CLAIMS,
-        plants: PLANTS,
-        plant: HONEST,
-    }],
+        |_| Plan::F32,
+        PLANTS,
+    )],
     |_| Plan::F32,
     VECTOR_PLANTS,
     paired: linear::fast::unpaired,

@@ -1,7 +1,7 @@
 //! CPU variants of `moe_experts`.
 
 use golden::{
-    Dtype, Plan, Plant, Spec, Variant,
+    Dtype, Plant, Spec, Variant,
     ops::moe_experts::{Case, Inputs, MoeExperts, Outputs},
 };
 use ndarray::{ArcArray, Ix2, Ix3};
@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::vector::variants;
 use super::{
     linear,
-    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
+    portable::{Kernel, Planted, Portable, as_stored, pack, packed, unpacked},
     shared_expert::{Mlp, swiglu},
     stored::Stored,
 };
@@ -24,15 +24,13 @@ pub fn variants() -> &'static [&'static dyn Variant<MoeExperts>] {
 }
 
 const VARIANTS: &[&dyn Variant<MoeExperts>] = variants!(
-    [&Portable {
-        name: "cpu/portable",
-        pack: pack!(Loaded),
+    [&Portable::new(
+        "cpu/portable",
+        pack!(Loaded),
         // Hidden activations, expert outputs and their sum stay in f32.
-        plan: |spec| Plan::stored(spec.dtype),
-        claims: CLAIMS,
-        plants: PLANTS,
-        plant: HONEST,
-    }],
+        as_stored,
+        PLANTS,
+    )],
     linear::fast::plan,
     VECTOR_PLANTS,
     paired: linear::fast::unpaired,

@@ -1,7 +1,7 @@
 //! CPU variants of `moe_layer`.
 
 use golden::{
-    Plan, Plant, Spec, Variant,
+    Plant, Spec, Variant,
     ops::moe_layer::{Case, Inputs, MoeLayer, Outputs},
     tap::Tap,
 };
@@ -12,7 +12,7 @@ use super::{
     linear::Projection,
     moe_experts::{Experts, Routes, moe_experts},
     moe_router::{Routed, Router, moe_router},
-    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, held, pack, packed, unpacked},
+    portable::{HONEST, Kernel, Planted, Portable, as_stored, held, pack, packed, unpacked},
     shared_expert::{Mlp, Shared, shared_expert},
     stored::Stored,
 };
@@ -23,15 +23,13 @@ pub fn variants() -> &'static [&'static dyn Variant<MoeLayer>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<MoeLayer>] = &[&Portable {
-    name: "cpu/portable",
-    pack: pack!(Loaded),
+const VARIANTS: &[&dyn Variant<MoeLayer>] = &[&Portable::new(
+    "cpu/portable",
+    pack!(Loaded),
     // Nothing between the hidden states and the sum of all experts is stored narrower than f32.
-    plan: |spec| Plan::stored(spec.dtype),
-    claims: CLAIMS,
-    plants: PLANTS,
-    plant: HONEST,
-}];
+    as_stored,
+    PLANTS,
+)];
 
 const PLANTS: &[Plant] = &[
     Plant {

@@ -11,7 +11,7 @@ use super::vector::variants;
 use super::{
     activation::sigmoid,
     linear::{Projection, linear},
-    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
+    portable::{HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
     stored::Stored,
 };
 
@@ -24,15 +24,13 @@ pub fn variants() -> &'static [&'static dyn Variant<MoeRouter>] {
 }
 
 const VARIANTS: &[&dyn Variant<MoeRouter>] = variants!(
-    [&Portable {
-        name: "cpu/portable",
-        pack: pack!(Loaded),
+    [&Portable::new(
+        "cpu/portable",
+        pack!(Loaded),
         // Logits and weights stay in f32 whatever activations are stored in: a choice hangs on them.
-        plan: |_| Plan::F32,
-        claims: CLAIMS,
-        plants: PLANTS,
-        plant: HONEST,
-    }],
+        |_| Plan::F32,
+        PLANTS,
+    )],
     |_| Plan::F32,
     VECTOR_PLANTS
 );

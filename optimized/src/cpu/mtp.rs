@@ -9,7 +9,7 @@ use ndarray::Ix2;
 use rayon::prelude::*;
 
 use super::{
-    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
+    portable::{Kernel, Planted, Portable, pack, packed, unpacked},
     rms_norm::rms_norm,
     stored::Stored,
     sums::dot,
@@ -21,14 +21,12 @@ pub fn variants() -> &'static [&'static dyn Variant<Mtp>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<Mtp>] = &[&Portable {
-    name: "cpu/portable",
-    pack: pack!(Loaded),
-    plan: |spec| Plan::stored(spec.dtype).round(Site::Norm, Plan::stored(spec.dtype).output),
-    claims: CLAIMS,
-    plants: PLANTS,
-    plant: HONEST,
-}];
+const VARIANTS: &[&dyn Variant<Mtp>] = &[&Portable::new(
+    "cpu/portable",
+    pack!(Loaded),
+    |spec| Plan::stored(spec.dtype).round(Site::Norm, Plan::stored(spec.dtype).output),
+    PLANTS,
+)];
 
 const PLANTS: &[Plant] = &[
     Plant {

@@ -1,7 +1,7 @@
 //! What every portable variant shares: it is packed into its storage type, run, and unpacked.
 
 use golden::{
-    Claims, Dtype, Error, Host, Op, Plan, Plant, Prepared, Spec, Variant,
+    Case, Claims, Dtype, Error, Host, Op, Plan, Plant, Prepared, Spec, Variant,
     tap::{Part, Tap, Value},
 };
 use ndarray::{ArcArray, ArrayD, Dimension};
@@ -49,13 +49,17 @@ pub(crate) use pack;
 
 /// A variant of plain safe Rust.
 pub(crate) struct Portable<O: Op> {
-    pub(crate) name: &'static str,
-    pub(crate) pack: Pack<O>,
+    name: &'static str,
+    pack: Pack<O>,
     /// How it rounds; what it stores outputs in is filled in from the problem.
-    pub(crate) plan: fn(&Spec<O::Case>) -> Plan,
-    pub(crate) claims: Claims,
-    pub(crate) plants: &'static [Plant],
-    pub(crate) plant: Planted,
+    plan: fn(&Spec<O::Case>) -> Plan,
+    plants: &'static [Plant],
+    plant: Planted,
+}
+
+/// The plan of what stores its outputs as the problem does, and all between them in f32.
+pub(crate) fn as_stored<C: Case>(spec: &Spec<C>) -> Plan {
+    Plan::stored(spec.dtype)
 }
 
 /// The fault that is in force, if any.
@@ -74,9 +78,19 @@ pub(crate) const HONEST: Planted = Planted(None);
 
 /// What the portable kernels promise: every element is summed by one thread in one order, whatever
 /// else is in the batch.
-pub(crate) const CLAIMS: Claims = Claims { deterministic: true, batch_invariant: true, cuts: None };
+const CLAIMS: Claims = Claims { deterministic: true, batch_invariant: true, cuts: None };
 
 impl<O: Op> Portable<O> {
+    /// One in which nothing is planted yet.
+    pub(crate) const fn new(
+        name: &'static str,
+        pack: Pack<O>,
+        plan: fn(&Spec<O::Case>) -> Plan,
+        plants: &'static [Plant],
+    ) -> Self {
+        Portable { name, pack, plan, plants, plant: HONEST }
+    }
+
     /// The same variant with the fault of that name.
     pub(crate) fn with(&self, name: &str) -> Option<Portable<O>> {
         let plant = self.plants.iter().find(|plant| plant.name == name)?;
@@ -99,7 +113,7 @@ impl<O: Op> Variant<O> for Portable<O> {
     }
 
     fn claims(&self) -> Claims {
-        self.claims
+        CLAIMS
     }
 
     fn plants(&self) -> &'static [Plant] {

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::vector::variants;
 use super::{
-    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
+    portable::{Kernel, Planted, Portable, pack, packed, unpacked},
     stored::Stored,
 };
 
@@ -22,18 +22,8 @@ pub fn variants() -> &'static [&'static dyn Variant<RmsNorm>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<RmsNorm>] = variants!(
-    [&Portable {
-        name: "cpu/portable",
-        pack: pack!(Loaded),
-        plan,
-        claims: CLAIMS,
-        plants: PLANTS,
-        plant: HONEST,
-    }],
-    plan,
-    VECTOR_PLANTS
-);
+const VARIANTS: &[&dyn Variant<RmsNorm>] =
+    variants!([&Portable::new("cpu/portable", pack!(Loaded), plan, PLANTS)], plan, VECTOR_PLANTS);
 
 /// The sum is stored before it is normed.
 fn plan(spec: &Spec<Case>) -> Plan {

@@ -1,7 +1,7 @@
 //! CPU variants of `rms_norm_gated`.
 
 use golden::{
-    Plan, Plant, Spec, Variant,
+    Plant, Spec, Variant,
     ops::rms_norm_gated::{Case, Inputs, Outputs, RmsNormGated},
 };
 use ndarray::Ix2;
@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::vector::variants;
 use super::{
     activation::{overflowing_sigmoid, sigmoid, silu},
-    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
+    portable::{Kernel, Planted, Portable, as_stored, pack, packed, unpacked},
     stored::Stored,
     sums::dot,
 };
@@ -24,15 +24,8 @@ pub fn variants() -> &'static [&'static dyn Variant<RmsNormGated>] {
 }
 
 const VARIANTS: &[&dyn Variant<RmsNormGated>] = variants!(
-    [&Portable {
-        name: "cpu/portable",
-        pack: pack!(Loaded),
-        plan: |spec| Plan::stored(spec.dtype),
-        claims: CLAIMS,
-        plants: PLANTS,
-        plant: HONEST,
-    }],
-    |spec| Plan::stored(spec.dtype),
+    [&Portable::new("cpu/portable", pack!(Loaded), as_stored, PLANTS)],
+    as_stored,
     VECTOR_PLANTS
 );
 

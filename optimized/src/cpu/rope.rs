@@ -1,7 +1,7 @@
 //! CPU variants of `rope`.
 
 use golden::{
-    Dtype, Plan, Plant, Spec, Tensor1, Variant,
+    Dtype, Plant, Spec, Tensor1, Variant,
     ops::rope::{Case, Inputs, Outputs, Rope},
 };
 use ndarray::Ix3;
@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::vector::variants;
 use super::{
-    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
+    portable::{HONEST, Kernel, Planted, Portable, as_stored, pack, packed, unpacked},
     stored::Stored,
 };
 
@@ -22,15 +22,8 @@ pub fn variants() -> &'static [&'static dyn Variant<Rope>] {
 }
 
 const VARIANTS: &[&dyn Variant<Rope>] = variants!(
-    [&Portable {
-        name: "cpu/portable",
-        pack: pack!(Loaded),
-        plan: |spec| Plan::stored(spec.dtype),
-        claims: CLAIMS,
-        plants: PLANTS,
-        plant: HONEST,
-    }],
-    |spec| Plan::stored(spec.dtype),
+    [&Portable::new("cpu/portable", pack!(Loaded), as_stored, PLANTS)],
+    as_stored,
     VECTOR_PLANTS
 );
 

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::vector::variants;
 use super::{
-    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
+    portable::{Kernel, Planted, Portable, pack, packed, unpacked},
     stored::Stored,
 };
 
@@ -24,14 +24,7 @@ pub fn variants() -> &'static [&'static dyn Variant<Sampling>] {
 }
 
 const VARIANTS: &[&dyn Variant<Sampling>] = variants!(
-    [&Portable {
-        name: "cpu/portable",
-        pack: pack!(Loaded),
-        plan: |_| Plan::F32,
-        claims: CLAIMS,
-        plants: PLANTS,
-        plant: HONEST,
-    }],
+    [&Portable::new("cpu/portable", pack!(Loaded), |_| Plan::F32, PLANTS)],
     |_| Plan::F32,
     VECTOR_PLANTS
 );

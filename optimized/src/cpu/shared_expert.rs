@@ -1,7 +1,7 @@
 //! CPU variants of `shared_expert`.
 
 use golden::{
-    Dtype, Plan, Plant, Spec, Variant,
+    Dtype, Plant, Spec, Variant,
     ops::shared_expert::{Case, Inputs, Outputs, SharedExpert},
 };
 use ndarray::Ix2;
@@ -11,7 +11,7 @@ use super::vector::variants;
 use super::{
     activation::{overflowing_sigmoid, sigmoid, silu},
     linear::{self, Projection, linear},
-    portable::{CLAIMS, HONEST, Kernel, Planted, Portable, pack, packed, unpacked},
+    portable::{HONEST, Kernel, Planted, Portable, as_stored, pack, packed, unpacked},
     stored::Stored,
 };
 
@@ -24,14 +24,12 @@ pub fn variants() -> &'static [&'static dyn Variant<SharedExpert>] {
 }
 
 const VARIANTS: &[&dyn Variant<SharedExpert>] = variants!(
-    [&Portable {
-        name: "cpu/portable",
-        pack: pack!(Loaded),
-        plan: |spec| Plan::stored(spec.dtype),
-        claims: CLAIMS,
-        plants: PLANTS,
-        plant: HONEST,
-    }],
+    [&Portable::new(
+        "cpu/portable",
+        pack!(Loaded),
+        as_stored,
+        PLANTS,
+    )],
     linear::fast::plan,
     VECTOR_PLANTS,
     paired: linear::fast::unpaired,

@@ -603,7 +603,16 @@ pub(crate) fn add_scaled<S: Simd, X: Wide>(s: S, o: &mut [f32], factor: f32, x: 
     }
 }
 
-/// Fewer than sixteen, and zeros.
+/// What is left of a row behind its last whole chunk, and fillers.
+#[inline(always)]
+pub(crate) fn filled<T: Copy, const N: usize>(row: &[T], filler: T) -> [T; N] {
+    let mut last = [filler; N];
+    let rest = row.as_chunks::<N>().1;
+    last[..rest.len()].copy_from_slice(rest);
+    last
+}
+
+/// Fewer than sixteen, widened, and zeros.
 #[inline(always)]
 pub(crate) fn padded<W: Wide>(x: &[W]) -> [f32; LANES] {
     let mut padded = [0.0; LANES];

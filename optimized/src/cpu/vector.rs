@@ -8,7 +8,7 @@ use ndarray::{ArcArray, Dimension};
 
 use super::{
     linear::activations::Reads,
-    portable::{CLAIMS, HONEST, Kernel, Only, Pack, Planted, Portable},
+    portable::{Kernel, Only, Pack, Planted, Portable},
     simd::{Simd, Wide},
 };
 
@@ -136,7 +136,7 @@ where
             let lacks = || format!("this processor lacks what cpu/{} needs", S::NAME);
             S::new().is_none().then(lacks)
         },
-        of: Portable { name, pack, plan, claims: CLAIMS, plants, plant: HONEST },
+        of: Portable::new(name, pack, plan, plants),
     }
 }
 

@@ -288,7 +288,7 @@ impl Source for Weight {
                 halves::products(s, &Halves { data: data.slice(), d }, x, d, part);
             }
             (Stored::Fp8(fp8), View::Bf16(x)) => {
-                halves::products_of_codes(s, &fp8.rows(d), x, d, part);
+                halves::products_of_codes(s, &fp8.rows(d), x, part);
             }
             (Stored::Fp8(fp8), View::F32(x)) => {
                 let columns = part.columns.clone();

@@ -11,6 +11,7 @@
 
 use std::ops::Range;
 
+use golden::narrow::int8_code;
 use half::bf16;
 use zerocopy::FromZeros;
 
@@ -75,9 +76,6 @@ impl Code for bf16 {
     }
 }
 
-/// What is this large has no digits after the point: added and taken away, it rounds.
-const ROUND: f32 = 12_582_912.0;
-
 impl Code for i8 {
     const STEPS: bool = true;
 
@@ -94,7 +92,7 @@ impl Code for i8 {
             return if finite { 0.0 } else { f32::NAN };
         }
         for (i, &x) in x.iter().enumerate() {
-            put(i, (x / step + ROUND - ROUND) as i8);
+            put(i, int8_code(x, step));
         }
         step
     }

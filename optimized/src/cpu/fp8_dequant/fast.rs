@@ -9,7 +9,7 @@ use crate::cpu::{
     linear::activations::Reads,
     pool,
     portable::Planted,
-    simd::{LANES, QUADS, Simd, Wide},
+    simd::{LANES, QUADS, Simd, Wide, filled},
     vector::{Fast, flat, flat_mut},
 };
 
@@ -32,9 +32,8 @@ pub(crate) fn fp8_dequant_row<S: Simd>(
             quads(s, o, codes, scale);
         }
         if !rest.is_empty() {
-            let (mut all, mut last) = ([0.0; QUADS], [0; QUADS]);
-            last[..rest.len()].copy_from_slice(rest);
-            quads(s, &mut all, &last, scale);
+            let mut all = [0.0; QUADS];
+            quads(s, &mut all, &filled(rest, 0), scale);
             o_rest.copy_from_slice(&all[..rest.len()]);
         }
     }

@@ -6,7 +6,7 @@ use crate::cpu::{
     pool,
     quantised::BLOCK,
     room::{Room, room},
-    simd::{LANES, PAIRS, Simd, lanes, lanes_mut},
+    simd::{LANES, PAIRS, Simd, filled, lanes, lanes_mut},
 };
 
 /// What the products of a matrix read.
@@ -175,8 +175,7 @@ pub(crate) fn narrow<S: Simd>(s: S, o: &mut [bf16], x: &[f32]) {
 #[inline(always)]
 fn eight<S: Simd>(s: S, codes: &mut [i8], parts: &mut [BlockPart], x: &[f32]) {
     let (whole, rest) = x.as_chunks::<BLOCK>();
-    let mut last = [0.0; BLOCK];
-    last[..rest.len()].copy_from_slice(rest);
+    let last = filled(rest, 0.0);
     let blocks = codes.as_chunks_mut::<BLOCK>().0.iter_mut().zip(parts).enumerate();
     for (i, (codes, part)) in blocks {
         let [a, b] = whole.get(i).unwrap_or(&last).as_chunks().0 else { unreachable!("halves") };

@@ -4,14 +4,13 @@
 //! memory is asked for much at once. Many tokens: a few tokens stay in the nearest cache while the
 //! rows of a panel pass by. How an element is summed depends on `D` alone.
 
-use std::cell::RefCell;
-
 use half::bf16;
 
 use super::{activations::stride, fast::FEW};
 use crate::cpu::{
     pool::Part,
-    simd::{PAIRS, QUADS, Simd, each, tiled},
+    room::room,
+    simd::{PAIRS, QUADS, Simd, each, filled, tiled},
 };
 
 /// Rows of a weight that are multiplied in pairs.
@@ -106,23 +105,14 @@ impl Pairs for Halves<'_> {
         }
         if 0 < rest {
             for r in 0..R {
-                let w = s.halves(&padded(w[r], bf16::ZERO));
+                let w = s.halves(&filled(w[r], bf16::ZERO));
                 for t in 0..T {
-                    sums[r][t] = s.pairs(sums[r][t], w, s.halves(&padded(x[t], bf16::ZERO)));
+                    sums[r][t] = s.pairs(sums[r][t], w, s.halves(&filled(x[t], bf16::ZERO)));
                 }
             }
         }
         sums
     }
-}
-
-/// What is left of a row behind its last whole chunk, and fillers.
-#[inline(always)]
-fn padded<T: Copy, const N: usize>(row: &[T], filler: T) -> [T; N] {
-    let mut last = [filler; N];
-    let rest = row.as_chunks::<N>().1;
-    last[..rest.len()].copy_from_slice(rest);
-    last
 }
 
 /// A matrix of FP8 codes whose scales stand for whole chunks of columns.
@@ -143,6 +133,27 @@ impl Codes<'_> {
     fn scales(&self, i: usize) -> &[f32] {
         let across = self.d.div_ceil(self.block[1]);
         &self.scales[i / self.block[0] * across..][..across]
+    }
+
+    /// The sum over blocks of columns, `start .. end`, of what `part` says of one, scaled.
+    #[inline(always)]
+    fn by_block<S: Simd, const R: usize, const T: usize>(
+        &self,
+        s: S,
+        scales: [&[f32]; R],
+        part: impl Fn(usize, usize) -> [[S::F; T]; R],
+    ) -> [[S::F; T]; R] {
+        let mut sums = [[s.splat(0.0); T]; R];
+        for (block, start) in (0..self.d).step_by(self.block[1]).enumerate() {
+            let parts = part(start, (start + self.block[1]).min(self.d));
+            for r in 0..R {
+                let scale = s.splat(scales[r][block]);
+                for t in 0..T {
+                    sums[r][t] = s.fma(scale, parts[r][t], sums[r][t]);
+                }
+            }
+        }
+        sums
     }
 }
 
@@ -170,61 +181,62 @@ impl Pairs for Codes<'_> {
         x: [&[bf16]; T],
         ahead: ([(&[u8], &[f32]); R], usize),
     ) -> [[S::F; T]; R] {
-        let wide = self.block[1];
-        let mut sums = [[s.splat(0.0); T]; R];
-        for (block, start) in (0..self.d).step_by(wide).enumerate() {
-            let end = (start + wide).min(self.d);
-            let mut parts = [[s.splat(0.0); T]; R];
-            let (whole, rest) = ((end - start) / QUADS, (end - start) % QUADS);
-            let w_chunks: [&[[u8; QUADS]]; R] = each(
+        self.by_block(
+            s,
+            each(
                 &[],
                 #[inline(always)]
-                |r| &w[r].0[start..end].as_chunks().0[..whole],
-            );
-            let x_chunks: [&[[bf16; QUADS]]; T] = each(
-                &[],
-                #[inline(always)]
-                |t| &x[t][start..end].as_chunks().0[..whole],
-            );
-            let filler = pair_up(s, &[bf16::ZERO; QUADS]);
-            for i in 0..whole {
-                let x: [[S::H; 2]; T] = each(
-                    filler,
+                |r| w[r].1,
+            ),
+            #[inline(always)]
+            |start, end| {
+                let mut parts = [[s.splat(0.0); T]; R];
+                let (whole, rest) = ((end - start) / QUADS, (end - start) % QUADS);
+                let w_chunks: [&[[u8; QUADS]]; R] = each(
+                    &[],
                     #[inline(always)]
-                    |t| pair_up(s, &x_chunks[t][i]),
+                    |r| &w[r].0[start..end].as_chunks().0[..whole],
                 );
-                if ahead.1 == R {
-                    (0..R).for_each(
+                let x_chunks: [&[[bf16; QUADS]]; T] = each(
+                    &[],
+                    #[inline(always)]
+                    |t| &x[t][start..end].as_chunks().0[..whole],
+                );
+                let filler = pair_up(s, &[bf16::ZERO; QUADS]);
+                for i in 0..whole {
+                    let x: [[S::H; 2]; T] = each(
+                        filler,
                         #[inline(always)]
-                        |r| s.ahead(ahead.0[r].0, start + i * QUADS),
+                        |t| pair_up(s, &x_chunks[t][i]),
                     );
-                } else if ahead.1 == 1 {
-                    s.ahead(ahead.0[0].0, start + i * QUADS);
-                }
-                for r in 0..R {
-                    let w = s.fp8(&w_chunks[r][i]);
-                    for t in 0..T {
-                        parts[r][t] = s.pairs(s.pairs(parts[r][t], w[0], x[t][0]), w[1], x[t][1]);
+                    if ahead.1 == R {
+                        (0..R).for_each(
+                            #[inline(always)]
+                            |r| s.ahead(ahead.0[r].0, start + i * QUADS),
+                        );
+                    } else if ahead.1 == 1 {
+                        s.ahead(ahead.0[0].0, start + i * QUADS);
+                    }
+                    for r in 0..R {
+                        let w = s.fp8(&w_chunks[r][i]);
+                        for t in 0..T {
+                            parts[r][t] =
+                                s.pairs(s.pairs(parts[r][t], w[0], x[t][0]), w[1], x[t][1]);
+                        }
                     }
                 }
-            }
-            if 0 < rest {
-                for r in 0..R {
-                    let w = s.fp8(&padded(&w[r].0[start..end], 0));
-                    for t in 0..T {
-                        let x = pair_up(s, &padded(&x[t][start..end], bf16::ZERO));
-                        parts[r][t] = s.pairs(s.pairs(parts[r][t], w[0], x[0]), w[1], x[1]);
+                if 0 < rest {
+                    for r in 0..R {
+                        let w = s.fp8(&filled(&w[r].0[start..end], 0));
+                        for t in 0..T {
+                            let x = pair_up(s, &filled(&x[t][start..end], bf16::ZERO));
+                            parts[r][t] = s.pairs(s.pairs(parts[r][t], w[0], x[0]), w[1], x[1]);
+                        }
                     }
                 }
-            }
-            for r in 0..R {
-                let scale = s.splat(w[r].1[block]);
-                for t in 0..T {
-                    sums[r][t] = s.fma(scale, parts[r][t], sums[r][t]);
-                }
-            }
-        }
-        sums
+                parts
+            },
+        )
     }
 }
 
@@ -263,30 +275,29 @@ impl Pairs for Written<'_> {
         x: [&[bf16]; T],
         _: ([(&[bf16], &[f32]); R], usize),
     ) -> [[S::F; T]; R] {
-        let Codes { block: [_, wide], d, .. } = *self.codes;
-        let mut sums = [[s.splat(0.0); T]; R];
-        for (block, start) in (0..d).step_by(wide).enumerate() {
-            let end = (start + wide).min(d);
-            let own = Halves { data: &[], d: end - start };
-            let w_part: [&[bf16]; R] = each(
+        self.codes.by_block(
+            s,
+            each(
                 &[],
                 #[inline(always)]
-                |r| &w[r].0[start..end],
-            );
-            let x_part: [&[bf16]; T] = each(
-                &[],
-                #[inline(always)]
-                |t| &x[t][start..end],
-            );
-            let parts = own.dots::<S, R, T>(s, w_part, x_part, (w_part, 0));
-            for r in 0..R {
-                let scale = s.splat(w[r].1[block]);
-                for t in 0..T {
-                    sums[r][t] = s.fma(scale, parts[r][t], sums[r][t]);
-                }
-            }
-        }
-        sums
+                |r| w[r].1,
+            ),
+            #[inline(always)]
+            |start, end| {
+                let own = Halves { data: &[], d: end - start };
+                let w_part: [&[bf16]; R] = each(
+                    &[],
+                    #[inline(always)]
+                    |r| &w[r].0[start..end],
+                );
+                let x_part: [&[bf16]; T] = each(
+                    &[],
+                    #[inline(always)]
+                    |t| &x[t][start..end],
+                );
+                own.dots::<S, R, T>(s, w_part, x_part, (w_part, 0))
+            },
+        )
     }
 }
 
@@ -297,15 +308,14 @@ pub(crate) fn products_of_codes<S: Simd>(
     s: S,
     codes: &Codes<'_>,
     x: &[bf16],
-    d: usize,
     part: &mut Part<'_, f32>,
 ) {
+    let d = codes.d;
     if part.rows.len() <= FEW {
         return products(s, codes, x, d, part);
     }
-    let mut data = WRITTEN.take();
     let (first, n) = (part.columns.start, part.columns.len());
-    data.resize(n * d, bf16::ZERO);
+    let mut data = room(n * d);
     let own = &codes.data[first * d..][..n * d];
     for (o, own) in data.chunks_exact_mut(d).zip(own.chunks_exact(d)) {
         let (o, o_rest) = o.as_chunks_mut::<QUADS>();
@@ -314,15 +324,10 @@ pub(crate) fn products_of_codes<S: Simd>(
             s.put_fp8(o, own);
         }
         let mut last = [bf16::ZERO; QUADS];
-        s.put_fp8(&mut last, &padded(rest, 0));
+        s.put_fp8(&mut last, &filled(rest, 0));
         o_rest.copy_from_slice(&last[..rest.len()]);
     }
     products(s, &Written { data: &data, first, codes }, x, d, part);
-    WRITTEN.set(data);
-}
-
-thread_local! {
-    static WRITTEN: RefCell<Vec<bf16>> = const { RefCell::new(Vec::new()) };
 }
 
 #[inline(always)]

@@ -12,7 +12,7 @@ use crate::cpu::{
     linear::{activations::Reads, fast::linear},
     pool,
     portable::Planted,
-    simd::{LANES, Simd, Wide, lanes, map},
+    simd::{LANES, Simd, Wide, filled, lanes, map},
     vector::{Fast, flat, flat_mut},
     weight::Weight,
 };
@@ -123,8 +123,7 @@ pub(crate) fn powers<S: Simd>(s: S, x: &[f32], max: f32, temperature: f32) -> f3
     let (max, temperature) = (s.splat(max), s.splat(temperature));
     let (whole, rest) = x.as_chunks::<LANES>();
     // To whom nothing is added.
-    let mut last = [f32::NEG_INFINITY; LANES];
-    last[..rest.len()].copy_from_slice(rest);
+    let last = filled(rest, f32::NEG_INFINITY);
     let mut sum = s.splat(0.0);
     for x in whole.iter().chain([&last]) {
         sum = s.add(sum, s.exp(s.div(s.sub(s.load(x), max), temperature)));
