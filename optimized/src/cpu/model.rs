@@ -271,18 +271,19 @@ impl<S: Simd> Model<S> {
                 },
             );
         });
-        pool::pieces(&mut keys, hkv * h, |token, keys| {
-            let turns = &place.turns[token * turned..][..turned];
-            s.run(
-                #[inline(always)]
-                || {
-                    for key in keys.chunks_exact_mut(h) {
-                        rms_norm_row(s, key, k_norm, eps);
-                        rope_head(s, key, turns);
-                    }
-                },
-            );
-        });
+        pool::rows(
+            s,
+            &mut keys,
+            (hkv * h, 1),
+            #[inline(always)]
+            |token, keys| {
+                let turns = &place.turns[token * turned..][..turned];
+                for key in keys.chunks_exact_mut(h) {
+                    rms_norm_row(s, key, k_norm, eps);
+                    rope_head(s, key, turns);
+                }
+            },
+        );
         for (cache, rows) in caches.iter_mut().zip(place.cu.windows(2)) {
             for row in rows[0]..rows[1] {
                 let at = row * hkv * h..(row + 1) * hkv * h;

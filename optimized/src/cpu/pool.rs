@@ -24,7 +24,7 @@ use std::{
     thread,
 };
 
-use super::pin;
+use super::{pin, simd::Simd};
 
 /// Calls `task(i)` once for every `i` below `tasks`, on several threads, and waits.
 ///
@@ -48,6 +48,25 @@ pub(crate) fn each(tasks: usize, task: impl Fn(usize) + Sync) {
 pub(crate) fn pieces<T: Send>(data: &mut [T], len: usize, task: impl Fn(usize, &mut [T]) + Sync) {
     let parts = Parts::new(data, &[0, 1], len);
     each(parts.count(), |i| parts.with(i, |_, mut part| task(i, part.row(0))));
+}
+
+/// Calls `row(i, row)` for each row of `width` elements, `together` of them in a task, on vectors.
+pub(crate) fn rows<S: Simd, T: Send>(
+    s: S,
+    data: &mut [T],
+    (width, together): (usize, usize),
+    row: impl Fn(usize, &mut [T]) + Sync,
+) {
+    pieces(data, together * width, |task, rows| {
+        s.run(
+            #[inline(always)]
+            || {
+                for (i, own) in rows.chunks_exact_mut(width).enumerate() {
+                    row(task * together + i, own);
+                }
+            },
+        );
+    });
 }
 
 /// The same for two slices that have equally many pieces.

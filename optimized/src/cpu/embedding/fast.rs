@@ -20,16 +20,13 @@ const ROWS: usize = 16;
 /// `o[n] = table[ids[n]]`. `o`: `[N, D]`; `ids`: `[N]`; `table`: `[M, D]`.
 pub(crate) fn embedding<S: Simd>(s: S, o: &mut [f32], ids: &[i64], table: &Weight) {
     let d = table.columns();
-    pool::pieces(o, ROWS * d, |i, o| {
-        s.run(
-            #[inline(always)]
-            || {
-                for (o, &id) in o.chunks_exact_mut(d).zip(&ids[i * ROWS..]) {
-                    table.row(s, id as usize, o);
-                }
-            },
-        );
-    });
+    pool::rows(
+        s,
+        o,
+        (d, ROWS),
+        #[inline(always)]
+        |i, o| table.row(s, ids[i] as usize, o),
+    );
 }
 
 /// A problem of the op.

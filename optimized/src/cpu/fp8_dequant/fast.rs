@@ -56,18 +56,16 @@ fn fp8_dequant<S: Simd>(
     bs: usize,
 ) {
     let across = d.div_ceil(bs);
-    pool::pieces(weight, ROWS * d, |i, weight| {
-        s.run(
-            #[inline(always)]
-            || {
-                let codes = codes[i * ROWS * d..].chunks_exact(d);
-                for (r, (o, codes)) in weight.chunks_exact_mut(d).zip(codes).enumerate() {
-                    let scales = &scales[(i * ROWS + r) / bs * across..][..across];
-                    fp8_dequant_row(s, o, codes, scales, bs);
-                }
-            },
-        );
-    });
+    pool::rows(
+        s,
+        weight,
+        (d, ROWS),
+        #[inline(always)]
+        |i, o| {
+            let scales = &scales[i / bs * across..][..across];
+            fp8_dequant_row(s, o, &codes[i * d..][..d], scales, bs);
+        },
+    );
 }
 
 /// A problem of the op.

@@ -31,16 +31,13 @@ pub(crate) fn l2_norm_row<S: Simd>(s: S, x: &mut [f32], eps: f32, scale: f32) {
 
 /// The same of every row. `x`: `[N, D]`.
 fn l2_norm<S: Simd>(s: S, x: &mut [f32], d: usize, eps: f32, scale: f32) {
-    pool::pieces(x, ROWS * d, |_, x| {
-        s.run(
-            #[inline(always)]
-            || {
-                for x in x.chunks_exact_mut(d) {
-                    l2_norm_row(s, x, eps, scale);
-                }
-            },
-        );
-    });
+    pool::rows(
+        s,
+        x,
+        (d, ROWS),
+        #[inline(always)]
+        |_, x| l2_norm_row(s, x, eps, scale),
+    );
 }
 
 /// A problem of the op.

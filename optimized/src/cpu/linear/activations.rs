@@ -77,17 +77,13 @@ impl<'a> Activations<'a> {
             Reads::F32 => Kept::F32(x),
             Reads::Bf16 => {
                 let mut rows = room(x.len() / d * stride(d));
-                pool::pieces(&mut rows, ROWS * stride(d), |i, rows| {
-                    s.run(
-                        #[inline(always)]
-                        || {
-                            let x = x[i * ROWS * d..].chunks_exact(d);
-                            for (row, x) in rows.chunks_exact_mut(stride(d)).zip(x) {
-                                narrow(s, &mut row[..d], x);
-                            }
-                        },
-                    );
-                });
+                pool::rows(
+                    s,
+                    &mut rows,
+                    (stride(d), ROWS),
+                    #[inline(always)]
+                    |i, row| narrow(s, &mut row[..d], &x[i * d..][..d]),
+                );
                 Kept::Bf16(rows)
             }
             Reads::Int8 => {

@@ -133,17 +133,18 @@ pub(crate) fn moe_experts<'a, S: Simd, M: Source + 'a>(
         rows_of(s, part, read.rows(rows.start, rows.end), expert(group).down_proj);
     });
     let active = weights.len() * d / o.len();
-    pool::pieces(o, d, |token, o| {
-        s.run(
-            #[inline(always)]
-            || {
-                for slot in token * active..(token + 1) * active {
-                    let output = &outputs[groups.places[slot] * d..][..d];
-                    add_scaled(s, o, weights[slot], output);
-                }
-            },
-        );
-    });
+    pool::rows(
+        s,
+        o,
+        (d, 1),
+        #[inline(always)]
+        |token, o| {
+            for slot in token * active..(token + 1) * active {
+                let output = &outputs[groups.places[slot] * d..][..d];
+                add_scaled(s, o, weights[slot], output);
+            }
+        },
+    );
 }
 
 /// A problem of the op.

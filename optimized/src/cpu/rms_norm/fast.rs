@@ -9,7 +9,7 @@ use crate::cpu::{
     linear::activations::Reads,
     pool,
     portable::Planted,
-    simd::{Simd, Wide, map2},
+    simd::{LANES, Simd, Wide, map2, padded},
     vector::{Fast, flat, flat_mut},
 };
 
@@ -39,43 +39,40 @@ pub(crate) fn rms_norm_row<S: Simd>(s: S, x: &mut [f32], weight: &[f32], eps: f3
 /// `x <- f(x, weight)`.
 #[inline(always)]
 pub(crate) fn weigh<S: Simd>(s: S, x: &mut [f32], weight: &[f32], f: impl Fn(S::F, S::F) -> S::F) {
-    use crate::cpu::simd::LANES;
     let ((x, x_rest), (w, w_rest)) = (x.as_chunks_mut::<LANES>(), weight.as_chunks::<LANES>());
     for (x, w) in x.iter_mut().zip(w) {
         let o = f(s.load(x), s.load(w));
         s.store(x, o);
     }
     if !x_rest.is_empty() {
-        let (mut a, mut b) = ([0.0; LANES], [0.0; LANES]);
-        a[..x_rest.len()].copy_from_slice(x_rest);
-        b[..w_rest.len()].copy_from_slice(w_rest);
-        let o = f(s.load(&a), s.load(&b));
-        s.store(&mut a, o);
-        x_rest.copy_from_slice(&a[..x_rest.len()]);
+        let mut last = padded(x_rest);
+        let o = f(s.load(&last), s.load(&padded(w_rest)));
+        s.store(&mut last, o);
+        x_rest.copy_from_slice(&last[..x_rest.len()]);
     }
 }
 
 /// `o = x / rms(x) (1 + weight)`. `o`, `x`: `[N, D]`.
 pub(crate) fn rms_norm<S: Simd>(s: S, o: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
     let d = weight.len();
-    pool::pieces(o, ROWS * d, |i, o| {
-        s.run(
-            #[inline(always)]
-            || {
-                for (o, x) in o.chunks_exact_mut(d).zip(x[i * ROWS * d..].chunks_exact(d)) {
-                    let scale = s.splat(inverse_rms(s, x, eps));
-                    map2(
-                        s,
-                        o,
-                        x,
-                        weight,
-                        #[inline(always)]
-                        |x, w| s.mul(s.mul(x, scale), s.add(s.splat(1.0), w)),
-                    );
-                }
-            },
-        );
-    });
+    pool::rows(
+        s,
+        o,
+        (d, ROWS),
+        #[inline(always)]
+        |i, o| {
+            let x = &x[i * d..][..d];
+            let scale = s.splat(inverse_rms(s, x, eps));
+            map2(
+                s,
+                o,
+                x,
+                weight,
+                #[inline(always)]
+                |x, w| s.mul(s.mul(x, scale), s.add(s.splat(1.0), w)),
+            );
+        },
+    );
 }
 
 /// `h <- h + x`, `o = h / rms(h) (1 + weight)`. `o`, `h`, `x`: `[N, D]`.

@@ -51,16 +51,13 @@ fn gated<S: Simd>(s: S, normed: S::F, z: S::F, weight: S::F) -> S::F {
 /// The same of every row. `x`, `z`: `[N, V]`; `weight`: `[V]`.
 pub(crate) fn rms_norm_gated<S: Simd>(s: S, x: &mut [f32], z: &[f32], weight: &[f32], eps: f32) {
     let v = weight.len();
-    pool::pieces(x, ROWS * v, |i, x| {
-        s.run(
-            #[inline(always)]
-            || {
-                for (x, z) in x.chunks_exact_mut(v).zip(z[i * ROWS * v..].chunks_exact(v)) {
-                    rms_norm_gated_row(s, x, z, weight, eps);
-                }
-            },
-        );
-    });
+    pool::rows(
+        s,
+        x,
+        (v, ROWS),
+        #[inline(always)]
+        |i, x| rms_norm_gated_row(s, x, &z[i * v..][..v], weight, eps),
+    );
 }
 
 /// A problem of the op.

@@ -53,19 +53,18 @@ pub(crate) fn rope_head<S: Simd>(s: S, x: &mut [f32], turns: &[f32]) {
 pub(crate) fn rope<S: Simd>(s: S, x: &mut [f32], table: &[f32], hq: usize, h: usize) {
     let tokens = x.len() / (hq * h);
     let r = table.len() / tokens;
-    pool::pieces(x, TOKENS.1 * hq * h, |i, x| {
-        s.run(
-            #[inline(always)]
-            || {
-                let tables = table[i * TOKENS.1 * r..].chunks_exact(r);
-                for (x, turns) in x.chunks_exact_mut(hq * h).zip(tables) {
-                    for x in x.chunks_exact_mut(h) {
-                        rope_head(s, x, turns);
-                    }
-                }
-            },
-        );
-    });
+    pool::rows(
+        s,
+        x,
+        (hq * h, TOKENS.1),
+        #[inline(always)]
+        |token, x| {
+            let turns = &table[token * r..][..r];
+            for x in x.chunks_exact_mut(h) {
+                rope_head(s, x, turns);
+            }
+        },
+    );
 }
 
 /// A problem of the op.
