@@ -5,7 +5,7 @@
 //! op. Whatever foreign code may do to the process it is called in, it does: who calls it in a
 //! process of its own is `benches`.
 
-mod block;
+pub(crate) mod block;
 mod cabi;
 mod constraint;
 mod cuda;

@@ -1,5 +1,5 @@
 //! What is the answer, fast?
 
 pub mod cpu;
-mod cuda;
+pub mod cuda;
 pub mod doors;

@@ -75,7 +75,7 @@ const INT8_PLANTS: &[Plant] = &[
     },
 ];
 
-const PLANTS: &[Plant] = &[
+pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "scale-missing",
         what: "scores are not divided by the root of the head's size",

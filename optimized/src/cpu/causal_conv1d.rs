@@ -26,7 +26,7 @@ const VARIANTS: &[&dyn Variant<CausalConv1d>] =
     variants!([&Portable::new("cpu/portable", pack!(Loaded), plan, PLANTS)], plan, VECTOR_PLANTS);
 
 /// The window holds raw inputs, as they came.
-fn plan(spec: &Spec<Case>) -> Plan {
+pub(crate) fn plan(spec: &Spec<Case>) -> Plan {
     Plan { state: Plan::stored(spec.dtype).output, ..Plan::stored(spec.dtype) }
 }
 
@@ -34,7 +34,7 @@ fn plan(spec: &Spec<Case>) -> Plan {
 #[cfg(target_arch = "x86_64")]
 const VECTOR_PLANTS: &[Plant] = &[PLANTS[0], PLANTS[3], PLANTS[6]];
 
-const PLANTS: &[Plant] = &[
+pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "taps-flipped",
         what: "a convolution in place of a cross-correlation: the first tap multiplies the current token",

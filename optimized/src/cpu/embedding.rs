@@ -31,7 +31,7 @@ const VARIANTS: &[&dyn Variant<Embedding>] = variants!(
 #[cfg(target_arch = "x86_64")]
 const VECTOR_PLANTS: &[Plant] = &[PLANTS[0], PLANTS[3]];
 
-const PLANTS: &[Plant] = &[
+pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "row-off-by-one",
         what: "an id is taken for a count: token 5 reads row 4, and only token 0 reads its own",

@@ -31,7 +31,7 @@ const VARIANTS: &[&dyn Variant<Fp8Dequant>] = variants!(
 #[cfg(target_arch = "x86_64")]
 const VECTOR_PLANTS: &[Plant] = &[PLANTS[0], PLANTS[1], PLANTS[6]];
 
-const PLANTS: &[Plant] = &[
+pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "divides-by-the-scale",
         what: "`weight_scale_inv` is taken at its word, and divides",

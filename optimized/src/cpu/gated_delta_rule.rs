@@ -22,7 +22,7 @@ use recurrent::Recurrent;
 
 mod chunked;
 pub(crate) mod fast;
-mod plants;
+pub(crate) mod plants;
 pub(crate) mod recurrent;
 
 /// Every CPU variant, plainest first.

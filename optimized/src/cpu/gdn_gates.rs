@@ -38,7 +38,7 @@ const VARIANTS: &[&dyn Variant<GdnGates>] = variants!(
 #[cfg(target_arch = "x86_64")]
 const VECTOR_PLANTS: &[Plant] = &[PLANTS[7], PLANTS[8], PLANTS[9]];
 
-const PLANTS: &[Plant] = &[
+pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "log-one-plus-exp",
         what: "softplus is log(1 + e^x), which is zero below -17",

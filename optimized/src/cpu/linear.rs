@@ -42,7 +42,7 @@ const VARIANTS: &[&dyn Variant<Linear>] = variants!(
 #[cfg(target_arch = "x86_64")]
 const VECTOR_PLANTS: &[Plant] = &[PLANTS[0], PLANTS[3], PLANTS[5]];
 
-const PLANTS: &[Plant] = &[
+pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "ragged-tail-dropped",
         what: "input channels past the last whole vector are not summed",

@@ -39,7 +39,7 @@ const VARIANTS: &[&dyn Variant<LmHead>] = variants!(
 #[cfg(target_arch = "x86_64")]
 const VECTOR_PLANTS: &[Plant] = &[PLANTS[0], PLANTS[2], PLANTS[3]];
 
-const PLANTS: &[Plant] = &[
+pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "logits-in-bf16",
         what: "logits pass through bf16, whose steps near 16 are 0.125",

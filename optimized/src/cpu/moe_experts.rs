@@ -41,7 +41,7 @@ const VARIANTS: &[&dyn Variant<MoeExperts>] = variants!(
 #[cfg(target_arch = "x86_64")]
 const VECTOR_PLANTS: &[Plant] = &[PLANTS[1], PLANTS[7]];
 
-const PLANTS: &[Plant] = &[
+pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "weight-on-input",
         what: "the routing weight multiplies what goes into the expert, not what comes out",

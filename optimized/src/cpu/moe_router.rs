@@ -39,7 +39,7 @@ const VARIANTS: &[&dyn Variant<MoeRouter>] = variants!(
 #[cfg(target_arch = "x86_64")]
 const VECTOR_PLANTS: &[Plant] = &[PLANTS[0], PLANTS[5], PLANTS[8]];
 
-const PLANTS: &[Plant] = &[
+pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "logits-in-bf16",
         what: "logits are rounded to bf16 before the softmax",

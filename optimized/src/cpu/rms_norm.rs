@@ -26,7 +26,7 @@ const VARIANTS: &[&dyn Variant<RmsNorm>] =
     variants!([&Portable::new("cpu/portable", pack!(Loaded), plan, PLANTS)], plan, VECTOR_PLANTS);
 
 /// The sum is stored before it is normed.
-fn plan(spec: &Spec<Case>) -> Plan {
+pub(crate) fn plan(spec: &Spec<Case>) -> Plan {
     let plan = Plan::stored(spec.dtype);
     let output = plan.output;
     plan.round(Site::Residual, output)
@@ -36,7 +36,7 @@ fn plan(spec: &Spec<Case>) -> Plan {
 #[cfg(target_arch = "x86_64")]
 const VECTOR_PLANTS: &[Plant] = &[PLANTS[0], PLANTS[3]];
 
-const PLANTS: &[Plant] = &[
+pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "missing-plus-one",
         what: "the weight multiplies as it is stored, without the one it is short of",

@@ -33,7 +33,7 @@ const VARIANTS: &[&dyn Variant<RmsNormGated>] = variants!(
 #[cfg(target_arch = "x86_64")]
 const VECTOR_PLANTS: &[Plant] = &[PLANTS[0], PLANTS[4]];
 
-const PLANTS: &[Plant] = &[
+pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "zero-centred",
         what: "the weight is taken for one that is stored minus one, as that of every other norm is",

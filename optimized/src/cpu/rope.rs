@@ -31,7 +31,7 @@ const VARIANTS: &[&dyn Variant<Rope>] = variants!(
 #[cfg(target_arch = "x86_64")]
 const VECTOR_PLANTS: &[Plant] = &[PLANTS[2], PLANTS[3], PLANTS[8]];
 
-const PLANTS: &[Plant] = &[
+pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "interleaved-pairs",
         what: "channels 2i and 2i + 1 are turned together in place of i and i + R/2",

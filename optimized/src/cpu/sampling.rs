@@ -33,7 +33,7 @@ const VARIANTS: &[&dyn Variant<Sampling>] = variants!(
 #[cfg(target_arch = "x86_64")]
 const VECTOR_PLANTS: &[Plant] = &[PLANTS[1], PLANTS[2]];
 
-const PLANTS: &[Plant] = &[
+pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "ties-to-the-last",
         what: "of equal logits the highest id wins",

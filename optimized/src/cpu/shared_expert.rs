@@ -40,7 +40,7 @@ const VARIANTS: &[&dyn Variant<SharedExpert>] = variants!(
 #[cfg(target_arch = "x86_64")]
 const VECTOR_PLANTS: &[Plant] = &[PLANTS[0], PLANTS[4], PLANTS[6]];
 
-const PLANTS: &[Plant] = &[
+pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "gate-missing",
         what: "the output is not gated",

@@ -6,6 +6,8 @@
 
 use std::{
     ffi::{CString, c_void},
+    fmt, fs,
+    path::Path,
     ptr,
     sync::Arc,
 };
@@ -18,6 +20,7 @@ use cudarc::{
     },
     nvrtc,
 };
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 /// Why something did not work.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +32,15 @@ pub(crate) enum Error {
     /// What the driver says.
     Driver(String),
 }
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Error::Absent(why) | Error::Compile(why) | Error::Driver(why)) = self;
+        f.write_str(why)
+    }
+}
+
+impl std::error::Error for Error {}
 
 impl From<DriverError> for Error {
     fn from(error: DriverError) -> Error {
@@ -42,16 +54,76 @@ impl From<DriverError> for Error {
 /// Where there is no device, source is compiled for this one.
 pub(crate) const TARGET: &str = "sm_90a";
 
+/// Machine code, and what the compiler said of it.
+pub(crate) struct Compiled {
+    pub(crate) cubin: Vec<u8>,
+    pub(crate) log: String,
+}
+
+/// Loads the compiler from a folder where the system does not look.
+pub(crate) fn open_compiler(folder: &Path) -> Result<(), Error> {
+    let told = |why: String| Error::Absent(format!("{}: {why}", folder.display()));
+    let names = fs::read_dir(folder).map_err(|e| told(e.to_string()))?;
+    let mut names: Vec<String> =
+        names.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    names.sort();
+    // The compiler asks for the second part of itself by name, and finds it where it is loaded already.
+    for wanted in ["libnvrtc-builtins.so", "libnvrtc.so"] {
+        let name = names.iter().find(|name| name.starts_with(wanted));
+        let name = name.ok_or_else(|| told(format!("no {wanted} in it")))?;
+        // SAFETY: the initialisers are NVIDIA's.
+        let library = unsafe { Library::open(Some(folder.join(name)), RTLD_NOW | RTLD_GLOBAL) };
+        // Loaded for good.
+        std::mem::forget(library.map_err(|e| told(e.to_string()))?);
+    }
+    Ok(())
+}
+
+/// The version of the compiler, as the driver tells its own: 13000 is 13.0.
+pub(crate) fn compiler_version() -> Result<i32, Error> {
+    // SAFETY: only looks whether the library loads; its initialisers are NVIDIA's.
+    if !unsafe { nvrtc::sys::is_culib_present() } {
+        return Err(no_compiler());
+    }
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: both places can be written.
+    let told = unsafe { nvrtc::sys::nvrtcVersion(&raw mut major, &raw mut minor) };
+    told.result().map_err(|error| Error::Compile(format!("nvrtc: {error}")))?;
+    Ok(1000 * major + 10 * minor)
+}
+
+/// The newest version of CUDA that the driver runs: 13000 is 13.0.
+pub(crate) fn driver_version() -> Result<i32, Error> {
+    // SAFETY: only looks whether the library loads; its initialisers are NVIDIA's.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(no_driver());
+    }
+    let mut version = 0;
+    // SAFETY: `version` is there to be written.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result()?;
+    Ok(version)
+}
+
+fn no_driver() -> Error {
+    Error::Absent("no CUDA driver: libcuda is not found".to_owned())
+}
+
+fn no_compiler() -> Error {
+    let install = "pip install nvidia-cuda-nvrtc, and --nvrtc with the folder of its libnvrtc";
+    Error::Absent(format!("libnvrtc is not found ({install})"))
+}
+
 /// Compiles CUDA C++ to machine code of a real target (`sm_90a`; a virtual one, `compute_90a`, would
 /// hide what the assembler has to say). `name` is the file as messages name it.
-pub(crate) fn compile(text: &str, name: &str, options: &[String]) -> Result<Vec<u8>, Error> {
+pub(crate) fn compile(text: &str, name: &str, options: &[String]) -> Result<Compiled, Error> {
     let program = Program::new(text, name)?;
     // SAFETY: the program was created above and is destroyed when it is dropped.
     let compiled = unsafe { nvrtc::result::compile_program(program.0, options) };
     if let Err(error) = compiled {
         return Err(Error::Compile(program.log().unwrap_or_else(|| format!("nvrtc: {error}"))));
     }
-    program.cubin().map_err(|error| Error::Compile(format!("nvrtc: {error}")))
+    let cubin = program.cubin().map_err(|error| Error::Compile(format!("nvrtc: {error}")))?;
+    Ok(Compiled { cubin, log: program.log().unwrap_or_default() })
 }
 
 /// A program of the compiler.
@@ -61,9 +133,7 @@ impl Program {
     fn new(text: &str, name: &str) -> Result<Program, Error> {
         // SAFETY: only looks whether the library loads; its initialisers are NVIDIA's.
         if !unsafe { nvrtc::sys::is_culib_present() } {
-            let install =
-                "pip install nvidia-cuda-nvrtc, and --nvrtc with the folder of its libnvrtc";
-            return Err(Error::Absent(format!("libnvrtc is not found ({install})")));
+            return Err(no_compiler());
         }
         let zero = |what: &str| Error::Compile(format!("{name}: {what} holds a zero byte"));
         let text = CString::new(text).map_err(|_| zero("it"))?;
@@ -98,6 +168,9 @@ impl Drop for Program {
     }
 }
 
+/// The least version of CUDA that a driver must run for [`Device::fresh`].
+pub(crate) const LEAST: i32 = 12_050;
+
 /// A GPU and a stream of work on it.
 #[derive(Debug)]
 pub(crate) struct Device {
@@ -110,7 +183,7 @@ impl Device {
     pub(crate) fn first() -> Result<Device, Error> {
         // SAFETY: only looks whether the library loads; its initialisers are NVIDIA's.
         if !unsafe { sys::is_culib_present() } {
-            return Err(Error::Absent("no CUDA driver: libcuda is not found".to_owned()));
+            return Err(no_driver());
         }
         let none = |error| match Error::from(error) {
             Error::Driver(text) => Error::Absent(format!("the CUDA driver has no device: {text}")),
@@ -119,6 +192,26 @@ impl Device {
         let context = CudaContext::new(0).map_err(none)?;
         let stream = context.new_stream().map_err(none)?;
         Ok(Device { context, stream })
+    }
+
+    /// The first one, in a context that nobody else in this process has. The driver is at least
+    /// [`LEAST`].
+    pub(crate) fn fresh() -> Result<Device, Error> {
+        let context = CudaContext::new_non_primary(0, 0)?;
+        // SAFETY: all work goes through one stream.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream()?;
+        Ok(Device { context, stream })
+    }
+
+    /// What it calls itself.
+    pub(crate) fn name(&self) -> Result<String, Error> {
+        Ok(self.context.name()?)
+    }
+
+    /// Its memory, in bytes.
+    pub(crate) fn memory(&self) -> Result<u64, Error> {
+        Ok(self.context.total_mem()? as u64)
     }
 
     /// What the compiler calls it: `sm_90a`. From Hopper on the `a` opens what is of this
@@ -268,15 +361,17 @@ const SHARED: u32 = 48 << 10;
 impl Function {
     /// Bytes that each parameter takes; `None` where the driver is too old to tell (before CUDA 12.4).
     pub(crate) fn parameters(&self) -> Option<Vec<usize>> {
-        let mut version = 0;
-        // SAFETY: `version` is there to be written.
-        unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().ok()?;
-        if version < 12_040 {
+        // A kernel has at most 32764 bytes of parameters.
+        self.first_parameters(32_764)
+    }
+
+    /// The same of so many at the most: asking for one more is an error to whoever watches the driver.
+    pub(crate) fn first_parameters(&self, most: usize) -> Option<Vec<usize>> {
+        if driver_version().ok()? < 12_040 {
             return None;
         }
         let mut sizes = Vec::new();
-        // A kernel has at most 32764 bytes of parameters.
-        while sizes.len() < 32_764 {
+        while sizes.len() < most {
             let (mut offset, mut size) = (0, 0);
             let at = sizes.len();
             // SAFETY: the function is of a module that it keeps loaded; both places can be written.

@@ -13,7 +13,10 @@ use super::{
     launch::{Arg, Launch, Role, Width},
     manifest::Code,
 };
-use crate::cuda::device::{self, Buffer, Device, Error, Function, Shape, TARGET, Value};
+use crate::cuda::{
+    device::{self, Device, Error, Function, Shape, TARGET, Value},
+    place::Place,
+};
 
 /// Loaded kernels.
 pub(super) struct Kernels {
@@ -107,7 +110,8 @@ fn compiled(source: &Source<'_>, bytes: &[u8], target: &str) -> Result<Vec<u8>, 
         "-lineinfo".to_owned(),
     ];
     options.extend(source.options.iter().cloned());
-    device::compile(text, &name, &options).map_err(|error| match error {
+    let compiled = device::compile(text, &name, &options).map(|compiled| compiled.cubin);
+    compiled.map_err(|error| match error {
         Error::Compile(log) => {
             Fault::Refused(format!("{name}: does not compile for {target}\n{log}"))
         }
@@ -265,43 +269,6 @@ fn shape(launch: &Launch, size: &dyn Fn(&str) -> Option<i64>) -> Result<Shape, S
         block: three("block", &launch.block)?,
         shared: number("shared", &launch.shared, 0)?,
     })
-}
-
-/// Where tensors start on the device: at multiples of this.
-const ALIGN: usize = 256;
-
-/// A block's memory on the device: guard bands too.
-struct Place {
-    buffer: Buffer,
-    /// Bytes ahead of the image.
-    ahead: usize,
-    /// Bytes of the image ahead of the tensor.
-    start: usize,
-}
-
-impl Place {
-    fn new(device: &Device, block: &Block) -> Result<Place, Error> {
-        let (image, start) = block.image();
-        // Buffers are aligned; what is ahead of the image makes the tensor so.
-        let ahead = start.next_multiple_of(ALIGN) - start;
-        Ok(Place { buffer: device.room(ahead + image.len())?, ahead, start })
-    }
-
-    fn address(&self, device: &Device) -> u64 {
-        device.address(&self.buffer) + (self.ahead + self.start) as u64
-    }
-
-    fn put(&mut self, device: &Device, block: &Block) -> Result<(), Error> {
-        let (image, _) = block.image();
-        device.put(&[&vec![0; self.ahead], image].concat(), &mut self.buffer)
-    }
-
-    fn get(&self, device: &Device, block: &mut Block) -> Result<(), Error> {
-        let mut all = vec![0; self.ahead + block.image().0.len()];
-        device.get(&self.buffer, &mut all)?;
-        block.image_mut().copy_from_slice(&all[self.ahead..]);
-        Ok(())
-    }
 }
 
 struct Launching {

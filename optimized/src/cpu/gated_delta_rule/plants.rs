@@ -3,7 +3,7 @@
 use golden::Plant;
 
 /// In the kernel that goes token by token.
-pub(super) const RECURRENT: &[Plant] = &[
+pub(crate) const RECURRENT: &[Plant] = &[
     DECAY_DROPPED_AT_ONE_CHUNK,
     DECAY_DROPPED_AT_EACH_CHUNK,
     STATE_RESET_AT_ONE_CHUNK,

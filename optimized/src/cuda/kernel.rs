@@ -1,0 +1,567 @@
+//! What every CUDA variant shares: parameters of its kernels are bound by name, tensors go to the device
+//! with guard bands, and stay there.
+
+use std::{collections::BTreeMap, marker::PhantomData};
+
+use golden::{
+    Claims, Dtype, Error, Host, Narrow, Op, Plan, Plant, Prepared, Spec, Tensors, Variant, View,
+    plan::Grid,
+    recording::Recorded,
+    tensor::{Read, Source as Named},
+};
+use kernels::{Build, Entry, Kind, Parameter, Source};
+use ndarray::{ArrayD, ArrayView1};
+
+use super::{
+    device::{self, Function, Shape, Value},
+    gpu::{Context, gpu, lost, with},
+    narrow::Codes,
+    place::Place,
+};
+use crate::doors::block::{Block, Layout};
+
+/// A variant of kernels of one source.
+pub(super) struct Cuda<O: Op> {
+    pub(super) name: &'static str,
+    pub(super) source: Source,
+    /// What is launched, in order.
+    pub(super) launches: &'static [Launch],
+    /// How it rounds.
+    pub(super) plan: fn(&Spec<O::Case>) -> Plan,
+    pub(super) claims: Claims,
+    pub(super) plants: &'static [Plant],
+}
+
+/// What the naive kernels promise: every element is computed by one block in one order, whatever else is
+/// in the batch.
+pub(super) const CLAIMS: Claims = Claims { deterministic: true, batch_invariant: true, cuts: None };
+
+/// The same of those that walk a sequence from its first token on, and keep all that they carry.
+pub(super) const CUT_ANYWHERE: Claims = Claims { cuts: Some(1), ..CLAIMS };
+
+/// How a kernel is launched.
+pub(super) struct Launch {
+    pub(super) entry: &'static str,
+    /// Blocks.
+    pub(super) grid: fn(&Sizes) -> [i64; 3],
+    /// Threads of a block.
+    pub(super) threads: u32,
+    /// Bytes of dynamic shared memory.
+    pub(super) shared: fn(&Sizes) -> i64,
+}
+
+/// Threads of a block, where nothing speaks for fewer.
+pub(super) const THREADS: i64 = 256;
+
+impl Launch {
+    /// One block for each of so many.
+    pub(super) const fn blocks(entry: &'static str, grid: fn(&Sizes) -> [i64; 3]) -> Launch {
+        Launch { entry, grid, threads: THREADS as u32, shared: |_| 0 }
+    }
+
+    /// With dynamic shared memory.
+    pub(super) const fn sharing(self, shared: fn(&Sizes) -> i64) -> Launch {
+        Launch { shared, ..self }
+    }
+
+    /// With so many threads.
+    pub(super) const fn threads(self, threads: u32) -> Launch {
+        Launch { threads, ..self }
+    }
+}
+
+/// Blocks for one thread for each of so many.
+pub(super) fn threads(n: i64) -> [i64; 3] {
+    [n.div_euclid(THREADS) + i64::from(n % THREADS != 0), 1, 1]
+}
+
+/// Sizes by their letter, as the shapes of the tensors have them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sizes(BTreeMap<String, i64>);
+
+impl Sizes {
+    /// One of them.
+    pub(super) fn of(&self, letter: &str) -> i64 {
+        *self.0.get(letter).unwrap_or_else(|| panic!("no tensor tells {letter}"))
+    }
+}
+
+/// Of a table of faults those of these names.
+pub(super) const fn chosen<const N: usize>(all: &[Plant], names: [&str; N]) -> [Plant; N] {
+    let mut found = [all[0]; N];
+    let mut n = 0;
+    while n < N {
+        let mut at = 0;
+        while !same(all[at].name, names[n]) {
+            at += 1;
+        }
+        found[n] = all[at];
+        n += 1;
+    }
+    found
+}
+
+const fn same(a: &str, b: &str) -> bool {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let mut i = 0;
+    while i < a.len() && i < b.len() && a[i] == b[i] {
+        i += 1;
+    }
+    i == a.len() && i == b.len()
+}
+
+impl<O: Op> Variant<O> for Cuda<O> {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn skip(&self, _: &Host, spec: &Spec<O::Case>) -> Option<String> {
+        let gpu = match gpu() {
+            Ok(gpu) => gpu,
+            Err(why) => return Some(why.clone()),
+        };
+        if let Some(why) = lost() {
+            return Some(why);
+        }
+        let needs = O::cost(spec).bytes + ROOM;
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        (gpu.memory < needs).then(|| {
+            let (needs, has) = (gib(needs), gib(gpu.memory));
+            format!("needs {needs:.1} GiB, {} has {has:.1} GiB", gpu.name)
+        })
+    }
+
+    fn plan(&self, spec: &Spec<O::Case>) -> Plan {
+        (self.plan)(spec)
+    }
+
+    fn claims(&self) -> Claims {
+        self.claims
+    }
+
+    fn plants(&self) -> &'static [Plant] {
+        self.plants
+    }
+
+    fn planted(&self, name: &str) -> Option<Box<dyn Variant<O>>> {
+        let plant = self.plants.iter().find(|plant| plant.name == name)?;
+        let number = self.source.plant(plant.name)?;
+        Some(Box::new(Planted { of: Cuda { ..*self }, number }))
+    }
+
+    fn prepare(
+        &self,
+        spec: &Spec<O::Case>,
+        inputs: &O::Inputs<f32>,
+    ) -> Result<Box<dyn Prepared<O>>, Error> {
+        Ok(Box::new(Loaded::new(self, spec, inputs, 0)?))
+    }
+}
+
+/// What the driver and guard bands take beside the tensors.
+const ROOM: u64 = 1 << 30;
+
+/// A variant with a fault in force.
+struct Planted<O: Op> {
+    of: Cuda<O>,
+    number: i32,
+}
+
+impl<O: Op> Variant<O> for Planted<O> {
+    fn name(&self) -> &str {
+        self.of.name
+    }
+
+    fn skip(&self, host: &Host, spec: &Spec<O::Case>) -> Option<String> {
+        self.of.skip(host, spec)
+    }
+
+    fn plan(&self, spec: &Spec<O::Case>) -> Plan {
+        self.of.plan(spec)
+    }
+
+    fn claims(&self) -> Claims {
+        self.of.claims
+    }
+
+    fn prepare(
+        &self,
+        spec: &Spec<O::Case>,
+        inputs: &O::Inputs<f32>,
+    ) -> Result<Box<dyn Prepared<O>>, Error> {
+        Ok(Box::new(Loaded::new(&self.of, spec, inputs, self.number)?))
+    }
+}
+
+/// A problem on the device.
+struct Loaded<O: Op> {
+    /// Which, for whom a fault is told of.
+    id: String,
+    source: Source,
+    build: Build,
+    launches: &'static [Launch],
+    entries: Vec<Entry>,
+    shapes: Shapes,
+    scalars: Vec<(&'static str, f64)>,
+    plant: i32,
+    inputs: Vec<Block>,
+    outputs: Vec<Block>,
+    there: There,
+    op: PhantomData<fn() -> O>,
+}
+
+/// Inputs and outputs as the op has them: the storage of narrowed weights has another shape.
+struct Shapes {
+    inputs: Vec<(&'static str, Vec<usize>)>,
+    outputs: Vec<(&'static str, Vec<usize>)>,
+    narrow: Option<Narrow>,
+    sizes: Sizes,
+}
+
+/// What is on the device.
+#[derive(Default)]
+struct There {
+    /// Of inputs, then of outputs.
+    places: Vec<Place>,
+    launches: Vec<(Function, Shape, Vec<Value>)>,
+}
+
+impl<O: Op> Loaded<O> {
+    fn new(
+        kernel: &Cuda<O>,
+        spec: &Spec<O::Case>,
+        inputs: &O::Inputs<f32>,
+        plant: i32,
+    ) -> Result<Loaded<O>, Error> {
+        let stored = match spec.dtype {
+            Dtype::Bf16 => "bf16",
+            Dtype::F16 => "f16",
+            _ => "f32",
+        };
+        let weights = match spec.weights {
+            None => stored,
+            Some(Narrow::Fp8) => "Fp8",
+            Some(Narrow::Int8) => "Int8",
+            Some(Narrow::Int4) => "Int4",
+        };
+        let source = kernel.source;
+        let build =
+            Build { activations: stored, weights: Some(weights).filter(|_| source.narrow()) };
+        let all = source.entries();
+        let entry = |launch: &Launch| {
+            let found = all.iter().find(|entry| entry.name == launch.entry);
+            found.cloned().ok_or_else(|| format!("{}: no kernel {}", source.file, launch.entry))
+        };
+        let entries = kernel.launches.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
+
+        let plan = kernel.plan(spec);
+        let unwritten = O::unwritten(spec, inputs);
+        let shape = |(name, view): &(&'static str, View<'_>)| (*name, view.shape().to_vec());
+        let mut shapes = Shapes {
+            inputs: inputs.tensors().iter().map(shape).collect(),
+            outputs: unwritten.tensors().iter().map(shape).collect(),
+            narrow: spec.weights,
+            sizes: Sizes::default(),
+        };
+        for entry in &entries {
+            shapes.read(entry)?;
+        }
+
+        let mut blocks = Vec::new();
+        for (name, view) in inputs.tensors() {
+            let dtype = if O::WIDE.contains(&name) { Dtype::F32 } else { spec.dtype };
+            blocks.extend(shapes.blocks(name, &view, dtype, &entries));
+        }
+        let output = |(name, view): &(&'static str, View<'_>)| {
+            let dtype = match (view, O::grid(name, &plan)) {
+                (View::I64(_), _) => Dtype::I64,
+                (_, Grid::F16) => Dtype::F16,
+                (_, Grid::Bf16) => Dtype::Bf16,
+                (_, Grid::F32 | Grid::Tf32 | Grid::Fp8) => Dtype::F32,
+            };
+            Block::new(Layout { name, dtype, shape: view.shape().to_vec() })
+        };
+        let mut loaded = Loaded {
+            id: format!("{}/{spec}@{}", O::NAME, kernel.name),
+            source,
+            build,
+            launches: kernel.launches,
+            entries,
+            shapes,
+            scalars: inputs.scalars(),
+            plant,
+            inputs: blocks,
+            outputs: unwritten.tensors().iter().map(output).collect(),
+            there: There::default(),
+            op: PhantomData,
+        };
+        // What is wrong with a signature is wrong on every machine.
+        for entry in &loaded.entries {
+            loaded.values(entry, &|_| Value::Address(0))?;
+        }
+        loaded.there = with(&loaded.id, |context| loaded.bring(context))?;
+        Ok(loaded)
+    }
+
+    /// What is passed to a kernel.
+    fn values(
+        &self,
+        entry: &Entry,
+        address: &dyn Fn(usize) -> Value,
+    ) -> Result<Vec<Value>, String> {
+        let values = entry.parameters.iter().map(|parameter| self.value(parameter, address));
+        values.collect::<Result<_, _>>().map_err(|why| format!("{}: {why}", entry.name))
+    }
+
+    /// Compiles, makes room, and copies.
+    fn bring(&self, context: &mut Context) -> Result<There, device::Error> {
+        let module = context.module(&self.source, self.build)?;
+        let device = &context.device;
+        let mut places = Vec::new();
+        for block in self.inputs.iter().chain(&self.outputs) {
+            let mut place = Place::new(device, block)?;
+            place.put(device, block)?;
+            places.push(place);
+        }
+        let address = |at: usize| Value::Address(places[at].address(device));
+        let mut launches = Vec::new();
+        for (launch, entry) in self.launches.iter().zip(&self.entries) {
+            let values = self.values(entry, &address).map_err(device::Error::Compile)?;
+            let function = module.function(&entry.name)?;
+            let sizes: Vec<usize> = values.iter().map(|value| value.size()).collect();
+            if let Some(taken) =
+                function.first_parameters(sizes.len()).filter(|taken| *taken != sizes)
+            {
+                let why = format!("{}: takes {taken:?} bytes, got {sizes:?}", entry.name);
+                return Err(device::Error::Compile(why));
+            }
+            let grid = (launch.grid)(&self.shapes.sizes).map(|n| n as u32);
+            // The assembler reads four numbers at once, also where fewer are left.
+            let shared = ((launch.shared)(&self.shapes.sizes) as u32).next_multiple_of(16);
+            launches.push((
+                function,
+                Shape { grid, block: [launch.threads, 1, 1], shared },
+                values,
+            ));
+        }
+        Ok(There { places, launches })
+    }
+
+    /// What is passed for a parameter; nothing (an address of 0) for a tensor that this problem does
+    /// without.
+    fn value(
+        &self,
+        parameter: &Parameter,
+        address: &dyn Fn(usize) -> Value,
+    ) -> Result<Value, String> {
+        let Parameter { name, kind, .. } = parameter;
+        let scalar = || self.scalars.iter().find(|(known, _)| known == name).map(|&(_, x)| x);
+        let find = |blocks: &[Block], element: &str, known: &[&str], before: usize| {
+            let at = blocks.iter().position(|block| block.layout.name == *name);
+            if let Some(at) = at {
+                let (want, got) = (self.dtype(element), blocks[at].layout.dtype);
+                let fits = want == Some(got);
+                return if fits {
+                    Ok(address(before + at))
+                } else {
+                    Err(format!("{name} is {element}, stored in {got}"))
+                };
+            }
+            let known = known.contains(&name.trim_end_matches("_scales"));
+            if known { Ok(Value::Address(0)) } else { Err(format!("no tensor {name}")) }
+        };
+        match kind {
+            Kind::Input(element) => {
+                find(&self.inputs, element, <O::Inputs<f32> as Tensors>::names(), 0)
+            }
+            Kind::Output(element) => {
+                let known = <O::Outputs<f32> as Tensors>::names();
+                find(&self.outputs, element, known, self.inputs.len())
+            }
+            Kind::Int if name == "plant" => Ok(Value::I32(self.plant)),
+            Kind::Int => {
+                let size = self.shapes.sizes.0.get(name).copied();
+                let value = size.or_else(|| scalar().map(|x| x as i64));
+                let value = value.ok_or_else(|| format!("no size or scalar {name}"))?;
+                let fits = i32::try_from(value).map(Value::I32);
+                fits.map_err(|_| format!("{name} is {value}, too large for int"))
+            }
+            Kind::Float => {
+                let value = scalar().ok_or_else(|| format!("no scalar {name}"))?;
+                Ok(Value::F32(value as f32))
+            }
+        }
+    }
+
+    /// What elements of a type are stored in.
+    fn dtype(&self, element: &str) -> Option<Dtype> {
+        let of = |stored: &str| match stored {
+            "f32" | "float" => Some(Dtype::F32),
+            "bf16" => Some(Dtype::Bf16),
+            "f16" => Some(Dtype::F16),
+            "long long" => Some(Dtype::I64),
+            "unsigned char" | "Fp8" | "Int8" | "Int4" => Some(Dtype::U8),
+            _ => None,
+        };
+        match element {
+            "E" => of(self.build.activations),
+            "W" => of(self.build.weights?),
+            element => of(element),
+        }
+    }
+
+    fn named<'a>(&'a self, blocks: &'a [Block]) -> Held<'a> {
+        Held { blocks, scalars: &self.scalars, shapes: &self.shapes }
+    }
+}
+
+impl Shapes {
+    /// Takes the sizes that the shapes behind the parameters of a kernel tell.
+    fn read(&mut self, entry: &Entry) -> Result<(), String> {
+        for Parameter { name, kind, shape } in &entry.parameters {
+            let among = match kind {
+                Kind::Input(_) => &self.inputs,
+                Kind::Output(_) => &self.outputs,
+                Kind::Int | Kind::Float => continue,
+            };
+            let Some((_, got)) = among.iter().find(|(known, _)| known == name) else { continue };
+            if shape.len() != got.len() {
+                return Err(format!("{}: {name} has shape {got:?}", entry.name));
+            }
+            for (letter, value) in shape.iter().zip(got).filter_map(|(size, &n)| size.letter(n)) {
+                let before = *self.sizes.0.entry(letter.to_owned()).or_insert(value);
+                if before != value {
+                    let (entry, name) = (&entry.name, &name);
+                    return Err(format!("{entry}: {letter} is {before}, and {value} by {name}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// An input in memory: itself, or codes and scales of narrowed weights.
+    fn blocks(
+        &self,
+        name: &'static str,
+        view: &View<'_>,
+        dtype: Dtype,
+        entries: &[Entry],
+    ) -> Vec<Block> {
+        let stored = |name, dtype, view: &View<'_>| {
+            let mut block = Block::new(Layout { name, dtype, shape: view.shape().to_vec() });
+            block.store(view);
+            block
+        };
+        let is_weight = |parameter: &Parameter| {
+            parameter.name == name && parameter.kind == Kind::Input("W".to_owned())
+        };
+        let mut parameters = entries.iter().flat_map(|entry| &entry.parameters);
+        if let (Some(narrow), View::F32(x)) = (self.narrow, view)
+            && parameters.any(is_weight)
+        {
+            let (rows, d) = matrix(view.shape());
+            let weights: Vec<f32> = x.iter().copied().collect();
+            let Codes { codes, scales } = Codes::new(&weights, rows, d, narrow);
+            let codes = View::U8(ArrayView1::from(&codes).into_dyn());
+            let scales = View::F32(ArrayView1::from(&scales).into_dyn());
+            return vec![
+                stored(name, Dtype::U8, &codes),
+                stored(scales_of(name), Dtype::Bf16, &scales),
+            ];
+        }
+        let dtype = match view {
+            View::I64(_) => Dtype::I64,
+            View::U8(_) => Dtype::U8,
+            _ => dtype,
+        };
+        vec![stored(name, dtype, view)]
+    }
+}
+
+/// Rows and columns of matrices of a shape.
+fn matrix(shape: &[usize]) -> (usize, usize) {
+    (shape[shape.len() - 2], shape[shape.len() - 1])
+}
+
+/// What the scales of narrowed weights are called.
+fn scales_of(name: &str) -> &'static str {
+    let all = ["weight_scales", "gate_proj_scales", "up_proj_scales", "down_proj_scales"];
+    let found = all.into_iter().find(|scales| scales.strip_suffix("_scales") == Some(name));
+    found.unwrap_or_else(|| panic!("no name for the scales of {name}"))
+}
+
+/// Blocks as a source of named tensors.
+struct Held<'a> {
+    blocks: &'a [Block],
+    scalars: &'a [(&'static str, f64)],
+    shapes: &'a Shapes,
+}
+
+impl Named for Held<'_> {
+    fn tensor(&self, name: &str) -> Option<Recorded> {
+        let of = |name: &str| self.blocks.iter().find(|block| block.layout.name == name);
+        let held = of(name)?.read()?;
+        let scales = of(&format!("{name}_scales")).and_then(Block::read);
+        let (Recorded::U8(codes), Some(Recorded::F32(scales)), Some(narrow)) =
+            (&held, scales, self.shapes.narrow)
+        else {
+            return Some(held);
+        };
+        let (_, shape) = self.shapes.inputs.iter().find(|(known, _)| *known == name)?;
+        let (rows, d) = matrix(shape);
+        let codes = Codes {
+            codes: codes.iter().copied().collect(),
+            scales: scales.iter().copied().collect(),
+        };
+        let weights = codes.weights(rows, d, narrow);
+        ArrayD::from_shape_vec(shape.clone(), weights).ok().map(Recorded::F32)
+    }
+
+    fn scalar(&self, name: &str) -> Option<f64> {
+        self.scalars.iter().find(|(known, _)| *known == name).map(|&(_, value)| value)
+    }
+}
+
+impl<O: Op> Prepared<O> for Loaded<O> {
+    fn poison(&mut self) -> Result<(), Error> {
+        self.outputs.iter_mut().for_each(Block::poison);
+        let places = &mut self.there.places[self.inputs.len()..];
+        with(&self.id, |context| {
+            let mut all = places.iter_mut().zip(&self.outputs);
+            all.try_for_each(|(place, block)| place.put(&context.device, block))
+        })
+    }
+
+    fn inputs(&mut self) -> Result<O::Inputs<f32>, Error> {
+        with(&self.id, |context| {
+            let mut all = self.there.places.iter().zip(&mut self.inputs);
+            all.try_for_each(|(place, block)| place.get(&context.device, block))
+        })?;
+        Ok(O::Inputs::read(&self.named(&self.inputs))?)
+    }
+
+    /// Launches every kernel and waits. A grid without blocks is no launch.
+    fn execute(&mut self) -> Result<(), Error> {
+        with(&self.id, |context| {
+            for (function, shape, values) in &self.there.launches {
+                if shape.grid.iter().all(|&n| 0 < n) {
+                    function.launch(*shape, values)?;
+                }
+            }
+            context.device.wait()
+        })
+    }
+
+    fn outputs(&mut self) -> Result<O::Outputs<f32>, Error> {
+        let places = &self.there.places[self.inputs.len()..];
+        with(&self.id, |context| {
+            let mut all = places.iter().zip(&mut self.outputs);
+            all.try_for_each(|(place, block)| place.get(&context.device, block))
+        })?;
+        Ok(O::Outputs::read(&self.named(&self.outputs))?)
+    }
+
+    fn strayed(&mut self) -> Result<Option<String>, Error> {
+        Ok(self.inputs.iter().chain(&self.outputs).find_map(Block::strayed))
+    }
+}
