@@ -7,33 +7,22 @@ use crate::{foreign::ended, report::Outcome};
 /// Runs a variant once (twice where it claims to be deterministic) on poisoned outputs.
 ///
 /// # Errors
-/// If it could not be run. The inner error is an outcome that ends the matter: a cheat.
+/// An outcome that ends the matter: it could not be run, or cheats.
 pub(crate) fn run<O: Op>(
     variant: &dyn Variant<O>,
     spec: &Spec<O::Case>,
     inputs: &O::Inputs<f32>,
-) -> Result<Result<O::Outputs<f32>, Outcome>, String> {
-    let text = |e: Error| e.to_string();
-    let mut prepared = variant.prepare(spec, inputs).map_err(text)?;
-    let got = match poisoned(&mut *prepared).map_err(text)? {
-        Ok(got) => got,
-        Err(outcome) => return Ok(Err(outcome)),
-    };
-    let after = prepared.inputs().map_err(text)?;
-    if let Some(name) = differs(inputs, &after) {
-        return Ok(Err(Outcome::Cheat(format!("input {name} was changed"))));
-    }
+) -> Result<O::Outputs<f32>, Outcome> {
+    let mut prepared = variant.prepare(spec, inputs).map_err(ended)?;
+    let got = watched(&mut *prepared, inputs).map_err(ended)??;
     if variant.claims().deterministic {
-        let again = match poisoned(&mut *prepared).map_err(text)? {
-            Ok(again) => again,
-            Err(outcome) => return Ok(Err(outcome)),
-        };
+        let again = poisoned(&mut *prepared).map_err(ended)??;
         if let Some(name) = differs(&got, &again) {
             let why = format!("output {name} differs between two runs, though it claims not to");
-            return Ok(Err(Outcome::Cheat(why)));
+            return Err(Outcome::Cheat(why));
         }
     }
-    Ok(Ok(got))
+    Ok(got)
 }
 
 /// Runs a variant once, on poisoned outputs.

@@ -21,6 +21,7 @@ mod guard;
 mod host;
 pub mod invariance;
 pub mod judge;
+pub mod kernels;
 pub mod mutate;
 mod number;
 pub mod paths;
@@ -42,6 +43,7 @@ pub use host::{available_memory, forget_peak, host, peak_memory, pin_threads, us
 pub use number::Number;
 pub use optimized::{
     cpu::model::{Kept, Loading, Store, StoreError},
+    cuda::{Gpu, gpu},
     doors::World,
 };
 

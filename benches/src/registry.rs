@@ -10,7 +10,7 @@ use golden::{
     plan::Form as PlanForm,
     recording::{OpCase, Recording},
 };
-use optimized::doors::Known;
+use optimized::{cpu, cuda, doors::Known};
 
 use crate::{
     answer::Answer,
@@ -43,28 +43,35 @@ pub fn ops() -> &'static [&'static dyn Entry] {
     OPS
 }
 
+/// An op, and where there are variants of it.
+macro_rules! bench {
+    ($op:ty, $module:ident on $($device:ident),+) => {
+        &Bench::<$op>(&[$($device::$module::variants),+])
+    };
+}
+
 const OPS: &[&dyn Entry] = &[
-    &Bench::<ops::embedding::Embedding>(optimized::cpu::embedding::variants),
-    &Bench::<ops::rms_norm::RmsNorm>(optimized::cpu::rms_norm::variants),
-    &Bench::<ops::linear::Linear>(optimized::cpu::linear::variants),
-    &Bench::<ops::causal_conv1d::CausalConv1d>(optimized::cpu::causal_conv1d::variants),
-    &Bench::<ops::l2_norm::L2Norm>(optimized::cpu::l2_norm::variants),
-    &Bench::<ops::gdn_gates::GdnGates>(optimized::cpu::gdn_gates::variants),
-    &Bench::<ops::gated_delta_rule::GatedDeltaRule>(optimized::cpu::gated_delta_rule::variants),
-    &Bench::<ops::rms_norm_gated::RmsNormGated>(optimized::cpu::rms_norm_gated::variants),
-    &Bench::<ops::rope::Rope>(optimized::cpu::rope::variants),
-    &Bench::<ops::attention::Attention>(optimized::cpu::attention::variants),
-    &Bench::<ops::moe_router::MoeRouter>(optimized::cpu::moe_router::variants),
-    &Bench::<ops::moe_experts::MoeExperts>(optimized::cpu::moe_experts::variants),
-    &Bench::<ops::shared_expert::SharedExpert>(optimized::cpu::shared_expert::variants),
-    &Bench::<ops::lm_head::LmHead>(optimized::cpu::lm_head::variants),
-    &Bench::<ops::sampling::Sampling>(optimized::cpu::sampling::variants),
-    &Bench::<ops::mtp::Mtp>(optimized::cpu::mtp::variants),
-    &Bench::<ops::fp8_dequant::Fp8Dequant>(optimized::cpu::fp8_dequant::variants),
-    &Bench::<ops::gdn_layer::GdnLayer>(optimized::cpu::gdn_layer::variants),
-    &Bench::<ops::attention_layer::AttentionLayer>(optimized::cpu::attention_layer::variants),
-    &Bench::<ops::moe_layer::MoeLayer>(optimized::cpu::moe_layer::variants),
-    &Bench::<ops::model::Model>(|| &[]),
+    bench!(ops::embedding::Embedding, embedding on cpu, cuda),
+    bench!(ops::rms_norm::RmsNorm, rms_norm on cpu, cuda),
+    bench!(ops::linear::Linear, linear on cpu, cuda),
+    bench!(ops::causal_conv1d::CausalConv1d, causal_conv1d on cpu, cuda),
+    bench!(ops::l2_norm::L2Norm, l2_norm on cpu, cuda),
+    bench!(ops::gdn_gates::GdnGates, gdn_gates on cpu, cuda),
+    bench!(ops::gated_delta_rule::GatedDeltaRule, gated_delta_rule on cpu, cuda),
+    bench!(ops::rms_norm_gated::RmsNormGated, rms_norm_gated on cpu, cuda),
+    bench!(ops::rope::Rope, rope on cpu, cuda),
+    bench!(ops::attention::Attention, attention on cpu, cuda),
+    bench!(ops::moe_router::MoeRouter, moe_router on cpu, cuda),
+    bench!(ops::moe_experts::MoeExperts, moe_experts on cpu, cuda),
+    bench!(ops::shared_expert::SharedExpert, shared_expert on cpu, cuda),
+    bench!(ops::lm_head::LmHead, lm_head on cpu, cuda),
+    bench!(ops::sampling::Sampling, sampling on cpu, cuda),
+    bench!(ops::mtp::Mtp, mtp on cpu),
+    bench!(ops::fp8_dequant::Fp8Dequant, fp8_dequant on cpu, cuda),
+    bench!(ops::gdn_layer::GdnLayer, gdn_layer on cpu),
+    bench!(ops::attention_layer::AttentionLayer, attention_layer on cpu),
+    bench!(ops::moe_layer::MoeLayer, moe_layer on cpu),
+    &Bench::<ops::model::Model>(&[]),
 ];
 
 /// The op of a name.
@@ -202,9 +209,12 @@ pub struct Parsed {
     pub cost: Cost,
 }
 
-/// An op with its variants. Behind a function: a table of them here would have all their kernels
+/// An op with its variants, by device. Behind functions: a table of them here would have all their kernels
 /// compiled once more in this crate.
-pub(crate) struct Bench<O: Op>(pub(crate) fn() -> &'static [&'static dyn Variant<O>]);
+pub(crate) struct Bench<O: Op>(pub(crate) &'static [Table<O>]);
+
+/// The variants of an op on a device.
+type Table<O> = fn() -> &'static [&'static dyn Variant<O>];
 
 /// The rule for two ways to write the same reference, both in f64: relative RMS 1e-12.
 const FORM_RULE: compare::Bound = compare::Bound::Relative { rel_rms: 1e-12, worst_token: 1e-10 };
@@ -229,6 +239,10 @@ impl<O: Answer> Bench<O> {
         drawn::<O>(spec)
     }
 
+    fn fast(&self) -> impl Iterator<Item = &'static dyn Variant<O>> {
+        self.0.iter().flat_map(|variants| variants()).copied()
+    }
+
     fn candidate(&self, name: &str) -> Result<Candidate<'_, O>, String> {
         let chunk = |text: &str| {
             let forms = [("chunk", PlanForm::Chunked as fn(usize) -> PlanForm)];
@@ -244,10 +258,7 @@ impl<O: Answer> Bench<O> {
                 Some(form) => chunk(form).map(Candidate::Wide),
                 None => chunk(form).map(Candidate::Reference),
             },
-            None => {
-                let variant = (self.0)().iter().find(|variant| variant.name() == name);
-                variant.map(|variant| Candidate::Variant(*variant))
-            }
+            None => self.fast().find(|variant| variant.name() == name).map(Candidate::Variant),
         };
         found.ok_or_else(|| format!("no variant {name}"))
     }
@@ -280,9 +291,9 @@ impl<O: Answer> Bench<O> {
                 return Ok(Way::Made(Box::new(foreign::Remote::new(kernel.clone()))));
             }
         };
-        let variant = (self.0)().iter().find(|variant| variant.name() == name);
+        let variant = self.fast().find(|variant| variant.name() == name);
         match (variant, plant) {
-            (Some(variant), None) => Ok(Way::Variant(*variant)),
+            (Some(variant), None) => Ok(Way::Variant(variant)),
             (Some(variant), Some(plant)) => {
                 let planted = variant.planted(plant).map(Way::Made);
                 planted.ok_or_else(|| format!("{name}: no fault {plant:?}"))
@@ -303,7 +314,7 @@ impl<O: Answer> Bench<O> {
         held_to: Option<&Plan>,
         plant: Option<Spoil>,
         mut keep: Option<&mut Evidence>,
-    ) -> Result<Outcome, String> {
+    ) -> Outcome {
         let inputs = Self::inputs(spec);
         if let Some(keep) = &mut keep {
             keep.add("in", &inputs);
@@ -316,18 +327,18 @@ impl<O: Answer> Bench<O> {
                     keep.add("want", &want);
                     keep.add("got", &got);
                 }
-                return Ok(Outcome::of(compare::outputs(&want, &got, FORM_RULE, O::TOLD)));
+                return Outcome::of(compare::outputs(&want, &got, FORM_RULE, O::TOLD));
             }
             Candidate::Reference(form) => {
                 (Plan::F32.form(form), O::answer::<f32>(&inputs, form, None))
             }
             Candidate::Variant(variant) => {
                 if let Some(why) = variant.skip(&crate::host(), spec) {
-                    return Ok(Outcome::Skipped(why));
+                    return Outcome::Skipped(why);
                 }
-                match guard::run(variant, spec, &inputs)? {
+                match guard::run(variant, spec, &inputs) {
                     Ok(got) => (variant.plan(spec), got),
-                    Err(outcome) => return Ok(outcome),
+                    Err(outcome) => return outcome,
                 }
             }
         };
@@ -343,7 +354,7 @@ impl<O: Answer> Bench<O> {
                 keep.bound(&bound);
             }
         }
-        Ok(Outcome::of(findings))
+        Outcome::of(findings)
     }
 
     /// Runs something on a parsed spec. A panic in one job ends that job, not the run.
@@ -386,7 +397,7 @@ impl<O: Answer> Entry for Bench<O> {
         let forms = O::CHUNKS
             .iter()
             .flat_map(|n| [format!("reference/chunk{n}"), format!("reference/f64-chunk{n}")]);
-        let fast = (self.0)().iter().map(|variant| variant.name().to_owned());
+        let fast = self.fast().map(|variant| variant.name().to_owned());
         std::iter::once("reference/f32".to_owned()).chain(forms).chain(fast).collect()
     }
 
@@ -546,7 +557,7 @@ impl<O: Answer> Entry for Bench<O> {
 
     fn check(&self, text: &str, variant: &str, plant: Option<Spoil>) -> Row {
         Self::row(text, variant, |spec| {
-            Self::outcome(spec, &self.candidate(variant)?, None, plant, None)
+            Ok(Self::outcome(spec, &self.candidate(variant)?, None, plant, None))
         })
     }
 
@@ -558,12 +569,12 @@ impl<O: Answer> Entry for Bench<O> {
         keep: &mut Evidence,
     ) -> Row {
         Self::row(text, variant, |spec| {
-            Self::outcome(spec, &self.candidate(variant)?, None, plant, Some(keep))
+            Ok(Self::outcome(spec, &self.candidate(variant)?, None, plant, Some(keep)))
         })
     }
 
     fn plants(&self, variant: &str) -> &'static [Plant] {
-        let found = (self.0)().iter().find(|known| known.name() == variant);
+        let found = self.fast().find(|known| known.name() == variant);
         found.map_or(&[], |variant| variant.plants())
     }
 
@@ -574,13 +585,13 @@ impl<O: Answer> Entry for Bench<O> {
             };
             let planted = honest.planted(plant);
             let planted = planted.ok_or_else(|| format!("{variant}: no fault {plant:?}"))?;
-            Self::outcome(spec, &Candidate::Variant(&*planted), None, None, None)
+            Ok(Self::outcome(spec, &Candidate::Variant(&*planted), None, None, None))
         })
     }
 
     fn check_as(&self, text: &str, variant: &str, plan: &Plan) -> Row {
         Self::row(text, variant, |spec| {
-            Self::outcome(spec, &self.candidate(variant)?, Some(plan), None, None)
+            Ok(Self::outcome(spec, &self.candidate(variant)?, Some(plan), None, None))
         })
     }
 

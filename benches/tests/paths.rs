@@ -77,9 +77,11 @@ fn every_op_with_sequences_passes_on_every_path() {
         rows.iter().filter(narrow).partition(|row| row.subject.contains("dtype=bf16"));
     assert!(!bf16.is_empty() && !f32.is_empty());
     assert!(f32.iter().all(|row| matches!(row.outcome, Outcome::Skipped(_))));
-    // What this processor lacks is skipped, and only there.
-    let lacks =
-        |row: &&Row| row.by.starts_with("cpu/avx") && matches!(row.outcome, Outcome::Skipped(_));
+    // What this machine lacks is skipped, and only there.
+    let lacks = |row: &&Row| {
+        let lacking = ["cpu/avx", "cuda/"].iter().any(|of| row.by.starts_with(of));
+        lacking && matches!(row.outcome, Outcome::Skipped(_))
+    };
     for row in bf16.into_iter().chain(rows.iter().filter(|row| !narrow(row) && !lacks(row))) {
         assert!(matches!(row.outcome, Outcome::Passed(_)), "{row:?}");
         assert!(row.by != "reference/f32" || row.equal(), "{row:?}");

@@ -13,12 +13,16 @@ pub(crate) fn run(_: &Args, settings: &[InForce], out: &Out) -> Exit {
     let goldens = files::golden_dir().join("recordings");
     let recordings =
         std::fs::read_dir(&goldens).map_or(0, |dir| dir.filter_map(Result::ok).count());
+    let gpu = match benches::gpu() {
+        Ok(gpu) => format!("{}, {}, {}", gpu.name, gpu.target, gib(gpu.memory)),
+        Err(why) => format!("none that karat can use: {why}"),
+    };
     let rows = [
         ("processor", host.cpu.clone(), true),
         ("threads", host.threads.to_string(), true),
         ("memory", gib(host.memory), true),
         ("instruction sets", host.features.join(" "), true),
-        ("GPU", "none looked for: karat has no GPU kernels yet".to_owned(), true),
+        ("GPU", gpu, benches::gpu().is_ok()),
         ("recordings", format!("{recordings} in {}", goldens.display()), recordings != 0),
         ("official 80B recording", "none here: see `karat golden status`".to_owned(), true),
     ];
@@ -32,7 +36,7 @@ pub(crate) fn run(_: &Args, settings: &[InForce], out: &Out) -> Exit {
     }
     out.json(&json!({
         "schema": "karat.result/1", "kind": "env", "cpu": host.cpu, "threads": host.threads, "memory": host.memory,
-        "features": host.features, "recordings": recordings, "version": env!("CARGO_PKG_VERSION"),
+        "features": host.features, "gpu": benches::gpu().as_ref().ok().map(|gpu| &gpu.name), "recordings": recordings, "version": env!("CARGO_PKG_VERSION"),
         "settings": settings.iter().map(|InForce { key, value, from }| json!({"key": key, "value": value, "from": from}))
             .collect::<Vec<_>>(),
     }));

@@ -3,7 +3,7 @@
 use std::{
     path::{Path, PathBuf, absolute},
     str::FromStr,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -37,9 +37,18 @@ pub(crate) struct Limits {
     /// What {python} stands for in a kernel.toml.
     #[arg(long, value_name = "PROGRAM", default_value = "python3", env = "KARAT_PYTHON")]
     pub(crate) python: String,
-    /// Folder of libnvrtc, where the system does not find it by itself.
-    #[arg(long, value_name = "DIR", env = "KARAT_NVRTC")]
-    nvrtc: Option<PathBuf>,
+}
+
+/// Where libnvrtc is, if somebody says.
+static COMPILER: OnceLock<PathBuf> = OnceLock::new();
+
+/// Takes libnvrtc from a folder from now on, here and in processes of foreign kernels.
+///
+/// # Errors
+/// If it is not there.
+pub(crate) fn compiler_in(folder: &Path) -> Result<(), String> {
+    let _ = COMPILER.set(folder.to_owned());
+    benches::kernels::compiler_in(folder)
 }
 
 /// A number of seconds above zero.
@@ -101,7 +110,7 @@ impl Limits {
         } else {
             self.python.clone()
         };
-        let variables = self.nvrtc.iter().map(|folder| {
+        let variables = COMPILER.get().map(|folder| {
             let before = std::env::var_os("LD_LIBRARY_PATH");
             let all = std::iter::once(folder.clone())
                 .chain(before.iter().flat_map(std::env::split_paths));
@@ -111,7 +120,7 @@ impl Limits {
         Ok(Isolation {
             exe,
             python,
-            variables: variables.collect::<anyhow::Result<_>>()?,
+            variables: variables.into_iter().collect::<anyhow::Result<_>>()?,
             timeout: self.timeout.0,
             memory: self.memory.0,
         })

@@ -1,4 +1,4 @@
-//! `karat kernel`: kernels of other hands. New ones, and what is known of one.
+//! `karat kernel`: kernels of other hands, new ones and what is known of one; and what those of karat take.
 
 mod trace;
 
@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use benches::{
     foreign::{Entrance, Kernel, jobs, scaffold},
+    kernels::Used,
     registry::ops,
 };
 use golden::{Dtype, Set};
@@ -34,6 +35,9 @@ enum Command {
     Export(trace::Export),
     /// Read FlashInfer Trace workloads as problems of karat
     Import(trace::Import),
+    /// Compile karat's own CUDA kernels for all of their targets, on any machine with libnvrtc, and say
+    /// what they take: registers, shared memory, stack, spills
+    Resources(Resources),
 }
 
 #[derive(Debug, clap::Args)]
@@ -80,12 +84,19 @@ struct Inspect {
     limits: Limits,
 }
 
+#[derive(Debug, clap::Args)]
+struct Resources {
+    /// Words that must be in the kernel's name
+    filter: Vec<String>,
+}
+
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     match &args.command {
         Command::New(new) => write(new, out),
         Command::Inspect(inspect) => inspected(inspect, out),
         Command::Export(export) => trace::export(export, out),
         Command::Import(import) => trace::import(import, out),
+        Command::Resources(resources) => used(resources, out),
     }
 }
 
@@ -112,6 +123,30 @@ fn write(args: &New, out: &Out) -> anyhow::Result<Exit> {
         "files": texts.iter().map(|(file, _)| file).collect::<Vec<_>>(),
     }));
     out.note(&format!("check it: karat check --kernel {}", manifest.display()));
+    Ok(Exit::Ok)
+}
+
+fn used(args: &Resources, out: &Out) -> anyhow::Result<Exit> {
+    let all = benches::kernels::resources(&args.filter)
+        .map_err(|why| fail(Exit::Unfit, format!("kernels of karat: {why}")))?;
+    if all.is_empty() {
+        return Err(fail(
+            Exit::Nothing,
+            "nothing selected; without words every kernel is compiled",
+        ));
+    }
+    let row = |used: &Used| {
+        let Used { entry, build, target, registers, shared, stack, spilled } = used;
+        out.json(&json!({
+            "schema": "karat.result/1", "kind": "kernel_resources", "kernel": entry, "stored": build,
+            "target": target, "registers": registers, "shared": shared, "stack": stack, "spilled": spilled,
+        }));
+        let mut row = vec![entry.clone(), build.clone(), (*target).to_owned()];
+        row.extend([registers, shared, stack, spilled].map(ToString::to_string));
+        row
+    };
+    let rows: Vec<_> = all.iter().map(row).collect();
+    out.table(&["kernel", "stored in", "target", "registers", "shared", "stack", "spilled"], &rows);
     Ok(Exit::Ok)
 }
 

@@ -95,6 +95,9 @@ struct Global {
     /// Pin threads to a processor each.
     #[arg(long, global = true)]
     pin: bool,
+    /// Folder of libnvrtc, where the system does not find it by itself.
+    #[arg(long, global = true, value_name = "DIR", env = "KARAT_NVRTC")]
+    nvrtc: Option<PathBuf>,
     /// Where the verdict is written.
     #[arg(
         long,
@@ -137,7 +140,7 @@ enum Command {
     /// Run a foreign kernel; `check --kernel` starts such processes
     #[command(hide = true)]
     Child(child::Args),
-    /// Kernels of other hands: new, inspect
+    /// Kernels of other hands: new, inspect; what those of karat take of the GPU
     Kernel(kernel_cmd::Args),
     /// Encode, decode or apply the chat template, as JSON lines from standard input
     #[command(hide = true)]
@@ -189,7 +192,8 @@ fn main() -> ExitCode {
         return child::run(args).into();
     }
     out::listen();
-    let Global { format, quiet, verbose, no_progress, threads, pin, ref verdict } = cli.global;
+    let Global { format, quiet, verbose, no_progress, threads, pin, ref nvrtc, ref verdict } =
+        cli.global;
     let out = Out { format, quiet, verbose, progress: !no_progress };
     if pin {
         if let Err(line) = benches::pin_threads(threads) {
@@ -198,6 +202,12 @@ fn main() -> ExitCode {
     } else if let Some(threads) = threads {
         benches::use_threads(threads);
     }
+    if let Some(folder) = nvrtc
+        && let Err(line) = foreign::compiler_in(folder)
+    {
+        out::warn(&format!("karat: --nvrtc: {line}"));
+    }
+    benches::kernels::keep_in(&files::cache_dir().join("kernels"));
     let (name, ended) = panic::catch_unwind(AssertUnwindSafe(|| run(&cli, &settings, &out)))
         .unwrap_or_else(|_| {
             ("panic", Err(fail(Exit::Internal, "a fault of karat itself; please report it")))

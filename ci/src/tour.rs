@@ -78,7 +78,6 @@ pub(crate) fn run(settings: &[InForce], out: &Out) -> anyhow::Result<Exit> {
         exit = exit.gravest(Exit::Recording);
     }
     out.line("skipped: Qwen/Qwen3-Next-80B-A3B itself: its recording needs the weights (`karat golden status` says how)");
-    out.line("skipped: CUDA kernels: there are none yet");
 
     out.line("\nspeed of the plain reference (one thread, f32; synthetic weights are generated as they are used)");
     let mut rows = Vec::new();

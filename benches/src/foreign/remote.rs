@@ -6,6 +6,7 @@
 use std::{fmt, sync::Arc};
 
 use golden::{Case as _, Claims, Error, Host, Op, Plan, Prepared, Spec, Variant};
+use optimized::cuda::Trapped;
 use rayon::current_num_threads;
 
 use super::{
@@ -38,10 +39,12 @@ impl fmt::Display for Ended {
 
 impl std::error::Error for Ended {}
 
-/// Why there is no answer: a broken promise or a death where a foreign kernel told it, else an error.
+/// Why there is no answer: a broken promise or a death where a foreign kernel told it, a fault on the
+/// GPU, else an error.
 pub(crate) fn ended(error: Error) -> Outcome {
     match error.downcast::<Ended>() {
         Ok(ended) => ended.0,
+        Err(error) if error.is::<Trapped>() => Outcome::Crashed(error.to_string()),
         Err(error) => Outcome::Error(error.to_string()),
     }
 }

@@ -170,7 +170,7 @@ fn what_no_path_can_say_is_said() {
     assert_eq!(nothing(Path::Resume(3)), "unsupported");
     let nan = Delta { after: |_, o, _| o.o[[0, 0, 0]] = f32::NAN, ..delta() };
     assert_eq!(outcome(nan, DELTA, Path::Every(1)), "mistrusted");
-    let norm = Bench::<RmsNorm>(|| &[]);
+    let norm = Bench::<RmsNorm>(&[]);
     let rows = norm.paths("N3-D8", &Who::named("reference/f32", None), &[Path::Every(1)]);
     assert_eq!(rows[0].outcome.name(), "unsupported");
 }

@@ -28,7 +28,7 @@ fn what_is_not_there_is_nothing_and_what_is_wrong_is_refused() {
         home.says(4, &[command, "no_such_op"], &["nothing selected"]);
         home.says(4, &[command, "no_such_op/N1"], &["nothing selected"]);
         home.says(4, &[command, "rms_norm/N3-D64@cuda/none"], &["nothing selected"]);
-        home.says(4, &[command, "--device", "cuda"], &["nothing selected"]);
+        home.says(4, &[command, "gdn_layer", "--device", "cuda"], &["nothing selected"]);
         home.says(2, &[command, "rms_norm/N3-X64"], &["expected D<n>"]);
         home.says(2, &[command, "rms_norm/N3-D64;fill=nope"], &["no fill \"nope\""]);
         home.says(2, &[command, "rms_norm/N99999999999999999999-D1"], &["expected N<n>"]);
