@@ -9,6 +9,8 @@
 mod home;
 #[path = "kernels/peers.rs"]
 mod peers;
+#[path = "kernels/resources.rs"]
+mod resources;
 #[path = "kernels/scaffolds.rs"]
 mod scaffolds;
 #[path = "kernels/shrink.rs"]
@@ -38,6 +40,7 @@ enum Needs {
     Python,
     Numpy,
     Transformers,
+    Nvrtc,
 }
 
 impl Needs {
@@ -45,6 +48,10 @@ impl Needs {
     fn missing(self) -> Option<String> {
         let (program, args, install) = match self {
             Needs::Nothing => return None,
+            Needs::Nvrtc => {
+                let unset = "KARAT_NVRTC is not the folder of libnvrtc 13.0.88; .ci/run has it";
+                return std::env::var_os("KARAT_NVRTC").is_none().then(|| unset.to_owned());
+            }
             Needs::Cc => ("cc".to_owned(), vec!["--version"], "install a C compiler"),
             Needs::Python => (python(), vec!["--version"], "install Python 3"),
             Needs::Numpy => (python(), vec!["-c", "import numpy"], "pip install numpy"),
@@ -85,7 +92,14 @@ fn test(name: impl Into<String>, needs: Needs, run: impl FnOnce() + Send + 'stat
 }
 
 fn main() -> ExitCode {
-    let tests = [zoo::tests(), scaffolds::tests(), shrink::tests(), peers::tests(), trace::tests()];
+    let tests = [
+        zoo::tests(),
+        scaffolds::tests(),
+        shrink::tests(),
+        peers::tests(),
+        trace::tests(),
+        resources::tests(),
+    ];
     let tests: Vec<Test> = tests.into_iter().flatten().collect();
     let needs: BTreeSet<Needs> = tests.iter().map(|test| test.needs).collect();
     let missing: Vec<(Needs, String)> =

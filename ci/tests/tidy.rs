@@ -112,6 +112,27 @@ fn every_op_has_its_place_in_every_room() {
     }
 }
 
+/// A kernel that nobody launches is never judged.
+#[test]
+fn every_kernel_is_launched() {
+    let mut kernels = 0;
+    for (name, bytes) in tracked() {
+        let Some(op) = name.strip_prefix("kernels/src/").and_then(|name| name.strip_suffix(".cu"))
+        else {
+            continue;
+        };
+        let variants = fs::read_to_string(root().join(format!("optimized/src/cuda/{op}.rs")));
+        let variants = variants.unwrap_or_else(|e| panic!("optimized/src/cuda/{op}.rs: {e}"));
+        let text = String::from_utf8(bytes).unwrap();
+        for rest in text.split("__global__ void ").skip(1) {
+            let kernel = rest.split('(').next().unwrap();
+            assert!(variants.contains(&format!("\"{kernel}\"")), "{name}: {kernel}");
+            kernels += 1;
+        }
+    }
+    assert!(15 < kernels, "{kernels} kernels");
+}
+
 /// `reference` and `optimized` cannot see each other: nobody copies the answer.
 #[test]
 fn crates_know_only_whom_they_may() {
