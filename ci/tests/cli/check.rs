@@ -62,10 +62,12 @@ fn what_runs_is_written_down_before_it_runs() {
     assert_eq!(ran.code, 0);
     let lines: Vec<&str> =
         ran.err.lines().filter(|line| line.starts_with("karat check '")).collect();
-    let rows = ran.out.lines().filter(|line| line.starts_with("passed ")).count();
-    assert_eq!((lines.len(), rows), (rows, lines.len()), "{ran:?}");
+    // What this machine lacks is told as it is come to.
+    let row = |line: &&str| line.starts_with("passed ") || line.starts_with("skipped  ");
+    assert_eq!(lines.len(), ran.out.lines().filter(row).count(), "{ran:?}");
     // Each is what to type.
-    let args: Vec<&str> = lines[0].split(' ').skip(1).map(|word| word.trim_matches('\'')).collect();
+    let here = lines.iter().find(|line| line.contains("@reference/f32")).unwrap();
+    let args: Vec<&str> = here.split(' ').skip(1).map(|word| word.trim_matches('\'')).collect();
     assert_eq!(home.karat(&args).code, 0);
     // A run that ended leaves nothing, one that died what it was doing; the next one says so, once.
     let running = home.path("target/karat/running");
