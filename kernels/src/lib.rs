@@ -13,6 +13,9 @@ use std::{collections::BTreeSet, fmt::Write};
 /// The targets of portable entries: plain f32 code, on every architecture from Ampere on.
 pub const PORTABLE: &[&str] = &["sm_80", "sm_90a", "sm_100a"];
 
+/// The target of entries that use what Hopper alone has: warp-group products, bulk copies.
+pub const HOPPER: &[&str] = &["sm_90a"];
+
 /// The kernels of an op.
 #[derive(Clone, Copy, Debug)]
 pub struct Source {
@@ -22,43 +25,65 @@ pub struct Source {
     pub file: &'static str,
     /// What it is compiled for.
     pub targets: &'static [&'static str],
+    /// What its tensors may be stored in: activations, and weight matrices where those are of a type of
+    /// their own.
+    stored: &'static [(&'static str, &'static str)],
     text: &'static str,
 }
 
+/// Activations and weights of one type.
+const WIDE: &[(&str, &str)] = &[("f32", "f32"), ("bf16", "bf16"), ("f16", "f16")];
+
+/// The same, and narrowed weights.
+const NARROW: &[(&str, &str)] = &[
+    ("f32", "f32"),
+    ("bf16", "bf16"),
+    ("f16", "f16"),
+    ("f32", "Fp8"),
+    ("f32", "Int8"),
+    ("f32", "Int4"),
+];
+
 macro_rules! sources {
-    ($($source:ident = $op:literal,)*) => {
+    ($all:ident: $targets:ident in $folder:literal; $($source:ident = $op:literal of $stored:expr,)*) => {
         $(
             #[doc = concat!("`", $op, "`.")]
             pub const $source: Source = Source {
                 op: $op,
-                file: concat!("kernels/src/", $op, ".cu"),
-                targets: PORTABLE,
-                text: include_str!(concat!($op, ".cu")),
+                file: concat!("kernels/src/", $folder, $op, ".cu"),
+                targets: $targets,
+                stored: $stored,
+                text: include_str!(concat!($folder, $op, ".cu")),
             };
         )*
 
-        /// Every source, in the model's order.
-        pub const SOURCES: &[Source] = &[$($source,)*];
+        const $all: &[Source] = &[$($source,)*];
     };
 }
 
 sources! {
-    EMBEDDING = "embedding",
-    RMS_NORM = "rms_norm",
-    LINEAR = "linear",
-    CAUSAL_CONV1D = "causal_conv1d",
-    L2_NORM = "l2_norm",
-    GDN_GATES = "gdn_gates",
-    GATED_DELTA_RULE = "gated_delta_rule",
-    RMS_NORM_GATED = "rms_norm_gated",
-    ROPE = "rope",
-    ATTENTION = "attention",
-    MOE_ROUTER = "moe_router",
-    MOE_EXPERTS = "moe_experts",
-    SHARED_EXPERT = "shared_expert",
-    LM_HEAD = "lm_head",
-    SAMPLING = "sampling",
-    FP8_DEQUANT = "fp8_dequant",
+    PLAIN: PORTABLE in "";
+    EMBEDDING = "embedding" of WIDE,
+    RMS_NORM = "rms_norm" of WIDE,
+    LINEAR = "linear" of NARROW,
+    CAUSAL_CONV1D = "causal_conv1d" of WIDE,
+    L2_NORM = "l2_norm" of WIDE,
+    GDN_GATES = "gdn_gates" of WIDE,
+    GATED_DELTA_RULE = "gated_delta_rule" of WIDE,
+    RMS_NORM_GATED = "rms_norm_gated" of WIDE,
+    ROPE = "rope" of WIDE,
+    ATTENTION = "attention" of WIDE,
+    MOE_ROUTER = "moe_router" of WIDE,
+    MOE_EXPERTS = "moe_experts" of NARROW,
+    SHARED_EXPERT = "shared_expert" of NARROW,
+    LM_HEAD = "lm_head" of NARROW,
+    SAMPLING = "sampling" of WIDE,
+    FP8_DEQUANT = "fp8_dequant" of WIDE,
+}
+
+/// Every source, in the model's order; the portable ones first.
+pub fn sources() -> impl Iterator<Item = &'static Source> {
+    PLAIN.iter()
 }
 
 /// Headers, by the one name under which they are included.
@@ -114,14 +139,11 @@ impl Source {
 
     /// What it can be compiled for.
     pub fn builds(&self) -> Vec<Build> {
-        let wide = ["f32", "bf16", "f16"];
-        let of = |activations, weights| Build {
+        let of = |&(activations, weights): &(&'static str, &'static str)| Build {
             activations,
             weights: Some(weights).filter(|_| self.narrow()),
         };
-        let narrow = ["Fp8", "Int8", "Int4"].map(|weights| of("f32", weights));
-        let narrow = narrow.into_iter().filter(|_| self.narrow());
-        wide.map(|stored| of(stored, stored)).into_iter().chain(narrow).collect()
+        self.stored.iter().map(of).collect()
     }
 }
 
@@ -145,11 +167,11 @@ fn splice(file: &str, from: &str, seen: &mut BTreeSet<&'static str>, to: &mut St
 
 #[cfg(test)]
 mod tests {
-    use super::{HEADERS, SOURCES};
+    use super::{HEADERS, sources};
 
     #[test]
     fn every_line_is_told_of_its_own_file() {
-        for source in SOURCES {
+        for source in sources() {
             let text = source.text();
             let (mut file, mut number) = (String::new(), 0);
             for line in text.lines() {
@@ -172,7 +194,7 @@ mod tests {
 
     #[test]
     fn entries_are_named_after_their_op_and_told_at_the_head_of_the_file() {
-        for source in SOURCES {
+        for source in sources() {
             let entries = source.entries();
             assert!(!entries.is_empty(), "{}", source.file);
             let head = source.text.split("\n\n").next().unwrap();

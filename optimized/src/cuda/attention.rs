@@ -2,7 +2,7 @@
 
 use golden::{Plan, Variant, ops::attention::Attention};
 
-use super::kernel::{CUT_ANYWHERE, Cuda, Launch, chosen};
+use super::kernel::{CUT_ANYWHERE, Cuda, Launch, any, chosen};
 use crate::cpu::attention::PLANTS;
 
 /// Every CUDA variant, plainest first.
@@ -15,8 +15,10 @@ const VARIANTS: &[&dyn Variant<Attention>] = &[&Cuda {
     name: "cuda/naive",
     source: kernels::ATTENTION,
     launches: &[Launch::blocks("attention_naive", |n| [n.of("N") * n.of("HQ"), 1, 1])
-        .threads(128)
+        .threads(|_| 128)
         .sharing(|n| 4 * (2 * n.of("H") + 128))],
+    scratch: &[],
+    unfit: any,
     plan: |spec| Plan::stored(spec.dtype),
     claims: CUT_ANYWHERE,
     plants: &chosen(

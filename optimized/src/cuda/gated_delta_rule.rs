@@ -2,7 +2,7 @@
 
 use golden::{Plan, Variant, ops::gated_delta_rule::GatedDeltaRule};
 
-use super::kernel::{CUT_ANYWHERE, Cuda, Launch, chosen};
+use super::kernel::{CUT_ANYWHERE, Cuda, Launch, any, chosen};
 use crate::cpu::gated_delta_rule::plants::RECURRENT;
 
 /// Every CUDA variant, plainest first.
@@ -17,8 +17,10 @@ const VARIANTS: &[&dyn Variant<GatedDeltaRule>] = &[&Cuda {
     launches: &[Launch::blocks("gated_delta_rule_naive", |n| {
         [n.of("S") * n.of("HV"), n.of("V").div_euclid(64) + i64::from(n.of("V") % 64 != 0), 1]
     })
-    .threads(64)
+    .threads(|_| 64)
     .sharing(|n| 4 * 2 * n.of("K"))],
+    scratch: &[],
+    unfit: any,
     plan: |spec| Plan::stored(spec.dtype),
     claims: CUT_ANYWHERE,
     plants: &chosen(

@@ -2,7 +2,7 @@
 
 use golden::{Plan, Variant, ops::linear::Linear};
 
-use super::kernel::{CLAIMS, Cuda, Launch, chosen, threads};
+use super::kernel::{CLAIMS, Cuda, Launch, any, chosen, threads};
 use crate::cpu::linear::PLANTS;
 
 /// Every CUDA variant, plainest first.
@@ -15,6 +15,8 @@ const VARIANTS: &[&dyn Variant<Linear>] = &[&Cuda {
     name: "cuda/naive",
     source: kernels::LINEAR,
     launches: &[Launch::blocks("linear_naive", |n| threads(n.of("N") * n.of("M")))],
+    scratch: &[],
+    unfit: any,
     plan: |spec| Plan::stored(spec.dtype),
     claims: CLAIMS,
     plants: &chosen(

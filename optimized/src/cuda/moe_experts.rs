@@ -2,7 +2,7 @@
 
 use golden::{Plan, Variant, ops::moe_experts::MoeExperts};
 
-use super::kernel::{CLAIMS, Cuda, Launch, chosen};
+use super::kernel::{CLAIMS, Cuda, Launch, any, chosen};
 use crate::cpu::moe_experts::PLANTS;
 
 /// Every CUDA variant, plainest first.
@@ -16,6 +16,8 @@ const VARIANTS: &[&dyn Variant<MoeExperts>] = &[&Cuda {
     source: kernels::MOE_EXPERTS,
     launches: &[Launch::blocks("moe_experts_naive", |n| [n.of("N"), 1, 1])
         .sharing(|n| 4 * (n.of("F") + n.of("D")))],
+    scratch: &[],
+    unfit: any,
     plan: |spec| Plan::stored(spec.dtype),
     claims: CLAIMS,
     plants: &chosen(

@@ -2,7 +2,7 @@
 
 use golden::{Plan, Variant, ops::moe_router::MoeRouter};
 
-use super::kernel::{CLAIMS, Cuda, Launch, chosen};
+use super::kernel::{CLAIMS, Cuda, Launch, any, chosen};
 use crate::cpu::moe_router::PLANTS;
 
 /// Every CUDA variant, plainest first.
@@ -17,6 +17,8 @@ const VARIANTS: &[&dyn Variant<MoeRouter>] = &[&Cuda {
     launches: &[
         Launch::blocks("moe_router_naive", |n| [n.of("N"), 1, 1]).sharing(|n| 4 * n.of("EXPERTS"))
     ],
+    scratch: &[],
+    unfit: any,
     plan: |_| Plan::F32,
     claims: CLAIMS,
     plants: &chosen(
