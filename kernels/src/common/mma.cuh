@@ -23,7 +23,14 @@ __device__ inline unsigned packed(float first, float second)
 __device__ inline float first_of(unsigned both) { return __uint_as_float(both << 16); }
 __device__ inline float second_of(unsigned both) { return __uint_as_float(both & 0xffff0000); }
 
-// 2^x, to 2 ulp.
+// log2 x and 2^x, to a few ulp (log2 of 1, near 1).
+__device__ inline float log_of_two(float x)
+{
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 __device__ inline float power_of_two(float x)
 {
     float y;
@@ -31,7 +38,13 @@ __device__ inline float power_of_two(float x)
     return y;
 }
 
-// 16 bytes from global to shared memory, or 16 zeros.
+// 16 bytes from global to shared memory.
+__device__ inline void copy_16(unsigned to, const void* from)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
+// The same, or 16 zeros; nothing is read then.
 __device__ inline void copy_16(unsigned to, const void* from, bool there)
 {
     const int bytes = there ? 16 : 0;
@@ -150,7 +163,7 @@ __device__ inline void wgmma_tiles(float (&d)[32], unsigned long long a, unsigne
                  : "l"(a), "l"(b), "r"(add));
 }
 
-// The same with a, four registers of every thread.
+// The same with a, four registers of every thread; d [64, 64].
 __device__ inline void wgmma_64(float (&d)[32], const unsigned* a, unsigned long long b, int add)
 {
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
@@ -162,17 +175,18 @@ __device__ inline void wgmma_64(float (&d)[32], const unsigned* a, unsigned long
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
 }
 
-// d += a b with d [64, 128], and b a tile whose rows run across what is summed over.
-__device__ inline void wgmma_128_across(float (&d)[64], const unsigned* a, unsigned long long b)
+// d [64, 128]; the rows of b run along what is summed over, or ACROSS it.
+template <int ACROSS> __device__ inline void wgmma_128(float (&d)[64], const unsigned* a, unsigned long long b, int add)
 {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
                  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
                  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
                  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
                  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-                 "{%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
+                 "{%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}"
                  : MMA_32(d, 0), MMA_32(d, 32)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(ACROSS));
 }
 
 // The nearest tf32, as a product takes it.

@@ -9,10 +9,10 @@
 //   S <- exp(G_last) S + (exp(G_last - G) K)' d
 //
 // gated_delta_rule_chunk_prepare: T and P of every chunk, and factors of its tokens, all chunks at once. Grid
-//     HK x ceil(HV / HK / 2) x slots (in x), 256 threads, 70656 bytes of dynamic shared memory; a slot is a
-//     chunk. `work` takes slots * HV * 17408 bytes, aligned to 16.
+//     (HK, slots, ceil(HV / HK / 2)), 256 threads, 70656 bytes of dynamic shared memory; a slot is a chunk, and
+//     there are 65535 at most. `work` takes slots * HV * 17408 bytes, aligned to 16.
 // gated_delta_rule_chunk_walk: the states and answers, chunk after chunk. Grid (S x HV, 1) with 384 threads and
-//     201728 bytes, or (S x HV, 2) with 256 threads and 177152 bytes, where S x HV is far below the number of
+//     217088 bytes, or (S x HV, 2) with 256 threads and 184320 bytes, where S x HV is far below the number of
 //     multiprocessors. state_out may be state_in.
 //     Both take chunks [first, first + chunks) of every sequence; slots are then S * chunks. A long batch
 //     is best cut so that the slots of a cut stay in the L2 cache; every cut but the first has state_out for
@@ -47,7 +47,7 @@ enum Plant {
 
 const int CHUNK = 64, DIM = 128;     // K and V
 const int TILE = CHUNK * 128;        // bytes of 64 rows of 64 numbers
-const int HALF = TILE;               // from a tile of 128 columns to its second half
+const int HALF = 2 * TILE;           // keys, queries, and the second halves of their columns
 const int RECORD = 2 * TILE + 1024;  // T, P, and the factors of a chunk
 
 // Factors of the tokens of a chunk, behind T and P. Rows behind the end of a sequence have zeros.
@@ -66,15 +66,19 @@ __device__ inline float inverse_norm(float squares, float eps, int plant)
     return rsqrtf(squares + eps);
 }
 
-// 64 rows of 128 numbers, as two tiles; by 128 threads, or twice as many.
-__device__ inline void copy_rows(unsigned to, const bf16* from, size_t stride, int rows, int thread, int threads)
+// A piece of every BY-th row of a chunk, from `row` on.
+template <int BY> __device__ inline void copy_pieces(unsigned to, const bf16* from, size_t stride, int row, int rows)
 {
-    const int piece = thread % 16;
-    for (int row = thread / 16; row < CHUNK; row += threads / 16) {
-        const bool there = row < rows;
-        copy_16(to + piece / 8 * HALF + swizzled(row, piece % 8), from + (there ? row * stride : 0) + piece * 8,
-                there);
-    }
+    if (rows == CHUNK)
+#pragma unroll
+        for (int i = 0; i < CHUNK / BY; i++) copy_16(to + i * BY * 128, from), from += BY * stride;
+    else
+#pragma unroll
+        for (int i = 0; i < CHUNK / BY; i++) {
+            const bool there = row + i * BY < rows;
+            copy_16(to + i * BY * 128, there ? from : from - row * stride, there);
+            if (there) from += BY * stride;
+        }
 }
 
 // The inverse of a lower triangle with ones on its diagonal, of which the part below stands in m, by a
@@ -186,17 +190,16 @@ extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prep
     int plant)
 {
     extern __shared__ unsigned char shared[];
-    __shared__ __align__(16) float norms[2 * CHUNK], gates[2][CHUNK], betas[2][CHUNK];
+    __shared__ __align__(16) float norms[2 * CHUNK], logs[2 * CHUNK], gates[2][CHUNK], betas[2][CHUNK];
     const unsigned base = (shared_address(shared) + 1023) / 1024 * 1024;
     unsigned char* const tiles = shared + (base - shared_address(shared));
-    const int per = HV / HK, pairs = (per + 1) / 2, pair = blockIdx.x % pairs;
-    const int slot = blockIdx.x / pairs / HK, head = blockIdx.x / pairs % HK;
+    const int per = HV / HK, head = blockIdx.x, slot = blockIdx.y, pair = blockIdx.z;
     const int thread = threadIdx.x, group = thread / 128, warp = thread / 32 % 4, lane = thread % 32;
 
     // The sequence and the chunk of the slot.
     int s = 0, chunk = first;
     if (chunks) {
-        s = slot / chunks, chunk += slot % chunks;
+        s = S == 1 ? 0 : slot / chunks, chunk += slot - s * chunks;
     } else {
         for (int end = S; 1 < end - s;) {
             const int middle = (s + end) / 2;
@@ -209,10 +212,30 @@ extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prep
     if (left <= 0) return;
     const int rows = left < CHUNK ? (int)left : CHUNK;
 
-    const unsigned keys = base, queries = base + 2 * TILE;
-    copy_rows(keys, k + (begin * HK + head) * DIM, (size_t)HK * DIM, rows, thread, 256);
-    copy_rows(queries, q + (begin * HK + head) * DIM, (size_t)HK * DIM, rows, thread, 256);
+    // A warpgroup has a value head; one that is left over does the last again, for nobody.
+    const bool mine = pair * 2 + group < per;
+    const int h = head * per + (mine ? pair * 2 + group : per - 1), barrier = 1 + group;
+    float *const sums = gates[group], *const write = betas[group];
+    float gate[2] = {};
+    if (warp == 0)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int row = lane + 32 * i;
+            const bool is = row < rows;
+            if (is) gate[i] = g[(begin + row) * HV + h];
+            if (plant == GATE_OFF_BY_ONE && is) gate[i] = row + chunk == 0 ? 0 : g[(begin + row - 1) * HV + h];
+            if (plant == DECAY_DROPPED_AT_EACH_CHUNK && row == 0) gate[i] = 0;
+            write[row] = is ? load(beta[(begin + row) * HV + h]) : 0;
+        }
+
+    const unsigned keys = base, queries = base + TILE;
+    const int row_copied = thread / 16, piece_copied = thread % 16;
+    const unsigned to = keys + piece_copied / 8 * HALF + swizzled(row_copied, piece_copied % 8);
+    const size_t stride = (size_t)HK * DIM, from = ((begin + row_copied) * HK + head) * DIM + piece_copied * 8;
+    copy_pieces<16>(to, k + from, stride, row_copied, rows);
+    copy_pieces<16>(to + TILE, q + from, stride, row_copied, rows);
     copies_end_group();
+    if (warp == 0) sum_gates(sums, gate[0], gate[1], lane);
     copies_wait<0>();
     writes_to_async();
     __syncthreads();
@@ -228,7 +251,7 @@ extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prep
 
     // Half a row each, its pieces in an order that no two lanes of eight share.
     float squares = 0;
-    const unsigned char* half = tiles + thread / 128 * 2 * TILE + thread % 2 * HALF + thread / 2 % CHUNK * 128;
+    const unsigned char* half = tiles + thread / 128 * TILE + thread % 2 * HALF + thread / 2 % CHUNK * 128;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         const uint4 piece = *(const uint4*)(half + ((i ^ lane % 8) << 4));
@@ -238,42 +261,25 @@ extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prep
             squares += first_of(pairs[j]) * first_of(pairs[j]) + second_of(pairs[j]) * second_of(pairs[j]);
     }
     squares += __shfl_xor_sync(~0u, squares, 1);
-    if (thread % 2 == 0) norms[thread / 2] = thread / 2 % CHUNK < rows ? inverse_norm(squares, eps, plant) : 0;
+    if (thread % 2 == 0) {
+        const float norm = thread / 2 % CHUNK < rows ? inverse_norm(squares, eps, plant) : 0;
+        norms[thread / 2] = norm, logs[thread / 2] = log_of_two(norm);
+    }
+    __syncthreads();
 
-    // A warpgroup has a value head; one that is left over does the last again, for nobody.
-    const bool mine = pair * 2 + group < per;
-    const int h = head * per + (mine ? pair * 2 + group : per - 1), barrier = 1 + group;
     float* const m = (float*)(tiles + 4 * TILE + group * CHUNK * ROW * 4);
     unsigned char* const image = tiles + group * 2 * TILE;
     Factors* const factors = (Factors*)(tiles + 4 * TILE + 2 * CHUNK * ROW * 4) + group;
-    float *const sums = gates[group], *const write = betas[group];
-    __syncthreads();
     const float scale = plant == QUERY_NOT_SCALED ? 1 : 0.08838834764831845f;
-    if (warp == 0) {
-        float gate[2];
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const int row = lane + 32 * i;
-            const bool is = row < rows;
-            gate[i] = is ? g[(begin + row) * HV + h] : 0;
-            if (plant == GATE_OFF_BY_ONE && is) gate[i] = row + chunk == 0 ? 0 : g[(begin + row - 1) * HV + h];
-            if (plant == DECAY_DROPPED_AT_EACH_CHUNK && row == 0) gate[i] = 0;
-            write[row] = is ? load(beta[(begin + row) * HV + h]) : 0;
-        }
-        sum_gates(sums, gate[0], gate[1], lane);
-        __syncwarp();
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const int row = lane + 32 * i;
-            float before = sums[row];
-            if (plant == PREDICTION_BEFORE_DECAY) before = row == 0 ? 0 : sums[row - 1];
-            factors->said[row] = plant == NO_DELTA_RULE ? 0 : power_of_two(before) * norms[row];
-            factors->asked[row] = power_of_two(sums[row]) * norms[CHUNK + row] * scale;
-            factors->kept[row] = power_of_two(sums[CHUNK - 1] - sums[row]) * norms[row];
-            if (row == 0) factors->decay[0] = power_of_two(sums[CHUNK - 1]);
-        }
+    if (thread % 128 < CHUNK) {
+        const int row = thread % 128;
+        float before = sums[row];
+        if (plant == PREDICTION_BEFORE_DECAY) before = row == 0 ? 0 : sums[row - 1];
+        factors->said[row] = plant == NO_DELTA_RULE ? 0 : power_of_two(before) * norms[row];
+        factors->asked[row] = power_of_two(sums[row]) * norms[CHUNK + row] * scale;
+        factors->kept[row] = power_of_two(sums[CHUNK - 1] - sums[row]) * norms[row];
+        if (row == 0) factors->decay[0] = power_of_two(sums[CHUNK - 1]);
     }
-    some_wait(barrier, 128);
 
     // Rows of this thread: r and r + 8; columns 8 b + c and the next.
     const int r = 16 * warp + lane / 4, c = lane % 4 * 2;
@@ -292,12 +298,15 @@ extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prep
     for (int b = 0; b < 8; b++) {
         float a[4] = {};
         if (b <= 2 * warp + 1) {
-            const float2 past = *(const float2*)&sums[8 * b + c], norm = *(const float2*)&norms[8 * b + c];
+            const float2 past = *(const float2*)&sums[8 * b + c], norm = *(const float2*)&logs[8 * b + c];
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                if (8 * b + c + i % 2 < r + i / 2 * 8)
-                    a[i] = kk[4 * b + i] * power_of_two(sum[i / 2] - (i % 2 ? past.y : past.x)) *
-                           (i % 2 ? norm.y : norm.x) * scaled[i / 2];
+                a[i] = kk[4 * b + i] * scaled[i / 2] *
+                       power_of_two(sum[i / 2] - (i % 2 ? past.y - norm.y : past.x - norm.x));
+            if (2 * warp <= b)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    if (r + i / 2 * 8 <= 8 * b + c + i % 2) a[i] = 0;
         }
 #pragma unroll
         for (int i = 0; i < 2; i++)
@@ -325,12 +334,15 @@ extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prep
     for (int b = 0; b < 8; b++) {
         float p[4] = {};
         if (b <= 2 * warp + 1) {
-            const float2 past = *(const float2*)&sums[8 * b + c], norm = *(const float2*)&norms[8 * b + c];
+            const float2 past = *(const float2*)&sums[8 * b + c], norm = *(const float2*)&logs[8 * b + c];
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                if (8 * b + c + i % 2 < r + i / 2 * 8 + diagonal)
-                    p[i] = qk[4 * b + i] * power_of_two(sum[i / 2] - (i % 2 ? past.y : past.x)) *
-                           (i % 2 ? norm.y : norm.x) * scaled[i / 2];
+                p[i] = qk[4 * b + i] * scaled[i / 2] *
+                       power_of_two(sum[i / 2] - (i % 2 ? past.y - norm.y : past.x - norm.x));
+            if (2 * warp <= b)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    if (r + i / 2 * 8 + diagonal <= 8 * b + c + i % 2) p[i] = 0;
         }
 #pragma unroll
         for (int i = 0; i < 2; i++)
@@ -384,7 +396,6 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
     const long long begin = cu_seqlens[s], length = cu_seqlens[s + 1] - begin;
     const int all = (int)((length + CHUNK - 1) / CHUNK);
     const int to = chunks && first + chunks < all ? first + chunks : all;
-    const long long base_slot = chunks ? (long long)s * chunks - first : begin / CHUNK + s;
 
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
@@ -397,30 +408,31 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
 
     if (threadIdx.x < 128) {
         registers_down<40>();
-        const int thread = threadIdx.x, column = blockIdx.y * groups * 64;
+        const int thread = threadIdx.x, row = thread / 16, piece = thread % 16, row_v = thread / 8, piece_v = thread % 8;
+        const size_t stride = (size_t)HK * DIM, stride_v = (size_t)HV * DIM;
+        const long long token = begin + (long long)first * CHUNK;
+        const size_t at = ((token + row) * HK + head) * DIM + piece * 8;
+        const bf16 *key = k + at, *query = q + at;
+        const bf16* value = v + ((token + row_v) * HV + h) * DIM + blockIdx.y * groups * 64 + piece_v * 8;
+        const long long slot = chunks ? (long long)s * chunks : begin / CHUNK + s + first;
+        const unsigned char* record = work + ((size_t)slot * HV + h) * RECORD;
+        const unsigned to_key = base + piece / 8 * HALF + swizzled(row, piece % 8);
+        const unsigned to_value = base + 4 * TILE + RECORD + swizzled(row_v, piece_v);
         int stage = 0, parity = 1;
         for (int i = first; i < to; i++) {
-            const unsigned at = base + stage * stage_bytes;
-            const long long token = begin + (long long)i * CHUNK;
             const long long left = length - (long long)i * CHUNK;
-            const int rows = left < CHUNK ? (int)left : CHUNK;
+            const int rows = left < CHUNK ? (int)left : CHUNK, offset = stage * stage_bytes;
             barrier_wait(empty + 8 * stage, parity);
             if (thread == 0) {
                 arrive_expecting(full + 8 * stage, RECORD);
-                bulk_load(at + 4 * TILE, work + ((size_t)(base_slot + i) * HV + h) * RECORD, RECORD, full + 8 * stage);
+                bulk_load(base + offset + 4 * TILE, record, RECORD, full + 8 * stage);
             }
-            copy_rows(at, k + (token * HK + head) * DIM, (size_t)HK * DIM, rows, thread, 128);
-            copy_rows(at + 2 * TILE, q + (token * HK + head) * DIM, (size_t)HK * DIM, rows, thread, 128);
-            const bf16* values = v + (token * HV + h) * DIM + column;
-            for (int group = 0; group < groups; group++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    const int row = thread / 8 + 16 * j;
-                    const bool there = row < rows;
-                    copy_16(at + 4 * TILE + RECORD + group * TILE + swizzled(row, thread % 8),
-                            values + (there ? (size_t)row * HV * DIM : 0) + group * 64 + thread % 8 * 8, there);
-                }
+            copy_pieces<8>(to_key + offset, key, stride, row, rows);
+            copy_pieces<8>(to_key + offset + TILE, query, stride, row, rows);
+            copy_pieces<16>(to_value + offset, value, stride_v, row_v, rows);
+            if (groups == 2) copy_pieces<16>(to_value + offset + TILE, value + 64, stride_v, row_v, rows);
             copies_end_group();
+            key += CHUNK * stride, query += CHUNK * stride, value += CHUNK * stride_v, record += (size_t)HV * RECORD;
             // The chunk before is told of, when this one has been asked for.
             if (first < i) {
                 copies_wait<1>();
@@ -448,36 +460,49 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
         state[i] = plant == INITIAL_STATE_IGNORED && first == 0 ? 0 : state_in[own + channel * DIM + i / 2 % 2 * 8];
     }
 
+    // The answers of a chunk wait in shared memory until the next one is under way.
+    const unsigned answers = base + STAGES * stage_bytes + group * TILE;
+    const unsigned char* const answers_read = shared + (answers - shared_address(shared));
+    bf16* answers_to = o + ((begin + (long long)first * CHUNK + lane / 2) * HV + h) * DIM +
+                       (blockIdx.y * groups + group) * 64 + (2 * warp + lane % 2) * 8;
+    auto answer = [&](int rows) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const uint4 pairs = *(const uint4*)(answers_read + swizzled(16 * j + lane / 2, 2 * warp + lane % 2));
+            if (16 * j + lane / 2 < rows) *(uint4*)answers_to = pairs;
+            answers_to += 16 * HV * DIM;
+        }
+    };
+    const unsigned own_pieces = swizzled(lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2);
+
+    unsigned s16[32];
+#pragma unroll
+    for (int j = 0; j < 32; j++) s16[j] = packed(state[2 * j], state[2 * j + 1]);
     int stage = 0, parity = 0;
     for (int i = first; i < to; i++) {
-        const unsigned at = base + stage * stage_bytes, keys = at, queries = at + 2 * TILE;
-        const unsigned t = at + 4 * TILE, p = t + TILE, values = t + RECORD + group * TILE;
+        const unsigned keys = base + stage * stage_bytes, t = keys + 4 * TILE, p = t + TILE;
+        const unsigned values = t + RECORD + group * TILE + own_pieces;
         const Factors* factors = (const Factors*)(shared + (p + TILE - shared_address(shared)));
         barrier_wait(full + 8 * stage, parity);
 
-        unsigned s16[32];
-#pragma unroll
-        for (int j = 0; j < 32; j++) s16[j] = packed(state[2 * j], state[2 * j + 1]);
-        float x[32], answer[32];
+        // What the state says to the keys, and answers to the queries.
+        float x[64];
         wgmma_begin();
 #pragma unroll
-        for (int j = 0; j < 8; j++) wgmma_64(x, s16 + 4 * j, tile(keys + j / 4 * HALF + j % 4 * 32), j);
-        wgmma_end_group();
-#pragma unroll
-        for (int j = 0; j < 8; j++) wgmma_64(answer, s16 + 4 * j, tile(queries + j / 4 * HALF + j % 4 * 32), j);
+        for (int j = 0; j < 8; j++) wgmma_128<0>(x, s16 + 4 * j, tile(keys + j / 4 * HALF + j % 4 * 32), j);
         wgmma_end_group();
 
         // Meanwhile.
+        if (first < i) answer(CHUNK);
         const float decay = factors->decay[0];
 #pragma unroll
         for (int j = 0; j < 64; j++) state[j] *= decay;
-        const int own_token = lane / 16 * 8 + lane % 8, own_piece = 2 * warp + lane / 8 % 2;
         unsigned value[4][4];
 #pragma unroll
-        for (int j = 0; j < 4; j++) load_transposed(value[j], values + swizzled(16 * j + own_token, own_piece));
+        for (int j = 0; j < 4; j++) load_transposed(value[j], values + j * 2048);
 
         unsigned x16[16];
-        wgmma_wait<1>();
+        wgmma_wait<0>();
         there(x);
 #pragma unroll
         for (int b = 0; b < 8; b++) {
@@ -494,102 +519,92 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
             x16[2 * b + 1] = packed(first_of(high) * write.x - said.x * x[4 * b + 2],
                                     second_of(high) * write.y - said.y * x[4 * b + 3]);
         }
+        float d[32], answered[32];
         wgmma_begin();
 #pragma unroll
-        for (int j = 0; j < 4; j++) wgmma_64(x, x16 + 4 * j, tile(t + j * 32), j);
+        for (int j = 0; j < 4; j++) wgmma_64(d, x16 + 4 * j, tile(t + j * 32), j);
         wgmma_end_group();
-
-        wgmma_wait<1>();
-        there(answer);
 #pragma unroll
         for (int b = 0; b < 8; b++) {
             const float2 asked = *(const float2*)&factors->asked[8 * b + c];
-            answer[4 * b] *= asked.x, answer[4 * b + 1] *= asked.y;
-            answer[4 * b + 2] *= asked.x, answer[4 * b + 3] *= asked.y;
+#pragma unroll
+            for (int j = 0; j < 4; j++) answered[4 * b + j] = x[32 + 4 * b + j] * (j % 2 ? asked.y : asked.x);
         }
 
         unsigned d16[16], kept16[16];
         wgmma_wait<0>();
-        there(x);
+        there(d);
 #pragma unroll
         for (int b = 0; b < 8; b++) {
             const float2 kept = *(const float2*)&factors->kept[8 * b + c];
-            kept16[2 * b] = packed(kept.x * x[4 * b], kept.y * x[4 * b + 1]);
-            kept16[2 * b + 1] = packed(kept.x * x[4 * b + 2], kept.y * x[4 * b + 3]);
+            kept16[2 * b] = packed(kept.x * d[4 * b], kept.y * d[4 * b + 1]);
+            kept16[2 * b + 1] = packed(kept.x * d[4 * b + 2], kept.y * d[4 * b + 3]);
         }
         wgmma_begin();
 #pragma unroll
-        for (int j = 0; j < 4; j++) wgmma_128_across(state, kept16 + 4 * j, tile(keys + j * 2048, HALF));
+        for (int j = 0; j < 4; j++) wgmma_128<1>(state, kept16 + 4 * j, tile(keys + j * 2048, HALF), 1);
         wgmma_end_group();
 #pragma unroll
-        for (int j = 0; j < 16; j++) d16[j] = packed(x[2 * j], x[2 * j + 1]);
+        for (int j = 0; j < 16; j++) d16[j] = packed(d[2 * j], d[2 * j + 1]);
         wgmma_begin();
 #pragma unroll
-        for (int j = 0; j < 4; j++) wgmma_64(answer, d16 + 4 * j, tile(p + j * 32), 1);
+        for (int j = 0; j < 4; j++) wgmma_64(answered, d16 + 4 * j, tile(p + j * 32), 1);
         wgmma_end_group();
-        wgmma_wait<0>();
-        there(state), there(answer);
-
-        // Answers go out through the place of the values, which nobody else reads.
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-            store_transposed(values + swizzled(16 * j + own_token, own_piece), packed(answer[8 * j], answer[8 * j + 1]),
-                             packed(answer[8 * j + 2], answer[8 * j + 3]), packed(answer[8 * j + 4], answer[8 * j + 5]),
-                             packed(answer[8 * j + 6], answer[8 * j + 7]));
-        __syncwarp();
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const int token = 16 * j + lane / 2, piece = 2 * warp + lane % 2;
-            const uint4 pairs =
-                *(const uint4*)(shared + (values - shared_address(shared)) + swizzled(token, piece));
-            const long long of = (long long)i * CHUNK + token;
-            if (of < length)
-                *(uint4*)(o + ((begin + of) * HV + h) * DIM + (blockIdx.y * groups + group) * 64 + piece * 8) = pairs;
-        }
-        __syncwarp();
-        if (lane == 0) arrive(empty + 8 * stage);
-        if (++stage == STAGES) stage = 0, parity ^= 1;
-
+        wgmma_wait<1>();
+        there(state);
         if (plant == STATE_IN_BF16)
 #pragma unroll
             for (int j = 0; j < 64; j++) state[j] = rounded<bf16>(state[j]);
+#pragma unroll
+        for (int j = 0; j < 32; j++) s16[j] = packed(state[2 * j], state[2 * j + 1]);
+        wgmma_wait<0>();
+        there(answered);
+        if (lane == 0) arrive(empty + 8 * stage);
+        if (++stage == STAGES) stage = 0, parity ^= 1;
+
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const float* y = answered + 8 * j;
+            store_transposed(answers + own_pieces + j * 2048, packed(y[0], y[1]), packed(y[2], y[3]),
+                             packed(y[4], y[5]), packed(y[6], y[7]));
+        }
+        __syncwarp();
     }
+    if (first < to) answer(length - (long long)(to - 1) * CHUNK < CHUNK ? (int)(length - (long long)(to - 1) * CHUNK) : CHUNK);
 
 #pragma unroll
     for (int i = 0; i < 64; i++) state_out[own + (i / 4 * 8 + c + i % 2) * DIM + i / 2 % 2 * 8] = state[i];
 }
 
-// Eight numbers of a row, of 16 bits or of 32.
-template <class T> __device__ inline void load_8(float (&to)[8], const T* from)
+// Four numbers of a row, of 16 bits or of 32.
+template <class T> __device__ inline float4 load_4(const T* from)
 {
-    const uint4 bits = *(const uint4*)from;
-    const unsigned pairs[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        T low, high;
-        low.bits = pairs[i] & 0xffff, high.bits = pairs[i] >> 16;
-        to[2 * i] = load(low), to[2 * i + 1] = load(high);
-    }
+    const uint2 pairs = *(const uint2*)from;
+    T x[4];
+    x[0].bits = pairs.x & 0xffff, x[1].bits = pairs.x >> 16, x[2].bits = pairs.y & 0xffff, x[3].bits = pairs.y >> 16;
+    return make_float4(load(x[0]), load(x[1]), load(x[2]), load(x[3]));
 }
 
-template <> __device__ inline void load_8(float (&to)[8], const f32* from)
-{
-    const float4 a = ((const float4*)from)[0], b = ((const float4*)from)[1];
-    to[0] = a.x, to[1] = a.y, to[2] = a.z, to[3] = a.w, to[4] = b.x, to[5] = b.y, to[6] = b.z, to[7] = b.w;
-}
+template <> __device__ inline float4 load_4(const f32* from) { return *(const float4*)from; }
+
+__device__ inline float dot(float4 a, float4 b) { return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
+
+const int FEW = 8;
 
 // 32 columns of a state by 128 threads: a thread has 4 of them, and 8 rows.
 //
 // The answer is that of the decayed state and what the write adds to it, (q k') d: both products with the
-// state are then taken at once, with the lengths of q and k, and the threads meet once a token.
+// state are then taken at once, and the threads meet once a token.
 __device__ inline void walk(E* o, float* state_out, const E* q, const E* k, const E* v, const float* g,
                             const E* beta, const float* state_in, long long begin, long long end, int h, int HK,
                             int HV, float eps, int plant)
 {
-    __shared__ float sums[2][4][8][12];  // by token's parity, warp and columns; two buffers, so one wait
-    const int thread = threadIdx.x, warp = thread / 32, columns = thread % 8;
-    const int row = thread / 8 * 8, column = blockIdx.y * 32 + columns * 4, head = h / (HV / HK);
-    const size_t own = (size_t)row * DIM + column;
+    __shared__ __align__(16) float keys[FEW][DIM], queries[FEW][DIM], values[FEW][32], decays[FEW], writes[FEW],
+        both[FEW];
+    __shared__ __align__(16) float sums[2][4][8][8];  // two, so that threads wait once a token
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, columns = lane % 8;
+    const int row = threadIdx.x / 8 * 8, column = blockIdx.y * 32, head = h / (HV / HK);
+    const size_t own = (size_t)row * DIM + column + columns * 4;
     float state[8][4];
 #pragma unroll
     for (int i = 0; i < 8; i++) {
@@ -597,66 +612,93 @@ __device__ inline void walk(E* o, float* state_out, const E* q, const E* k, cons
         state[i][0] = x.x, state[i][1] = x.y, state[i][2] = x.z, state[i][3] = x.w;
     }
 
-    const float scale = plant == QUERY_NOT_SCALED ? 1 : 0.08838834764831845f;
-    for (long long t = begin; t < end; t++) {
-        float key[8], query[8], value[4];
-        load_8(key, k + (t * HK + head) * DIM + row);
-        load_8(query, q + (t * HK + head) * DIM + row);
+    for (long long first = begin; first < end; first += FEW) {
+        const int n = end - first < FEW ? (int)(end - first) : FEW;
+        if (first != begin) __syncthreads();
+        // A warp has a token.
+        for (int i = warp; i < n; i += 4) {
+            const long long t = first + i;
+            float4 key = load_4(k + (t * HK + head) * DIM + lane * 4), query = load_4(q + (t * HK + head) * DIM + lane * 4);
+            values[i][lane] = load(v[(t * HV + h) * DIM + column + lane]);
+            float gate = g[t * HV + h];
+            if (plant == GATE_OFF_BY_ONE) gate = t == begin ? 0 : g[(t - 1) * HV + h];
+            if (plant == DECAY_DROPPED_AT_EACH_CHUNK && (t - begin) % CHUNK == 0) gate = 0;
+            float kk = dot(key, key), qq = dot(query, query), kq = dot(key, query);
 #pragma unroll
-        for (int j = 0; j < 4; j++) value[j] = load(v[(t * HV + h) * DIM + column + j]);
-        float gate = g[t * HV + h];
-        const float write = load(beta[t * HV + h]);
-        if (plant == GATE_OFF_BY_ONE) gate = t == begin ? 0 : g[(t - 1) * HV + h];
-        if (plant == DECAY_DROPPED_AT_EACH_CHUNK && (t - begin) % CHUNK == 0) gate = 0;
-        const float decay = expf(gate);
-        if (plant == INITIAL_STATE_IGNORED && t == begin)
+            for (int by = 1; by < 32; by *= 2) {
+                kk += __shfl_xor_sync(~0u, kk, by);
+                qq += __shfl_xor_sync(~0u, qq, by);
+                kq += __shfl_xor_sync(~0u, kq, by);
+            }
+            const float on_key = inverse_norm(kk, eps, plant);
+            const float on_query = inverse_norm(qq, eps, plant) * (plant == QUERY_NOT_SCALED ? 1 : 0.08838834764831845f);
+            *(float4*)&keys[i][lane * 4] = make_float4(key.x * on_key, key.y * on_key, key.z * on_key, key.w * on_key);
+            *(float4*)&queries[i][lane * 4] =
+                make_float4(query.x * on_query, query.y * on_query, query.z * on_query, query.w * on_query);
+            if (lane == 0) {
+                decays[i] = expf(gate), writes[i] = load(beta[t * HV + h]);
+                both[i] = plant == ANSWER_BEFORE_WRITE ? 0 : kq * on_key * on_query;
+            }
+        }
+        if (plant == INITIAL_STATE_IGNORED && first == begin)
+#pragma unroll
+            for (int i = 0; i < 32; i++) state[i / 4][i % 4] = 0;
+        __syncthreads();
+
+        for (int t = 0; t < n; t++) {
+            float key[8], sum[8] = {};
+#pragma unroll
+            for (int i = 0; i < 8; i += 4) {
+                const float4 a = *(const float4*)&keys[t][row + i], b = *(const float4*)&queries[t][row + i];
+                const float query[4] = {b.x, b.y, b.z, b.w};
+                key[i] = a.x, key[i + 1] = a.y, key[i + 2] = a.z, key[i + 3] = a.w;
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+#pragma unroll
+                    for (int l = 0; l < 4; l++)
+                        sum[l] += state[i + j][l] * key[i + j], sum[4 + l] += state[i + j][l] * query[j];
+            }
+            // Of the eight sums of four lanes each is left with two.
+#pragma unroll
+            for (int l = 0; l < 4; l++) {
+                const float theirs = lane & 16 ? sum[l] : sum[4 + l];
+                sum[l] = (lane & 16 ? sum[4 + l] : sum[l]) + __shfl_xor_sync(~0u, theirs, 16);
+            }
+#pragma unroll
+            for (int l = 0; l < 2; l++) {
+                const float theirs = lane & 8 ? sum[l] : sum[2 + l];
+                sum[l] = (lane & 8 ? sum[2 + l] : sum[l]) + __shfl_xor_sync(~0u, theirs, 8);
+            }
+            float(*const all)[8][8] = sums[t & 1];
+            *(float2*)&all[warp][columns][lane / 16 * 4 + lane / 8 % 2 * 2] = make_float2(sum[0], sum[1]);
+            __syncthreads();
+
+            const float decay = decays[t], write = writes[t];
+            float on_said = write * decay;
+            if (plant == NO_DELTA_RULE) on_said = 0;
+            if (plant == BETA_ON_VALUE_ONLY) on_said = decay;
+            if (plant == PREDICTION_BEFORE_DECAY) on_said = write;
+            float d[4];
+#pragma unroll
+            for (int l = 0; l < 4; l++)
+                d[l] = write * values[t][columns * 4 + l] -
+                       on_said * ((all[0][columns][l] + all[1][columns][l]) + (all[2][columns][l] + all[3][columns][l]));
+            if (threadIdx.x < 8)
+#pragma unroll
+                for (int l = 0; l < 4; l++) {
+                    const float(*a)[8] = &all[0][columns];
+                    const float answer = (a[0][4 + l] + a[8][4 + l]) + (a[16][4 + l] + a[24][4 + l]);
+                    o[((first + t) * HV + h) * DIM + column + columns * 4 + l] =
+                        store<E>(decay * answer + both[t] * d[l]);
+                }
 #pragma unroll
             for (int i = 0; i < 8; i++)
 #pragma unroll
-                for (int j = 0; j < 4; j++) state[i][j] = 0;
-
-        // S'k and S'q of the four columns, |k|^2, |q|^2 and k q.
-        float sum[11] = {};
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-#pragma unroll
-            for (int j = 0; j < 4; j++) sum[j] += state[i][j] * key[i], sum[4 + j] += state[i][j] * query[i];
-            sum[8] += key[i] * key[i], sum[9] += query[i] * query[i], sum[10] += key[i] * query[i];
+                for (int l = 0; l < 4; l++) {
+                    state[i][l] = decay * state[i][l] + key[i] * d[l];
+                    if (plant == STATE_IN_BF16) state[i][l] = rounded<bf16>(state[i][l]);
+                }
         }
-#pragma unroll
-        for (int i = 0; i < 11; i++) {
-            sum[i] += __shfl_xor_sync(~0u, sum[i], 8);
-            sum[i] += __shfl_xor_sync(~0u, sum[i], 16);
-        }
-        float(*const all)[8][12] = sums[t & 1];
-        if (thread % 32 < 8)
-#pragma unroll
-            for (int i = 0; i < 11; i++) all[warp][columns][i] = sum[i];
-        __syncthreads();
-#pragma unroll
-        for (int i = 0; i < 11; i++)
-            sum[i] = (all[0][columns][i] + all[1][columns][i]) + (all[2][columns][i] + all[3][columns][i]);
-
-        const float on_key = inverse_norm(sum[8], eps, plant), on_query = inverse_norm(sum[9], eps, plant) * scale;
-        const float both = plant == ANSWER_BEFORE_WRITE ? 0 : sum[10] * on_key * on_query;
-        float on_said = write;
-        if (plant == NO_DELTA_RULE) on_said = 0;
-        if (plant == BETA_ON_VALUE_ONLY) on_said = 1;
-        if (plant == PREDICTION_BEFORE_DECAY) on_said = write / decay;
-        float d[4];
-#pragma unroll
-        for (int j = 0; j < 4; j++) d[j] = write * value[j] - on_said * (decay * on_key * sum[j]);
-        if (thread < 8)
-#pragma unroll
-            for (int j = 0; j < 4; j++)
-                o[(t * HV + h) * DIM + column + j] = store<E>(decay * on_query * sum[4 + j] + both * d[j]);
-#pragma unroll
-        for (int i = 0; i < 8; i++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                state[i][j] = decay * state[i][j] + key[i] * on_key * d[j];
-                if (plant == STATE_IN_BF16) state[i][j] = rounded<bf16>(state[i][j]);
-            }
     }
 
 #pragma unroll
@@ -664,7 +706,7 @@ __device__ inline void walk(E* o, float* state_out, const E* q, const E* k, cons
         *(float4*)(state_out + own + i * DIM) = make_float4(state[i][0], state[i][1], state[i][2], state[i][3]);
 }
 
-extern "C" __global__ __launch_bounds__(128) void gated_delta_rule_few(
+extern "C" __global__ __launch_bounds__(128, 7) void gated_delta_rule_few(
     E* __restrict__ o,                         // [N, HV, V]
     float* state_out,                          // [S, HV, K, V]
     const E* __restrict__ q,                   // [N, HK, K]
@@ -685,7 +727,7 @@ extern "C" __global__ __launch_bounds__(128) void gated_delta_rule_few(
          plant);
 }
 
-extern "C" __global__ __launch_bounds__(128) void gated_delta_rule_few_slots(
+extern "C" __global__ __launch_bounds__(128, 7) void gated_delta_rule_few_slots(
     E* __restrict__ o,                         // [N, HV, V]
     float* states,                             // [slots, HV, K, V]
     const int* __restrict__ slots,             // [S]
