@@ -1,0 +1,749 @@
+// Gated delta rule on sm_90a, K = V = 128: in chunks of 64 tokens on tensor cores, and of few tokens. What is
+// computed is told in ../gated_delta_rule.cu. In a chunk, with G the sum of gates from its first token on,
+// D_ij = exp(G_i - G_j), S the state before it, and q and k normed:
+//
+//   A = strictly lower part of (beta K K') D,  T = (I + A)^-1 beta,  P = lower part of (Q K') D
+//   X  = v - exp(G) (K S)             what the state before the chunk does not say
+//   d  = T X                          what every token writes
+//   o  = exp(G) (Q S) + P d
+//   S <- exp(G_last) S + (exp(G_last - G) K)' d
+//
+// gated_delta_rule_chunk_prepare: T and P of every chunk, and factors of its tokens, all chunks at once. Grid
+//     (HK, slots, ceil(HV / HK / 2)), 256 threads, 70656 bytes of dynamic shared memory; a slot is a chunk, and
+//     there are 65535 at most. `work` takes slots * HV * 17408 bytes, aligned to 16.
+// gated_delta_rule_chunk_walk: the states and answers, chunk after chunk. Grid (S x HV, 1) with 384 threads and
+//     217088 bytes, or (S x HV, 2) with 256 threads and 184320 bytes, where S x HV is far below the number of
+//     multiprocessors. state_out may be state_in.
+//     Both take chunks [first, first + chunks) of every sequence; slots are then S * chunks. A long batch
+//     is best cut so that the slots of a cut stay in the L2 cache; every cut but the first has state_out for
+//     its state_in. With chunks = 0 they take all, and slots are N / 64 + S.
+// gated_delta_rule_few: any number of tokens one by one, meant for 1 to 8. Grid (S x HV, 4), 128 threads. The
+//     state is read once and written once; state_out may be state_in.
+// gated_delta_rule_few_slots: the same in a pool of states, in place. A sequence whose slot is below 0 is left
+//     out.
+//
+// Chunks: factors, norms, gates, A and every sum are f32. In tf32: the operands that make (I + A)^-1 of its
+// inverted blocks of 16, which are f32. In bf16: T and P; S, X and d as operands. The state that is carried
+// is f32. q, k and v are operands as they are stored. Few: all is f32.
+
+#include "common/stored.cuh"
+#include "common/mma.cuh"
+
+enum Plant {
+    HONEST,
+    DECAY_DROPPED_AT_EACH_CHUNK,
+    GATE_OFF_BY_ONE,
+    NO_DELTA_RULE,
+    BETA_ON_VALUE_ONLY,
+    EPS_ON_MEAN,
+    EPS_OUTSIDE_ROOT,
+    NOT_NORMED,
+    QUERY_NOT_SCALED,
+    STATE_IN_BF16,
+    INITIAL_STATE_IGNORED,
+    PREDICTION_BEFORE_DECAY,
+    ANSWER_BEFORE_WRITE,
+};
+
+const int CHUNK = 64, DIM = 128;     // K and V
+const int TILE = CHUNK * 128;        // bytes of 64 rows of 64 numbers
+const int HALF = 2 * TILE;           // keys, queries, and the second halves of their columns
+const int RECORD = 2 * TILE + 1024;  // T, P, and the factors of a chunk
+
+// Factors of the tokens of a chunk, behind T and P. Rows behind the end of a sequence have zeros.
+struct Factors {
+    float said[CHUNK];    // exp(G) |k|^-1
+    float asked[CHUNK];   // exp(G) |q|^-1 K^-1/2
+    float kept[CHUNK];    // exp(G_last - G) |k|^-1
+    float decay[CHUNK];   // exp(G_last), the first alone
+};
+
+__device__ inline float inverse_norm(float squares, float eps, int plant)
+{
+    if (plant == NOT_NORMED) return 1;
+    if (plant == EPS_ON_MEAN) return rsqrtf(squares + DIM * eps);
+    if (plant == EPS_OUTSIDE_ROOT) return 1 / (sqrtf(squares) + eps);
+    return rsqrtf(squares + eps);
+}
+
+// A piece of every BY-th row of a chunk, from `row` on.
+template <int BY> __device__ inline void copy_pieces(unsigned to, const bf16* from, size_t stride, int row, int rows)
+{
+    if (rows == CHUNK)
+#pragma unroll
+        for (int i = 0; i < CHUNK / BY; i++) copy_16(to + i * BY * 128, from), from += BY * stride;
+    else
+#pragma unroll
+        for (int i = 0; i < CHUNK / BY; i++) {
+            const bool there = row + i * BY < rows;
+            copy_16(to + i * BY * 128, there ? from : from - row * stride, there);
+            if (there) from += BY * stride;
+        }
+}
+
+// The inverse of a lower triangle with ones on its diagonal, of which the part below stands in m, by a
+// warpgroup. What is above the diagonal is zero, the diagonal is not read.
+const int ROW = CHUNK + 4;
+
+__device__ inline void invert(float* m, int warp, int lane, int barrier)
+{
+    const int r = lane / 4, c = lane % 4;
+    // Blocks of 16: a lane has a column, and goes down.
+    if (lane < 16) {
+        float* block = m + 16 * warp * (ROW + 1);
+        float x[16];
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            float sum = i == lane;
+#pragma unroll
+            for (int j = 0; j < i; j++) sum -= block[i * ROW + j] * x[j];
+            x[i] = sum;
+        }
+        __syncwarp(0xffff);
+#pragma unroll
+        for (int i = 0; i < 16; i++) block[i * ROW + lane] = x[i];
+    }
+    some_wait(barrier, 128);
+
+    // [T1 0; -T2 A T1, T2], of 16 to 32.
+    if (warp < 2) {
+        const float* t1 = m + 32 * warp * (ROW + 1);
+        const float* t2 = t1 + 16 * (ROW + 1);
+        float* a = m + 32 * warp * (ROW + 1) + 16 * ROW;
+        float z[2][4] = {}, y[2][4] = {};
+#pragma unroll
+        for (int n = 0; n < 2; n++)
+#pragma unroll
+            for (int k = 0; k < 16; k += 8)
+                mma_tf32(z[n], t2[r * ROW + k + c], t2[(r + 8) * ROW + k + c], t2[r * ROW + k + c + 4],
+                         t2[(r + 8) * ROW + k + c + 4], a[(k + c) * ROW + 8 * n + r], a[(k + c + 4) * ROW + 8 * n + r]);
+        // The sums are factors of the next product as they stand, its order being any.
+#pragma unroll
+        for (int n = 0; n < 2; n++)
+#pragma unroll
+            for (int k = 0; k < 2; k++)
+                mma_tf32(y[n], z[k][0], z[k][2], z[k][1], z[k][3], t1[(8 * k + 2 * c) * ROW + 8 * n + r],
+                         t1[(8 * k + 2 * c + 1) * ROW + 8 * n + r]);
+        __syncwarp();
+#pragma unroll
+        for (int n = 0; n < 2; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) a[(r + i / 2 * 8) * ROW + 8 * n + 2 * c + i % 2] = -y[n][i];
+    }
+    some_wait(barrier, 128);
+
+    // And of 32 to 64: a warp has 16 rows and 16 columns.
+    const float* t2 = m + (32 + warp / 2 * 16) * ROW + 32;
+    float* a = m + 32 * ROW;
+    float z[4][4] = {}, y[2][4] = {};
+#pragma unroll
+    for (int k = 0; k < 32; k += 8) {
+        if (16 <= k && warp < 2) break;
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+            mma_tf32(z[n], t2[r * ROW + k + c], t2[(r + 8) * ROW + k + c], t2[r * ROW + k + c + 4],
+                     t2[(r + 8) * ROW + k + c + 4], a[(k + c) * ROW + 8 * n + r], a[(k + c + 4) * ROW + 8 * n + r]);
+    }
+    const float* t1 = m + warp % 2 * 16;
+#pragma unroll
+    for (int n = 0; n < 2; n++)
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            mma_tf32(y[n], z[k][0], z[k][2], z[k][1], z[k][3], t1[(8 * k + 2 * c) * ROW + 8 * n + r],
+                     t1[(8 * k + 2 * c + 1) * ROW + 8 * n + r]);
+    some_wait(barrier, 128);
+    a += warp / 2 * 16 * ROW + warp % 2 * 16;
+#pragma unroll
+    for (int n = 0; n < 2; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) a[(r + i / 2 * 8) * ROW + 8 * n + 2 * c + i % 2] = -y[n][i];
+    some_wait(barrier, 128);
+}
+
+// Sums of gates in units of log 2, of which exp takes differences. A gate below -104 leaves nothing.
+__device__ inline void sum_gates(float* sums, float low, float high, int lane)
+{
+    const float unit = 1.44269504f;
+    low = fmaxf(low, -104) * unit, high = fmaxf(high, -104) * unit;
+#pragma unroll
+    for (int by = 1; by < 32; by *= 2) {
+        const float a = __shfl_up_sync(~0u, low, by), b = __shfl_up_sync(~0u, high, by);
+        if (by <= lane) low += a, high += b;
+    }
+    sums[lane] = low;
+    sums[lane + 32] = high + __shfl_sync(~0u, low, 31);
+}
+
+extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prepare(
+    unsigned char* __restrict__ work,          // [slots, HV, 17408]
+    const bf16* __restrict__ q,                // [N, HK, K]
+    const bf16* __restrict__ k,                // [N, HK, K]
+    const float* __restrict__ g,               // [N, HV]
+    const bf16* __restrict__ beta,             // [N, HV]
+    const long long* __restrict__ cu_seqlens,  // [S + 1]
+    float eps,
+    int S,
+    int HK,
+    int HV,
+    int first,
+    int chunks,
+    int plant)
+{
+    extern __shared__ unsigned char shared[];
+    __shared__ __align__(16) float norms[2 * CHUNK], logs[2 * CHUNK], gates[2][CHUNK], betas[2][CHUNK];
+    const unsigned base = (shared_address(shared) + 1023) / 1024 * 1024;
+    unsigned char* const tiles = shared + (base - shared_address(shared));
+    const int per = HV / HK, head = blockIdx.x, slot = blockIdx.y, pair = blockIdx.z;
+    const int thread = threadIdx.x, group = thread / 128, warp = thread / 32 % 4, lane = thread % 32;
+
+    // The sequence and the chunk of the slot.
+    int s = 0, chunk = first;
+    if (chunks) {
+        s = S == 1 ? 0 : slot / chunks, chunk += slot - s * chunks;
+    } else {
+        for (int end = S; 1 < end - s;) {
+            const int middle = (s + end) / 2;
+            if (cu_seqlens[middle] / CHUNK + middle <= slot) s = middle;
+            else end = middle;
+        }
+        chunk = slot - (int)(cu_seqlens[s] / CHUNK) - s;
+    }
+    const long long begin = cu_seqlens[s] + (long long)chunk * CHUNK, left = cu_seqlens[s + 1] - begin;
+    if (left <= 0) return;
+    const int rows = left < CHUNK ? (int)left : CHUNK;
+
+    // A warpgroup has a value head; one that is left over does the last again, for nobody.
+    const bool mine = pair * 2 + group < per;
+    const int h = head * per + (mine ? pair * 2 + group : per - 1), barrier = 1 + group;
+    float *const sums = gates[group], *const write = betas[group];
+    float gate[2] = {};
+    if (warp == 0)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int row = lane + 32 * i;
+            const bool is = row < rows;
+            if (is) gate[i] = g[(begin + row) * HV + h];
+            if (plant == GATE_OFF_BY_ONE && is) gate[i] = row + chunk == 0 ? 0 : g[(begin + row - 1) * HV + h];
+            if (plant == DECAY_DROPPED_AT_EACH_CHUNK && row == 0) gate[i] = 0;
+            write[row] = is ? load(beta[(begin + row) * HV + h]) : 0;
+        }
+
+    const unsigned keys = base, queries = base + TILE;
+    const int row_copied = thread / 16, piece_copied = thread % 16;
+    const unsigned to = keys + piece_copied / 8 * HALF + swizzled(row_copied, piece_copied % 8);
+    const size_t stride = (size_t)HK * DIM, from = ((begin + row_copied) * HK + head) * DIM + piece_copied * 8;
+    copy_pieces<16>(to, k + from, stride, row_copied, rows);
+    copy_pieces<16>(to + TILE, q + from, stride, row_copied, rows);
+    copies_end_group();
+    if (warp == 0) sum_gates(sums, gate[0], gate[1], lane);
+    copies_wait<0>();
+    writes_to_async();
+    __syncthreads();
+
+    float kk[32];
+    wgmma_begin();
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const unsigned at = i / 4 * HALF + i % 4 * 32;
+        wgmma_tiles(kk, tile(keys + at), tile(keys + at), i);
+    }
+    wgmma_end_group();
+
+    // Half a row each, its pieces in an order that no two lanes of eight share.
+    float squares = 0;
+    const unsigned char* half = tiles + thread / 128 * TILE + thread % 2 * HALF + thread / 2 % CHUNK * 128;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const uint4 piece = *(const uint4*)(half + ((i ^ lane % 8) << 4));
+        const unsigned pairs[4] = {piece.x, piece.y, piece.z, piece.w};
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            squares += first_of(pairs[j]) * first_of(pairs[j]) + second_of(pairs[j]) * second_of(pairs[j]);
+    }
+    squares += __shfl_xor_sync(~0u, squares, 1);
+    if (thread % 2 == 0) {
+        const float norm = thread / 2 % CHUNK < rows ? inverse_norm(squares, eps, plant) : 0;
+        norms[thread / 2] = norm, logs[thread / 2] = log_of_two(norm);
+    }
+    __syncthreads();
+
+    float* const m = (float*)(tiles + 4 * TILE + group * CHUNK * ROW * 4);
+    unsigned char* const image = tiles + group * 2 * TILE;
+    Factors* const factors = (Factors*)(tiles + 4 * TILE + 2 * CHUNK * ROW * 4) + group;
+    const float scale = plant == QUERY_NOT_SCALED ? 1 : 0.08838834764831845f;
+    if (thread % 128 < CHUNK) {
+        const int row = thread % 128;
+        float before = sums[row];
+        if (plant == PREDICTION_BEFORE_DECAY) before = row == 0 ? 0 : sums[row - 1];
+        factors->said[row] = plant == NO_DELTA_RULE ? 0 : power_of_two(before) * norms[row];
+        factors->asked[row] = power_of_two(sums[row]) * norms[CHUNK + row] * scale;
+        factors->kept[row] = power_of_two(sums[CHUNK - 1] - sums[row]) * norms[row];
+        if (row == 0) factors->decay[0] = power_of_two(sums[CHUNK - 1]);
+    }
+
+    // Rows of this thread: r and r + 8; columns 8 b + c and the next.
+    const int r = 16 * warp + lane / 4, c = lane % 4 * 2;
+    float sum[2], scaled[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int row = r + 8 * i;
+        sum[i] = sums[row], scaled[i] = norms[row];
+        if (plant == PREDICTION_BEFORE_DECAY) sum[i] = row == 0 ? 0 : sums[row - 1];
+        if (plant != BETA_ON_VALUE_ONLY) scaled[i] *= write[row];
+        if (plant == NO_DELTA_RULE) scaled[i] = 0;
+    }
+    wgmma_wait<0>();
+    there(kk);
+#pragma unroll
+    for (int b = 0; b < 8; b++) {
+        float a[4] = {};
+        if (b <= 2 * warp + 1) {
+            const float2 past = *(const float2*)&sums[8 * b + c], norm = *(const float2*)&logs[8 * b + c];
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                a[i] = kk[4 * b + i] * scaled[i / 2] *
+                       power_of_two(sum[i / 2] - (i % 2 ? past.y - norm.y : past.x - norm.x));
+            if (2 * warp <= b)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    if (r + i / 2 * 8 <= 8 * b + c + i % 2) a[i] = 0;
+        }
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            *(float2*)&m[(r + 8 * i) * ROW + 8 * b + c] = make_float2(a[2 * i], a[2 * i + 1]);
+    }
+    float qk[32];
+    wgmma_begin();
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const unsigned at = i / 4 * HALF + i % 4 * 32;
+        wgmma_tiles(qk, tile(queries + at), tile(keys + at), i);
+    }
+    wgmma_end_group();
+    some_wait(barrier, 128);
+    invert(m, warp, lane, barrier);
+    wgmma_wait<0>();
+    there(qk);
+    __syncthreads();  // Keys and queries have been read; their place is that of T and P.
+
+    const int diagonal = plant == ANSWER_BEFORE_WRITE ? 0 : 1;
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        sum[i] = sums[r + 8 * i], scaled[i] = norms[CHUNK + r + 8 * i] * scale;
+#pragma unroll
+    for (int b = 0; b < 8; b++) {
+        float p[4] = {};
+        if (b <= 2 * warp + 1) {
+            const float2 past = *(const float2*)&sums[8 * b + c], norm = *(const float2*)&logs[8 * b + c];
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                p[i] = qk[4 * b + i] * scaled[i / 2] *
+                       power_of_two(sum[i / 2] - (i % 2 ? past.y - norm.y : past.x - norm.x));
+            if (2 * warp <= b)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    if (r + i / 2 * 8 + diagonal <= 8 * b + c + i % 2) p[i] = 0;
+        }
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            *(unsigned*)(image + TILE + swizzled(r + 8 * i, b) + 2 * c) = packed(p[2 * i], p[2 * i + 1]);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int row = thread % 128 / 8 + 16 * i, piece = thread % 8;
+        const float4 *x = (const float4*)&m[row * ROW + 8 * piece], *y = (const float4*)&write[8 * piece];
+        const float4 a = x[0], b = x[1];
+        float4 e = y[0], f = y[1];
+        if (plant == BETA_ON_VALUE_ONLY) e = f = make_float4(1, 1, 1, 1);
+        *(uint4*)(image + swizzled(row, piece)) =
+            make_uint4(packed(a.x * e.x, a.y * e.y), packed(a.z * e.z, a.w * e.w), packed(b.x * f.x, b.y * f.y),
+                       packed(b.z * f.z, b.w * f.w));
+    }
+    writes_to_async();
+    some_wait(barrier, 128);
+    if (mine && thread % 128 == 0) {
+        unsigned char* to = work + ((size_t)slot * HV + h) * RECORD;
+        bulk_store(to, shared_address(image), 2 * TILE);
+        bulk_store(to + 2 * TILE, shared_address(factors), sizeof(Factors));
+        bulk_stores_wait();
+    }
+}
+
+const int STAGES = 3;
+
+extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk(
+    bf16* __restrict__ o,                      // [N, HV, V]
+    float* state_out,                          // [S, HV, K, V]
+    const unsigned char* __restrict__ work,    // [slots, HV, 17408]
+    const bf16* __restrict__ q,                // [N, HK, K]
+    const bf16* __restrict__ k,                // [N, HK, K]
+    const bf16* __restrict__ v,                // [N, HV, V]
+    const bf16* __restrict__ beta,             // [N, HV]
+    const float* state_in,                     // [S, HV, K, V]
+    const long long* __restrict__ cu_seqlens,  // [S + 1]
+    int HK,
+    int HV,
+    int first,
+    int chunks,
+    int plant)
+{
+    extern __shared__ unsigned char shared[];
+    __shared__ unsigned long long barriers[2 * STAGES];
+    const unsigned base = (shared_address(shared) + 1023) / 1024 * 1024;
+    const unsigned full = shared_address(barriers), empty = full + 8 * STAGES;
+    const int groups = blockDim.x / 128 - 1, stage_bytes = 4 * TILE + RECORD + groups * TILE;
+    const int s = blockIdx.x / HV, h = blockIdx.x % HV, head = h / (HV / HK);
+    const long long begin = cu_seqlens[s], length = cu_seqlens[s + 1] - begin;
+    const int all = (int)((length + CHUNK - 1) / CHUNK);
+    const int to = chunks && first + chunks < all ? first + chunks : all;
+
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < STAGES; i++) {
+            barrier_init(full + 8 * i, 128 + 1);
+            barrier_init(empty + 8 * i, 4 * groups);
+        }
+        barriers_are_there();
+    }
+    __syncthreads();
+
+    if (threadIdx.x < 128) {
+        registers_down<40>();
+        const int thread = threadIdx.x, row = thread / 16, piece = thread % 16, row_v = thread / 8, piece_v = thread % 8;
+        const size_t stride = (size_t)HK * DIM, stride_v = (size_t)HV * DIM;
+        const long long token = begin + (long long)first * CHUNK;
+        const size_t at = ((token + row) * HK + head) * DIM + piece * 8;
+        const bf16 *key = k + at, *query = q + at;
+        const bf16* value = v + ((token + row_v) * HV + h) * DIM + blockIdx.y * groups * 64 + piece_v * 8;
+        const long long slot = chunks ? (long long)s * chunks : begin / CHUNK + s + first;
+        const unsigned char* record = work + ((size_t)slot * HV + h) * RECORD;
+        const unsigned to_key = base + piece / 8 * HALF + swizzled(row, piece % 8);
+        const unsigned to_value = base + 4 * TILE + RECORD + swizzled(row_v, piece_v);
+        int stage = 0, parity = 1;
+        for (int i = first; i < to; i++) {
+            const long long left = length - (long long)i * CHUNK;
+            const int rows = left < CHUNK ? (int)left : CHUNK, offset = stage * stage_bytes;
+            barrier_wait(empty + 8 * stage, parity);
+            if (thread == 0) {
+                arrive_expecting(full + 8 * stage, RECORD);
+                bulk_load(base + offset + 4 * TILE, record, RECORD, full + 8 * stage);
+            }
+            copy_pieces<8>(to_key + offset, key, stride, row, rows);
+            copy_pieces<8>(to_key + offset + TILE, query, stride, row, rows);
+            copy_pieces<16>(to_value + offset, value, stride_v, row_v, rows);
+            if (groups == 2) copy_pieces<16>(to_value + offset + TILE, value + 64, stride_v, row_v, rows);
+            copies_end_group();
+            key += CHUNK * stride, query += CHUNK * stride, value += CHUNK * stride_v, record += (size_t)HV * RECORD;
+            // The chunk before is told of, when this one has been asked for.
+            if (first < i) {
+                copies_wait<1>();
+                writes_to_async();
+                arrive(full + 8 * (stage ? stage - 1 : STAGES - 1));
+            }
+            if (++stage == STAGES) stage = 0, parity ^= 1;
+        }
+        copies_wait<0>();
+        writes_to_async();
+        if (first < to) arrive(full + 8 * (stage ? stage - 1 : STAGES - 1));
+        return;
+    }
+
+    // A warpgroup has 64 columns of the state, transposed: rows of a thread are columns `row` and row + 8 of
+    // the state, and in a chunk of v and o; its columns are 8 b + c and the next, channels of k or tokens.
+    registers_up<232>();
+    const int group = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+    const int c = lane % 4 * 2, row = (blockIdx.y * groups + group) * 64 + 16 * warp + lane / 4;
+    const size_t own = (size_t)blockIdx.x * DIM * DIM + row;
+    float state[64];
+#pragma unroll
+    for (int i = 0; i < 64; i++) {
+        const int channel = i / 4 * 8 + c + i % 2;
+        state[i] = plant == INITIAL_STATE_IGNORED && first == 0 ? 0 : state_in[own + channel * DIM + i / 2 % 2 * 8];
+    }
+
+    // The answers of a chunk wait in shared memory until the next one is under way.
+    const unsigned answers = base + STAGES * stage_bytes + group * TILE;
+    const unsigned char* const answers_read = shared + (answers - shared_address(shared));
+    bf16* answers_to = o + ((begin + (long long)first * CHUNK + lane / 2) * HV + h) * DIM +
+                       (blockIdx.y * groups + group) * 64 + (2 * warp + lane % 2) * 8;
+    auto answer = [&](int rows) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const uint4 pairs = *(const uint4*)(answers_read + swizzled(16 * j + lane / 2, 2 * warp + lane % 2));
+            if (16 * j + lane / 2 < rows) *(uint4*)answers_to = pairs;
+            answers_to += 16 * HV * DIM;
+        }
+    };
+    const unsigned own_pieces = swizzled(lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2);
+
+    unsigned s16[32];
+#pragma unroll
+    for (int j = 0; j < 32; j++) s16[j] = packed(state[2 * j], state[2 * j + 1]);
+    int stage = 0, parity = 0;
+    for (int i = first; i < to; i++) {
+        const unsigned keys = base + stage * stage_bytes, t = keys + 4 * TILE, p = t + TILE;
+        const unsigned values = t + RECORD + group * TILE + own_pieces;
+        const Factors* factors = (const Factors*)(shared + (p + TILE - shared_address(shared)));
+        barrier_wait(full + 8 * stage, parity);
+
+        // What the state says to the keys, and answers to the queries.
+        float x[64];
+        wgmma_begin();
+#pragma unroll
+        for (int j = 0; j < 8; j++) wgmma_128<0>(x, s16 + 4 * j, tile(keys + j / 4 * HALF + j % 4 * 32), j);
+        wgmma_end_group();
+
+        // Meanwhile.
+        if (first < i) answer(CHUNK);
+        const float decay = factors->decay[0];
+#pragma unroll
+        for (int j = 0; j < 64; j++) state[j] *= decay;
+        unsigned value[4][4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) load_transposed(value[j], values + j * 2048);
+
+        unsigned x16[16];
+        wgmma_wait<0>();
+        there(x);
+#pragma unroll
+        for (int b = 0; b < 8; b++) {
+            const float2 said = *(const float2*)&factors->said[8 * b + c];
+            const unsigned low = value[b / 2][b % 2 * 2], high = value[b / 2][b % 2 * 2 + 1];
+            float2 write = make_float2(1, 1);
+            if (plant == BETA_ON_VALUE_ONLY) {
+                const long long token = (long long)i * CHUNK + 8 * b + c;
+                if (token < length) write.x = load(beta[(begin + token) * HV + h]);
+                if (token + 1 < length) write.y = load(beta[(begin + token + 1) * HV + h]);
+            }
+            x16[2 * b] = packed(first_of(low) * write.x - said.x * x[4 * b],
+                                second_of(low) * write.y - said.y * x[4 * b + 1]);
+            x16[2 * b + 1] = packed(first_of(high) * write.x - said.x * x[4 * b + 2],
+                                    second_of(high) * write.y - said.y * x[4 * b + 3]);
+        }
+        float d[32], answered[32];
+        wgmma_begin();
+#pragma unroll
+        for (int j = 0; j < 4; j++) wgmma_64(d, x16 + 4 * j, tile(t + j * 32), j);
+        wgmma_end_group();
+#pragma unroll
+        for (int b = 0; b < 8; b++) {
+            const float2 asked = *(const float2*)&factors->asked[8 * b + c];
+#pragma unroll
+            for (int j = 0; j < 4; j++) answered[4 * b + j] = x[32 + 4 * b + j] * (j % 2 ? asked.y : asked.x);
+        }
+
+        unsigned d16[16], kept16[16];
+        wgmma_wait<0>();
+        there(d);
+#pragma unroll
+        for (int b = 0; b < 8; b++) {
+            const float2 kept = *(const float2*)&factors->kept[8 * b + c];
+            kept16[2 * b] = packed(kept.x * d[4 * b], kept.y * d[4 * b + 1]);
+            kept16[2 * b + 1] = packed(kept.x * d[4 * b + 2], kept.y * d[4 * b + 3]);
+        }
+        wgmma_begin();
+#pragma unroll
+        for (int j = 0; j < 4; j++) wgmma_128<1>(state, kept16 + 4 * j, tile(keys + j * 2048, HALF), 1);
+        wgmma_end_group();
+#pragma unroll
+        for (int j = 0; j < 16; j++) d16[j] = packed(d[2 * j], d[2 * j + 1]);
+        wgmma_begin();
+#pragma unroll
+        for (int j = 0; j < 4; j++) wgmma_64(answered, d16 + 4 * j, tile(p + j * 32), 1);
+        wgmma_end_group();
+        wgmma_wait<1>();
+        there(state);
+        if (plant == STATE_IN_BF16)
+#pragma unroll
+            for (int j = 0; j < 64; j++) state[j] = rounded<bf16>(state[j]);
+#pragma unroll
+        for (int j = 0; j < 32; j++) s16[j] = packed(state[2 * j], state[2 * j + 1]);
+        wgmma_wait<0>();
+        there(answered);
+        if (lane == 0) arrive(empty + 8 * stage);
+        if (++stage == STAGES) stage = 0, parity ^= 1;
+
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const float* y = answered + 8 * j;
+            store_transposed(answers + own_pieces + j * 2048, packed(y[0], y[1]), packed(y[2], y[3]),
+                             packed(y[4], y[5]), packed(y[6], y[7]));
+        }
+        __syncwarp();
+    }
+    if (first < to) answer(length - (long long)(to - 1) * CHUNK < CHUNK ? (int)(length - (long long)(to - 1) * CHUNK) : CHUNK);
+
+#pragma unroll
+    for (int i = 0; i < 64; i++) state_out[own + (i / 4 * 8 + c + i % 2) * DIM + i / 2 % 2 * 8] = state[i];
+}
+
+// Four numbers of a row, of 16 bits or of 32.
+template <class T> __device__ inline float4 load_4(const T* from)
+{
+    const uint2 pairs = *(const uint2*)from;
+    T x[4];
+    x[0].bits = pairs.x & 0xffff, x[1].bits = pairs.x >> 16, x[2].bits = pairs.y & 0xffff, x[3].bits = pairs.y >> 16;
+    return make_float4(load(x[0]), load(x[1]), load(x[2]), load(x[3]));
+}
+
+template <> __device__ inline float4 load_4(const f32* from) { return *(const float4*)from; }
+
+__device__ inline float dot(float4 a, float4 b) { return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
+
+const int FEW = 8;
+
+// 32 columns of a state by 128 threads: a thread has 4 of them, and 8 rows.
+//
+// The answer is that of the decayed state and what the write adds to it, (q k') d: both products with the
+// state are then taken at once, and the threads meet once a token.
+__device__ inline void walk(E* o, float* state_out, const E* q, const E* k, const E* v, const float* g,
+                            const E* beta, const float* state_in, long long begin, long long end, int h, int HK,
+                            int HV, float eps, int plant)
+{
+    __shared__ __align__(16) float keys[FEW][DIM], queries[FEW][DIM], values[FEW][32], decays[FEW], writes[FEW],
+        both[FEW];
+    __shared__ __align__(16) float sums[2][4][8][8];  // two, so that threads wait once a token
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, columns = lane % 8;
+    const int row = threadIdx.x / 8 * 8, column = blockIdx.y * 32, head = h / (HV / HK);
+    const size_t own = (size_t)row * DIM + column + columns * 4;
+    float state[8][4];
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const float4 x = *(const float4*)(state_in + own + i * DIM);
+        state[i][0] = x.x, state[i][1] = x.y, state[i][2] = x.z, state[i][3] = x.w;
+    }
+
+    for (long long first = begin; first < end; first += FEW) {
+        const int n = end - first < FEW ? (int)(end - first) : FEW;
+        if (first != begin) __syncthreads();
+        // A warp has a token.
+        for (int i = warp; i < n; i += 4) {
+            const long long t = first + i;
+            float4 key = load_4(k + (t * HK + head) * DIM + lane * 4), query = load_4(q + (t * HK + head) * DIM + lane * 4);
+            values[i][lane] = load(v[(t * HV + h) * DIM + column + lane]);
+            float gate = g[t * HV + h];
+            if (plant == GATE_OFF_BY_ONE) gate = t == begin ? 0 : g[(t - 1) * HV + h];
+            if (plant == DECAY_DROPPED_AT_EACH_CHUNK && (t - begin) % CHUNK == 0) gate = 0;
+            float kk = dot(key, key), qq = dot(query, query), kq = dot(key, query);
+#pragma unroll
+            for (int by = 1; by < 32; by *= 2) {
+                kk += __shfl_xor_sync(~0u, kk, by);
+                qq += __shfl_xor_sync(~0u, qq, by);
+                kq += __shfl_xor_sync(~0u, kq, by);
+            }
+            const float on_key = inverse_norm(kk, eps, plant);
+            const float on_query = inverse_norm(qq, eps, plant) * (plant == QUERY_NOT_SCALED ? 1 : 0.08838834764831845f);
+            *(float4*)&keys[i][lane * 4] = make_float4(key.x * on_key, key.y * on_key, key.z * on_key, key.w * on_key);
+            *(float4*)&queries[i][lane * 4] =
+                make_float4(query.x * on_query, query.y * on_query, query.z * on_query, query.w * on_query);
+            if (lane == 0) {
+                decays[i] = expf(gate), writes[i] = load(beta[t * HV + h]);
+                both[i] = plant == ANSWER_BEFORE_WRITE ? 0 : kq * on_key * on_query;
+            }
+        }
+        if (plant == INITIAL_STATE_IGNORED && first == begin)
+#pragma unroll
+            for (int i = 0; i < 32; i++) state[i / 4][i % 4] = 0;
+        __syncthreads();
+
+        for (int t = 0; t < n; t++) {
+            float key[8], sum[8] = {};
+#pragma unroll
+            for (int i = 0; i < 8; i += 4) {
+                const float4 a = *(const float4*)&keys[t][row + i], b = *(const float4*)&queries[t][row + i];
+                const float query[4] = {b.x, b.y, b.z, b.w};
+                key[i] = a.x, key[i + 1] = a.y, key[i + 2] = a.z, key[i + 3] = a.w;
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+#pragma unroll
+                    for (int l = 0; l < 4; l++)
+                        sum[l] += state[i + j][l] * key[i + j], sum[4 + l] += state[i + j][l] * query[j];
+            }
+            // Of the eight sums of four lanes each is left with two.
+#pragma unroll
+            for (int l = 0; l < 4; l++) {
+                const float theirs = lane & 16 ? sum[l] : sum[4 + l];
+                sum[l] = (lane & 16 ? sum[4 + l] : sum[l]) + __shfl_xor_sync(~0u, theirs, 16);
+            }
+#pragma unroll
+            for (int l = 0; l < 2; l++) {
+                const float theirs = lane & 8 ? sum[l] : sum[2 + l];
+                sum[l] = (lane & 8 ? sum[2 + l] : sum[l]) + __shfl_xor_sync(~0u, theirs, 8);
+            }
+            float(*const all)[8][8] = sums[t & 1];
+            *(float2*)&all[warp][columns][lane / 16 * 4 + lane / 8 % 2 * 2] = make_float2(sum[0], sum[1]);
+            __syncthreads();
+
+            const float decay = decays[t], write = writes[t];
+            float on_said = write * decay;
+            if (plant == NO_DELTA_RULE) on_said = 0;
+            if (plant == BETA_ON_VALUE_ONLY) on_said = decay;
+            if (plant == PREDICTION_BEFORE_DECAY) on_said = write;
+            float d[4];
+#pragma unroll
+            for (int l = 0; l < 4; l++)
+                d[l] = write * values[t][columns * 4 + l] -
+                       on_said * ((all[0][columns][l] + all[1][columns][l]) + (all[2][columns][l] + all[3][columns][l]));
+            if (threadIdx.x < 8)
+#pragma unroll
+                for (int l = 0; l < 4; l++) {
+                    const float(*a)[8] = &all[0][columns];
+                    const float answer = (a[0][4 + l] + a[8][4 + l]) + (a[16][4 + l] + a[24][4 + l]);
+                    o[((first + t) * HV + h) * DIM + column + columns * 4 + l] =
+                        store<E>(decay * answer + both[t] * d[l]);
+                }
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+#pragma unroll
+                for (int l = 0; l < 4; l++) {
+                    state[i][l] = decay * state[i][l] + key[i] * d[l];
+                    if (plant == STATE_IN_BF16) state[i][l] = rounded<bf16>(state[i][l]);
+                }
+        }
+    }
+
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        *(float4*)(state_out + own + i * DIM) = make_float4(state[i][0], state[i][1], state[i][2], state[i][3]);
+}
+
+extern "C" __global__ __launch_bounds__(128, 7) void gated_delta_rule_few(
+    E* __restrict__ o,                         // [N, HV, V]
+    float* state_out,                          // [S, HV, K, V]
+    const E* __restrict__ q,                   // [N, HK, K]
+    const E* __restrict__ k,                   // [N, HK, K]
+    const E* __restrict__ v,                   // [N, HV, V]
+    const float* __restrict__ g,               // [N, HV]
+    const E* __restrict__ beta,                // [N, HV]
+    const float* state_in,                     // [S, HV, K, V]
+    const long long* __restrict__ cu_seqlens,  // [S + 1]
+    float eps,
+    int HK,
+    int HV,
+    int plant)
+{
+    const int s = blockIdx.x / HV, h = blockIdx.x % HV;
+    const size_t state = (size_t)blockIdx.x * DIM * DIM;
+    walk(o, state_out + state, q, k, v, g, beta, state_in + state, cu_seqlens[s], cu_seqlens[s + 1], h, HK, HV, eps,
+         plant);
+}
+
+extern "C" __global__ __launch_bounds__(128, 7) void gated_delta_rule_few_slots(
+    E* __restrict__ o,                         // [N, HV, V]
+    float* states,                             // [slots, HV, K, V]
+    const int* __restrict__ slots,             // [S]
+    const E* __restrict__ q,                   // [N, HK, K]
+    const E* __restrict__ k,                   // [N, HK, K]
+    const E* __restrict__ v,                   // [N, HV, V]
+    const float* __restrict__ g,               // [N, HV]
+    const E* __restrict__ beta,                // [N, HV]
+    const long long* __restrict__ cu_seqlens,  // [S + 1]
+    float eps,
+    int HK,
+    int HV,
+    int plant)
+{
+    const int s = blockIdx.x / HV, h = blockIdx.x % HV, slot = slots[s];
+    if (slot < 0) return;
+    float* state = states + ((size_t)slot * HV + h) * DIM * DIM;
+    walk(o, state, q, k, v, g, beta, state, cu_seqlens[s], cu_seqlens[s + 1], h, HK, HV, eps, plant);
+}
