@@ -57,7 +57,7 @@ macro_rules! sources {
             };
         )*
 
-        const $all: &[Source] = &[$($source,)*];
+        pub(crate) const $all: &[Source] = &[$($source,)*];
     };
 }
 
@@ -81,9 +81,19 @@ sources! {
     FP8_DEQUANT = "fp8_dequant" of WIDE,
 }
 
+/// Kernels for Hopper.
+pub mod hopper {
+    use super::{HOPPER, Source};
+
+    sources! {
+        ALL: HOPPER in "hopper/";
+        GATED_DELTA_RULE = "gated_delta_rule" of &[("bf16", "bf16")],
+    }
+}
+
 /// Every source, in the model's order; the portable ones first.
 pub fn sources() -> impl Iterator<Item = &'static Source> {
-    PLAIN.iter()
+    PLAIN.iter().chain(hopper::ALL)
 }
 
 /// Headers, by the one name under which they are included.
@@ -91,6 +101,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("common/activation.cuh", include_str!("common/activation.cuh")),
     ("common/block.cuh", include_str!("common/block.cuh")),
     ("common/fp8.cuh", include_str!("common/fp8.cuh")),
+    ("common/mma.cuh", include_str!("common/mma.cuh")),
     ("common/order.cuh", include_str!("common/order.cuh")),
     ("common/stored.cuh", include_str!("common/stored.cuh")),
     ("common/weight.cuh", include_str!("common/weight.cuh")),
