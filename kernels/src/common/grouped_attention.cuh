@@ -1,4 +1,3 @@
-#include "common/activation.cuh"
 #include "common/wgmma.cuh"
 
 // What kernels of gated attention share, that take the eight query heads of a key/value head together.
@@ -19,32 +18,35 @@ enum Plant {
 #define ROW 512     // Bytes of a row of one head.
 #define LOG2E 1.4426950408889634f
 
-// Which keys the queries of a block see.
+// Which keys some consecutive queries of a sequence see. Rows may be more than an int counts, the keys of one
+// sequence are not.
 struct Seen {
-    long long first;   // Row of key 0 of the sequence.
-    long long query;   // Row of query 0 of the block.
-    int queries;       // That the block has.
-    long long all;     // Keys of the sequence.
-    long long cached;  // Of them before query 0.
-    long long most;    // Keys that the last query sees.
-    int more;          // Than the cached ones query 0 sees: its own; in a fault the next too, or none.
+    long long first;  // Row of key 0 of the sequence.
+    long long query;  // Row of the first of the queries.
+    int queries;      // How many there are.
+    int all;          // Keys of the sequence.
+    int cached;       // Of them before the first of the queries.
+    int more;         // What it sees beside those: itself; in a fault the next as well, or not even that.
+    int most;         // Keys that the last of the queries sees.
 
-    // Of a sequence the queries from i on.
-    __device__ Seen(const long long* cu_seqlens_q, const long long* cu_seqlens_k, int s, int i, int most_queries,
-                    int plant)
+    Seen() = default;
+
+    // Of a sequence the queries from i on, `at_most` so many.
+    __device__ Seen(const long long* cu_seqlens_q, const long long* cu_seqlens_k, int s, int i, int at_most, int plant)
     {
-        const long long start = cu_seqlens_q[s], tokens = cu_seqlens_q[s + 1] - start;
+        const long long start = cu_seqlens_q[s];
+        const int tokens = (int)(cu_seqlens_q[s + 1] - start);
         first = cu_seqlens_k[s];
-        all = cu_seqlens_k[s + 1] - first;
+        all = (int)(cu_seqlens_k[s + 1] - first);
         query = start + i;
-        queries = (int)min((long long)most_queries, tokens - i);
-        more = plant == MASK_SEES_NEXT ? 2 : plant == MASK_HIDES_SELF ? 0 : 1;
+        queries = min(at_most, tokens - i);
         cached = all - tokens + i;
+        more = plant == MASK_SEES_NEXT ? 2 : plant == MASK_HIDES_SELF ? 0 : 1;
         most = by(queries - 1);
     }
 
-    // How many keys query j of the block sees.
-    __device__ long long by(int j) const { return max(min(cached + j + more, all), 1LL); }
+    // How many keys query j of them sees.
+    __device__ int by(int j) const { return max(min(cached + j + more, all), 1); }
 };
 
 __device__ inline float scale_of(int plant) { return plant == SCALE_MISSING ? LOG2E : LOG2E / 16; }
@@ -57,13 +59,16 @@ __device__ inline int head_of(int place, int kv, int HKV, int plant)
 
 __device__ inline unsigned word(const bf16* at) { return *(const unsigned*)at; }
 
-// Two channels of an answer behind their gate.
-__device__ inline void answer(bf16* o, const bf16* gate, size_t at, float low, float high)
+// 1 / (1 + e^-x) to some 21 bits; zero where e^-x is too large for a float.
+__device__ inline float sigmoid_fast(float x)
 {
-    if (gate) {
-        const unsigned raw = word(gate + at);
-        low *= sigmoid(low_of(raw));
-        high *= sigmoid(high_of(raw));
-    }
-    *(unsigned*)(o + at) = pack(low, high);
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1 + exp2_fast(-LOG2E * x)));
+    return y;
+}
+
+// Two channels of an answer behind their gate, as stored.
+__device__ inline unsigned gated(float low, float high, unsigned gate)
+{
+    return pack(low * sigmoid_fast(low_of(gate)), high * sigmoid_fast(high_of(gate)));
 }

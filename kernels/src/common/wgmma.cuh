@@ -9,6 +9,26 @@ __device__ inline unsigned shared_address(const void* at)
     return (unsigned)__cvta_generic_to_shared(at);
 }
 
+__device__ inline unsigned read_word(unsigned at)
+{
+    unsigned x;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(at) : "memory");
+    return x;
+}
+
+__device__ inline void write_word(unsigned at, unsigned x)
+{
+    asm volatile("st.shared.b32 [%0], %1;" :: "r"(at), "r"(x) : "memory");
+}
+
+__device__ inline uint4 read_chunk(unsigned at)
+{
+    uint4 x;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(at) : "memory");
+    return x;
+}
+
 // 16 bytes from global to shared memory, of which the first `bytes` are read and the rest are zero.
 __device__ inline void copy_16(unsigned to, const void* from, int bytes)
 {
@@ -138,10 +158,8 @@ __device__ inline unsigned long long matrix_at(unsigned at, unsigned columns, un
 }
 
 // All threads of a cluster.
-__device__ inline void cluster_sync()
-{
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
+__device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
 // The place in the shared memory of another block of the cluster.
 __device__ inline unsigned in_block(unsigned at, int block)

@@ -19,109 +19,115 @@
 #include "common/grouped_attention.cuh"
 #include "common/wgmma.cuh"
 
+#ifndef STOP
+#define STOP 0
+#endif
+#define STOP_AT(n) if (STOP == n) return;
 #define KEYS 64                  // Keys of a tile.
 #define UNIT (KEYS * ROW)        // Bytes of a tile of keys, or of values.
 #ifndef LEAST
 #define LEAST 128                // Keys of a part, at least.
 #endif
+#ifndef CLUSTER
 #define CLUSTER 8
+#endif
+#ifndef RING1
+#define RING1 3
+#endif
 #define PART (H + 4)             // Floats of a part in the workspace: values, largest score, sum.
 
 // Units that are on their way or in use.
-#define RING(T) ((T) == 1 ? 3 : 5)
-#define DECODE_SHARED(T) (RING(T) * UNIT + (T) * (KEYS * 16 + (T == 1 ? 0 : GROUP * ROW) + 6 * GROUP * 4))
+#define RING(T) ((T) == 1 ? RING1 : 5)
+#define DECODE_SHARED(T) (RING(T) * UNIT + (T) * (KEYS * 16 + ((T) == 1 ? 0 : GROUP * ROW) + 6 * GROUP * 4))
 
 // Where chunk c of 16 bytes of a row stands in a unit: eight rows put a chunk into eight places.
 __device__ inline unsigned chunk(int row, int c) { return row * ROW + (c ^ row & 7) * 16; }
 
-template <int T> struct Decode {
-    static constexpr int R = RING(T), ROWS = T * GROUP;
-    unsigned ring, queries, probabilities;
-    float *maxima, *largest, *total;  // [4][ROWS], [ROWS], [ROWS]
-    int warp, lane;
-
-    __device__ Decode(unsigned char* shared) : warp(threadIdx.x / 32), lane(threadIdx.x % 32)
-    {
-        ring = shared_address(shared);
-        probabilities = ring + R * UNIT;
-        queries = probabilities + T * KEYS * 16;
-        maxima = (float*)(shared + R * UNIT + T * (KEYS * 16 + (T == 1 ? 0 : GROUP * ROW)));
-        largest = maxima + 4 * ROWS;
-        total = largest + ROWS;
-    }
-
-    __device__ unsigned slot(int unit) const { return ring + unit % R * UNIT; }
-
-    // Begins to load a unit: keys (even) or values (odd) from row `from` on, of which `rows` are there.
-    __device__ void load(int unit, const bf16* from, size_t stride, int rows) const
-    {
-        const unsigned to = slot(unit);
-#pragma unroll
-        for (int i = 0; i < KEYS / 4; i++) {
-            const int row = warp + 4 * i;
-            const bf16* at = from + (row < rows ? row : 0) * stride + lane * 8;
-            copy_16(to + chunk(row, lane), at, row < rows ? 16 : 0);
-        }
-    }
-};
-
-template <int T>
+// Of T queries, with 4 W warps: of every four, each takes 16 keys of a tile for the scores and 64 channels for
+// the answers of T / W queries.
+template <int T, int W>
 __device__ void decode(bf16* o, const bf16* q, const bf16* k, const bf16* v, const bf16* gate,
                        const long long* cu_seqlens_q, const long long* cu_seqlens_k, float* parts, int* tickets,
                        int S, int HKV, int plant)
 {
     extern __shared__ __align__(1024) unsigned char shared[];
-    constexpr int R = RING(T), ROWS = T * GROUP;
-    const Decode<T> d(shared);
-    const int warp = d.warp, lane = d.lane, g = lane / 4, t = lane % 4;
+    constexpr int R = RING(T), ROWS = T * GROUP, OWN = T / W, THREADS = 128 * W;
+    constexpr int STEPS = T == 1 ? H / 16 : 1;  // Whose queries stay in registers.
+    const unsigned ring = shared_address(shared), probabilities = ring + R * UNIT;
+    const unsigned queries = probabilities + T * KEYS * 16;
+    float* maxima = (float*)(shared + R * UNIT + T * (KEYS * 16 + (T == 1 ? 0 : GROUP * ROW)));  // [4][ROWS]
+    float *largest = maxima + 4 * ROWS, *total = largest + ROWS;                                   // [ROWS]
+    const int warp = threadIdx.x / 32 % 4, four = threadIdx.x / 128, mine = four * OWN;
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int groups = gridDim.z / S, kv = blockIdx.y, HQ = HKV * GROUP;
     const int rank = blockIdx.x % CLUSTER, clusters = gridDim.x / CLUSTER;
     const Seen seen(cu_seqlens_q, cu_seqlens_k, blockIdx.z / groups, blockIdx.z % groups * T, T, plant);
     if (seen.queries <= 0) return;
+    STOP_AT(1)
 
     // The part of the keys that is this block's.
-    const long long share = (seen.most + gridDim.x - 1) / gridDim.x;
-    const int size = max((int)((share + 15) / 16 * 16), LEAST);
-    const int used = min((long long)clusters, (seen.most + (long long)size * CLUSTER - 1) / ((long long)size * CLUSTER));
+    const int blocks = gridDim.x, share = (seen.most + blocks - 1) / blocks;
+    const int size = max((share + 15) / 16 * 16, LEAST);
+    const int used = (seen.most + size * CLUSTER - 1) / (size * CLUSTER);
     if (used <= blockIdx.x / CLUSTER) return;
-    const long long begin = (long long)blockIdx.x * size;
-    int keys = (int)max(min((long long)size, seen.most - begin), 0LL);
+    const int begin = blockIdx.x * size;
+    int keys = max(min(size, seen.most - begin), 0);
     if (plant == LAST_PART_DROPPED && seen.most <= begin + size) keys = 0;
     const int tiles = (keys + KEYS - 1) / KEYS;
-    const size_t stride = (size_t)HKV * H;
-    const size_t corner = ((seen.first + begin) * HKV + kv) * H;
+    const size_t stride = (size_t)HKV * H, corner = ((seen.first + begin) * HKV + kv) * H + lane * 8;
+
+    // Begins to load a unit: keys of tile unit / 2 if it is even, else its values.
     const auto load = [&](int unit) {
-        const int tile = unit / 2;
-        if (tile < tiles)
-            d.load(unit, (unit % 2 ? v : k) + corner + tile * KEYS * stride, stride, keys - tile * KEYS);
+        const int tile = unit / 2, rows = keys - tile * KEYS;
+        const bf16* from = (unit % 2 ? v : k) + corner + tile * KEYS * stride;
+        const unsigned to = ring + unit % R * UNIT;
+        if (tile < tiles) {
+#pragma unroll
+            for (int i = 0; i < KEYS / 4 / W; i++) {
+                const int row = four * 4 + warp + 4 * W * i;
+                copy_16(to + chunk(row, lane), from + (row < rows ? row : 0) * stride, row < rows ? 16 : 0);
+            }
+        }
         close_group();
     };
-    // Keys of the part that a query sees, where that is less than all.
-    const auto visible = [&](int j) { return (int)max(min((long long)keys, seen.by(j) - begin), 0LL); };
+    // Keys of the part that a query sees.
+    const auto visible = [&](int j) { return max(min(keys, seen.by(mine + j) - begin), 0); };
 
     if (T != 1) {
-        for (int i = threadIdx.x; i < ROWS * 32; i += 128) {
+        for (int i = threadIdx.x; i < ROWS * 32; i += THREADS) {
             const int row = i / 32, c = i % 32, j = row / GROUP;
             const bool there = j < seen.queries;
             const size_t at = ((seen.query + (there ? j : 0)) * HQ + head_of(row % GROUP, kv, HKV, plant)) * H;
-            copy_16(d.queries + chunk(row, c), q + at + c * 8, there ? 16 : 0);
+            copy_16(queries + chunk(row, c), q + at + c * 8, there ? 16 : 0);
         }
     }
 #pragma unroll
     for (int unit = 0; unit < R - 1; unit++) load(unit);
-    unsigned query[T == 1 ? H / 16 : 1][2];
+    unsigned query[STEPS][2];
     if (T == 1) {
         const bf16* at = q + (seen.query * HQ + head_of(g, kv, HKV, plant)) * H + 2 * t;
 #pragma unroll
-        for (int c = 0; c < (T == 1 ? H / 16 : 1); c++)
-            query[c][0] = word(at + 16 * c), query[c][1] = word(at + 16 * c + 8);
+        for (int c = 0; c < STEPS; c++) query[c][0] = word(at + 16 * c), query[c][1] = word(at + 16 * c + 8);
     }
+
+    // Of the answers this thread gives two channels of one head, of queries four, four + W and so on.
+    const int column = threadIdx.x % 128 * 2, head = head_of(rank, kv, HKV, plant);
+    const auto place_of = [&](int i) { return ((seen.query + four + i * W) * HQ + head) * H + column; };
+    unsigned open[OWN];
+    const bool is_gated = gate && plant != GATE_MISSING;
+#pragma unroll
+    for (int i = 0; i < OWN; i++)
+        open[i] = is_gated && four + i * W < seen.queries ? word(gate + place_of(i)) : 0;
+    const auto finish = [&](int i, float sum, float2 added) {
+        const float low = added.x / sum, high = added.y / sum;
+        *(unsigned*)(o + place_of(i)) = is_gated ? gated(low, high, open[i]) : pack(low, high);
+    };
 
     // Of queries: largest score so far and own share of the sum, for heads 2 t and 2 t + 1; answers of this
     // warp's 64 channels, 16 to a product, for the same heads.
-    float top[T][2], sum[T][2], out[T][4][4];
+    float top[OWN][2], sum[OWN][2], out[OWN][4][4];
 #pragma unroll
-    for (int j = 0; j < T; j++) {
+    for (int j = 0; j < OWN; j++) {
 #pragma unroll
         for (int e = 0; e < 2; e++) top[j][e] = -INFINITY, sum[j][e] = 0;
 #pragma unroll
@@ -137,43 +143,37 @@ __device__ void decode(bf16* o, const bf16* q, const bf16* k, const bf16* v, con
         load(2 * tile + R - 1);
 
         // Scores of 16 keys to a warp: keys g and g + 8, heads 2 t and 2 t + 1.
-        float score[T][4];
-        {
-            const unsigned keys_at = d.slot(2 * tile);
-            const int row = warp * 16 + lane % 16;
-            float odd[4] = {0, 0, 0, 0};
+        float score[OWN][4], odd[OWN][4];
+        const unsigned keys_at = ring + 2 * tile % R * UNIT;
 #pragma unroll
-            for (int j = 0; j < T; j++)
+        for (int j = 0; j < OWN; j++)
 #pragma unroll
-                for (int e = 0; e < 4; e++) score[j][e] = 0;
+            for (int e = 0; e < 4; e++) score[j][e] = odd[j][e] = 0;
 #pragma unroll
-            for (int c = 0; c < H / 16; c += 2) {
-                unsigned a[2][4];
-                load_matrices(a[0], keys_at + chunk(row, 2 * c + lane / 16));
-                load_matrices(a[1], keys_at + chunk(row, 2 * c + 2 + lane / 16));
+        for (int c = 0; c < H / 16; c += 2) {
+            unsigned even_keys[4], odd_keys[4];
+            load_matrices(even_keys, keys_at + chunk(warp * 16 + lane % 16, 2 * c + lane / 16));
+            load_matrices(odd_keys, keys_at + chunk(warp * 16 + lane % 16, 2 * c + 2 + lane / 16));
+#pragma unroll
+            for (int j = 0; j < OWN; j++) {
+                unsigned b[4];
                 if (T == 1) {
-                    mma(score[0], a[0], query[T == 1 ? c : 0][0], query[T == 1 ? c : 0][1]);
-                    mma(odd, a[1], query[T == 1 ? c + 1 : 0][0], query[T == 1 ? c + 1 : 0][1]);
+                    const int at = STEPS == 1 ? 0 : c;
+                    b[0] = query[at][0], b[1] = query[at][1];
+                    b[2] = query[STEPS == 1 ? 0 : c + 1][0], b[3] = query[STEPS == 1 ? 0 : c + 1][1];
                 } else {
-#pragma unroll
-                    for (int j = 0; j < T; j++) {
-                        if (seen.queries <= j) break;
-                        unsigned b[4];
-                        load_matrices(b, d.queries + chunk(j * GROUP + lane % 8, 2 * c + lane / 8));
-                        mma(score[j], a[0], b[0], b[1]);
-                        mma(score[j], a[1], b[2], b[3]);
-                    }
+                    load_matrices(b, queries + chunk((mine + j) * GROUP + lane % 8, 2 * c + lane / 8));
                 }
+                mma(score[j], even_keys, b[0], b[1]);
+                mma(odd[j], odd_keys, b[2], b[3]);
             }
-            if (T == 1)
-#pragma unroll
-                for (int e = 0; e < 4; e++) score[0][e] += odd[e];
         }
         // The last tile has rows without keys, or keys that not every query sees.
         const bool partial = visible(0) < (tile + 1) * KEYS;
 #pragma unroll
-        for (int j = 0; j < T; j++) {
-            if (seen.queries <= j) break;
+        for (int j = 0; j < OWN; j++) {
+#pragma unroll
+            for (int e = 0; e < 4; e++) score[j][e] += odd[j][e];
             if (partial) {
                 const int left = visible(j) - tile * KEYS - warp * 16;
 #pragma unroll
@@ -182,20 +182,19 @@ __device__ void decode(bf16* o, const bf16* q, const bf16* k, const bf16* v, con
             }
             float high[2] = {fmaxf(score[j][0], score[j][2]), fmaxf(score[j][1], score[j][3])};
 #pragma unroll
-            for (int e = 0; e < 2; e++) {
-#pragma unroll
-                for (int by = 4; by < 32; by *= 2) high[e] = fmaxf(high[e], __shfl_xor_sync(~0u, high[e], by));
+            for (int by = 4; by < 32; by *= 2) {
+                high[0] = fmaxf(high[0], __shfl_xor_sync(~0u, high[0], by));
+                high[1] = fmaxf(high[1], __shfl_xor_sync(~0u, high[1], by));
             }
-            if (g == 0) *(float2*)(d.maxima + warp * ROWS + j * GROUP + 2 * t) = {high[0], high[1]};
+            if (g == 0) *(float2*)(maxima + warp * ROWS + (mine + j) * GROUP + 2 * t) = {high[0], high[1]};
         }
         __syncthreads();
 #pragma unroll
-        for (int j = 0; j < T; j++) {
-            if (seen.queries <= j) break;
-            float kept[2], base[2];
+        for (int j = 0; j < OWN; j++) {
+            float kept[2], base[2], p[4];
 #pragma unroll
             for (int e = 0; e < 2; e++) {
-                const float* column = d.maxima + j * GROUP + 2 * t + e;
+                const float* column = maxima + (mine + j) * GROUP + 2 * t + e;
                 const float high = fmaxf(fmaxf(column[0], column[ROWS]), fmaxf(column[2 * ROWS], column[3 * ROWS]));
                 const float raised = fmaxf(top[j][e], high);
                 // Where nothing was seen yet nothing is subtracted, and nothing is kept.
@@ -204,7 +203,6 @@ __device__ void decode(bf16* o, const bf16* q, const bf16* k, const bf16* v, con
                 if (plant == SUM_NOT_RESCALED) kept[e] = 1;
                 top[j][e] = raised;
             }
-            float p[4];
 #pragma unroll
             for (int e = 0; e < 4; e++) p[e] = exp2_fast(score[j][e] * scale - base[e % 2]);
 #pragma unroll
@@ -213,149 +211,149 @@ __device__ void decode(bf16* o, const bf16* q, const bf16* k, const bf16* v, con
             for (int m = 0; m < 4; m++)
 #pragma unroll
                 for (int e = 0; e < 4; e++) out[j][m][e] *= kept[e % 2];
-            const unsigned at = d.probabilities + (j * KEYS + warp * 16 + g) * 16 + t * 4;
-            asm volatile("st.shared.b32 [%0], %1;" :: "r"(at), "r"(pack(p[0], p[1])) : "memory");
-            asm volatile("st.shared.b32 [%0], %1;" :: "r"(at + 128), "r"(pack(p[2], p[3])) : "memory");
+            const unsigned at = probabilities + ((mine + j) * KEYS + warp * 16 + g) * 16 + t * 4;
+            write_word(at, pack(p[0], p[1]));
+            write_word(at + 128, pack(p[2], p[3]));
         }
         wait_for_groups<R - 2>();
         __syncthreads();
         load(2 * tile + R);
 
-        const unsigned values_at = d.slot(2 * tile + 1);
-        const bool hidden = T != 1 && partial;
+        const unsigned values_at = ring + (2 * tile + 1) % R * UNIT;
+        // Values of keys that a query does not see are zero, where there are any.
+        const auto multiply_values = [&](bool hidden) {
 #pragma unroll
-        for (int step = 0; step < KEYS / 16; step += 2) {
-            unsigned a[2][4][4];
+            for (int step = 0; step < KEYS / 16; step += 2) {
+                unsigned a[2][4][4];
 #pragma unroll
-            for (int m = 0; m < 4; m++)
+                for (int m = 0; m < 4; m++)
 #pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    const int row = (step + half) * 16 + lane / 16 * 8 + lane % 8;
-                    load_transposed(a[half][m], values_at + chunk(row, warp * 8 + 2 * m + lane / 8 % 2));
-                }
-#pragma unroll
-            for (int j = 0; j < T; j++) {
-                if (seen.queries <= j) break;
-                unsigned b[4];
-                load_transposed(b, d.probabilities + (j * KEYS + step * 16 + lane) * 16);
-                if (!hidden) {
-#pragma unroll
-                    for (int m = 0; m < 4; m++) {
-                        mma(out[j][m], a[0][m], b[0], b[1]);
-                        mma(out[j][m], a[1][m], b[2], b[3]);
-                    }
-                    continue;
-                }
-                // Values of keys that this query does not see are zero.
-#pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    unsigned mask[2];
-#pragma unroll
-                    for (int e = 0; e < 2; e++) {
-                        const int left = visible(j) - tile * KEYS - (step + half) * 16 - e * 8 - 2 * t;
-                        mask[e] = left <= 0 ? 0 : left == 1 ? 0xffffu : ~0u;
+                    for (int half = 0; half < 2; half++) {
+                        const int row = (step + half) * 16 + lane / 16 * 8 + lane % 8;
+                        load_transposed(a[half][m], values_at + chunk(row, warp * 8 + 2 * m + lane / 8 % 2));
                     }
 #pragma unroll
-                    for (int m = 0; m < 4; m++) {
-                        const unsigned(&all)[4] = a[half][m];
-                        const unsigned some[4] = {all[0] & mask[0], all[1] & mask[0], all[2] & mask[1], all[3] & mask[1]};
-                        mma(out[j][m], some, b[2 * half], b[2 * half + 1]);
+                for (int j = 0; j < OWN; j++) {
+                    unsigned b[4];
+                    load_transposed(b, probabilities + ((mine + j) * KEYS + step * 16 + lane) * 16);
+#pragma unroll
+                    for (int half = 0; half < 2; half++) {
+                        unsigned mask[2] = {~0u, ~0u};
+#pragma unroll
+                        for (int e = 0; e < 2; e++) {
+                            const int left = visible(j) - tile * KEYS - (step + half) * 16 - e * 8 - 2 * t;
+                            if (hidden) mask[e] = left <= 0 ? 0 : left == 1 ? 0xffffu : ~0u;
+                        }
+#pragma unroll
+                        for (int m = 0; m < 4; m++) {
+                            const unsigned(&all)[4] = a[half][m];
+                            const unsigned some[4] = {all[0] & mask[0], all[1] & mask[0], all[2] & mask[1], all[3] & mask[1]};
+                            mma(out[j][m], some, b[2 * half], b[2 * half + 1]);
+                        }
                     }
                 }
             }
-        }
+        };
+        if (T != 1 && partial) multiply_values(true);
+        else multiply_values(false);
     }
+    STOP_AT(2)
 
     // What the warps have becomes rows of the block, then of the cluster.
     wait_for_groups<0>();
     __syncthreads();
     float* rows = (float*)shared;  // [ROWS, H]
 #pragma unroll
-    for (int j = 0; j < T; j++) {
-        if (seen.queries <= j) break;
+    for (int j = 0; j < OWN; j++)
 #pragma unroll
         for (int e = 0; e < 2; e++) {
 #pragma unroll
             for (int by = 4; by < 32; by *= 2) sum[j][e] += __shfl_xor_sync(~0u, sum[j][e], by);
-            const int row = j * GROUP + 2 * t + e;
-            if (g == 0) d.maxima[warp * ROWS + row] = sum[j][e];
-            if (g == 0 && warp == 0) d.largest[row] = top[j][e];
+            const int row = (mine + j) * GROUP + 2 * t + e;
+            if (g == 0) maxima[warp * ROWS + row] = sum[j][e];
+            if (g == 0 && warp == 0) largest[row] = top[j][e];
 #pragma unroll
             for (int m = 0; m < 4; m++)
 #pragma unroll
                 for (int half = 0; half < 2; half++)
                     rows[row * H + warp * 64 + m * 16 + half * 8 + g] = out[j][m][2 * half + e];
         }
-    }
     __syncthreads();
-    for (int row = threadIdx.x; row < seen.queries * GROUP; row += 128) {
-        const float* of = d.maxima + row;
-        d.total[row] = (of[0] + of[ROWS]) + (of[2 * ROWS] + of[3 * ROWS]);
+    if (threadIdx.x < ROWS) {
+        const float* of = maxima + threadIdx.x;
+        total[threadIdx.x] = (of[0] + of[ROWS]) + (of[2 * ROWS] + of[3 * ROWS]);
     }
-    cluster_sync();
+    cluster_arrive();
+    cluster_wait();
+    STOP_AT(3)
 
     const size_t place = (size_t)blockIdx.z * HKV + kv;
-    const int column = 2 * threadIdx.x, head = head_of(rank, kv, HKV, plant);
-    const unsigned rows_at = shared_address(rows), largest_at = shared_address(d.largest), total_at = shared_address(d.total);
-    // The answers of a head, query after query: from this cluster, or from the parts of all.
-    const auto finish = [&](int j, float sum, float low, float high) {
-        const size_t at = ((seen.query + j) * HQ + head) * H + column;
-        answer(o, plant == GATE_MISSING ? nullptr : gate, at, low / sum, high / sum);
-    };
-    for (int j = 0; j < seen.queries; j++) {
-        const int row = j * GROUP + rank;
+    const unsigned largest_at = shared_address(largest), total_at = shared_address(total);
+#pragma unroll
+    for (int i = 0; i < OWN; i++) {
+        const int row = (four + i * W) * GROUP + rank;
         float high[CLUSTER], of[CLUSTER], most = -INFINITY, all = 0;
         float2 x[CLUSTER], added = {0, 0};
 #pragma unroll
-        for (int i = 0; i < CLUSTER; i++) {
-            high[i] = read_in_cluster(in_block(largest_at + row * 4, i));
-            of[i] = read_in_cluster(in_block(total_at + row * 4, i));
-            x[i] = read_two_in_cluster(in_block(rows_at + (row * H + column) * 4, i));
+        for (int b = 0; b < CLUSTER; b++) {
+            high[b] = read_in_cluster(in_block(largest_at + row * 4, b));
+            of[b] = read_in_cluster(in_block(total_at + row * 4, b));
+            x[b] = read_two_in_cluster(in_block(ring + (row * H + column) * 4, b));
         }
 #pragma unroll
-        for (int i = 0; i < CLUSTER; i++) most = fmaxf(most, high[i]);
+        for (int b = 0; b < CLUSTER; b++) most = fmaxf(most, high[b]);
 #pragma unroll
-        for (int i = 0; i < CLUSTER; i++) {
-            if (of[i] == 0) continue;  // A part without keys.
-            const float weight = exp2_fast((high[i] - most) * scale);
-            all += weight * of[i];
-            added.x += weight * x[i].x;
-            added.y += weight * x[i].y;
+        for (int b = 0; b < CLUSTER; b++) {
+            if (of[b] == 0) continue;  // A part without keys.
+            const float weight = exp2_fast((high[b] - most) * scale);
+            all += weight * of[b];
+            added.x += weight * x[b].x;
+            added.y += weight * x[b].y;
         }
+        if (seen.queries <= four + i * W) break;
         if (used == 1) {
-            finish(j, all, added.x, added.y);
+            finish(i, all, added);
         } else {
             float* part = parts + ((place * clusters + blockIdx.x / CLUSTER) * ROWS + row) * PART;
             *(float2*)(part + column) = added;
-            if (threadIdx.x == 0) *(float2*)(part + H) = {most, all};
+            if (column == 0) *(float2*)(part + H) = {most, all};
         }
     }
-    cluster_sync();  // Others have read what is here.
-    if (used == 1) return;
+    cluster_arrive();  // What is here has been read.
+    if (used == 1) {
+        cluster_wait();
+        return;
+    }
 
-    int& ticket = *(int*)d.maxima;
+    int& ticket = *(int*)maxima;
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) ticket = atomicAdd(tickets + place * CLUSTER + rank, 1);
     __syncthreads();
+    cluster_wait();
     if (ticket != used - 1) return;
     if (threadIdx.x == 0) tickets[place * CLUSTER + rank] = 0;
     __threadfence();
-    for (int j = 0; j < seen.queries; j++) {
-        const float* part = parts + (place * clusters * ROWS + j * GROUP + rank) * PART;
+#pragma unroll
+    for (int i = 0; i < OWN; i++) {
+        if (seen.queries <= four + i * W) break;
+        const float* part = parts + (place * clusters * ROWS + (four + i * W) * GROUP + rank) * PART;
         float most = -INFINITY, all = 0;
         float2 added = {0, 0};
-        for (int i = 0; i < used; i++) most = fmaxf(most, __ldcg(part + (size_t)i * ROWS * PART + H));
-#pragma unroll 8
-        for (int i = 0; i < used; i++) {
-            const float2 of = __ldcg((const float2*)(part + (size_t)i * ROWS * PART + H));
-            const float2 x = __ldcg((const float2*)(part + (size_t)i * ROWS * PART + column));
-            const float weight = of.y == 0 ? 0 : exp2_fast((of.x - most) * scale);
-            all += weight * of.y;
-            added.x += weight * x.x;
-            added.y += weight * x.y;
+#pragma unroll 4
+        for (int c = 0; c < used; c++) {
+            const float2 of = __ldcg((const float2*)(part + (size_t)c * ROWS * PART + H));
+            const float2 x = __ldcg((const float2*)(part + (size_t)c * ROWS * PART + column));
+            const float raised = fmaxf(most, of.x);
+            const float kept = most == -INFINITY ? 0 : exp2_fast((most - raised) * scale);
+            const float weight = of.y == 0 ? 0 : exp2_fast((of.x - raised) * scale);
+            if (raised == -INFINITY && of.y == 0) continue;
+            all = all * kept + weight * of.y;
+            added.x = added.x * kept + weight * x.x;
+            added.y = added.y * kept + weight * x.y;
+            most = raised;
         }
-        finish(j, all, added.x, added.y);
+        finish(i, all, added);
     }
 }
 
@@ -373,10 +371,10 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(128
     int HKV,
     int plant)
 {
-    decode<1>(o, q, k, v, gate, cu_seqlens_q, cu_seqlens_k, parts, tickets, S, HKV, plant);
+    decode<1, 1>(o, q, k, v, gate, cu_seqlens_q, cu_seqlens_k, parts, tickets, S, HKV, plant);
 }
 
-extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(128, 1) attention_decode_8(
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(256, 1) attention_decode_4(
     E* __restrict__ o,                           // [N, HQ, H]
     const E* __restrict__ q,                     // [N, HQ, H]
     const E* __restrict__ k,                     // [M, HKV, H]
@@ -390,5 +388,22 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(128
     int HKV,
     int plant)
 {
-    decode<8>(o, q, k, v, gate, cu_seqlens_q, cu_seqlens_k, parts, tickets, S, HKV, plant);
+    decode<4, 2>(o, q, k, v, gate, cu_seqlens_q, cu_seqlens_k, parts, tickets, S, HKV, plant);
+}
+
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(256, 1) attention_decode_8(
+    E* __restrict__ o,                           // [N, HQ, H]
+    const E* __restrict__ q,                     // [N, HQ, H]
+    const E* __restrict__ k,                     // [M, HKV, H]
+    const E* __restrict__ v,                     // [M, HKV, H]
+    const E* __restrict__ gate,                  // [N, HQ, H], or none
+    const long long* __restrict__ cu_seqlens_q,  // [S + 1]
+    const long long* __restrict__ cu_seqlens_k,  // [S + 1]
+    float* __restrict__ parts,                   // workspace
+    int* __restrict__ tickets,                   // workspace, zero
+    int S,
+    int HKV,
+    int plant)
+{
+    decode<8, 2>(o, q, k, v, gate, cu_seqlens_q, cu_seqlens_k, parts, tickets, S, HKV, plant);
 }
