@@ -149,12 +149,17 @@ template <int N> __device__ inline void hold(unsigned (&d)[N])
 template <int N> __device__ inline void give_registers_back() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(N)); }
 template <int N> __device__ inline void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(N)); }
 
+// What the first lane has, and all others as well: said so that addresses need no register of a thread.
+__device__ inline unsigned uniform(unsigned x) { return __shfl_sync(~0u, x, 0); }
+
 // A matrix in shared memory as wgmma wants it told: rows of 128 bytes whose chunk c of 16 bytes stands at
-// c ^ (row % 8), eight rows after another in `rows` bytes, 64 columns after another in `columns` bytes.
-__device__ inline unsigned long long matrix_at(unsigned at, unsigned columns, unsigned rows)
+// c ^ (row % 8), eight rows after another, 64 columns after another in `columns` bytes. The lower half; what
+// is so many bytes further on is bytes / 16 more.
+__device__ inline unsigned matrix_at(unsigned at, unsigned columns) { return at >> 4 | columns >> 4 << 16; }
+
+__device__ inline unsigned long long matrix(unsigned at)
 {
-    return (unsigned long long)((at & 0x3ffff) >> 4) | (unsigned long long)(columns >> 4) << 16 |
-           (unsigned long long)(rows >> 4) << 32 | 1ull << 62;
+    return 0x40000040ull << 32 | at;  // Eight rows of 128 bytes, and chunks that change places.
 }
 
 // All threads of a cluster.

@@ -232,20 +232,19 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_prefill(
     float score[SPAN / 2], out[H / 2];
     unsigned p[SPAN / 4], unit = 0;
 
+    const unsigned query_matrix = uniform(matrix_at(queries + group * 64 * 128, 16));
     const auto multiply_keys = [&](unsigned unit) {
-        unsigned a = queries + group * 64 * 128, b = ring + unit % SLOTS * SLOT;
-        asm volatile("" : "+r"(a));  // Else what follows from it is kept in registers, all of it.
+        const unsigned key_matrix = uniform(matrix_at(ring + unit % SLOTS * SLOT, 16));
 #pragma unroll
         for (int c = 0; c < H / 16; c++)
-            wgmma_n80(score, matrix_at(a + c / 4 * BLOCK * GROUP * 128 + c % 4 * 32, 16, 1024),
-                      matrix_at(b + c / 4 * SPAN * 128 + c % 4 * 32, 16, 1024), c != 0);
+            wgmma_n80(score, matrix(query_matrix + (c / 4 * BLOCK * GROUP * 128 + c % 4 * 32) / 16),
+                      matrix(key_matrix + (c / 4 * SPAN * 128 + c % 4 * 32) / 16), c != 0);
         wgmma_close();
     };
     const auto multiply_values = [&](unsigned unit) {
-        const unsigned b = ring + unit % SLOTS * SLOT;
+        const unsigned value_matrix = uniform(matrix_at(ring + unit % SLOTS * SLOT, SPAN * 128));
 #pragma unroll
-        for (int c = 0; c < SPAN / 16; c++)
-            wgmma_n256(out, p + 4 * c, matrix_at(b + c * 16 * 128, SPAN * 128, 1024));
+        for (int c = 0; c < SPAN / 16; c++) wgmma_n256(out, p + 4 * c, matrix(value_matrix + c * 16 * 128 / 16));
         wgmma_close();
     };
     const auto release = [&](unsigned unit) {
@@ -338,8 +337,10 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_prefill(
             hold(p);
             release(unit + 1);
             narrow();
+            if (__any_sync(~0u, kept[0] != 1 || kept[1] != 1)) {
 #pragma unroll
-            for (int n = 0; n < H / 2; n++) out[n] *= kept[n / 2 % 2];
+                for (int n = 0; n < H / 2; n++) out[n] *= kept[n / 2 % 2];
+            }
         }
         if (lane == 0) barrier_arrive(shared_address(&board.queries_empty));
         board.wait_full(unit);
