@@ -8,7 +8,10 @@
 //
 //   Grid: as many blocks as the device has multiprocessors, or fewer; 384 threads. Dynamic shared memory:
 //   PREFILL_SHARED, 229,632 bytes. Workspace: tickets, 8 bytes that are zero before the first launch, and are
-//   zero again after every one.
+//   zero again after every one. Where pieces are few and keys many, PARTS blocks share the keys of a piece; in
+//   that case parts, (N / 16 + S) * HKV * PARTS * 128 * 1040 bytes, and then
+//
+// attention_join:    joins the parts of a query, always in the same order. Grid (N, HKV), 256 threads.
 //
 // Scores, sums and answers are f32; probabilities are rounded to bf16 before they meet values, and added up
 // as they were before. A key that a query does not see has no share in its answer, whatever it holds: its
@@ -24,6 +27,7 @@
 #define SLOT (SPAN * ROW)
 #define QUERIES (BLOCK * GROUP * ROW)
 #define PREFILL_SHARED (QUERIES + SLOTS * SLOT + 256)
+#define PART (H + 4)             // Floats of a row of a part.
 #define LOADERS 128              // Threads that load.
 #define MULTIPLIERS 8            // Warps that multiply.
 
@@ -40,11 +44,26 @@ __device__ inline unsigned finite(unsigned both)
     return (both & 0x7f800000u) == 0x7f800000u ? low : low | both & 0xffff0000u;
 }
 
-// A piece of work.
+// How the keys of a block of queries are shared out: tiles of a part, and how many parts have any.
+struct Share {
+    int size, used;
+
+    __device__ Share(int keys, int PARTS)
+    {
+        const int tiles = (keys + SPAN - 1) / SPAN;
+        size = PARTS == 1 ? tiles : max((tiles + PARTS - 1) / PARTS, 4);
+        used = (tiles + size - 1) / size;
+    }
+};
+
+// A piece of work: some queries and some of the tiles of keys that they see.
 struct Work {
     Seen seen;
-    int kv;       // Its head of keys and values; none if nothing is left.
-    int strange;  // Whether values were left out.
+    int kv;          // Its head of keys and values; none if nothing is left.
+    int strange;     // Whether values were left out.
+    int begin, end;  // Tiles.
+    int block;       // Which queries, counted from the last of all.
+    int part, used;  // Which part of their keys, of how many.
 };
 
 // What is in shared memory behind queries and tiles.
@@ -61,21 +80,37 @@ struct Board {
 // Which piece a ticket is for: all of the first head, then of the next; of the last sequence, then of the
 // one before; of a sequence from the last queries on.
 __device__ inline Work work_of(int ticket, const long long* cu_seqlens_q, const long long* cu_seqlens_k, int S,
-                               int HKV, int plant)
+                               int HKV, int PARTS, int plant)
 {
     Work work;
+    int left = ticket / PARTS;
     work.strange = 0;
-    for (work.kv = 0; work.kv < HKV; work.kv++)
+    work.part = ticket % PARTS;
+    for (work.kv = 0; work.kv < HKV; work.kv++) {
+        work.block = 0;
         for (int s = S - 1; 0 <= s; s--) {
             const int blocks = (int)((cu_seqlens_q[s + 1] - cu_seqlens_q[s] + BLOCK - 1) / BLOCK);
-            if (ticket < blocks) {
-                work.seen = Seen(cu_seqlens_q, cu_seqlens_k, s, (blocks - 1 - ticket) * BLOCK, BLOCK, plant);
+            if (left < blocks) {
+                work.seen = Seen(cu_seqlens_q, cu_seqlens_k, s, (blocks - 1 - left) * BLOCK, BLOCK, plant);
+                const Share share(work.seen.most, PARTS);
+                work.block += left;
+                work.used = share.used;
+                work.begin = work.part * share.size;
+                work.end = min((work.part + 1) * share.size, (work.seen.most + SPAN - 1) / SPAN);
                 return work;
             }
-            ticket -= blocks;
+            left -= blocks;
+            work.block += blocks;
         }
+    }
     work.kv = -1;
     return work;
+}
+
+// Where a row of a part is in the workspace: its answers, largest score in powers of two, sum.
+__device__ inline float* part_of(float* parts, int block, int kv, int HKV, int part, int PARTS, int row)
+{
+    return parts + ((((size_t)block * HKV + kv) * PARTS + part) * BLOCK * GROUP + row) * PART;
 }
 
 // What is loaded, tile after tile.
@@ -137,11 +172,11 @@ struct Loader {
         }
         barrier_arrive_after_copies(shared_address(&board.queries_full));
 
-        const int tiles = (seen.most + SPAN - 1) / SPAN;
+        const int tiles = work.end - work.begin;
         const size_t stride = (size_t)HKV * H, corner = ((seen.first + warp) * HKV + kv) * H + c * 8;
         for (int i = 0; i < 2 * tiles; i++, unit++) {
             const bool is_value = i % 2 == 0 ? i != 0 : i == 2 * tiles - 1;
-            const int t = tiles - 1 - (is_value ? (i - 1) / 2 : (i + 1) / 2);
+            const int t = work.end - 1 - (is_value ? (i - 1) / 2 : (i + 1) / 2);
             const int start = t * SPAN, rows = min(SPAN, seen.most - start);
             board.wait_empty(unit);
             // A row that is not read may lie behind the last.
@@ -154,7 +189,7 @@ struct Loader {
                 barrier_arrive_after_copies(full());
             }
         }
-        for (int half = 0; half < 2; half++, unit++) {
+        for (int half = 0; half < 2 && work.used == 1; half++, unit++) {
             board.wait_empty(unit);
             for (int row = warp; gate && row < BLOCK * GROUP / 2; row += 4) {
                 const bool there = half * BLOCK / 2 + row / GROUP < seen.queries;
@@ -181,9 +216,11 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_prefill(
     const E* __restrict__ gate,                  // [N, HQ, H], or none
     const long long* __restrict__ cu_seqlens_q,  // [S + 1]
     const long long* __restrict__ cu_seqlens_k,  // [S + 1]
+    float* __restrict__ parts,                   // workspace, or none
     int* __restrict__ tickets,                   // [2] workspace, zero
     int S,
     int HKV,
+    int PARTS,
     int plant)
 {
     extern __shared__ __align__(1024) unsigned char shared[];
@@ -209,7 +246,11 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_prefill(
             Work& work = board.work[piece % 2];
             barrier_wait(shared_address(&board.queries_empty), piece & 1 ^ 1);
             if (threadIdx.x == 0) {
-                work = work_of(ticket, cu_seqlens_q, cu_seqlens_k, S, HKV, plant);
+                work = work_of(ticket, cu_seqlens_q, cu_seqlens_k, S, HKV, PARTS, plant);
+                while (0 <= work.kv && work.used <= work.part) {
+                    ticket = gridDim.x + atomicAdd(tickets, 1);
+                    work = work_of(ticket, cu_seqlens_q, cu_seqlens_k, S, HKV, PARTS, plant);
+                }
                 barrier_arrive(shared_address(&board.told));
             }
             asm volatile("bar.sync 1, %0;" :: "n"(LOADERS) : "memory");
@@ -259,7 +300,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_prefill(
         barrier_wait(shared_address(&board.told), piece & 1);
         const Work& work = board.work[piece % 2];
         if (work.kv < 0) return;
-        const int tiles = (work.seen.most + SPAN - 1) / SPAN;
+        const int begin = work.begin, end = work.end;
         const int limits[2] = {work.seen.by(mine), work.seen.by(mine + 1)};
         float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, kept[2];
 #pragma unroll
@@ -313,9 +354,9 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_prefill(
         wgmma_wait<0>();
         hold(score);
         release(unit++);
-        weigh(tiles - 1);
+        weigh(end - 1);
         narrow();
-        for (int tile = tiles - 2; 0 <= tile; tile--, unit += 2) {
+        for (int tile = end - 2; begin <= tile; tile--, unit += 2) {
             board.wait_full(unit);
             fence_for_wgmma();
             hold(score);
@@ -356,7 +397,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_prefill(
         const Seen seen = work.seen;
         const int kv = work.kv;
         if (*(volatile const int*)&work.strange) {
-            for (int key = seen.by(0); key < seen.most; key++) {
+            for (int key = max(seen.by(0), begin * SPAN); key < min(seen.most, end * SPAN); key++) {
                 const bf16* value = v + ((seen.first + key) * HKV + kv) * H + 2 * t;
 #pragma unroll
                 for (int i = 0; i < H / 8; i++) {
@@ -367,6 +408,23 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_prefill(
                 }
             }
         }
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            sum[half] += __shfl_xor_sync(~0u, sum[half], 1);
+            sum[half] += __shfl_xor_sync(~0u, sum[half], 2);
+        }
+        if (work.used != 1) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                if (seen.queries <= mine + half) continue;
+                float* part = part_of(parts, work.block, kv, HKV, work.part, PARTS, (mine + half) * GROUP + g);
+                if (t == 0) *(float2*)(part + H) = {top[half] * scale, sum[half]};
+#pragma unroll
+                for (int i = 0; i < H / 8; i++)
+                    *(float2*)(part + 8 * i + 2 * t) = {out[4 * i + 2 * half], out[4 * i + 2 * half + 1]};
+            }
+            continue;
+        }
         // Answers take the place of their gate, and go out by rows.
         if (group == 1) {
             board.wait_full(unit);
@@ -376,10 +434,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_prefill(
         const unsigned gathered = ring + (unit + group) % SLOTS * SLOT;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            float all = sum[half];
-            all += __shfl_xor_sync(~0u, all, 1);
-            all += __shfl_xor_sync(~0u, all, 2);
-            const float share = 1 / all;
+            const float share = 1 / sum[half];
 #pragma unroll
             for (int i = 0; i < H / 8; i++) {
                 const unsigned at = gathered + spread(warp * 16 + g + 8 * half, i, 64) + 4 * t;
@@ -403,4 +458,56 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_prefill(
         }
         unit += 2;
     }
+}
+
+extern "C" __global__ void __launch_bounds__(256) attention_join(
+    E* __restrict__ o,                           // [N, HQ, H]
+    const E* __restrict__ gate,                  // [N, HQ, H], or none
+    const long long* __restrict__ cu_seqlens_q,  // [S + 1]
+    const long long* __restrict__ cu_seqlens_k,  // [S + 1]
+    float* __restrict__ parts,                   // workspace
+    int S,
+    int HKV,
+    int PARTS,
+    int plant)
+{
+    const int n = blockIdx.x, kv = blockIdx.y, place = threadIdx.x / 32, c = threadIdx.x % 32 * 8;
+    const size_t at = ((size_t)n * HKV * GROUP + head_of(place, kv, HKV, plant)) * H + c;
+    const bool is_gated = gate && plant != GATE_MISSING;
+    uint4 open = {0, 0, 0, 0};
+    if (is_gated) open = *(const uint4*)(gate + at);
+    int s = S - 1, block = 0;
+    for (; n < cu_seqlens_q[s]; s--)
+        block += (int)((cu_seqlens_q[s + 1] - cu_seqlens_q[s] + BLOCK - 1) / BLOCK);
+    const int i = (int)(n - cu_seqlens_q[s]), tokens = (int)(cu_seqlens_q[s + 1] - cu_seqlens_q[s]);
+    block += (tokens + BLOCK - 1) / BLOCK - 1 - i / BLOCK;
+    const Seen seen(cu_seqlens_q, cu_seqlens_k, s, i / BLOCK * BLOCK, BLOCK, plant);
+    int used = Share(seen.most, PARTS).used;
+    if (used == 1) return;
+    if (plant == LAST_PART_DROPPED) used--;
+
+    float top = -INFINITY, sum = 0, out[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+#pragma unroll 4
+    for (int p = 0; p < used; p++) {
+        const float* part = part_of(parts, block, kv, HKV, p, PARTS, i % BLOCK * GROUP + place);
+        const float2 of = *(const float2*)(part + H);
+        const float4 low = *(const float4*)(part + c), high = *(const float4*)(part + c + 4);
+        if (of.y == 0) continue;  // A part of which this query sees no key.
+        const float raised = fmaxf(top, of.x);
+        const float kept = sum == 0 ? 0 : exp2_fast(top - raised), weight = exp2_fast(of.x - raised);
+        const float x[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+        for (int e = 0; e < 8; e++) out[e] = out[e] * kept + x[e] * weight;
+        sum = sum * kept + of.y * weight;
+        top = raised;
+    }
+    const float share = 1 / sum;
+    const unsigned gates[4] = {open.x, open.y, open.z, open.w};
+    unsigned answers[4];
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        const float low = out[2 * e] * share, high = out[2 * e + 1] * share;
+        answers[e] = is_gated ? gated(low, high, gates[e]) : pack(low, high);
+    }
+    *(uint4*)(o + at) = {answers[0], answers[1], answers[2], answers[3]};
 }
