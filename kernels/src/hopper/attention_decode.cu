@@ -2,15 +2,18 @@
 // of 256 channels in bf16, eight query heads to a key/value head. Keys and values are read once for all
 // eight, and many blocks share the keys of a sequence.
 //
-// attention_decode_1: one query to a group of queries.
-// attention_decode_8: up to eight consecutive queries of a sequence to a group.
+// attention_decode_1:        one query to a group of queries; clusters of eight blocks, for one sequence or two.
+// attention_decode_pairs_1:  the same with clusters of two, for more.
+// attention_decode_pairs_4:  up to four consecutive queries of a sequence to a group.
+// attention_decode_pairs_8:  up to eight.
 //
-//   Grid (8 C, HKV, S * groups of a sequence), C clusters of 8 blocks to a group; 128 threads. Blocks of a
-//   sequence that has few keys stay empty. A cluster joins its parts in shared memory; where more than one
-//   has keys the last to finish joins theirs, always in the same order.
-//   Dynamic shared memory, for T = 1 or 8 queries: DECODE_SHARED(T), 99,520 or 206,336 bytes.
-//   Workspace: parts, S * groups * HKV * C * 8 T * 1040 bytes; tickets, S * groups * HKV * 32 bytes, zero
-//   before the first launch, and zero again after every one.
+//   Grid (CLUSTER * C, HKV, S * groups of a sequence), C clusters to a group; 128 threads of one query, 256 of
+//   more. Blocks of a sequence that has few keys stay empty. A cluster joins its parts in shared memory; where
+//   more than one has keys the last to finish joins theirs, always in the same order. Best is about one block
+//   to a multiprocessor, in clusters of eight no more than 16 of them: what does not fit waits for all others.
+//   Dynamic shared memory, for T = 1, 4 or 8 queries: DECODE_SHARED(T), 99,520, 185,088 or 206,336 bytes.
+//   Workspace: parts, S * groups * HKV * C * 8 T * 1040 bytes; tickets, S * groups * HKV * CLUSTER * 4 bytes,
+//   zero before the first launch, and zero again after every one.
 //
 // Scores, sums and answers are f32; probabilities are rounded to bf16 before they meet values, and added up
 // as they were before. A key that a query does not see has no share in its answer, whatever it holds: its
@@ -19,25 +22,13 @@
 #include "common/grouped_attention.cuh"
 #include "common/wgmma.cuh"
 
-#ifndef STOP
-#define STOP 0
-#endif
-#define STOP_AT(n) if (STOP == n) return;
 #define KEYS 64                  // Keys of a tile.
 #define UNIT (KEYS * ROW)        // Bytes of a tile of keys, or of values.
-#ifndef LEAST
 #define LEAST 128                // Keys of a part, at least.
-#endif
-#ifndef CLUSTER
-#define CLUSTER 8
-#endif
-#ifndef RING1
-#define RING1 3
-#endif
 #define PART (H + 4)             // Floats of a part in the workspace: values, largest score, sum.
 
 // Units that are on their way or in use.
-#define RING(T) ((T) == 1 ? RING1 : 5)
+#define RING(T) ((T) == 1 ? 3 : 5)
 #define DECODE_SHARED(T) (RING(T) * UNIT + (T) * (KEYS * 16 + ((T) == 1 ? 0 : GROUP * ROW) + 6 * GROUP * 4))
 
 // Where chunk c of 16 bytes of a row stands in a unit: eight rows put a chunk into eight places.
@@ -45,7 +36,7 @@ __device__ inline unsigned chunk(int row, int c) { return row * ROW + (c ^ row &
 
 // Of T queries, with 4 W warps: of every four, each takes 16 keys of a tile for the scores and 64 channels for
 // the answers of T / W queries.
-template <int T, int W>
+template <int T, int W, int CLUSTER>
 __device__ void decode(bf16* o, const bf16* q, const bf16* k, const bf16* v, const bf16* gate,
                        const long long* cu_seqlens_q, const long long* cu_seqlens_k, float* parts, int* tickets,
                        int S, int HKV, int plant)
@@ -63,7 +54,6 @@ __device__ void decode(bf16* o, const bf16* q, const bf16* k, const bf16* v, con
     const int rank = blockIdx.x % CLUSTER, clusters = gridDim.x / CLUSTER;
     const Seen seen(cu_seqlens_q, cu_seqlens_k, blockIdx.z / groups, blockIdx.z % groups * T, T, plant);
     if (seen.queries <= 0) return;
-    STOP_AT(1)
 
     // The part of the keys that is this block's.
     const int blocks = gridDim.x, share = (seen.most + blocks - 1) / blocks;
@@ -110,14 +100,20 @@ __device__ void decode(bf16* o, const bf16* q, const bf16* k, const bf16* v, con
         for (int c = 0; c < STEPS; c++) query[c][0] = word(at + 16 * c), query[c][1] = word(at + 16 * c + 8);
     }
 
-    // Of the answers this thread gives two channels of one head, of queries four, four + W and so on.
-    const int column = threadIdx.x % 128 * 2, head = head_of(rank, kv, HKV, plant);
-    const auto place_of = [&](int i) { return ((seen.query + four + i * W) * HQ + head) * H + column; };
-    unsigned open[OWN];
+    // Each block of a cluster gives the answers of some heads, each four warps those of queries four, four + W
+    // and so on, each thread two channels. Answer i is one of a query and a head.
+    constexpr int HEADS = GROUP / CLUSTER, ANSWERS = OWN * HEADS;
+    const int column = threadIdx.x % 128 * 2;
+    const auto query_of = [&](int i) { return four + i / HEADS * W; };
+    const auto row_of = [&](int i) { return query_of(i) * GROUP + rank * HEADS + i % HEADS; };
+    const auto place_of = [&](int i) {
+        return ((seen.query + query_of(i)) * HQ + head_of(row_of(i) % GROUP, kv, HKV, plant)) * H + column;
+    };
+    unsigned open[ANSWERS];
     const bool is_gated = gate && plant != GATE_MISSING;
 #pragma unroll
-    for (int i = 0; i < OWN; i++)
-        open[i] = is_gated && four + i * W < seen.queries ? word(gate + place_of(i)) : 0;
+    for (int i = 0; i < ANSWERS; i++)
+        open[i] = is_gated && query_of(i) < seen.queries ? word(gate + place_of(i)) : 0;
     const auto finish = [&](int i, float sum, float2 added) {
         const float low = added.x / sum, high = added.y / sum;
         *(unsigned*)(o + place_of(i)) = is_gated ? gated(low, high, open[i]) : pack(low, high);
@@ -257,7 +253,6 @@ __device__ void decode(bf16* o, const bf16* q, const bf16* k, const bf16* v, con
         if (T != 1 && partial) multiply_values(true);
         else multiply_values(false);
     }
-    STOP_AT(2)
 
     // What the warps have becomes rows of the block, then of the cluster.
     wait_for_groups<0>();
@@ -285,13 +280,12 @@ __device__ void decode(bf16* o, const bf16* q, const bf16* k, const bf16* v, con
     }
     cluster_arrive();
     cluster_wait();
-    STOP_AT(3)
 
     const size_t place = (size_t)blockIdx.z * HKV + kv;
     const unsigned largest_at = shared_address(largest), total_at = shared_address(total);
 #pragma unroll
-    for (int i = 0; i < OWN; i++) {
-        const int row = (four + i * W) * GROUP + rank;
+    for (int i = 0; i < ANSWERS; i++) {
+        const int row = row_of(i);
         float high[CLUSTER], of[CLUSTER], most = -INFINITY, all = 0;
         float2 x[CLUSTER], added = {0, 0};
 #pragma unroll
@@ -310,7 +304,7 @@ __device__ void decode(bf16* o, const bf16* q, const bf16* k, const bf16* v, con
             added.x += weight * x[b].x;
             added.y += weight * x[b].y;
         }
-        if (seen.queries <= four + i * W) break;
+        if (seen.queries <= query_of(i)) break;
         if (used == 1) {
             finish(i, all, added);
         } else {
@@ -335,9 +329,9 @@ __device__ void decode(bf16* o, const bf16* q, const bf16* k, const bf16* v, con
     if (threadIdx.x == 0) tickets[place * CLUSTER + rank] = 0;
     __threadfence();
 #pragma unroll
-    for (int i = 0; i < OWN; i++) {
-        if (seen.queries <= four + i * W) break;
-        const float* part = parts + (place * clusters * ROWS + (four + i * W) * GROUP + rank) * PART;
+    for (int i = 0; i < ANSWERS; i++) {
+        if (seen.queries <= query_of(i)) break;
+        const float* part = parts + (place * clusters * ROWS + row_of(i)) * PART;
         float most = -INFINITY, all = 0;
         float2 added = {0, 0};
 #pragma unroll 4
@@ -357,7 +351,7 @@ __device__ void decode(bf16* o, const bf16* q, const bf16* k, const bf16* v, con
     }
 }
 
-extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(128, 2) attention_decode_1(
+extern "C" __global__ void __cluster_dims__(8, 1, 1) __launch_bounds__(128, 2) attention_decode_1(
     E* __restrict__ o,                           // [N, HQ, H]
     const E* __restrict__ q,                     // [N, HQ, H]
     const E* __restrict__ k,                     // [M, HKV, H]
@@ -371,10 +365,10 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(128
     int HKV,
     int plant)
 {
-    decode<1, 1>(o, q, k, v, gate, cu_seqlens_q, cu_seqlens_k, parts, tickets, S, HKV, plant);
+    decode<1, 1, 8>(o, q, k, v, gate, cu_seqlens_q, cu_seqlens_k, parts, tickets, S, HKV, plant);
 }
 
-extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(256, 1) attention_decode_4(
+extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(128, 2) attention_decode_pairs_1(
     E* __restrict__ o,                           // [N, HQ, H]
     const E* __restrict__ q,                     // [N, HQ, H]
     const E* __restrict__ k,                     // [M, HKV, H]
@@ -388,10 +382,10 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(256
     int HKV,
     int plant)
 {
-    decode<4, 2>(o, q, k, v, gate, cu_seqlens_q, cu_seqlens_k, parts, tickets, S, HKV, plant);
+    decode<1, 1, 2>(o, q, k, v, gate, cu_seqlens_q, cu_seqlens_k, parts, tickets, S, HKV, plant);
 }
 
-extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(256, 1) attention_decode_8(
+extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(256, 1) attention_decode_pairs_4(
     E* __restrict__ o,                           // [N, HQ, H]
     const E* __restrict__ q,                     // [N, HQ, H]
     const E* __restrict__ k,                     // [M, HKV, H]
@@ -405,5 +399,22 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(256
     int HKV,
     int plant)
 {
-    decode<8, 2>(o, q, k, v, gate, cu_seqlens_q, cu_seqlens_k, parts, tickets, S, HKV, plant);
+    decode<4, 2, 2>(o, q, k, v, gate, cu_seqlens_q, cu_seqlens_k, parts, tickets, S, HKV, plant);
+}
+
+extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(256, 1) attention_decode_pairs_8(
+    E* __restrict__ o,                           // [N, HQ, H]
+    const E* __restrict__ q,                     // [N, HQ, H]
+    const E* __restrict__ k,                     // [M, HKV, H]
+    const E* __restrict__ v,                     // [M, HKV, H]
+    const E* __restrict__ gate,                  // [N, HQ, H], or none
+    const long long* __restrict__ cu_seqlens_q,  // [S + 1]
+    const long long* __restrict__ cu_seqlens_k,  // [S + 1]
+    float* __restrict__ parts,                   // workspace
+    int* __restrict__ tickets,                   // workspace, zero
+    int S,
+    int HKV,
+    int plant)
+{
+    decode<8, 2, 2>(o, q, k, v, gate, cu_seqlens_q, cu_seqlens_k, parts, tickets, S, HKV, plant);
 }
