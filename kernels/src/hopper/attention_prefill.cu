@@ -120,16 +120,18 @@ struct Loader {
     unsigned unit;  // Tiles so far.
     int warp, c;    // Rows warp, warp + 4 and so on; chunk c.
 
-    // Rows of a tile for `seen` queries or keys; where there is no `at` only the place is taken.
-    template <int ROWS> __device__ void tile(const bf16* at, size_t stride, int rows)
+    // A tile of keys or values of which so many rows are there. That a row is STRIDE elements further on than
+    // the one before is part of the instruction; computed, addresses are what is waited for.
+    template <int STRIDE> __device__ void tile(const bf16* at, size_t stride, int rows)
     {
         const unsigned to = ring + unit % SLOTS * SLOT;
-        const unsigned even = to + spread(warp, c, ROWS), odd = to + spread(warp + 4, c, ROWS) - 4 * 128;
-        if (rows == ROWS) {
+        const unsigned even = to + spread(warp, c, SPAN), odd = to + spread(warp + 4, c, SPAN) - 4 * 128;
+        if (STRIDE != 0 && rows == SPAN) {
 #pragma unroll
-            for (int i = 0; i < ROWS / 4; i++) copy_16((i % 2 ? odd : even) + i * 4 * 128, at + i * 4 * stride);
+            for (int i = 0; i < SPAN / 4; i++) copy_16((i % 2 ? odd : even) + i * 4 * 128, at + i * 4 * STRIDE);
         } else {
-            for (int i = 0; i < ROWS / 4; i++) {
+#pragma unroll 2
+            for (int i = 0; i < SPAN / 4; i++) {
                 const bool there = warp + 4 * i < rows;
                 copy_16((i % 2 ? odd : even) + i * 4 * 128, there ? at + i * 4 * stride : at, there ? 16 : 0);
             }
@@ -181,7 +183,8 @@ struct Loader {
             board.wait_empty(unit);
             // A row that is not read may lie behind the last.
             const bf16* at = (is_value ? v : k) + corner + (warp < rows ? start : -warp) * (long long)stride;
-            tile<SPAN>(at, stride, rows);
+            if (HKV == 2) tile<2 * H>(at, stride, rows);
+            else tile<0>(at, stride, rows);
             if (is_value && seen.by(0) < start + SPAN) {
                 clean(seen.by(0) - start, rows, &work.strange);
                 barrier_arrive(full());
