@@ -1,0 +1,200 @@
+#include "common/weight.cuh"
+
+// Products of a matrix with few rows, at the speed at which the matrix can be read. Weights go from memory
+// to registers as tensor cores take them (16 rows, 8 columns of x at most), so that a weight costs next to
+// no instructions: a product of two bf16 is exact, sums are f32. Codes of FP8 are exact in bf16; the scale
+// of a block multiplies the sum over its columns. (The code of NaN is not looked for: it counts as 480.)
+//
+// An f32 is the sum of three bf16, so that activations in f32 take three columns for one, and lose nothing.
+
+// Columns that one 16-byte load of weights covers. A row has to be a multiple of it, and its address of 16.
+template <class T> constexpr int PER = 16 / sizeof(T);
+
+// In how many bf16 an activation is.
+template <class T> constexpr int PIECES = 1;
+template <> constexpr int PIECES<f32> = 3;
+
+struct Words { unsigned at[4]; };
+
+// What is read once passes by the L1 cache.
+__device__ inline Words read_once(const void* p)
+{
+    Words read;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(read.at[0]), "=r"(read.at[1]), "=r"(read.at[2]), "=r"(read.at[3])
+                 : "l"(p));
+    return read;
+}
+
+__device__ inline Words read_words(const void* p)
+{
+    Words read;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(read.at[0]), "=r"(read.at[1]), "=r"(read.at[2]), "=r"(read.at[3])
+                 : "l"(p));
+    return read;
+}
+
+// Two numbers to a word, the first in the lower half.
+__device__ inline unsigned bf16_pair(float first, float second)
+{
+    unsigned both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
+    return both;
+}
+
+// Two codes of FP8, each in the upper byte of a half, as bf16: bits stand in the same order, and what is
+// missing is 2^120 (see fp8_value).
+__device__ inline unsigned bf16_of_codes(unsigned upper)
+{
+    const unsigned bits = (upper & 0x80008000) | (upper >> 4 & 0x07f007f0);
+    unsigned both;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(both) : "r"(bits), "r"(0x7b807b80), "r"(0x80008000));
+    return both;
+}
+
+// The first and the last two of four codes.
+__device__ inline unsigned first_codes(unsigned four) { return bf16_of_codes(__byte_perm(four, 0, 0x1404)); }
+__device__ inline unsigned last_codes(unsigned four) { return bf16_of_codes(__byte_perm(four, 0, 0x3424)); }
+
+// The next kernel of the stream may start, where it was launched to start early.
+__device__ inline void let_next_start()
+{
+#if 900 <= __CUDA_ARCH__
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// What the kernel before wrote is there.
+__device__ inline void wait_for_previous()
+{
+#if 900 <= __CUDA_ARCH__
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// d += a b of 16 rows, 8 columns and 16 terms.
+__device__ inline void mma(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1)
+{
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// What a lane has of a row of x: PER<W> columns in bf16, two to a word.
+template <int N> struct Columns { unsigned at[N / 2]; };
+
+template <int N> __device__ Columns<N> columns(const bf16* x, int)
+{
+    Columns<N> all;
+    for (int i = 0; i < N / 8; i++) {
+        const Words read = read_words(x + 8 * i);
+        for (int j = 0; j < 4; j++) all.at[4 * i + j] = read.at[j];
+    }
+    return all;
+}
+
+template <int N> __device__ Columns<N> columns(const f32* x, int which)
+{
+    Columns<N> all;
+    for (int i = 0; i < N / 4; i++) {
+        const Words read = read_words(x + 4 * i);
+        float own[4];
+        for (int j = 0; j < 4; j++) {
+            const float value = __uint_as_float(read.at[j]), rest = value - rounded<bf16>(value);
+            own[j] = which == 0 ? value : which == 1 ? rest : rest - rounded<bf16>(rest);
+        }
+        for (int j = 0; j < 2; j++) all.at[2 * i + j] = bf16_pair(own[2 * j], own[2 * j + 1]);
+    }
+    return all;
+}
+
+// A lane's part of 16 rows: its two rows, and of FP8 the scales of their blocks.
+template <class T> struct Rows {
+    const T* upper;
+    const T* lower;
+    const bf16* upper_scales;
+    const bf16* lower_scales;
+};
+
+// Which row of x a lane reads for each set of 8 columns; none where p is 0.
+template <class X> struct Column { const X* p; int piece; };
+
+// Sums of this warp over the steps first, first + by, … of 4 PER<T> columns each.
+//
+// sums[set]: row lane / 4 with columns 2 (lane % 4) and the next, then row lane / 4 + 8 with the same.
+template <int SETS, class T, class X>
+__device__ void gather(float (&sums)[SETS][4], Rows<T> rows, const Column<X> (&x)[SETS], int first, int by, int D)
+{
+    constexpr int N = PER<T>, AHEAD = SETS == 1 ? 4 : SETS <= 4 ? 2 : 1;
+    const int own = threadIdx.x % 4 * N;
+    const int steps = ceil_div(D, 4 * N);
+    for (int set = 0; set < SETS; set++)
+        for (int i = 0; i < 4; i++) sums[set][i] = 0;
+
+    for (int from = first; from < steps; from += AHEAD * by) {
+        Words upper[AHEAD], lower[AHEAD];
+        Columns<N> b[AHEAD][SETS];
+        float scale[AHEAD][2];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            const int d = (from + i * by) * 4 * N + own;
+            upper[i] = lower[i] = {};
+            if (d < D) {
+                upper[i] = read_once(rows.upper + d);
+                lower[i] = read_once(rows.lower + d);
+            }
+        }
+        if (from == first) wait_for_previous();  // Weights are asked for before x is there.
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            const int d = (from + i * by) * 4 * N + own;
+#pragma unroll
+            for (int set = 0; set < SETS; set++) {
+                b[i][set] = {};
+                if (d < D && x[set].p) b[i][set] = columns<N>(x[set].p + d, x[set].piece);
+            }
+            if (sizeof(T) == 1 && d < D) {
+                scale[i][0] = load(rows.upper_scales[d / 128]);
+                scale[i][1] = load(rows.lower_scales[d / 128]);
+            } else {
+                scale[i][0] = scale[i][1] = 1;
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            float block[SETS][4] = {};
+#pragma unroll
+            for (int j = 0; j < N / 4; j++) {
+                unsigned a[4];
+                if constexpr (sizeof(T) == 1) {
+                    a[0] = first_codes(upper[i].at[j]), a[1] = first_codes(lower[i].at[j]);
+                    a[2] = last_codes(upper[i].at[j]), a[3] = last_codes(lower[i].at[j]);
+                } else {
+                    a[0] = upper[i].at[2 * j % 4], a[1] = lower[i].at[2 * j % 4];
+                    a[2] = upper[i].at[(2 * j + 1) % 4], a[3] = lower[i].at[(2 * j + 1) % 4];
+                }
+#pragma unroll
+                for (int set = 0; set < SETS; set++)
+                    mma(sizeof(T) == 1 ? block[set] : sums[set], a, b[i][set].at[2 * j], b[i][set].at[2 * j + 1]);
+            }
+            if constexpr (sizeof(T) == 1) {
+#pragma unroll
+                for (int set = 0; set < SETS; set++)
+                    for (int r = 0; r < 4; r++) sums[set][r] += scale[i][r / 2] * block[set][r];
+            }
+        }
+    }
+}
+
+// Of columns that are the pieces of one number the sum, in the lanes that are a multiple of 4: row
+// lane / 4 in upper, the row 8 further in lower.
+template <int N> __device__ void join(const float (&sums)[4], float& upper, float& lower)
+{
+    upper = sums[0], lower = sums[2];
+    if constexpr (N == 1) return;
+    const float more = __shfl_down_sync(~0u, sums[0], 1), below = __shfl_down_sync(~0u, sums[2], 1);
+    upper += sums[1] + more;
+    lower += sums[3] + below;
+}
