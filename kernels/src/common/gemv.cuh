@@ -127,7 +127,7 @@ template <class X> struct Column { const X* p; int piece; };
 template <int SETS, class T, class X>
 __device__ void gather(float (&sums)[SETS][4], Rows<T> rows, const Column<X> (&x)[SETS], int first, int by, int D)
 {
-    constexpr int N = PER<T>, AHEAD = SETS == 1 ? 4 : SETS <= 4 ? 2 : 1;
+    constexpr int N = PER<T>, AHEAD = SETS == 1 ? (sizeof(X) / sizeof(T) < 4 ? 4 : 2) : SETS <= 4 ? 2 : 1;
     const int own = threadIdx.x % 4 * N;
     const int steps = ceil_div(D, 4 * N);
     for (int set = 0; set < SETS; set++)

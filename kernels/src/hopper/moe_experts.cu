@@ -7,7 +7,7 @@
 // Few tokens (each expert of each token is read):
 //
 // moe_experts_gemv_up:   grid [ceil(F / 8), N A]; a block's warps share the columns: 128 threads.
-//                        Workspace: hidden, 4 N A F bytes.
+//                        Workspace: hidden, 6 N A F bytes.
 // moe_experts_gemv_down: grid [ceil(D / 16), N]; warps take half an expert each: 64 A threads, 640 at most.
 //                        Dynamic shared memory: 128 A bytes.
 //
@@ -73,7 +73,7 @@ template <class X> __device__ Column<X> pieces_of(const X* x)
 }
 
 extern "C" __global__ void __launch_bounds__(128, 5) moe_experts_gemv_up(
-    float* __restrict__ hidden,                 // [N, A, F]
+    bf16* __restrict__ hidden,                  // [3, N, A, F] the three pieces of f32
     const E* __restrict__ x,                    // [N, D]
     const long long* __restrict__ ids,          // [N, A]
     const W* __restrict__ gate_proj,            // [EXPERTS, F, D]
@@ -105,13 +105,18 @@ extern "C" __global__ void __launch_bounds__(128, 5) moe_experts_gemv_up(
     if (threadIdx.x < 8 && f0 + threadIdx.x < F) {
         gate = up = 0;
         for (int w = 0; w < warps; w++) gate += parts[w][0][threadIdx.x], up += parts[w][1][threadIdx.x];
-        hidden[pair * F + f0 + threadIdx.x] = passed_on(gate, up, plant);
+        float rest = passed_on(gate, up, plant);
+        for (int p = 0; p < 3; p++) {
+            const bf16 own = store<bf16>(rest);
+            hidden[(p * (size_t)gridDim.y + pair) * F + f0 + threadIdx.x] = own;
+            rest -= load(own);
+        }
     }
 }
 
 extern "C" __global__ void __launch_bounds__(640, 1) moe_experts_gemv_down(
     E* __restrict__ o,                          // [N, D]
-    const float* __restrict__ hidden,           // [N, A, F]
+    const bf16* __restrict__ hidden,            // [3, N, A, F] the three pieces of f32
     const long long* __restrict__ ids,          // [N, A]
     const float* __restrict__ weights,          // [N, A]
     const W* __restrict__ down_proj,            // [EXPERTS, D, F]
@@ -123,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(640, 1) moe_experts_gemv_down(
 {
     extern __shared__ float outputs[];  // [A, 2, 16]
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const size_t n = blockIdx.y;
+    const size_t n = blockIdx.y, column = lane / 4, pairs = (size_t)gridDim.y * A;
     let_next_start();
     const int d0 = 16 * blockIdx.x, upper = min(d0 + lane / 4, D - 1), lower = min(d0 + lane / 4 + 8, D - 1);
     for (int part = warp; part < 2 * A; part += blockDim.x / 32) {
@@ -131,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(640, 1) moe_experts_gemv_down(
         const Rows<W> rows = {row_of(down_proj, e, upper, D, F), row_of(down_proj, e, lower, D, F),
                               scales_of(down_proj_scales, e, upper, D, F, plant),
                               scales_of(down_proj_scales, e, lower, D, F, plant)};
-        const Column<f32> columns[1] = {pieces_of(hidden + (n * A + a) * F)};
+        const Column<bf16> columns[1] = {{column < 3 ? hidden + (column * pairs + n * A + a) * F : nullptr, 0}};
         float sums[1][4], above, below;
         gather(sums, rows, columns, part % 2, 2, F);
         join<3>(sums[0], above, below);
