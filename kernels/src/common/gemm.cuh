@@ -5,22 +5,24 @@
 // third brings what they need into a ring of STAGES stages. Weights stand where the product has its rows,
 // so that a thread holds outputs of one token that lie 8 rows apart.
 //
-// FP8: the third group writes codes out in bf16, which is exact; the scale of a block multiplies the sum
-// over its columns. (The code of NaN counts as 480.) Activations in f32 come as three bf16 (see gemv.cuh),
-// one after another for each 64 columns.
+// FP8: a third and a fourth group write codes out in bf16, which is exact, in turn; the scale of a block
+// multiplies the sum over its columns. (The code of NaN counts as 480.)
+//
+// Activations in f32 come as P = 3 bf16 (see gemv.cuh), one after another for each 64 columns. What a tensor
+// core adds to is cut off, not rounded: so sums of many columns are of sums over 128.
 //
 // What they ask for: addresses that are multiples of 16 bytes, rows of x and of weights too (D a multiple of
-// 8, of 16 with FP8). One block of GEMM_THREADS threads per multiprocessor, GEMM_SHARED bytes of dynamic
+// 8, of 16 with FP8). One block of GEMM_THREADS threads (384, 512 with FP8) per multiprocessor, GEMM_SHARED bytes of dynamic
 // shared memory; blocks walk through the tiles, however many there are of either.
-constexpr int GEMM_THREADS = 384;
+template <class T> constexpr int GEMM_THREADS = sizeof(T) == 1 ? 512 : 384;
 constexpr int TOKEN_TILE = 128;
 constexpr int GEMM_SHARED = 230400;
 
-// Blocks of 64 rows of a thread group: of FP8 half as many, since there are sums over a block and over all.
-template <class T> constexpr int BLOCKS = sizeof(T) == 1 ? 1 : 2;
-template <class T> constexpr int ROW_TILE = 128 * BLOCKS<T>;
-template <class T> constexpr int STAGES = sizeof(T) == 1 ? 6 : 4;
-template <class T> constexpr int STAGE_BYTES = 128 * (ROW_TILE<T> + TOKEN_TILE);
+// Blocks of 64 rows of a thread group: half as many where there are sums over 128 columns and over all.
+template <class T, int P> constexpr int BLOCKS = sizeof(T) == 1 || P == 3 ? 1 : 2;
+template <class T, int P> constexpr int ROW_TILE = 128 * BLOCKS<T, P>;
+template <class T, int P> constexpr int STAGES = BLOCKS<T, P> == 1 ? 6 : 4;
+template <class T, int P> constexpr int STAGE_BYTES = 128 * (ROW_TILE<T, P> + TOKEN_TILE);
 constexpr int STAGING_BYTES = 64 * TOKEN_TILE * 2;  // Of a group: 64 rows in bf16.
 
 __device__ inline unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
@@ -105,31 +107,31 @@ __device__ inline void wgmma(float (&d)[64], unsigned long long a, unsigned long
 }
 
 // Where the parts of shared memory are, and how far a group is along the ring.
-template <class T> struct Ring {
+template <class T, int P> struct Ring {
     unsigned stages, barriers;
     unsigned step = 0;
 
     __device__ explicit Ring(unsigned base)
-        : stages((base + 1023) & ~1023u), barriers(stages + STAGES<T> * STAGE_BYTES<T> + 2 * STAGING_BYTES) {}
+        : stages((base + 1023) & ~1023u), barriers(stages + STAGES<T, P> * STAGE_BYTES<T, P> + 2 * STAGING_BYTES) {}
 
-    __device__ unsigned slot() const { return step % STAGES<T>; }
-    __device__ unsigned weights() const { return stages + slot() * STAGE_BYTES<T>; }
-    __device__ unsigned tokens() const { return weights() + 128 * ROW_TILE<T>; }
+    __device__ unsigned slot() const { return step % STAGES<T, P>; }
+    __device__ unsigned weights() const { return stages + slot() * STAGE_BYTES<T, P>; }
+    __device__ unsigned tokens() const { return weights() + 128 * ROW_TILE<T, P>; }
     __device__ unsigned staging(int group) const
     {
-        return stages + STAGES<T> * STAGE_BYTES<T> + group * STAGING_BYTES;
+        return stages + STAGES<T, P> * STAGE_BYTES<T, P> + group * STAGING_BYTES;
     }
     __device__ unsigned full() const { return barriers + 8 * slot(); }
-    __device__ unsigned empty() const { return barriers + 8 * (STAGES<T> + slot()); }
-    __device__ unsigned round() const { return step / STAGES<T> & 1; }
+    __device__ unsigned empty() const { return barriers + 8 * (STAGES<T, P> + slot()); }
+    __device__ unsigned round() const { return step / STAGES<T, P> & 1; }
 
     // All threads of the block, before anything else.
     __device__ void init() const
     {
         if (threadIdx.x == 0) {
-            for (int i = 0; i < STAGES<T>; i++) {
+            for (int i = 0; i < STAGES<T, P>; i++) {
                 barrier_init(barriers + 8 * i, sizeof(T) == 1 ? 256 : 128);
-                barrier_init(barriers + 8 * (STAGES<T> + i), 8);
+                barrier_init(barriers + 8 * (STAGES<T, P> + i), 8);
             }
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         }
@@ -137,56 +139,62 @@ template <class T> struct Ring {
     }
 };
 
+constexpr unsigned NO_ROW = ~0u;
+
 // A tile, as the group that brings it sees it.
-template <class T> struct Brought {
-    const T* rows[2 * BLOCKS<T>];  // First rows of each block of 64.
-    int there[2 * BLOCKS<T>];      // How many of them there are.
-    const bf16* x[8];              // Rows of x: of this thread (threadIdx.x % 128 / 8) and each 16th after it.
-    unsigned x_there;              // Which of these there are, a bit each.
+template <class T, int P> struct Brought {
+    const T* rows[2 * BLOCKS<T, P>];  // First rows of each block of 64.
+    int there[2 * BLOCKS<T, P>];      // How many of them there are.
+    const bf16* x;
+    unsigned x_at[8];              // Rows of this thread (threadIdx.x % 128 / 8, each 16th after it), in 16 bytes.
     size_t pieces_apart;           // From a piece of x to the next, in numbers.
     int D;
     int steps;                     // Of 64 columns.
 };
 
-template <int PARTS, class T>
-__device__ void bring_x(const Brought<T>& tile, const Ring<T>& ring, int k, int part)
+template <class T, int P>
+__device__ void bring_x(const Brought<T, P>& tile, const Ring<T, P>& ring, int k, int part)
 {
     const int own = threadIdx.x % 128, row = own / 8, d = 64 * k + own % 8 * 8;
     const unsigned to = ring.tokens() + row * 128 + ((own ^ row) % 8 << 4);
-    const bool in = d < tile.D;
-    const size_t at = (in ? d : 0) + (PARTS == 1 ? 0 : part * tile.pieces_apart);
+    const bf16* from = tile.x + (d < tile.D ? d : 0) + (P == 1 ? 0 : part * tile.pieces_apart);
 #pragma unroll
-    for (int i = 0; i < 8; i++) copy16(to + i * 2048, tile.x[i] + at, in && (tile.x_there >> i & 1));
+    for (int i = 0; i < 8; i++) {
+        const bool there = d < tile.D && tile.x_at[i] != NO_ROW;
+        copy16(to + i * 2048, from + (there ? 8 * (size_t)tile.x_at[i] : 0), there);
+    }
 }
 
 // Brings a tile of weights in bf16.
-template <int PARTS> __device__ void bring(const Brought<bf16>& tile, Ring<bf16>& ring)
+template <int P> __device__ void bring(const Brought<bf16, P>& tile, Ring<bf16, P>& ring)
 {
     const int own = threadIdx.x % 128, row = own / 8;
     for (int k = 0; k < tile.steps; k++) {
         const int d = 64 * k + own % 8 * 8;
         const bool in = d < tile.D;
 #pragma unroll 1
-        for (int part = 0; part < PARTS; part++, ring.step++) {
+        for (int part = 0; part < P; part++, ring.step++) {
             barrier_wait(ring.empty(), ring.round() ^ 1);
             const unsigned to = ring.weights() + row * 128 + ((own ^ row) % 8 << 4);
 #pragma unroll
-            for (int i = 0; i < 4 * 2 * BLOCKS<bf16>; i++) {
+            for (int i = 0; i < 4 * 2 * BLOCKS<bf16, P>; i++) {
                 const int at = i % 4 * 16 + row;
                 const bool there = in && at < tile.there[i / 4];
                 copy16(to + i * 2048, tile.rows[i / 4] + (there ? (size_t)at * tile.D + d : 0), there);
             }
-            bring_x<PARTS>(tile, ring, k, part);
+            bring_x(tile, ring, k, part);
             barrier_arrive_with_copies(ring.full());
         }
     }
 }
 
-// Brings a tile of codes, and writes them out.
-template <int PARTS> __device__ void bring(const Brought<Fp8>& tile, Ring<Fp8>& ring)
+// Brings a tile of codes, and writes them out; two groups, each every other 64 columns.
+template <int P> __device__ void bring(const Brought<Fp8, P>& tile, Ring<Fp8, P>& ring)
 {
-    constexpr int AHEAD = 3;
+    constexpr int AHEAD = 2;
     const int own = threadIdx.x % 128, row = own / 4;
+    const unsigned begin = ring.step;
+    const int first = (begin / P + threadIdx.x / 128) % 2;
     Words codes[AHEAD + 1][4];
     const auto ask = [&](Words (&to)[4], int k) {
         const int d = 64 * k + own % 4 * 16;
@@ -198,28 +206,29 @@ template <int PARTS> __device__ void bring(const Brought<Fp8>& tile, Ring<Fp8>& 
         }
     };
 #pragma unroll
-    for (int i = 0; i < AHEAD; i++) ask(codes[i], i);
-    for (int k0 = 0; k0 < tile.steps; k0 += AHEAD + 1) {
+    for (int i = 0; i < AHEAD; i++) ask(codes[i], first + 2 * i);
+    for (int k0 = first; k0 < tile.steps; k0 += 2 * (AHEAD + 1)) {
 #pragma unroll
         for (int u = 0; u <= AHEAD; u++) {
-            const int k = k0 + u;
+            const int k = k0 + 2 * u;
             if (tile.steps <= k) break;
-            ask(codes[(u + AHEAD) % (AHEAD + 1)], k + AHEAD);
+            ask(codes[(u + AHEAD) % (AHEAD + 1)], k + 2 * AHEAD);
 #pragma unroll 1
-            for (int part = 0; part < PARTS; part++, ring.step++) {
+            for (int part = 0; part < P; part++) {
+                ring.step = begin + k * P + part;
                 barrier_wait(ring.empty(), ring.round() ^ 1);
-                bring_x<PARTS>(tile, ring, k, part);
+                bring_x(tile, ring, k, part);
                 barrier_arrive_with_copies(ring.full());
                 const unsigned to = ring.weights() + row * 128;
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
 #pragma unroll
                     for (int half = 0; half < 2; half++) {
-                        const unsigned first = codes[u][i].at[2 * half], second = codes[u][i].at[2 * half + 1];
+                        const unsigned one = codes[u][i].at[2 * half], two = codes[u][i].at[2 * half + 1];
                         asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(
                                          to + i * 4096 + (((own % 4 * 2 + half) ^ row % 8) << 4)),
-                                     "r"(first_codes(first)), "r"(last_codes(first)), "r"(first_codes(second)),
-                                     "r"(last_codes(second))
+                                     "r"(first_codes(one)), "r"(last_codes(one)), "r"(first_codes(two)),
+                                     "r"(last_codes(two))
                                      : "memory");
                     }
                 }
@@ -228,36 +237,37 @@ template <int PARTS> __device__ void bring(const Brought<Fp8>& tile, Ring<Fp8>& 
             }
         }
     }
+    ring.step = begin + tile.steps * P;
 }
 
 // The products of one stage.
-template <class T> __device__ void multiply(float (&d)[BLOCKS<T>][64], const Ring<T>& ring, bool add)
+template <class T, int P> __device__ void multiply(float (&d)[BLOCKS<T, P>][64], const Ring<T, P>& ring, bool add)
 {
     const int group = threadIdx.x / 128;
     barrier_wait(ring.full(), ring.round());
     fence_shared();
     wgmma_begin();
-    const unsigned long long a = described(ring.weights() + group * BLOCKS<T> * 8192), b = described(ring.tokens());
+    const unsigned long long a = described(ring.weights() + group * BLOCKS<T, P> * 8192), b = described(ring.tokens());
 #pragma unroll
     for (int k = 0; k < 4; k++)
 #pragma unroll
-        for (int block = 0; block < BLOCKS<T>; block++)
+        for (int block = 0; block < BLOCKS<T, P>; block++)
             wgmma(d[block], a + block * 512 + 2 * k, b + 2 * k, add || 0 < k);
     wgmma_end();
 }
 
 // The stage so many before is read: once by each warp.
-template <class T> __device__ void release(const Ring<T>& ring, int before)
+template <class T, int P> __device__ void release(const Ring<T, P>& ring, int before)
 {
-    const unsigned slot = (ring.step - before) % STAGES<T>;
-    if (threadIdx.x % 32 == 0) barrier_arrive(ring.barriers + 8 * (STAGES<T> + slot));
+    const unsigned slot = (ring.step - before) % STAGES<T, P>;
+    if (threadIdx.x % 32 == 0) barrier_arrive(ring.barriers + 8 * (STAGES<T, P> + slot));
 }
 
-// Sums of a tile, in bf16 weights.
-template <int PARTS>
-__device__ void consume(float (&sums)[2][64], Ring<bf16>& ring, int steps, const bf16*)
+// Sums of a tile.
+template <class T>
+__device__ void consume(float (&sums)[2][64], Ring<T, 1>& ring, int steps, const bf16*)
 {
-    for (int k = 0; k < steps * PARTS; k++) {
+    for (int k = 0; k < steps; k++) {
         multiply(sums, ring, 0 < k);
         wgmma_wait<1>();
         if (0 < k) release(ring, 1);
@@ -267,15 +277,15 @@ __device__ void consume(float (&sums)[2][64], Ring<bf16>& ring, int steps, const
     release(ring, 1);
 }
 
-// The same of codes; scales are those of the rows of this group.
-template <int PARTS>
-__device__ void consume(float (&sums)[1][64], Ring<Fp8>& ring, int steps, const bf16* scales)
+// The same of sums over 128 columns; scales of FP8 are those of the rows of this group.
+template <class T, int P>
+__device__ void consume(float (&sums)[1][64], Ring<T, P>& ring, int steps, const bf16* scales)
 {
 #pragma unroll
     for (int i = 0; i < 64; i++) sums[0][i] = 0;
     for (int k = 0; k < steps; k += 2) {
-        const int of_block = min(2, steps - k) * PARTS;
-        const float scale = load(scales[k / 2]);
+        const int of_block = min(2, steps - k) * P;
+        const float scale = sizeof(T) == 1 ? load(scales[k / 2]) : 1;
         float block[1][64];
         for (int i = 0; i < of_block; i++) {
             multiply(block, ring, 0 < i);
@@ -359,15 +369,17 @@ __device__ void write(f32, unsigned, int m0, int M, Value value, Out out)
     write_f32(m0, M, value, out);
 }
 
-// Registers go from the group that brings to those that multiply, where these hold more sums.
-template <class T> __device__ void take_registers()
+// Registers go from the groups that bring to those that multiply.
+template <class T, int P> __device__ void take_registers()
 {
-    if (sizeof(T) != 1) asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
+    if constexpr (sizeof(T) == 1) asm volatile("setmaxnreg.inc.sync.aligned.u32 152;");
+    else if constexpr (P == 1) asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
 }
 
-template <class T> __device__ void give_registers()
+template <class T, int P> __device__ void give_registers()
 {
-    if (sizeof(T) != 1) asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
+    if constexpr (sizeof(T) == 1) asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
+    else if constexpr (P == 1) asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
 }
 
 // An f32 in its three pieces: pieces[p][i] of x[i], i < n.

@@ -49,7 +49,8 @@ __device__ inline unsigned bf16_of_codes(unsigned upper)
 {
     const unsigned bits = (upper & 0x80008000) | (upper >> 4 & 0x07f007f0);
     unsigned both;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(both) : "r"(bits), "r"(0x7b807b80), "r"(0x80008000));
+    // Volatile: where it is used and not before, or there are too few registers.
+    asm volatile("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(both) : "r"(bits), "r"(0x7b807b80), "r"(0x80008000));
     return both;
 }
 
@@ -76,7 +77,7 @@ __device__ inline void wait_for_previous()
 // d += a b of 16 rows, 8 columns and 16 terms.
 __device__ inline void mma(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1)
 {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -95,17 +96,21 @@ template <int N> __device__ Columns<N> columns(const bf16* x, int)
     return all;
 }
 
+// The pieces of an f32 are its first 8 bits, the next 8 and the rest.
 template <int N> __device__ Columns<N> columns(const f32* x, int which)
 {
+    const unsigned first = which == 0 ? 0 : 0xffff0000, second = which == 2 ? 0xffff0000 : 0;
     Columns<N> all;
     for (int i = 0; i < N / 4; i++) {
         const Words read = read_words(x + 4 * i);
-        float own[4];
+        unsigned own[4];
         for (int j = 0; j < 4; j++) {
-            const float value = __uint_as_float(read.at[j]), rest = value - rounded<bf16>(value);
-            own[j] = which == 0 ? value : which == 1 ? rest : rest - rounded<bf16>(rest);
+            float value = __uint_as_float(read.at[j]);
+            value -= __uint_as_float(__float_as_uint(value) & first);
+            value -= __uint_as_float(__float_as_uint(value) & second);
+            own[j] = __float_as_uint(value);
         }
-        for (int j = 0; j < 2; j++) all.at[2 * i + j] = bf16_pair(own[2 * j], own[2 * j + 1]);
+        for (int j = 0; j < 2; j++) all.at[2 * i + j] = __byte_perm(own[2 * j], own[2 * j + 1], 0x7632);
     }
     return all;
 }
@@ -128,42 +133,44 @@ template <int SETS, class T, class X>
 __device__ void gather(float (&sums)[SETS][4], Rows<T> rows, const Column<X> (&x)[SETS], int first, int by, int D)
 {
     constexpr int N = PER<T>, AHEAD = SETS == 1 ? (sizeof(X) / sizeof(T) < 4 ? 4 : 2) : SETS <= 4 ? 2 : 1;
-    const int own = threadIdx.x % 4 * N;
-    const int steps = ceil_div(D, 4 * N);
-    for (int set = 0; set < SETS; set++)
-        for (int i = 0; i < 4; i++) sums[set][i] = 0;
+    constexpr int X_AHEAD = AHEAD < 2 ? AHEAD : 2;  // x is near.
+    const int own = threadIdx.x % 4 * N, steps = ceil_div(D, 4 * N);
+    Words upper[AHEAD], lower[AHEAD];
+    Columns<N> b[X_AHEAD][SETS];
+    float scale[X_AHEAD][2];
+    const auto ask = [&](int i, int step) {
+        const int d = step * 4 * N + own;
+        upper[i] = lower[i] = {};
+        if (d < D) {
+            upper[i] = read_once(rows.upper + d);
+            lower[i] = read_once(rows.lower + d);
+        }
+    };
+    const auto ask_x = [&](int i, int step) {
+        const int d = step * 4 * N + own;
+#pragma unroll
+        for (int set = 0; set < SETS; set++) {
+            b[i][set] = {};
+            if (d < D && x[set].p) b[i][set] = columns<N>(x[set].p + d, x[set].piece);
+        }
+        if (sizeof(T) == 1 && step < steps) {
+            scale[i][0] = load(rows.upper_scales[step * 4 * N / 128]);
+            scale[i][1] = load(rows.lower_scales[step * 4 * N / 128]);
+        }
+    };
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) ask(i, first + i * by);
+    wait_for_previous();  // Weights are asked for before x is there.
+#pragma unroll
+    for (int i = 0; i < X_AHEAD; i++) ask_x(i, first + i * by);
 
+#pragma unroll
+    for (int set = 0; set < SETS; set++)
+        for (int r = 0; r < 4; r++) sums[set][r] = 0;
     for (int from = first; from < steps; from += AHEAD * by) {
-        Words upper[AHEAD], lower[AHEAD];
-        Columns<N> b[AHEAD][SETS];
-        float scale[AHEAD][2];
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            const int d = (from + i * by) * 4 * N + own;
-            upper[i] = lower[i] = {};
-            if (d < D) {
-                upper[i] = read_once(rows.upper + d);
-                lower[i] = read_once(rows.lower + d);
-            }
-        }
-        if (from == first) wait_for_previous();  // Weights are asked for before x is there.
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            const int d = (from + i * by) * 4 * N + own;
-#pragma unroll
-            for (int set = 0; set < SETS; set++) {
-                b[i][set] = {};
-                if (d < D && x[set].p) b[i][set] = columns<N>(x[set].p + d, x[set].piece);
-            }
-            if (sizeof(T) == 1 && d < D) {
-                scale[i][0] = load(rows.upper_scales[d / 128]);
-                scale[i][1] = load(rows.lower_scales[d / 128]);
-            } else {
-                scale[i][0] = scale[i][1] = 1;
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
+            if (steps <= from + i * by) break;
             float block[SETS][4] = {};
 #pragma unroll
             for (int j = 0; j < N / 4; j++) {
@@ -172,18 +179,21 @@ __device__ void gather(float (&sums)[SETS][4], Rows<T> rows, const Column<X> (&x
                     a[0] = first_codes(upper[i].at[j]), a[1] = first_codes(lower[i].at[j]);
                     a[2] = last_codes(upper[i].at[j]), a[3] = last_codes(lower[i].at[j]);
                 } else {
-                    a[0] = upper[i].at[2 * j % 4], a[1] = lower[i].at[2 * j % 4];
-                    a[2] = upper[i].at[(2 * j + 1) % 4], a[3] = lower[i].at[(2 * j + 1) % 4];
+                    a[0] = upper[i].at[2 * j], a[1] = lower[i].at[2 * j];
+                    a[2] = upper[i].at[2 * j + 1], a[3] = lower[i].at[2 * j + 1];
                 }
 #pragma unroll
                 for (int set = 0; set < SETS; set++)
-                    mma(sizeof(T) == 1 ? block[set] : sums[set], a, b[i][set].at[2 * j], b[i][set].at[2 * j + 1]);
+                    mma(sizeof(T) == 1 ? block[set] : sums[set], a, b[i % X_AHEAD][set].at[2 * j],
+                        b[i % X_AHEAD][set].at[2 * j + 1]);
             }
             if constexpr (sizeof(T) == 1) {
 #pragma unroll
                 for (int set = 0; set < SETS; set++)
-                    for (int r = 0; r < 4; r++) sums[set][r] += scale[i][r / 2] * block[set][r];
+                    for (int r = 0; r < 4; r++) sums[set][r] += scale[i % X_AHEAD][r / 2] * block[set][r];
             }
+            ask(i, from + (i + AHEAD) * by);
+            ask_x(i % X_AHEAD, from + (i + X_AHEAD) * by);
         }
     }
 }

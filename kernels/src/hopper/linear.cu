@@ -8,7 +8,7 @@
 //                 where M <= 4096. Dynamic shared memory: 16 P bytes a thread.
 // linear_gemv_32: the same for 32 rows of x. Grid [ceil(M / 16), ceil(N / 32)], 256 threads, 64 P bytes each.
 // linear_split:   pieces of x for linear_gemm, where E is f32. Grid [ceil(N D / 256)], 256 threads.
-// linear_gemm:    tiles for many rows of x (gemm.cuh). Grid: one block a multiprocessor, 384 threads, 230400
+// linear_gemm:    tiles for many rows of x (gemm.cuh). Grid: one block a multiprocessor, 384 threads (512 with Fp8), 230400
 //                 bytes of dynamic shared memory. Workspace with E f32: pieces, 6 N D bytes.
 
 #include "common/gemm.cuh"
@@ -51,29 +51,34 @@ __device__ void gemv(E* o, const E* x, const W* weight, const bf16* scales, int 
         columns[set].piece = SIDE_BY_SIDE ? lane / 4 % P : set % P;
     }
 
-    for (int m0 = 16 * blockIdx.x; m0 < M; m0 += 16 * gridDim.x) {
-        int upper = min(m0 + lane / 4, M - 1), lower = min(m0 + lane / 4 + 8, M - 1);
+    const int tiles = ceil_div(M, 16);
+    int together = 1;  // Tiles of a block at the same time; the warps of a tile share its columns.
+    while (together < warps && together * gridDim.x < tiles) together *= 2;
+    const int sharing = warps / together;
+    for (int tile0 = together * blockIdx.x; tile0 < tiles; tile0 += together * gridDim.x) {
+        const int m = 16 * (tile0 + warp / sharing) + lane / 4;
+        int upper = min(m, M - 1), lower = min(m + 8, M - 1);
         if (plant == LAST_ROW_SHIFTED && 1 < M) upper -= upper == M - 1, lower -= lower == M - 1;
         const Rows<W> rows = {weight + (size_t)upper * D, weight + (size_t)lower * D,
                               scales_of(scales, upper, M, D, plant), scales_of(scales, lower, M, D, plant)};
         float sums[SETS][4];
-        gather(sums, rows, columns, warp, warps, summed(D, plant));
+        gather(sums, rows, columns, warp % sharing, sharing, summed(D, plant));
         for (int set = 0; set < SETS; set++)
             for (int i = 0; i < 4; i++) parts[((warp * SETS + set) * 32 + lane) * 4 + i] = sums[set][i];
         __syncthreads();
 
-        for (int i = threadIdx.x; i < 16 * TOKENS; i += blockDim.x) {
-            const int row = i % 16, n = i / 16;
+        for (int i = threadIdx.x; i < 16 * together * TOKENS; i += blockDim.x) {
+            const int row = i % (16 * together), n = i / (16 * together), first = row / 16 * sharing;
             float all = 0;
-            for (int w = 0; w < warps; w++) {
+            for (int w = first; w < first + sharing; w++) {
                 for (int p = 0; p < P; p++) {
                     const int set = SIDE_BY_SIDE ? 0 : n / 8 * P + p, column = SIDE_BY_SIDE ? n * P + p : n % 8;
                     const int of = row % 8 * 4 + column / 2;
-                    all += parts[((w * SETS + set) * 32 + of) * 4 + row / 8 * 2 + column % 2];
+                    all += parts[((w * SETS + set) * 32 + of) * 4 + row % 16 / 8 * 2 + column % 2];
                 }
             }
-            if (n0 + n < N && m0 + row < M)
-                o[(size_t)(n0 + n) * M + m0 + row] = store<E>(plant == UNIFORM_SCALE ? 1.004f * all : all);
+            if (n0 + n < N && 16 * tile0 + row < M)
+                o[(size_t)(n0 + n) * M + 16 * tile0 + row] = store<E>(plant == UNIFORM_SCALE ? 1.004f * all : all);
         }
         __syncthreads();
     }
@@ -127,14 +132,14 @@ struct Where { int m0, n0; };
 
 __device__ inline Where where(int tile, int M, int N)
 {
-    constexpr int TOGETHER = 16;
-    const int across = ceil_div(M, ROW_TILE<W>), down = ceil_div(N, TOKEN_TILE);
+    constexpr int TOGETHER = 16, P = PIECES<E>;
+    const int across = ceil_div(M, ROW_TILE<W, P>), down = ceil_div(N, TOKEN_TILE);
     const int group = tile / (TOGETHER * across), first = group * TOGETHER, high = min(TOGETHER, down - first);
     const int within = tile - group * TOGETHER * across;
-    return {within / high * ROW_TILE<W>, (first + within % high) * TOKEN_TILE};
+    return {within / high * ROW_TILE<W, P>, (first + within % high) * TOKEN_TILE};
 }
 
-extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) linear_gemm(
+extern "C" __global__ void __launch_bounds__(GEMM_THREADS<W>, 1) linear_gemm(
     E* __restrict__ o,                       // [N, M]
     const E* __restrict__ x,                 // [N, D]
     const bf16* __restrict__ pieces,         // [3, N, D] where E is f32
@@ -147,48 +152,46 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) linear_gemm(
 {
     extern __shared__ char shared[];
     constexpr int P = PIECES<E>;
-    Ring<W> ring(shared_address(shared));
+    Ring<W, P> ring(shared_address(shared));
     ring.init();
     const bf16* rows = P == 1 ? (const bf16*)x : pieces;
-    const int group = threadIdx.x / 128, tiles = ceil_div(M, ROW_TILE<W>) * ceil_div(N, TOKEN_TILE);
+    const int group = threadIdx.x / 128, tiles = ceil_div(M, ROW_TILE<W, P>) * ceil_div(N, TOKEN_TILE);
     const int steps = ceil_div(summed(D, plant), 64);
 
-    if (group == 2) {
-        give_registers<W>();
+    if (2 <= group) {
+        give_registers<W, P>();
         for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
             const Where at = where(tile, M, N);
-            Brought<W> all;
+            Brought<W, P> all;
 #pragma unroll
-            for (int i = 0; i < 2 * BLOCKS<W>; i++) {
+            for (int i = 0; i < 2 * BLOCKS<W, P>; i++) {
                 all.there[i] = min(max(M - at.m0 - 64 * i, 0), 64);
                 all.rows[i] = weight + (all.there[i] ? (size_t)(at.m0 + 64 * i) * D : 0);
             }
-            all.x_there = 0;
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 int n = at.n0 + 16 * i + threadIdx.x % 128 / 8;
-                if (n < N) all.x_there |= 1u << i;
                 if (plant == LAST_TOKEN_STALE && n == N - 1 && 0 < n) n -= 1;
-                all.x[i] = rows + (n < N ? (size_t)n * D : 0);
+                all.x_at[i] = n < N ? (unsigned)((size_t)n * D / 8) : NO_ROW;
             }
-            all.pieces_apart = (size_t)N * D, all.D = D, all.steps = steps;
-            bring<P>(all, ring);
+            all.x = rows, all.pieces_apart = (size_t)N * D, all.D = D, all.steps = steps;
+            bring(all, ring);
         }
         return;
     }
 
-    take_registers<W>();
+    take_registers<W, P>();
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         const Where at = where(tile, M, N);
-        float sums[BLOCKS<W>][64];
-        consume<P>(sums, ring, steps, scales_of(weight_scales, at.m0, M, D, plant));
+        float sums[BLOCKS<W, P>][64];
+        consume(sums, ring, steps, scales_of(weight_scales, at.m0, M, D, plant));
         const auto out = [&](int n) { return at.n0 + n < N ? o + (size_t)(at.n0 + n) * M : nullptr; };
 #pragma unroll
-        for (int block = 0; block < BLOCKS<W>; block++) {
+        for (int block = 0; block < BLOCKS<W, P>; block++) {
             const auto value = [&](int i) {
                 return plant == UNIFORM_SCALE ? 1.004f * sums[block][i] : sums[block][i];
             };
-            const int m0 = at.m0 + 64 * (BLOCKS<W> * group + block);
+            const int m0 = at.m0 + 64 * (BLOCKS<W, P> * group + block);
             write(E(), ring.staging(group), m0, M, value, out);
         }
     }

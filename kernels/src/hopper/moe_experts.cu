@@ -20,7 +20,7 @@
 // moe_experts_place:     grid [C], 512 threads. Workspace: order, 4 N A bytes.
 // moe_experts_split:     pieces of x, where E is f32. Grid [ceil(N D / 256)], 256 threads. Workspace: pieces,
 //                        6 N D bytes.
-// moe_experts_gemm_up:   grid: one block a multiprocessor, 384 threads, 230400 bytes of dynamic shared memory.
+// moe_experts_gemm_up:   grid: one block a multiprocessor, 384 threads (512 with Fp8), 230400 bytes of dynamic shared memory.
 //                        Workspace: passed, 2 P N A F bytes.
 // moe_experts_gemm_down: launched alike. Workspace: parts, N A D numbers of E.
 // moe_experts_combine:   grid [N], 256 threads.
@@ -72,7 +72,7 @@ template <class X> __device__ Column<X> pieces_of(const X* x)
     return {column < PIECES<X> ? x : nullptr, column};
 }
 
-extern "C" __global__ void __launch_bounds__(128, 5) moe_experts_gemv_up(
+extern "C" __global__ void __launch_bounds__(256) moe_experts_gemv_up(
     bf16* __restrict__ hidden,                  // [3, N, A, F] the three pieces of f32
     const E* __restrict__ x,                    // [N, D]
     const long long* __restrict__ ids,          // [N, A]
@@ -243,7 +243,7 @@ extern "C" __global__ void moe_experts_split(
     if (i < n) split(pieces, x, n, i);
 }
 
-extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) moe_experts_gemm_up(
+extern "C" __global__ void __launch_bounds__(GEMM_THREADS<W>, 1) moe_experts_gemm_up(
     bf16* __restrict__ passed,                  // [P, N A, F], in order
     const E* __restrict__ x,                    // [N, D]
     const bf16* __restrict__ pieces,            // [3, N, D] where E is f32
@@ -262,48 +262,46 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) moe_experts_gemm_u
     int plant)
 {
     extern __shared__ char shared[];
-    constexpr int P = PIECES<E>, HIGH = ROW_TILE<W> / 2;  // Channels of a tile, each a row of gate and of up.
-    Ring<W> ring(shared_address(shared));
+    constexpr int P = PIECES<E>, HIGH = ROW_TILE<W, P> / 2;  // Channels of a tile, each a row of gate and of up.
+    Ring<W, P> ring(shared_address(shared));
     ring.init();
     const bf16* rows = P == 1 ? (const bf16*)x : pieces;
     const int group = threadIdx.x / 128, own = threadIdx.x % 128;
     const int across = ceil_div(F, HIGH), all_tiles = *n_tiles * across, steps = ceil_div(summed(D, plant), 64);
 
-    if (group == 2) {
-        give_registers<W>();
+    if (2 <= group) {
+        give_registers<W, P>();
         for (int tile = blockIdx.x; tile < all_tiles; tile += gridDim.x) {
             const Tile at = tiles[tile / across];
             const int f0 = tile % across * HIGH, e = at.expert, end = offsets[e + 1];
-            Brought<W> all;
+            Brought<W, P> all;
 #pragma unroll
-            for (int i = 0; i < 2 * BLOCKS<W>; i++) {
+            for (int i = 0; i < 2 * BLOCKS<W, P>; i++) {
                 const int f = f0 + i / 2 * 64;
                 all.there[i] = min(max(F - f, 0), 64);
                 all.rows[i] = row_of(i % 2 ? up_proj : gate_proj, e, all.there[i] ? f : 0, F, D);
                 if (plant == ROWS_OF_EXPERT_SHIFTED && e % 4 == 1 && 0 < f) all.rows[i] -= D;
             }
-            all.x_there = 0;
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const int n = at.first + 16 * i + own / 8;
-                if (n < end) all.x_there |= 1u << i;
-                all.x[i] = rows + (n < end ? (size_t)(order[n] / A) * D : 0);
+                all.x_at[i] = n < end ? (unsigned)((size_t)(order[n] / A) * D / 8) : NO_ROW;
             }
-            all.pieces_apart = (size_t)N * D, all.D = D, all.steps = steps;
-            bring<P>(all, ring);
+            all.x = rows, all.pieces_apart = (size_t)N * D, all.D = D, all.steps = steps;
+            bring(all, ring);
         }
         return;
     }
 
-    take_registers<W>();
+    take_registers<W, P>();
     for (int tile = blockIdx.x; tile < all_tiles; tile += gridDim.x) {
         const Tile at = tiles[tile / across];
         const int f0 = tile % across * HIGH, e = at.expert, end = offsets[e + 1];
-        float sums[BLOCKS<W>][64];
+        float sums[BLOCKS<W, P>][64];
         const bf16* scales = group == 0 ? gate_proj_scales : up_proj_scales;
-        consume<P>(sums, ring, steps, scales_of(scales, e, f0, F, D, plant));
+        consume(sums, ring, steps, scales_of(scales, e, f0, F, D, plant));
         int from = 0, to = 64;  // Which of its sums a thread goes on with.
-        if constexpr (BLOCKS<W> == 2) {
+        if constexpr (BLOCKS<W, P> == 2) {
 #pragma unroll
             for (int i = 0; i < 64; i++) sums[0][i] = passed_on(sums[0][i], sums[1][i], plant);
         } else {
@@ -328,10 +326,10 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) moe_experts_gemm_u
             asm volatile("bar.sync 3, 256;" ::: "memory");
             from = 64 * group, to = from + 64;
         }
-        const int m0 = f0 + (BLOCKS<W> == 2 ? 64 * group : 0);
+        const int m0 = f0 + (BLOCKS<W, P> == 2 ? 64 * group : 0);
         for (int p = 0; p < P; p++) {
             const auto out = [&](int n) {
-                const bool is_own = BLOCKS<W> == 2 || (from <= n && n < to);
+                const bool is_own = BLOCKS<W, P> == 2 || (from <= n && n < to);
                 bf16* of_piece = passed + (size_t)p * N * A * F;
                 return is_own && at.first + n < end ? of_piece + (size_t)(at.first + n) * F : nullptr;
             };
@@ -344,7 +342,7 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) moe_experts_gemm_u
     }
 }
 
-extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) moe_experts_gemm_down(
+extern "C" __global__ void __launch_bounds__(GEMM_THREADS<W>, 1) moe_experts_gemm_down(
     E* __restrict__ parts,                      // [N A, D]
     const bf16* __restrict__ passed,            // [P, N A, F], in order
     const int* __restrict__ order,              // [N A] pairs
@@ -361,47 +359,45 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) moe_experts_gemm_d
 {
     extern __shared__ char shared[];
     constexpr int P = PIECES<E>;
-    Ring<W> ring(shared_address(shared));
+    Ring<W, P> ring(shared_address(shared));
     ring.init();
     const int group = threadIdx.x / 128, own = threadIdx.x % 128;
-    const int across = ceil_div(D, ROW_TILE<W>), all_tiles = *n_tiles * across, steps = ceil_div(F, 64);
+    const int across = ceil_div(D, ROW_TILE<W, P>), all_tiles = *n_tiles * across, steps = ceil_div(F, 64);
 
-    if (group == 2) {
-        give_registers<W>();
+    if (2 <= group) {
+        give_registers<W, P>();
         for (int tile = blockIdx.x; tile < all_tiles; tile += gridDim.x) {
             const Tile at = tiles[tile / across];
-            const int m0 = tile % across * ROW_TILE<W>, end = offsets[at.expert + 1];
-            Brought<W> all;
+            const int m0 = tile % across * ROW_TILE<W, P>, end = offsets[at.expert + 1];
+            Brought<W, P> all;
 #pragma unroll
-            for (int i = 0; i < 2 * BLOCKS<W>; i++) {
+            for (int i = 0; i < 2 * BLOCKS<W, P>; i++) {
                 all.there[i] = min(max(D - m0 - 64 * i, 0), 64);
                 all.rows[i] = row_of(down_proj, at.expert, all.there[i] ? m0 + 64 * i : 0, D, F);
             }
-            all.x_there = 0;
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const int n = at.first + 16 * i + own / 8;
-                if (n < end) all.x_there |= 1u << i;
-                all.x[i] = passed + (n < end ? (size_t)n * F : 0);
+                all.x_at[i] = n < end ? (unsigned)((size_t)n * F / 8) : NO_ROW;
             }
-            all.pieces_apart = (size_t)N * A * F, all.D = F, all.steps = steps;
-            bring<P>(all, ring);
+            all.x = passed, all.pieces_apart = (size_t)N * A * F, all.D = F, all.steps = steps;
+            bring(all, ring);
         }
         return;
     }
 
-    take_registers<W>();
+    take_registers<W, P>();
     for (int tile = blockIdx.x; tile < all_tiles; tile += gridDim.x) {
         const Tile at = tiles[tile / across];
-        const int m0 = tile % across * ROW_TILE<W>, e = at.expert, end = offsets[e + 1];
-        float sums[BLOCKS<W>][64];
-        consume<P>(sums, ring, steps, scales_of(down_proj_scales, e, m0, D, F, plant));
+        const int m0 = tile % across * ROW_TILE<W, P>, e = at.expert, end = offsets[e + 1];
+        float sums[BLOCKS<W, P>][64];
+        consume(sums, ring, steps, scales_of(down_proj_scales, e, m0, D, F, plant));
         const auto out = [&](int n) {
             return at.first + n < end ? parts + (size_t)order[at.first + n] * D : nullptr;
         };
 #pragma unroll
-        for (int block = 0; block < BLOCKS<W>; block++) {
-            const int m = m0 + 64 * (BLOCKS<W> * group + block);
+        for (int block = 0; block < BLOCKS<W, P>; block++) {
+            const int m = m0 + 64 * (BLOCKS<W, P> * group + block);
             write(E(), ring.staging(group), m, D, [&](int i) { return sums[block][i]; }, out);
         }
     }
