@@ -25,8 +25,6 @@ template <class T, int P> constexpr int STAGES = BLOCKS<T, P> == 1 ? 6 : 4;
 template <class T, int P> constexpr int STAGE_BYTES = 128 * (ROW_TILE<T, P> + TOKEN_TILE);
 constexpr int STAGING_BYTES = 64 * TOKEN_TILE * 2;  // Of a group: 64 rows in bf16.
 
-__device__ inline unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
-
 __device__ inline void barrier_init(unsigned barrier, int arrivals)
 {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -50,13 +48,6 @@ __device__ inline void barrier_wait(unsigned barrier, unsigned parity)
                  "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
                  "@!done bra again;\n"
                  "}" ::"r"(barrier), "r"(parity) : "memory");
-}
-
-// 16 bytes to shared memory, or as many zeros.
-__device__ inline void copy16(unsigned to, const void* from, bool there)
-{
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0)
-                 : "memory");
 }
 
 // Of the 128 threads of a group.
@@ -323,10 +314,7 @@ __device__ void write_bf16(unsigned staging, int m0, int M, Value value, Out out
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         const int n = 16 * i + own / 8;
-        Words read;
-        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(read.at[0]), "=r"(read.at[1]), "=r"(read.at[2]), "=r"(read.at[3])
-                     : "r"(staging + n * 128 + ((piece ^ n % 8) << 4)) : "memory");
+        const Words read = read_shared(staging + n * 128 + ((piece ^ n % 8) << 4));
         bf16* to = out(n);
         if (!to) continue;
         if (M % 8 == 0 && m < M) {

@@ -16,13 +16,21 @@ template <> constexpr int PIECES<f32> = 3;
 
 struct Words { unsigned at[4]; };
 
-// What is read once passes by the L1 cache.
-__device__ inline Words read_once(const void* p)
+__device__ inline unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
+
+// 16 bytes to shared memory past the L1 cache, or as many zeros.
+__device__ inline void copy16(unsigned to, const void* from, bool there)
+{
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0)
+                 : "memory");
+}
+
+__device__ inline Words read_shared(unsigned from)
 {
     Words read;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(read.at[0]), "=r"(read.at[1]), "=r"(read.at[2]), "=r"(read.at[3])
-                 : "l"(p));
+                 : "r"(from) : "memory");
     return read;
 }
 
@@ -49,8 +57,7 @@ __device__ inline unsigned bf16_of_codes(unsigned upper)
 {
     const unsigned bits = (upper & 0x80008000) | (upper >> 4 & 0x07f007f0);
     unsigned both;
-    // Volatile: where it is used and not before, or there are too few registers.
-    asm volatile("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(both) : "r"(bits), "r"(0x7b807b80), "r"(0x80008000));
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(both) : "r"(bits), "r"(0x7b807b80), "r"(0x80008000));
     return both;
 }
 
@@ -126,25 +133,29 @@ template <class T> struct Rows {
 // Which row of x a lane reads for each set of 8 columns; none where p is 0.
 template <class X> struct Column { const X* p; int piece; };
 
-// Sums of this warp over the steps first, first + by, … of 4 PER<T> columns each.
+// Steps that are asked for ahead, and the bytes of shared memory that they take of a warp.
+constexpr int DEEP = 4;
+constexpr int DEEP_BYTES = DEEP * 1024;
+
+// Sums of this warp over the steps first, first + by, … of 4 PER<T> columns each; deep is its shared memory.
 //
 // sums[set]: row lane / 4 with columns 2 (lane % 4) and the next, then row lane / 4 + 8 with the same.
 template <int SETS, class T, class X>
-__device__ void gather(float (&sums)[SETS][4], Rows<T> rows, const Column<X> (&x)[SETS], int first, int by, int D)
+__device__ void gather(
+    float (&sums)[SETS][4], Rows<T> rows, const Column<X> (&x)[SETS], int first, int by, int D, unsigned deep)
 {
-    constexpr int N = PER<T>, AHEAD = SETS == 1 ? (sizeof(X) / sizeof(T) < 4 ? 4 : 2) : SETS <= 4 ? 2 : 1;
-    constexpr int X_AHEAD = AHEAD < 2 ? AHEAD : 2;  // x is near.
+    constexpr int N = PER<T>, X_AHEAD = SETS == 1 ? 2 : 1;
     const int own = threadIdx.x % 4 * N, steps = ceil_div(D, 4 * N);
-    Words upper[AHEAD], lower[AHEAD];
+    deep += threadIdx.x % 32 * 16;
     Columns<N> b[X_AHEAD][SETS];
     float scale[X_AHEAD][2];
-    const auto ask = [&](int i, int step) {
+    const auto ask = [&](int at, int step) {
         const int d = step * 4 * N + own;
-        upper[i] = lower[i] = {};
-        if (d < D) {
-            upper[i] = read_once(rows.upper + d);
-            lower[i] = read_once(rows.lower + d);
-        }
+        const bool there = d < D;
+        const unsigned to = deep + at % DEEP * 1024;
+        copy16(to, rows.upper + (there ? d : 0), there);
+        copy16(to + 512, rows.lower + (there ? d : 0), there);
+        asm volatile("cp.async.commit_group;" ::: "memory");
     };
     const auto ask_x = [&](int i, int step) {
         const int d = step * 4 * N + own;
@@ -159,7 +170,7 @@ __device__ void gather(float (&sums)[SETS][4], Rows<T> rows, const Column<X> (&x
         }
     };
 #pragma unroll
-    for (int i = 0; i < AHEAD; i++) ask(i, first + i * by);
+    for (int i = 0; i < DEEP; i++) ask(i, first + i * by);
     wait_for_previous();  // Weights are asked for before x is there.
 #pragma unroll
     for (int i = 0; i < X_AHEAD; i++) ask_x(i, first + i * by);
@@ -167,35 +178,39 @@ __device__ void gather(float (&sums)[SETS][4], Rows<T> rows, const Column<X> (&x
 #pragma unroll
     for (int set = 0; set < SETS; set++)
         for (int r = 0; r < 4; r++) sums[set][r] = 0;
-    for (int from = first; from < steps; from += AHEAD * by) {
+    int at = 0;
+    for (int from = first; from < steps; from += X_AHEAD * by) {
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            if (steps <= from + i * by) break;
+        for (int i = 0; i < X_AHEAD; i++, at++) {
+            const int step = from + i * by;
+            if (steps <= step) break;
+            asm volatile("cp.async.wait_group %0;" ::"n"(DEEP - 1) : "memory");
+            const Words upper = read_shared(deep + at % DEEP * 1024), lower = read_shared(deep + at % DEEP * 1024 + 512);
             float block[SETS][4] = {};
 #pragma unroll
             for (int j = 0; j < N / 4; j++) {
                 unsigned a[4];
                 if constexpr (sizeof(T) == 1) {
-                    a[0] = first_codes(upper[i].at[j]), a[1] = first_codes(lower[i].at[j]);
-                    a[2] = last_codes(upper[i].at[j]), a[3] = last_codes(lower[i].at[j]);
+                    a[0] = first_codes(upper.at[j]), a[1] = first_codes(lower.at[j]);
+                    a[2] = last_codes(upper.at[j]), a[3] = last_codes(lower.at[j]);
                 } else {
-                    a[0] = upper[i].at[2 * j], a[1] = lower[i].at[2 * j];
-                    a[2] = upper[i].at[2 * j + 1], a[3] = lower[i].at[2 * j + 1];
+                    a[0] = upper.at[2 * j], a[1] = lower.at[2 * j];
+                    a[2] = upper.at[2 * j + 1], a[3] = lower.at[2 * j + 1];
                 }
 #pragma unroll
                 for (int set = 0; set < SETS; set++)
-                    mma(sizeof(T) == 1 ? block[set] : sums[set], a, b[i % X_AHEAD][set].at[2 * j],
-                        b[i % X_AHEAD][set].at[2 * j + 1]);
+                    mma(sizeof(T) == 1 ? block[set] : sums[set], a, b[i][set].at[2 * j], b[i][set].at[2 * j + 1]);
             }
             if constexpr (sizeof(T) == 1) {
 #pragma unroll
                 for (int set = 0; set < SETS; set++)
-                    for (int r = 0; r < 4; r++) sums[set][r] += scale[i % X_AHEAD][r / 2] * block[set][r];
+                    for (int r = 0; r < 4; r++) sums[set][r] += scale[i][r / 2] * block[set][r];
             }
-            ask(i, from + (i + AHEAD) * by);
-            ask_x(i % X_AHEAD, from + (i + X_AHEAD) * by);
+            ask(at, step + DEEP * by);
+            ask_x(i, step + X_AHEAD * by);
         }
     }
+    asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
 // Of columns that are the pieces of one number the sum, in the lanes that are a multiple of 4: row

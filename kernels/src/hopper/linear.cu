@@ -3,10 +3,10 @@
 // E is bf16 or f32, W is bf16 or Fp8. Tensors start at multiples of 16 bytes; D is a multiple of 8, of 16
 // with Fp8. P = 1 with E bf16, 3 with f32.
 //
-// linear_gemv:    weights are read once for 8 rows of x. Grid [ceil(M / 16), ceil(N / 8)], or fewer blocks in
-//                 x, which then walk. A block has as many warps as should share the columns: 256 threads, 512
-//                 where M <= 4096. Dynamic shared memory: 16 P bytes a thread.
-// linear_gemv_32: the same for 32 rows of x. Grid [ceil(M / 16), ceil(N / 32)], 256 threads, 64 P bytes each.
+// linear_gemv:    weights are read once for 8 rows of x. Grid [G, ceil(N / 8)], T threads, T (128 + 16 P) bytes of
+//                 dynamic shared memory. A block takes 16 rows of weights, or where G < ceil(M / 16) twice as
+//                 many until that is enough, and its warps share their columns.
+// linear_gemv_32: the same for 32 rows of x. Grid [G, ceil(N / 32)], 256 threads, T (128 + 64 P) bytes.
 // linear_split:   pieces of x for linear_gemm, where E is f32. Grid [ceil(N D / 256)], 256 threads.
 // linear_gemm:    tiles for many rows of x (gemm.cuh). Grid: one block a multiprocessor, 384 threads (512 with Fp8), 230400
 //                 bytes of dynamic shared memory. Workspace with E f32: pieces, 6 N D bytes.
@@ -40,9 +40,10 @@ __device__ inline const bf16* scales_of(const bf16* scales, int row, int M, int 
 template <int SETS, bool SIDE_BY_SIDE>
 __device__ void gemv(E* o, const E* x, const W* weight, const bf16* scales, int n0, int N, int M, int D, int plant)
 {
-    extern __shared__ float parts[];  // [warps, SETS, 32, 4]
+    extern __shared__ __align__(16) char shared[];
     constexpr int P = PIECES<E>, TOKENS = SIDE_BY_SIDE ? 8 / P : SETS / P * 8;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+    float* parts = (float*)(shared + warps * DEEP_BYTES);  // [warps, SETS, 32, 4]
     Column<E> columns[SETS];
     for (int set = 0; set < SETS; set++) {
         const int of = SIDE_BY_SIDE ? lane / 4 / P : set / P * 8 + lane / 4;
@@ -62,7 +63,8 @@ __device__ void gemv(E* o, const E* x, const W* weight, const bf16* scales, int 
         const Rows<W> rows = {weight + (size_t)upper * D, weight + (size_t)lower * D,
                               scales_of(scales, upper, M, D, plant), scales_of(scales, lower, M, D, plant)};
         float sums[SETS][4];
-        gather(sums, rows, columns, warp % sharing, sharing, summed(D, plant));
+        gather(sums, rows, columns, warp % sharing, sharing, summed(D, plant),
+               shared_address(shared) + warp * DEEP_BYTES);
         for (int set = 0; set < SETS; set++)
             for (int i = 0; i < 4; i++) parts[((warp * SETS + set) * 32 + lane) * 4 + i] = sums[set][i];
         __syncthreads();

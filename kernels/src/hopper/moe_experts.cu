@@ -6,10 +6,10 @@
 //
 // Few tokens (each expert of each token is read):
 //
-// moe_experts_gemv_up:   grid [ceil(F / 8), N A]; a block's warps share the columns: 128 threads.
-//                        Workspace: hidden, 6 N A F bytes.
-// moe_experts_gemv_down: grid [ceil(D / 16), N]; warps take half an expert each: 64 A threads, 640 at most.
-//                        Dynamic shared memory: 128 A bytes.
+// moe_experts_gemv_up:   grid [ceil(F / 8), N A]; a block's warps share the columns: 128 threads, 16384 bytes of
+//                        dynamic shared memory. Workspace: hidden, 6 N A F bytes.
+// moe_experts_gemv_down: grid [ceil(D / 16), N]; warps take half an expert each: T = 64 A threads, 640 at most,
+//                        and 128 (T + A) bytes of dynamic shared memory.
 //
 // Many tokens (pairs in the order of their experts, those of an expert in rising order; tiles of gemm.cuh):
 //
@@ -85,7 +85,8 @@ extern "C" __global__ void __launch_bounds__(256) moe_experts_gemv_up(
     int F,
     int plant)
 {
-    __shared__ float parts[32][2][8];
+    extern __shared__ __align__(16) char shared[];  // [warps, DEEP_BYTES]
+    __shared__ float parts[8][2][8];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
     const size_t pair = blockIdx.y;
     wait_for_previous();  // For ids.
@@ -97,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(256) moe_experts_gemv_up(
                           scales_of(gate_proj_scales, e, f, F, D, plant), scales_of(up_proj_scales, e, f, F, D, plant)};
     const Column<E> columns[1] = {pieces_of(x + pair / A * D)};
     float sums[1][4], gate, up;
-    gather(sums, rows, columns, warp, warps, summed(D, plant));
+    gather(sums, rows, columns, warp, warps, summed(D, plant), shared_address(shared) + warp * DEEP_BYTES);
     join<PIECES<E>>(sums[0], gate, up);
     if (lane % 4 == 0) parts[warp][0][lane / 4] = gate, parts[warp][1][lane / 4] = up;
     __syncthreads();
@@ -126,7 +127,8 @@ extern "C" __global__ void __launch_bounds__(640, 1) moe_experts_gemv_down(
     int F,
     int plant)
 {
-    extern __shared__ float outputs[];  // [A, 2, 16]
+    extern __shared__ __align__(16) char shared[];
+    float* outputs = (float*)(shared + blockDim.x / 32 * DEEP_BYTES);  // [A, 2, 16]
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const size_t n = blockIdx.y, column = lane / 4, pairs = (size_t)gridDim.y * A;
     let_next_start();
@@ -138,7 +140,7 @@ extern "C" __global__ void __launch_bounds__(640, 1) moe_experts_gemv_down(
                               scales_of(down_proj_scales, e, lower, D, F, plant)};
         const Column<bf16> columns[1] = {{column < 3 ? hidden + (column * pairs + n * A + a) * F : nullptr, 0}};
         float sums[1][4], above, below;
-        gather(sums, rows, columns, part % 2, 2, F);
+        gather(sums, rows, columns, part % 2, 2, F, shared_address(shared) + warp * DEEP_BYTES);
         join<3>(sums[0], above, below);
         if (lane % 4 == 0) outputs[part * 16 + lane / 4] = above, outputs[part * 16 + lane / 4 + 8] = below;
     }
@@ -417,7 +419,7 @@ extern "C" __global__ void moe_experts_combine(
         float all[N] = {};
 #pragma unroll 10
         for (int a = 0; a < A; a++) {
-            const Words read = read_once(parts + (n * A + a) * D + d);
+            const Words read = read_words(parts + (n * A + a) * D + d);
             const float weight = plant == WEIGHTS_NOT_APPLIED ? 1 : weights[n * A + a];
 #pragma unroll
             for (int i = 0; i < N; i++) {
