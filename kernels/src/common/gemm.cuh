@@ -16,12 +16,13 @@
 // shared memory; blocks walk through the tiles, however many there are of either.
 template <class T> constexpr int GEMM_THREADS = sizeof(T) == 1 ? 512 : 384;
 constexpr int TOKEN_TILE = 128;
-constexpr int GEMM_SHARED = 230400;
+constexpr int GEMM_SHARED = 231424;
 
 // Blocks of 64 rows of a thread group: half as many where there are sums over 128 columns and over all.
 template <class T, int P> constexpr int BLOCKS = sizeof(T) == 1 || P == 3 ? 1 : 2;
 template <class T, int P> constexpr int ROW_TILE = 128 * BLOCKS<T, P>;
-template <class T, int P> constexpr int STAGES = BLOCKS<T, P> == 1 ? 6 : 4;
+constexpr int STAGES = 4;
+constexpr int CODES = 4;  // Of a group that brings codes: 64 columns that wait, and are asked for ahead.
 template <class T, int P> constexpr int STAGE_BYTES = 128 * (ROW_TILE<T, P> + TOKEN_TILE);
 constexpr int STAGING_BYTES = 64 * TOKEN_TILE * 2;  // Of a group: 64 rows in bf16.
 
@@ -103,26 +104,27 @@ template <class T, int P> struct Ring {
     unsigned step = 0;
 
     __device__ explicit Ring(unsigned base)
-        : stages((base + 1023) & ~1023u), barriers(stages + STAGES<T, P> * STAGE_BYTES<T, P> + 2 * STAGING_BYTES) {}
+        : stages((base + 1023) & ~1023u), barriers(stages + STAGES * STAGE_BYTES<T, P> + 2 * STAGING_BYTES) {}
 
-    __device__ unsigned slot() const { return step % STAGES<T, P>; }
+    __device__ unsigned slot() const { return step % STAGES; }
     __device__ unsigned weights() const { return stages + slot() * STAGE_BYTES<T, P>; }
     __device__ unsigned tokens() const { return weights() + 128 * ROW_TILE<T, P>; }
     __device__ unsigned staging(int group) const
     {
-        return stages + STAGES<T, P> * STAGE_BYTES<T, P> + group * STAGING_BYTES;
+        return stages + STAGES * STAGE_BYTES<T, P> + group * STAGING_BYTES;
     }
+    __device__ unsigned codes() const { return barriers + 128 + threadIdx.x / 128 % 2 * CODES * 8192; }
     __device__ unsigned full() const { return barriers + 8 * slot(); }
-    __device__ unsigned empty() const { return barriers + 8 * (STAGES<T, P> + slot()); }
-    __device__ unsigned round() const { return step / STAGES<T, P> & 1; }
+    __device__ unsigned empty() const { return barriers + 8 * (STAGES + slot()); }
+    __device__ unsigned round() const { return step / STAGES & 1; }
 
     // All threads of the block, before anything else.
     __device__ void init() const
     {
         if (threadIdx.x == 0) {
-            for (int i = 0; i < STAGES<T, P>; i++) {
+            for (int i = 0; i < STAGES; i++) {
                 barrier_init(barriers + 8 * i, sizeof(T) == 1 ? 256 : 128);
-                barrier_init(barriers + 8 * (STAGES<T, P> + i), 8);
+                barrier_init(barriers + 8 * (STAGES + i), 8);
             }
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         }
@@ -179,55 +181,57 @@ template <int P> __device__ void bring(const Brought<bf16, P>& tile, Ring<bf16, 
     }
 }
 
-// Brings a tile of codes, and writes them out; two groups, each every other 64 columns.
+// Brings a tile of codes, and writes them out; two groups, each every other 64 columns. Codes wait in shared
+// memory, where a thread finds its own.
 template <int P> __device__ void bring(const Brought<Fp8, P>& tile, Ring<Fp8, P>& ring)
 {
-    constexpr int AHEAD = 2;
     const int own = threadIdx.x % 128, row = own / 4;
-    const unsigned begin = ring.step;
+    const unsigned begin = ring.step, codes = ring.codes() + 16 * own;
     const int first = (begin / P + threadIdx.x / 128) % 2;
-    Words codes[AHEAD + 1][4];
-    const auto ask = [&](Words (&to)[4], int k) {
+    const auto ask = [&](int k) {
         const int d = 64 * k + own % 4 * 16;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const int at = i % 2 * 32 + row;
-            to[i] = {};
-            if (d < tile.D && at < tile.there[i / 2]) to[i] = read_words(tile.rows[i / 2] + (size_t)at * tile.D + d);
+            const bool there = d < tile.D && at < tile.there[i / 2];
+            copy16(codes + k / 2 % CODES * 8192 + i * 2048, tile.rows[i / 2] + (there ? (size_t)at * tile.D + d : 0), there);
         }
     };
 #pragma unroll
-    for (int i = 0; i < AHEAD; i++) ask(codes[i], first + 2 * i);
-    for (int k0 = first; k0 < tile.steps; k0 += 2 * (AHEAD + 1)) {
-#pragma unroll
-        for (int u = 0; u <= AHEAD; u++) {
-            const int k = k0 + 2 * u;
-            if (tile.steps <= k) break;
-            ask(codes[(u + AHEAD) % (AHEAD + 1)], k + 2 * AHEAD);
+    for (int i = 0; i < CODES - 1; i++) {
+        ask(first + 2 * i);
+        asm volatile("cp.async.commit_group;" ::: "memory");
+    }
+    for (int k = first; k < tile.steps; k += 2) {
+        ask(k + 2 * (CODES - 1));
 #pragma unroll 1
-            for (int part = 0; part < P; part++) {
-                ring.step = begin + k * P + part;
-                barrier_wait(ring.empty(), ring.round() ^ 1);
-                bring_x(tile, ring, k, part);
-                barrier_arrive_with_copies(ring.full());
-                const unsigned to = ring.weights() + row * 128;
+        for (int part = 0; part < P; part++) {
+            ring.step = begin + k * P + part;
+            barrier_wait(ring.empty(), ring.round() ^ 1);
+            bring_x(tile, ring, k, part);
+            barrier_arrive_with_copies(ring.full());
+            if (part == 0) asm volatile("cp.async.commit_group;" ::: "memory");
+            asm volatile("cp.async.wait_group %0;" ::"n"(CODES - 1) : "memory");
+            const unsigned to = ring.weights() + row * 128;
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
+            for (int i = 0; i < 4; i++) {
+                const Words four = read_shared(codes + k / 2 % CODES * 8192 + i * 2048);
 #pragma unroll
-                    for (int half = 0; half < 2; half++) {
-                        const unsigned one = codes[u][i].at[2 * half], two = codes[u][i].at[2 * half + 1];
-                        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(
-                                         to + i * 4096 + (((own % 4 * 2 + half) ^ row % 8) << 4)),
-                                     "r"(first_codes(one)), "r"(last_codes(one)), "r"(first_codes(two)),
-                                     "r"(last_codes(two))
-                                     : "memory");
-                    }
+                for (int half = 0; half < 2; half++) {
+                    const unsigned one = four.at[2 * half], two = four.at[2 * half + 1];
+                    const unsigned even[2] = {even_codes(one), even_codes(two)};
+                    const unsigned odd[2] = {odd_codes(one), odd_codes(two)};
+                    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(
+                                     to + i * 4096 + (((own % 4 * 2 + half) ^ row % 8) << 4)),
+                                 "r"(__byte_perm(even[0], odd[0], 0x5410)), "r"(__byte_perm(even[0], odd[0], 0x7632)),
+                                 "r"(__byte_perm(even[1], odd[1], 0x5410)), "r"(__byte_perm(even[1], odd[1], 0x7632))
+                                 : "memory");
                 }
-                fence_shared();
-                barrier_arrive(ring.full());
             }
+            barrier_arrive(ring.full());  // Who multiplies fences: here it would wait for all copies.
         }
     }
+    asm volatile("cp.async.wait_all;" ::: "memory");
     ring.step = begin + tile.steps * P;
 }
 
@@ -250,8 +254,8 @@ template <class T, int P> __device__ void multiply(float (&d)[BLOCKS<T, P>][64],
 // The stage so many before is read: once by each warp.
 template <class T, int P> __device__ void release(const Ring<T, P>& ring, int before)
 {
-    const unsigned slot = (ring.step - before) % STAGES<T, P>;
-    if (threadIdx.x % 32 == 0) barrier_arrive(ring.barriers + 8 * (STAGES<T, P> + slot));
+    const unsigned slot = (ring.step - before) % STAGES;
+    if (threadIdx.x % 32 == 0) barrier_arrive(ring.barriers + 8 * (STAGES + slot));
 }
 
 // Sums of a tile.
@@ -276,10 +280,12 @@ __device__ void consume(float (&sums)[1][64], Ring<T, P>& ring, int steps, const
     for (int i = 0; i < 64; i++) sums[0][i] = 0;
     for (int k = 0; k < steps; k += 2) {
         const int of_block = min(2, steps - k) * P;
-        const float scale = sizeof(T) == 1 ? load(scales[k / 2]) : 1;
         float block[1][64];
+        unsigned short scale = 0;
         for (int i = 0; i < of_block; i++) {
             multiply(block, ring, 0 < i);
+            if (sizeof(T) == 1 && i == 0)  // It comes while the tensor core is at work.
+                asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(scale) : "l"(scales + k / 2));
             wgmma_wait<1>();
             if (0 < i) release(ring, 1);
             ring.step++;
@@ -287,7 +293,7 @@ __device__ void consume(float (&sums)[1][64], Ring<T, P>& ring, int steps, const
         wgmma_wait<0>();
         release(ring, 1);
 #pragma unroll
-        for (int i = 0; i < 64; i++) sums[0][i] += scale * block[0][i];
+        for (int i = 0; i < 64; i++) sums[0][i] += (sizeof(T) == 1 ? load(bf16{scale}) : 1.0f) * block[0][i];
     }
 }
 
@@ -298,6 +304,9 @@ template <class Value, class Out>
 __device__ void write_bf16(unsigned staging, int m0, int M, Value value, Out out)
 {
     const int own = threadIdx.x % 128, warp = own / 32, lane = own % 32, group = threadIdx.x / 128;
+    bf16* rows[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) rows[i] = out(16 * i + own / 8);
 #pragma unroll
     for (int q = 0; q < 16; q += 2) {
         const int n = 8 * (q + lane / 16) + lane % 8, piece = 2 * warp + lane / 8 % 2;
@@ -315,7 +324,7 @@ __device__ void write_bf16(unsigned staging, int m0, int M, Value value, Out out
     for (int i = 0; i < 8; i++) {
         const int n = 16 * i + own / 8;
         const Words read = read_shared(staging + n * 128 + ((piece ^ n % 8) << 4));
-        bf16* to = out(n);
+        bf16* to = rows[i];
         if (!to) continue;
         if (M % 8 == 0 && m < M) {
             asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to + m), "r"(read.at[0]), "r"(read.at[1]),
@@ -360,13 +369,13 @@ __device__ void write(f32, unsigned, int m0, int M, Value value, Out out)
 // Registers go from the groups that bring to those that multiply.
 template <class T, int P> __device__ void take_registers()
 {
-    if constexpr (sizeof(T) == 1) asm volatile("setmaxnreg.inc.sync.aligned.u32 152;");
+    if constexpr (sizeof(T) == 1) asm volatile("setmaxnreg.inc.sync.aligned.u32 168;");
     else if constexpr (P == 1) asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
 }
 
 template <class T, int P> __device__ void give_registers()
 {
-    if constexpr (sizeof(T) == 1) asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
+    if constexpr (sizeof(T) == 1) asm volatile("setmaxnreg.dec.sync.aligned.u32 88;");
     else if constexpr (P == 1) asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
 }
 

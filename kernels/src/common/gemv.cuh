@@ -51,19 +51,20 @@ __device__ inline unsigned bf16_pair(float first, float second)
     return both;
 }
 
-// Two codes of FP8, each in the upper byte of a half, as bf16: bits stand in the same order, and what is
-// missing is 2^120 (see fp8_value).
-__device__ inline unsigned bf16_of_codes(unsigned upper)
+// Codes of FP8 as bf16, two to a word: bits stand in the same order, and what is missing is 2^120 (see
+// fp8_value). Here magnitude has the bits where bf16 has them, sign is what the code's sign is the top bit of.
+__device__ inline unsigned bf16_of_codes(unsigned magnitude, unsigned sign)
 {
-    const unsigned bits = (upper & 0x80008000) | (upper >> 4 & 0x07f007f0);
     unsigned both;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(both) : "r"(bits), "r"(0x7b807b80), "r"(0x80008000));
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+        : "=r"(both)
+        : "r"(magnitude), "r"((sign & 0x80008000) ^ 0x7b807b80), "r"(0x80008000));
     return both;
 }
 
-// The first and the last two of four codes.
-__device__ inline unsigned first_codes(unsigned four) { return bf16_of_codes(__byte_perm(four, 0, 0x1404)); }
-__device__ inline unsigned last_codes(unsigned four) { return bf16_of_codes(__byte_perm(four, 0, 0x3424)); }
+// Of four codes the first and the third, the second and the fourth.
+__device__ inline unsigned even_codes(unsigned four) { return bf16_of_codes((four & 0x007f007f) * 16, four * 256); }
+__device__ inline unsigned odd_codes(unsigned four) { return bf16_of_codes(four >> 4 & 0x07f007f0, four); }
 
 // The next kernel of the stream may start, where it was launched to start early.
 __device__ inline void let_next_start()
@@ -133,81 +134,99 @@ template <class T> struct Rows {
 // Which row of x a lane reads for each set of 8 columns; none where p is 0.
 template <class X> struct Column { const X* p; int piece; };
 
+// Of 16 rows, columns that a warp takes at once; it goes by two such steps, 128 bytes of a row.
+template <class T> constexpr int STEP = 4 * PER<T>;
+
 // Steps that are asked for ahead, and the bytes of shared memory that they take of a warp.
 constexpr int DEEP = 4;
 constexpr int DEEP_BYTES = DEEP * 1024;
 
-// Sums of this warp over the steps first, first + by, … of 4 PER<T> columns each; deep is its shared memory.
+// Sums of this warp over the which-th, which + shares-th, … two steps; deep is its shared memory.
 //
 // sums[set]: row lane / 4 with columns 2 (lane % 4) and the next, then row lane / 4 + 8 with the same.
 template <int SETS, class T, class X>
 __device__ void gather(
-    float (&sums)[SETS][4], Rows<T> rows, const Column<X> (&x)[SETS], int first, int by, int D, unsigned deep)
+    float (&sums)[SETS][4], Rows<T> rows, const Column<X> (&x)[SETS], int which, int shares, int D, unsigned deep)
 {
-    constexpr int N = PER<T>, X_AHEAD = SETS == 1 ? 2 : 1;
-    const int own = threadIdx.x % 4 * N, steps = ceil_div(D, 4 * N);
+    constexpr int N = PER<T>, TWO = 2 * STEP<T>, X_AHEAD = SETS == 1 ? 2 : 1;
     deep += threadIdx.x % 32 * 16;
-    Columns<N> b[X_AHEAD][SETS];
-    float scale[X_AHEAD][2];
-    const auto ask = [&](int at, int step) {
-        const int d = step * 4 * N + own;
-        const bool there = d < D;
-        const unsigned to = deep + at % DEEP * 1024;
-        copy16(to, rows.upper + (there ? d : 0), there);
-        copy16(to + 512, rows.lower + (there ? d : 0), there);
+    int d = which * TWO + threadIdx.x % 4 * N, asked = d, at = 0;
+    const T *upper = rows.upper + asked, *lower = rows.lower + asked;
+    const auto ask = [&](int i) {
+        const bool there = asked + i * STEP<T> < D;
+        const unsigned to = deep + at + i * 1024;
+        copy16(to, upper + i * STEP<T>, there);
+        copy16(to + 512, lower + i * STEP<T>, there);
         asm volatile("cp.async.commit_group;" ::: "memory");
+        if (i == 1) {
+            at ^= 2048;
+            asked += shares * TWO, upper += shares * TWO, lower += shares * TWO;
+        }
     };
-    const auto ask_x = [&](int i, int step) {
-        const int d = step * 4 * N + own;
+    Columns<N> b[X_AHEAD][SETS];
+    unsigned short scale[2] = {};  // Of the next two steps.
+    const auto ask_x = [&](int i, int from) {
 #pragma unroll
         for (int set = 0; set < SETS; set++) {
             b[i][set] = {};
-            if (d < D && x[set].p) b[i][set] = columns<N>(x[set].p + d, x[set].piece);
-        }
-        if (sizeof(T) == 1 && step < steps) {
-            scale[i][0] = load(rows.upper_scales[step * 4 * N / 128]);
-            scale[i][1] = load(rows.lower_scales[step * 4 * N / 128]);
+            if (from < D && x[set].p) b[i][set] = columns<N>(x[set].p + from, x[set].piece);
         }
     };
+    const auto ask_scale = [&](int from) {
+        if (sizeof(T) == 1 && from / TWO * TWO < D) {
+            scale[0] = rows.upper_scales[from / TWO].bits;
+            scale[1] = rows.lower_scales[from / TWO].bits;
+        }
+    };
+    static_assert(sizeof(T) != 1 || TWO == 128, "two steps have one scale");
 #pragma unroll
-    for (int i = 0; i < DEEP; i++) ask(i, first + i * by);
+    for (int i = 0; i < DEEP; i++) ask(i % 2);
     wait_for_previous();  // Weights are asked for before x is there.
 #pragma unroll
-    for (int i = 0; i < X_AHEAD; i++) ask_x(i, first + i * by);
+    for (int i = 0; i < X_AHEAD; i++) ask_x(i, d + i * STEP<T>);
+    ask_scale(d);
 
 #pragma unroll
     for (int set = 0; set < SETS; set++)
         for (int r = 0; r < 4; r++) sums[set][r] = 0;
-    int at = 0;
-    for (int from = first; from < steps; from += X_AHEAD * by) {
+    for (; d / TWO * TWO < D; d += shares * TWO) {
+        float block[SETS][4] = {};
 #pragma unroll
-        for (int i = 0; i < X_AHEAD; i++, at++) {
-            const int step = from + i * by;
-            if (steps <= step) break;
+        for (int i = 0; i < 2; i++) {
             asm volatile("cp.async.wait_group %0;" ::"n"(DEEP - 1) : "memory");
-            const Words upper = read_shared(deep + at % DEEP * 1024), lower = read_shared(deep + at % DEEP * 1024 + 512);
-            float block[SETS][4] = {};
+            const Words above = read_shared(deep + at + i * 1024), below = read_shared(deep + at + i * 1024 + 512);
 #pragma unroll
             for (int j = 0; j < N / 4; j++) {
                 unsigned a[4];
                 if constexpr (sizeof(T) == 1) {
-                    a[0] = first_codes(upper.at[j]), a[1] = first_codes(lower.at[j]);
-                    a[2] = last_codes(upper.at[j]), a[3] = last_codes(lower.at[j]);
+                    a[0] = even_codes(above.at[j]), a[1] = even_codes(below.at[j]);
+                    a[2] = odd_codes(above.at[j]), a[3] = odd_codes(below.at[j]);
                 } else {
-                    a[0] = upper.at[2 * j], a[1] = lower.at[2 * j];
-                    a[2] = upper.at[2 * j + 1], a[3] = lower.at[2 * j + 1];
+                    a[0] = above.at[2 * j], a[1] = below.at[2 * j];
+                    a[2] = above.at[2 * j + 1], a[3] = below.at[2 * j + 1];
                 }
 #pragma unroll
-                for (int set = 0; set < SETS; set++)
-                    mma(sizeof(T) == 1 ? block[set] : sums[set], a, b[i][set].at[2 * j], b[i][set].at[2 * j + 1]);
+                for (int set = 0; set < SETS; set++) {
+                    const unsigned one = b[i % X_AHEAD][set].at[2 * j], two = b[i % X_AHEAD][set].at[2 * j + 1];
+                    if constexpr (sizeof(T) == 1)
+                        mma(block[set], a, __byte_perm(one, two, 0x5410), __byte_perm(one, two, 0x7632));
+                    else
+                        mma(sums[set], a, one, two);
+                }
             }
-            if constexpr (sizeof(T) == 1) {
+            ask(i);
+            ask_x(i % X_AHEAD, X_AHEAD == 2 ? d + shares * TWO + i * STEP<T>
+                               : i == 0     ? d + STEP<T>
+                                            : d + shares * TWO);
+        }
+        if constexpr (sizeof(T) == 1) {
+            const float of_upper = load(bf16{scale[0]}), of_lower = load(bf16{scale[1]});
+            ask_scale(d + shares * TWO);
 #pragma unroll
-                for (int set = 0; set < SETS; set++)
-                    for (int r = 0; r < 4; r++) sums[set][r] += scale[i][r / 2] * block[set][r];
+            for (int set = 0; set < SETS; set++) {
+                sums[set][0] += of_upper * block[set][0], sums[set][1] += of_upper * block[set][1];
+                sums[set][2] += of_lower * block[set][2], sums[set][3] += of_lower * block[set][3];
             }
-            ask(at, step + DEEP * by);
-            ask_x(i, step + X_AHEAD * by);
         }
     }
     asm volatile("cp.async.wait_all;" ::: "memory");

@@ -8,7 +8,7 @@
 //                 many until that is enough, and its warps share their columns.
 // linear_gemv_32: the same for 32 rows of x. Grid [G, ceil(N / 32)], 256 threads, T (128 + 64 P) bytes.
 // linear_split:   pieces of x for linear_gemm, where E is f32. Grid [ceil(N D / 256)], 256 threads.
-// linear_gemm:    tiles for many rows of x (gemm.cuh). Grid: one block a multiprocessor, 384 threads (512 with Fp8), 230400
+// linear_gemm:    tiles for many rows of x (gemm.cuh). Grid: one block a multiprocessor, 384 threads (512 with Fp8), 231424
 //                 bytes of dynamic shared memory. Workspace with E f32: pieces, 6 N D bytes.
 
 #include "common/gemm.cuh"

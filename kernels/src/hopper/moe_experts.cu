@@ -20,7 +20,7 @@
 // moe_experts_place:     grid [C], 512 threads. Workspace: order, 4 N A bytes.
 // moe_experts_split:     pieces of x, where E is f32. Grid [ceil(N D / 256)], 256 threads. Workspace: pieces,
 //                        6 N D bytes.
-// moe_experts_gemm_up:   grid: one block a multiprocessor, 384 threads (512 with Fp8), 230400 bytes of dynamic shared memory.
+// moe_experts_gemm_up:   grid: one block a multiprocessor, 384 threads (512 with Fp8), 231424 bytes of dynamic shared memory.
 //                        Workspace: passed, 2 P N A F bytes.
 // moe_experts_gemm_down: launched alike. Workspace: parts, N A D numbers of E.
 // moe_experts_combine:   grid [N], 256 threads.

@@ -6,7 +6,7 @@
 //
 // moe_router_gemv:   few tokens. Grid [G, ceil(N / 8)], T threads, 144 T bytes of dynamic shared memory. A block
 //                    takes 16 experts, or where G < ceil(EXPERTS / 16) twice as many until that is enough.
-// moe_router_gemm:   many tokens (gemm.cuh). Grid: one block a multiprocessor, 384 threads, 230400 bytes of
+// moe_router_gemm:   many tokens (gemm.cuh). Grid: one block a multiprocessor, 384 threads, 231424 bytes of
 //                    dynamic shared memory.
 // moe_router_choose: one warp per token. Grid [ceil(N / 4)], 128 threads.
 
