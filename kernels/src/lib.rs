@@ -87,8 +87,19 @@ pub mod hopper {
 
     sources! {
         ALL: HOPPER in "hopper/";
-        GATED_DELTA_RULE = "gated_delta_rule" of &[("bf16", "bf16")],
+        LINEAR = "linear" of READ,
+        GATED_DELTA_RULE = "gated_delta_rule" of ONE,
+        ATTENTION_DECODE = "attention_decode" of ONE,
+        ATTENTION_PREFILL = "attention_prefill" of ONE,
+        MOE_ROUTER = "moe_router" of ONE,
+        MOE_EXPERTS = "moe_experts" of READ,
     }
+
+    const ONE: &[(&str, &str)] = &[("bf16", "bf16")];
+
+    /// Weights as tensor cores read them, or in FP8.
+    const READ: &[(&str, &str)] =
+        &[("bf16", "bf16"), ("f32", "bf16"), ("f32", "Fp8"), ("bf16", "Fp8")];
 }
 
 /// Every source, in the model's order; the portable ones first.
@@ -101,10 +112,14 @@ const HEADERS: &[(&str, &str)] = &[
     ("common/activation.cuh", include_str!("common/activation.cuh")),
     ("common/block.cuh", include_str!("common/block.cuh")),
     ("common/fp8.cuh", include_str!("common/fp8.cuh")),
+    ("common/gemm.cuh", include_str!("common/gemm.cuh")),
+    ("common/gemv.cuh", include_str!("common/gemv.cuh")),
+    ("common/grouped_attention.cuh", include_str!("common/grouped_attention.cuh")),
     ("common/mma.cuh", include_str!("common/mma.cuh")),
     ("common/order.cuh", include_str!("common/order.cuh")),
     ("common/stored.cuh", include_str!("common/stored.cuh")),
     ("common/weight.cuh", include_str!("common/weight.cuh")),
+    ("common/wgmma.cuh", include_str!("common/wgmma.cuh")),
 ];
 
 /// What tensors of a build are stored in, as the text names it.
@@ -143,9 +158,9 @@ impl Source {
         i32::try_from(at).ok()
     }
 
-    /// Whether weight matrices may be narrowed.
+    /// Whether weight matrices have a type of their own.
     pub fn narrow(&self) -> bool {
-        self.text.contains("#include \"common/weight.cuh\"")
+        self.stored.iter().any(|(activations, weights)| activations != weights)
     }
 
     /// What it can be compiled for.
@@ -210,7 +225,8 @@ mod tests {
             assert!(!entries.is_empty(), "{}", source.file);
             let head = source.text.split("\n\n").next().unwrap();
             for entry in entries {
-                assert!(entry.name.starts_with(&format!("{}_", source.op)), "{}", entry.name);
+                let op = source.op;
+                assert!(entry.name.starts_with(op), "{}", entry.name);
                 assert!(head.contains(&format!("// {}:", entry.name)), "{}", entry.name);
             }
         }

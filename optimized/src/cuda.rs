@@ -14,6 +14,7 @@ pub mod fp8_dequant;
 pub mod gated_delta_rule;
 pub mod gdn_gates;
 mod gpu;
+mod hopper;
 mod kernel;
 pub mod l2_norm;
 pub mod linear;

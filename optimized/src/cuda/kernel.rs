@@ -80,6 +80,8 @@ pub(super) struct Launch {
     pub(super) threads: fn(&Sizes) -> i64,
     /// Bytes of dynamic shared memory.
     pub(super) shared: fn(&Sizes) -> i64,
+    /// Of which builds it is; of the others there is no such launch.
+    pub(super) of: fn(&Build) -> bool,
     /// Whole numbers that are of this launch, and of no tensor.
     pub(super) numbers: &'static [Number],
 }
@@ -90,12 +92,17 @@ pub(super) const THREADS: i64 = 256;
 impl Launch {
     /// One block for each of so many.
     pub(super) const fn blocks(entry: &'static str, grid: fn(&Sizes) -> [i64; 3]) -> Launch {
-        Launch { entry, grid, threads: |_| THREADS, shared: |_| 0, numbers: &[] }
+        Launch { entry, grid, threads: |_| THREADS, shared: |_| 0, of: |_| true, numbers: &[] }
     }
 
     /// With dynamic shared memory.
     pub(super) const fn sharing(self, shared: fn(&Sizes) -> i64) -> Launch {
         Launch { shared, ..self }
+    }
+
+    /// Of these builds alone.
+    pub(super) const fn of(self, of: fn(&Build) -> bool) -> Launch {
+        Launch { of, ..self }
     }
 
     /// With numbers of its own.
@@ -111,7 +118,7 @@ impl Launch {
 
 /// Blocks for one thread for each of so many.
 pub(super) fn threads(n: i64) -> [i64; 3] {
-    [n.div_euclid(THREADS) + i64::from(n % THREADS != 0), 1, 1]
+    [pieces(n, THREADS), 1, 1]
 }
 
 /// Sizes by their letter, as the shapes of the tensors have them.
@@ -120,6 +127,17 @@ pub(super) struct Sizes(BTreeMap<String, i64>);
 
 /// Among sizes: how many multiprocessors the device has.
 pub(super) const MULTIPROCESSORS: &str = "multiprocessors";
+
+/// Among sizes: bytes of an activation.
+pub(super) const ACTIVATION_BYTES: &str = "bytes of an activation";
+
+/// Among sizes: bytes of a weight, 1 of those that have fewer.
+pub(super) const WEIGHT_BYTES: &str = "bytes of a weight";
+
+/// The least number of pieces that hold so many.
+pub(super) fn pieces(n: i64, each: i64) -> i64 {
+    n.div_euclid(each) + i64::from(n % each != 0)
+}
 
 impl Sizes {
     /// One of them.
@@ -248,7 +266,7 @@ struct Loaded<O: Op> {
     id: String,
     source: Source,
     build: Build,
-    launches: &'static [Launch],
+    launches: Vec<&'static Launch>,
     scratch: &'static [Scratch],
     entries: Vec<Entry>,
     shapes: Shapes,
@@ -299,11 +317,13 @@ impl<O: Op> Loaded<O> {
         let build =
             Build { activations: stored, weights: Some(weights).filter(|_| source.narrow()) };
         let all = source.entries();
-        let entry = |launch: &Launch| {
+        let launches: Vec<&Launch> =
+            kernel.launches.iter().filter(|launch| (launch.of)(&build)).collect();
+        let entry = |launch: &&Launch| {
             let found = all.iter().find(|entry| entry.name == launch.entry);
             found.cloned().ok_or_else(|| format!("{}: no kernel {}", source.file, launch.entry))
         };
-        let entries = kernel.launches.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
+        let entries = launches.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
 
         let plan = kernel.plan(spec);
         let unwritten = O::unwritten(spec, inputs);
@@ -312,6 +332,13 @@ impl<O: Op> Loaded<O> {
         if let Ok(gpu) = gpu() {
             sizes.0.insert(MULTIPROCESSORS.to_owned(), i64::from(gpu.multiprocessors));
         }
+        let bytes = |stored: &str| match stored {
+            "f32" => 4,
+            "bf16" | "f16" => 2,
+            _ => 1,
+        };
+        sizes.0.insert(WEIGHT_BYTES.to_owned(), build.weights.map_or(0, bytes));
+        sizes.0.insert(ACTIVATION_BYTES.to_owned(), bytes(build.activations));
         let mut shapes = Shapes {
             inputs: inputs.tensors().iter().map(shape).collect(),
             outputs: unwritten.tensors().iter().map(shape).collect(),
@@ -345,7 +372,7 @@ impl<O: Op> Loaded<O> {
             id: format!("{}/{spec}@{}", O::NAME, kernel.name),
             source,
             build,
-            launches: kernel.launches,
+            launches,
             scratch: kernel.scratch,
             entries,
             shapes,
@@ -439,6 +466,13 @@ impl<O: Op> Loaded<O> {
         match kind {
             Kind::Input(_) | Kind::Output(_) if let Some(at) = between(name) => {
                 Ok(address(self.inputs.len() + self.outputs.len() + at))
+            }
+            // What an earlier launch answered.
+            Kind::Input(element)
+                if self.outputs.iter().any(|o| o.layout.name == *name)
+                    && !self.inputs.iter().any(|x| x.layout.name == *name) =>
+            {
+                find(&self.outputs, element, &[], self.inputs.len())
             }
             Kind::Input(element) => {
                 find(&self.inputs, element, <O::Inputs<f32> as Tensors>::names(), 0)

@@ -1,8 +1,17 @@
 //! CUDA variants of `linear`.
 
-use golden::{Plan, Variant, ops::linear::Linear};
+use golden::{
+    Plan, Plant, Spec, Variant,
+    ops::linear::{Case, Linear},
+};
 
-use super::kernel::{CLAIMS, Cuda, Launch, any, chosen, threads};
+use super::{
+    hopper::{LAST_BLOCK_DROPPED, SCALE_OF_NEIGHBOUR, TILE_SHARED, tile_threads, unread},
+    kernel::{
+        ACTIVATION_BYTES, CLAIMS, Cuda, Launch, MULTIPROCESSORS, Scratch, THREADS, any, chosen,
+        pieces, threads,
+    },
+};
 use crate::cpu::linear::PLANTS;
 
 /// Every CUDA variant, plainest first.
@@ -11,7 +20,9 @@ pub fn variants() -> &'static [&'static dyn Variant<Linear>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<Linear>] = &[&Cuda {
+const VARIANTS: &[&dyn Variant<Linear>] = &[&NAIVE, &GEMV, &GEMM];
+
+const NAIVE: Cuda<Linear> = Cuda {
     name: "cuda/naive",
     source: kernels::LINEAR,
     launches: &[Launch::blocks("linear_naive", |n| threads(n.of("N") * n.of("M")))],
@@ -30,4 +41,43 @@ const VARIANTS: &[&dyn Variant<Linear>] = &[&Cuda {
             "last-token-stale",
         ],
     ),
-}];
+};
+
+/// Few rows: weights are read once for eight of them.
+const GEMV: Cuda<Linear> = Cuda {
+    name: "cuda/gemv",
+    source: kernels::hopper::LINEAR,
+    launches: &[Launch::blocks("linear_gemv", |n| {
+        [pieces(n.of("M"), 16), pieces(n.of("N"), 8), 1]
+    })
+    // 128 bytes of weights a thread, and 16 of each of three pieces of activations.
+    .sharing(|_| THREADS * (128 + 3 * 16))],
+    scratch: &[],
+    unfit,
+    plan: |spec| Plan::stored(spec.dtype),
+    claims: CLAIMS,
+    plants: HOPPER_PLANTS,
+};
+
+/// Many rows.
+const GEMM: Cuda<Linear> = Cuda {
+    name: "cuda/gemm",
+    launches: &[
+        Launch::blocks("linear_split", |n| threads(n.of("N") * n.of("D")))
+            .of(|build| build.activations == "f32"),
+        Launch::blocks("linear_gemm", |n| [n.of(MULTIPROCESSORS), 1, 1])
+            .threads(tile_threads)
+            .sharing(|_| TILE_SHARED),
+    ],
+    scratch: &[Scratch::new("pieces", |n| {
+        if n.of(ACTIVATION_BYTES) == 4 { 6 * n.of("N") * n.of("D") } else { 0 }
+    })],
+    ..GEMV
+};
+
+const HOPPER_PLANTS: &[Plant] =
+    &[LAST_BLOCK_DROPPED, PLANTS[3], PLANTS[4], SCALE_OF_NEIGHBOUR, PLANTS[5]];
+
+fn unfit(spec: &Spec<Case>) -> Option<&'static str> {
+    unread(spec, &[spec.case.d])
+}
