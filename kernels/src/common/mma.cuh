@@ -128,6 +128,21 @@ __device__ inline void store_transposed(unsigned row, unsigned a, unsigned b, un
                  "r"(c), "r"(d) : "memory");
 }
 
+// Two and four numbers of shared memory, in order with the waits of this file.
+__device__ inline float2 shared_2(unsigned at)
+{
+    float2 x;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(at));
+    return x;
+}
+
+__device__ inline uint4 shared_4(unsigned at)
+{
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(at));
+    return x;
+}
+
 // A tile as wgmma reads it. Where rows run along what is summed over (K-major), `next` says nothing; where
 // they run across it, the second 64 columns stand `next` bytes on.
 __device__ inline unsigned long long tile(unsigned address, int next = 16)
@@ -200,7 +215,7 @@ __device__ inline unsigned tf32(float x)
 // d += a b over 8 products: d [16, 8], of one warp, rounded to tf32.
 __device__ inline void mma_tf32(float (&d)[4], float a0, float a1, float a2, float a3, float b0, float b1)
 {
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
                  "{%0, %1, %2, %3};"
                  : MMA_4(d, 0)
                  : "r"(tf32(a0)), "r"(tf32(a1)), "r"(tf32(a2)), "r"(tf32(a3)), "r"(tf32(b0)), "r"(tf32(b1)));

@@ -9,7 +9,7 @@
 //   S <- exp(G_last) S + (exp(G_last - G) K)' d
 //
 // gated_delta_rule_chunk_prepare: T and P of every chunk, and factors of its tokens, all chunks at once. Grid
-//     (HK, slots, ceil(HV / HK / 2)), 256 threads, 70656 bytes of dynamic shared memory; a slot is a chunk, and
+//     (HK, slots, ceil(HV / HK / 2)), 256 threads, 57344 bytes of dynamic shared memory; a slot is a chunk, and
 //     there are 65535 at most. `work` takes slots * HV * 17408 bytes, aligned to 16.
 // gated_delta_rule_chunk_walk: the states and answers, chunk after chunk. Grid (S x HV, 1) with 384 threads and
 //     217088 bytes, or (S x HV, 2) with 256 threads and 184320 bytes, where S x HV is far below the number of
@@ -81,82 +81,96 @@ template <int BY> __device__ inline void copy_pieces(unsigned to, const bf16* fr
         }
 }
 
-// The inverse of a lower triangle with ones on its diagonal, of which the part below stands in m, by a
-// warpgroup. What is above the diagonal is zero, the diagonal is not read.
-const int ROW = CHUNK + 4;
+// A lower triangle of 64x64 in 10 blocks of 16x16, row after row of blocks. Columns of a block are permuted
+// by rows, in fours, so that lanes that read eight rows meet in no bank.
+const int BLOCK = 256, TRIANGLE = 10 * BLOCK * 4;
 
+__device__ inline int block_at(int i, int j) { return (i * (i + 1) / 2 + j) * BLOCK; }
+__device__ inline int within(int i, int j) { return i * 16 + (j ^ (i & 6) * 2); }
+
+// z += a b, blocks, by a warp; of z the sums are as mma has them.
+__device__ inline void multiply(float (&z)[2][4], const float* a, const float* b, int r, int c)
+{
+#pragma unroll
+    for (int k = 0; k < 16; k += 8)
+#pragma unroll
+        for (int n = 0; n < 2; n++)
+            mma_tf32(z[n], a[within(r, k + c)], a[within(r + 8, k + c)], a[within(r, k + c + 4)],
+                     a[within(r + 8, k + c + 4)], b[within(k + c, 8 * n + r)], b[within(k + c + 4, 8 * n + r)]);
+}
+
+// The same, with sums for a: they are factors as they stand, the order of products being any.
+__device__ inline void multiply(float (&y)[2][4], const float (&z)[2][4], const float* b, int r, int c)
+{
+#pragma unroll
+    for (int k = 0; k < 2; k++)
+#pragma unroll
+        for (int n = 0; n < 2; n++)
+            mma_tf32(y[n], z[k][0], z[k][2], z[k][1], z[k][3], b[within(8 * k + 2 * c, 8 * n + r)],
+                     b[within(8 * k + 2 * c + 1, 8 * n + r)]);
+}
+
+__device__ inline void put_negative(float* to, const float (&y)[2][4], int r, int c)
+{
+#pragma unroll
+    for (int n = 0; n < 2; n++)
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            *(float2*)&to[within(r + 8 * i, 8 * n + 2 * c)] = make_float2(-y[n][2 * i], -y[n][2 * i + 1]);
+}
+
+// The inverse of a lower triangle with ones on its diagonal, of which the part below stands in m (and zeros
+// above, in the blocks of the diagonal), by a warpgroup.
 __device__ inline void invert(float* m, int warp, int lane, int barrier)
 {
     const int r = lane / 4, c = lane % 4;
     // Blocks of 16: a lane has a column, and goes down.
     if (lane < 16) {
-        float* block = m + 16 * warp * (ROW + 1);
+        float* block = m + block_at(warp, warp);
         float x[16];
 #pragma unroll
         for (int i = 0; i < 16; i++) {
-            float sum = i == lane;
+            float sums[4] = {i == lane ? 1.0f : 0.0f, 0, 0, 0};
 #pragma unroll
-            for (int j = 0; j < i; j++) sum -= block[i * ROW + j] * x[j];
-            x[i] = sum;
+            for (int j = 0; j < i; j += 4) {
+                const float4 a = *(const float4*)&block[within(i, j)];
+                sums[0] -= a.x * x[j];
+                if (j + 1 < i) sums[1] -= a.y * x[j + 1];
+                if (j + 2 < i) sums[2] -= a.z * x[j + 2];
+                if (j + 3 < i) sums[3] -= a.w * x[j + 3];
+            }
+            x[i] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
         }
         __syncwarp(0xffff);
 #pragma unroll
-        for (int i = 0; i < 16; i++) block[i * ROW + lane] = x[i];
+        for (int i = 0; i < 16; i++) block[within(i, lane)] = x[i];
     }
     some_wait(barrier, 128);
 
     // [T1 0; -T2 A T1, T2], of 16 to 32.
     if (warp < 2) {
-        const float* t1 = m + 32 * warp * (ROW + 1);
-        const float* t2 = t1 + 16 * (ROW + 1);
-        float* a = m + 32 * warp * (ROW + 1) + 16 * ROW;
+        float* a = m + block_at(2 * warp + 1, 2 * warp);
         float z[2][4] = {}, y[2][4] = {};
-#pragma unroll
-        for (int n = 0; n < 2; n++)
-#pragma unroll
-            for (int k = 0; k < 16; k += 8)
-                mma_tf32(z[n], t2[r * ROW + k + c], t2[(r + 8) * ROW + k + c], t2[r * ROW + k + c + 4],
-                         t2[(r + 8) * ROW + k + c + 4], a[(k + c) * ROW + 8 * n + r], a[(k + c + 4) * ROW + 8 * n + r]);
-        // The sums are factors of the next product as they stand, its order being any.
-#pragma unroll
-        for (int n = 0; n < 2; n++)
-#pragma unroll
-            for (int k = 0; k < 2; k++)
-                mma_tf32(y[n], z[k][0], z[k][2], z[k][1], z[k][3], t1[(8 * k + 2 * c) * ROW + 8 * n + r],
-                         t1[(8 * k + 2 * c + 1) * ROW + 8 * n + r]);
+        multiply(z, m + block_at(2 * warp + 1, 2 * warp + 1), a, r, c);
+        multiply(y, z, m + block_at(2 * warp, 2 * warp), r, c);
         __syncwarp();
-#pragma unroll
-        for (int n = 0; n < 2; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) a[(r + i / 2 * 8) * ROW + 8 * n + 2 * c + i % 2] = -y[n][i];
+        put_negative(a, y, r, c);
     }
     some_wait(barrier, 128);
 
-    // And of 32 to 64: a warp has 16 rows and 16 columns.
-    const float* t2 = m + (32 + warp / 2 * 16) * ROW + 32;
-    float* a = m + 32 * ROW;
-    float z[4][4] = {}, y[2][4] = {};
+    // And of 32 to 64: a warp has a block.
+    const int i = 2 + warp / 2, j = warp % 2;
+    float y[2][4] = {};
 #pragma unroll
-    for (int k = 0; k < 32; k += 8) {
-        if (16 <= k && warp < 2) break;
-#pragma unroll
-        for (int n = 0; n < 4; n++)
-            mma_tf32(z[n], t2[r * ROW + k + c], t2[(r + 8) * ROW + k + c], t2[r * ROW + k + c + 4],
-                     t2[(r + 8) * ROW + k + c + 4], a[(k + c) * ROW + 8 * n + r], a[(k + c + 4) * ROW + 8 * n + r]);
+    for (int n = 0; n < 2; n++) {
+        if (n < j) continue;
+        float z[2][4] = {};
+        multiply(z, m + block_at(i, 2), m + block_at(2, n), r, c);
+        if (i == 3) multiply(z, m + block_at(3, 3), m + block_at(3, n), r, c);
+        multiply(y, z, m + block_at(n, j), r, c);
     }
-    const float* t1 = m + warp % 2 * 16;
-#pragma unroll
-    for (int n = 0; n < 2; n++)
-#pragma unroll
-        for (int k = 0; k < 4; k++)
-            mma_tf32(y[n], z[k][0], z[k][2], z[k][1], z[k][3], t1[(8 * k + 2 * c) * ROW + 8 * n + r],
-                     t1[(8 * k + 2 * c + 1) * ROW + 8 * n + r]);
     some_wait(barrier, 128);
-    a += warp / 2 * 16 * ROW + warp % 2 * 16;
-#pragma unroll
-    for (int n = 0; n < 2; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) a[(r + i / 2 * 8) * ROW + 8 * n + 2 * c + i % 2] = -y[n][i];
+    put_negative(m + block_at(i, j), y, r, c);
     some_wait(barrier, 128);
 }
 
@@ -174,7 +188,7 @@ __device__ inline void sum_gates(float* sums, float low, float high, int lane)
     sums[lane + 32] = high + __shfl_sync(~0u, low, 31);
 }
 
-extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prepare(
+extern "C" __global__ __launch_bounds__(256, 4) void gated_delta_rule_chunk_prepare(
     unsigned char* __restrict__ work,          // [slots, HV, 17408]
     const bf16* __restrict__ q,                // [N, HK, K]
     const bf16* __restrict__ k,                // [N, HK, K]
@@ -189,10 +203,10 @@ extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prep
     int chunks,
     int plant)
 {
-    extern __shared__ unsigned char shared[];
-    __shared__ __align__(16) float norms[2 * CHUNK], logs[2 * CHUNK], gates[2][CHUNK], betas[2][CHUNK];
-    const unsigned base = (shared_address(shared) + 1023) / 1024 * 1024;
-    unsigned char* const tiles = shared + (base - shared_address(shared));
+    extern __shared__ __align__(1024) unsigned char tiles[];
+    Factors* const all_factors = (Factors*)(tiles + 4 * TILE + 2 * TRIANGLE);
+    float *const norms = (float*)(all_factors + 2), *const logs = norms + 2 * CHUNK;
+    const unsigned base = shared_address(tiles);
     const int per = HV / HK, head = blockIdx.x, slot = blockIdx.y, pair = blockIdx.z;
     const int thread = threadIdx.x, group = thread / 128, warp = thread / 32 % 4, lane = thread % 32;
 
@@ -215,7 +229,7 @@ extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prep
     // A warpgroup has a value head; one that is left over does the last again, for nobody.
     const bool mine = pair * 2 + group < per;
     const int h = head * per + (mine ? pair * 2 + group : per - 1), barrier = 1 + group;
-    float *const sums = gates[group], *const write = betas[group];
+    float *const sums = logs + 2 * CHUNK + group * CHUNK, *const write = sums + 2 * CHUNK;
     float gate[2] = {};
     if (warp == 0)
 #pragma unroll
@@ -267,9 +281,9 @@ extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prep
     }
     __syncthreads();
 
-    float* const m = (float*)(tiles + 4 * TILE + group * CHUNK * ROW * 4);
+    float* const m = (float*)(tiles + 4 * TILE + group * TRIANGLE);
     unsigned char* const image = tiles + group * 2 * TILE;
-    Factors* const factors = (Factors*)(tiles + 4 * TILE + 2 * CHUNK * ROW * 4) + group;
+    Factors* const factors = all_factors + group;
     const float scale = plant == QUERY_NOT_SCALED ? 1 : 0.08838834764831845f;
     if (thread % 128 < CHUNK) {
         const int row = thread % 128;
@@ -308,9 +322,11 @@ extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prep
                 for (int i = 0; i < 4; i++)
                     if (r + i / 2 * 8 <= 8 * b + c + i % 2) a[i] = 0;
         }
+        if (b <= 2 * warp + 1)
 #pragma unroll
-        for (int i = 0; i < 2; i++)
-            *(float2*)&m[(r + 8 * i) * ROW + 8 * b + c] = make_float2(a[2 * i], a[2 * i + 1]);
+            for (int i = 0; i < 2; i++)
+                *(float2*)&m[block_at(warp, b / 2) + within(lane / 4 + 8 * i, b % 2 * 8 + c)] =
+                    make_float2(a[2 * i], a[2 * i + 1]);
     }
     float qk[32];
     wgmma_begin();
@@ -351,9 +367,12 @@ extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prep
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const int row = thread % 128 / 8 + 16 * i, piece = thread % 8;
-        const float4 *x = (const float4*)&m[row * ROW + 8 * piece], *y = (const float4*)&write[8 * piece];
-        const float4 a = x[0], b = x[1];
-        float4 e = y[0], f = y[1];
+        const float* x = &m[block_at(i, piece / 2)];
+        const bool is = piece / 2 <= i;
+        const float4 none = make_float4(0, 0, 0, 0);
+        const float4 a = is ? *(const float4*)&x[within(row % 16, piece % 2 * 8)] : none;
+        const float4 b = is ? *(const float4*)&x[within(row % 16, piece % 2 * 8 + 4)] : none;
+        float4 e = *(const float4*)&write[8 * piece], f = *(const float4*)&write[8 * piece + 4];
         if (plant == BETA_ON_VALUE_ONLY) e = f = make_float4(1, 1, 1, 1);
         *(uint4*)(image + swizzled(row, piece)) =
             make_uint4(packed(a.x * e.x, a.y * e.y), packed(a.z * e.z, a.w * e.w), packed(b.x * f.x, b.y * f.y),
@@ -462,14 +481,17 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
 
     // The answers of a chunk wait in shared memory until the next one is under way.
     const unsigned answers = base + STAGES * stage_bytes + group * TILE;
-    const unsigned char* const answers_read = shared + (answers - shared_address(shared));
     bf16* answers_to = o + ((begin + (long long)first * CHUNK + lane / 2) * HV + h) * DIM +
                        (blockIdx.y * groups + group) * 64 + (2 * warp + lane % 2) * 8;
+    uint4 leaving[4];
+    auto take = [&] {
+#pragma unroll
+        for (int j = 0; j < 4; j++) leaving[j] = shared_4(answers + swizzled(16 * j + lane / 2, 2 * warp + lane % 2));
+    };
     auto answer = [&](int rows) {
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            const uint4 pairs = *(const uint4*)(answers_read + swizzled(16 * j + lane / 2, 2 * warp + lane % 2));
-            if (16 * j + lane / 2 < rows) *(uint4*)answers_to = pairs;
+            if (16 * j + lane / 2 < rows) *(uint4*)answers_to = leaving[j];
             answers_to += 16 * HV * DIM;
         }
     };
@@ -482,31 +504,32 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
     for (int i = first; i < to; i++) {
         const unsigned keys = base + stage * stage_bytes, t = keys + 4 * TILE, p = t + TILE;
         const unsigned values = t + RECORD + group * TILE + own_pieces;
-        const Factors* factors = (const Factors*)(shared + (p + TILE - shared_address(shared)));
+        const unsigned said_at = p + TILE + c * 4, asked_at = said_at + CHUNK * 4, kept_at = asked_at + CHUNK * 4;
         barrier_wait(full + 8 * stage, parity);
 
-        // What the state says to the keys, and answers to the queries.
-        float x[64];
+        float x[32], answered[32];
         wgmma_begin();
 #pragma unroll
-        for (int j = 0; j < 8; j++) wgmma_128<0>(x, s16 + 4 * j, tile(keys + j / 4 * HALF + j % 4 * 32), j);
+        for (int j = 0; j < 8; j++) wgmma_64(x, s16 + 4 * j, tile(keys + j / 4 * HALF + j % 4 * 32), j);
         wgmma_end_group();
 
         // Meanwhile.
-        if (first < i) answer(CHUNK);
-        const float decay = factors->decay[0];
+        if (first < i) take(), answer(CHUNK);
+        const float decay = shared_2(p + TILE + 3 * CHUNK * 4).x;
 #pragma unroll
         for (int j = 0; j < 64; j++) state[j] *= decay;
         unsigned value[4][4];
 #pragma unroll
         for (int j = 0; j < 4; j++) load_transposed(value[j], values + j * 2048);
+        float2 said[8], asked[8], kept[8];
+#pragma unroll
+        for (int b = 0; b < 8; b++) said[b] = shared_2(said_at + b * 32);
 
         unsigned x16[16];
         wgmma_wait<0>();
         there(x);
 #pragma unroll
         for (int b = 0; b < 8; b++) {
-            const float2 said = *(const float2*)&factors->said[8 * b + c];
             const unsigned low = value[b / 2][b % 2 * 2], high = value[b / 2][b % 2 * 2 + 1];
             float2 write = make_float2(1, 1);
             if (plant == BETA_ON_VALUE_ONLY) {
@@ -514,31 +537,29 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
                 if (token < length) write.x = load(beta[(begin + token) * HV + h]);
                 if (token + 1 < length) write.y = load(beta[(begin + token + 1) * HV + h]);
             }
-            x16[2 * b] = packed(first_of(low) * write.x - said.x * x[4 * b],
-                                second_of(low) * write.y - said.y * x[4 * b + 1]);
-            x16[2 * b + 1] = packed(first_of(high) * write.x - said.x * x[4 * b + 2],
-                                    second_of(high) * write.y - said.y * x[4 * b + 3]);
+            x16[2 * b] = packed(first_of(low) * write.x - said[b].x * x[4 * b],
+                                second_of(low) * write.y - said[b].y * x[4 * b + 1]);
+            x16[2 * b + 1] = packed(first_of(high) * write.x - said[b].x * x[4 * b + 2],
+                                    second_of(high) * write.y - said[b].y * x[4 * b + 3]);
         }
-        float d[32], answered[32];
+        float d[32];
         wgmma_begin();
 #pragma unroll
         for (int j = 0; j < 4; j++) wgmma_64(d, x16 + 4 * j, tile(t + j * 32), j);
         wgmma_end_group();
 #pragma unroll
-        for (int b = 0; b < 8; b++) {
-            const float2 asked = *(const float2*)&factors->asked[8 * b + c];
+        for (int j = 0; j < 8; j++) wgmma_64(answered, s16 + 4 * j, tile(keys + TILE + j / 4 * HALF + j % 4 * 32), j);
+        wgmma_end_group();
 #pragma unroll
-            for (int j = 0; j < 4; j++) answered[4 * b + j] = x[32 + 4 * b + j] * (j % 2 ? asked.y : asked.x);
-        }
+        for (int b = 0; b < 8; b++) kept[b] = shared_2(kept_at + b * 32);
 
         unsigned d16[16], kept16[16];
-        wgmma_wait<0>();
+        wgmma_wait<1>();
         there(d);
 #pragma unroll
         for (int b = 0; b < 8; b++) {
-            const float2 kept = *(const float2*)&factors->kept[8 * b + c];
-            kept16[2 * b] = packed(kept.x * d[4 * b], kept.y * d[4 * b + 1]);
-            kept16[2 * b + 1] = packed(kept.x * d[4 * b + 2], kept.y * d[4 * b + 3]);
+            kept16[2 * b] = packed(kept[b].x * d[4 * b], kept[b].y * d[4 * b + 1]);
+            kept16[2 * b + 1] = packed(kept[b].x * d[4 * b + 2], kept[b].y * d[4 * b + 3]);
         }
         wgmma_begin();
 #pragma unroll
@@ -546,6 +567,14 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
         wgmma_end_group();
 #pragma unroll
         for (int j = 0; j < 16; j++) d16[j] = packed(d[2 * j], d[2 * j + 1]);
+#pragma unroll
+        for (int b = 0; b < 8; b++) asked[b] = shared_2(asked_at + b * 32);
+        wgmma_wait<1>();
+        there(answered);
+#pragma unroll
+        for (int b = 0; b < 8; b++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) answered[4 * b + j] *= j % 2 ? asked[b].y : asked[b].x;
         wgmma_begin();
 #pragma unroll
         for (int j = 0; j < 4; j++) wgmma_64(answered, d16 + 4 * j, tile(p + j * 32), 1);
@@ -570,7 +599,7 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
         }
         __syncwarp();
     }
-    if (first < to) answer(length - (long long)(to - 1) * CHUNK < CHUNK ? (int)(length - (long long)(to - 1) * CHUNK) : CHUNK);
+    if (first < to) take(), answer(length - (long long)(to - 1) * CHUNK < CHUNK ? (int)(length - (long long)(to - 1) * CHUNK) : CHUNK);
 
 #pragma unroll
     for (int i = 0; i < 64; i++) state_out[own + (i / 4 * 8 + c + i % 2) * DIM + i / 2 % 2 * 8] = state[i];
