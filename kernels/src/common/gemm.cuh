@@ -6,7 +6,7 @@
 // so that a thread holds outputs of one token that lie 8 rows apart.
 //
 // FP8: a third and a fourth group write codes out in bf16, which is exact, in turn; the scale of a block
-// multiplies the sum over its columns. (The code of NaN counts as 480.)
+// multiplies the sum over its columns.
 //
 // Activations in f32 come as P = 3 bf16 (see gemv.cuh), one after another for each 64 columns. What a tensor
 // core adds to is cut off, not rounded: so sums of many columns are of sums over 128.
@@ -64,7 +64,7 @@ __device__ inline unsigned long long described(unsigned address)
     return 1ull << 62 | 64ull << 32 | 1ull << 16 | (address & 0x3ffff) >> 4;
 }
 
-// Writes of others to shared memory are seen by the tensor core.
+// Writes of others to shared memory are seen by the tensor core. (Without, it was seen to miss some.)
 __device__ inline void fence_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ inline void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void wgmma_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -219,12 +219,10 @@ template <int P> __device__ void bring(const Brought<Fp8, P>& tile, Ring<Fp8, P>
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
                     const unsigned one = four.at[2 * half], two = four.at[2 * half + 1];
-                    const unsigned even[2] = {even_codes(one), even_codes(two)};
-                    const unsigned odd[2] = {odd_codes(one), odd_codes(two)};
                     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(
                                      to + i * 4096 + (((own % 4 * 2 + half) ^ row % 8) << 4)),
-                                 "r"(__byte_perm(even[0], odd[0], 0x5410)), "r"(__byte_perm(even[0], odd[0], 0x7632)),
-                                 "r"(__byte_perm(even[1], odd[1], 0x5410)), "r"(__byte_perm(even[1], odd[1], 0x7632))
+                                 "r"(bf16_of_codes(one)), "r"(bf16_of_codes(one >> 16)), "r"(bf16_of_codes(two)),
+                                 "r"(bf16_of_codes(two >> 16))
                                  : "memory");
                 }
             }

@@ -1,11 +1,13 @@
 #include "common/weight.cuh"
 
-// Products of a matrix with few rows, at the speed at which the matrix can be read. Weights go from memory
-// to registers as tensor cores take them (16 rows, 8 columns of x at most), so that a weight costs next to
-// no instructions: a product of two bf16 is exact, sums are f32. Codes of FP8 are exact in bf16; the scale
-// of a block multiplies the sum over its columns. (The code of NaN is not looked for: it counts as 480.)
+// Products of a matrix with few rows, at the speed at which the matrix can be read. A lane asks for those
+// weights that tensor cores take from it (16 rows, 8 columns of x at most), so that a weight costs few
+// instructions, and no lane waits for another; shared memory holds what was asked for ahead. A product of two
+// bf16 is exact, sums are f32. Codes of FP8 are exact in bf16; the scale of a block multiplies the sum over
+// its columns.
 //
 // An f32 is the sum of three bf16, so that activations in f32 take three columns for one, and lose nothing.
+// sm_90a (but for FP8 and early starts, sm_80).
 
 // Columns that one 16-byte load of weights covers. A row has to be a multiple of it, and its address of 16.
 template <class T> constexpr int PER = 16 / sizeof(T);
@@ -51,20 +53,24 @@ __device__ inline unsigned bf16_pair(float first, float second)
     return both;
 }
 
-// Codes of FP8 as bf16, two to a word: bits stand in the same order, and what is missing is 2^120 (see
-// fp8_value). Here magnitude has the bits where bf16 has them, sign is what the code's sign is the top bit of.
-__device__ inline unsigned bf16_of_codes(unsigned magnitude, unsigned sign)
+// Two codes of FP8, in the lower half, as bf16. Every value is exact on the way, through f16 and f32.
+__device__ inline unsigned bf16_of_codes(unsigned two)
 {
     unsigned both;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+    asm("{\n"
+        ".reg .b32 halves;\n"
+        ".reg .b16 first, second;\n"
+        ".reg .f32 one, two;\n"
+        "cvt.rn.f16x2.e4m3x2 halves, %1;\n"
+        "mov.b32 {first, second}, halves;\n"
+        "cvt.f32.f16 one, first;\n"
+        "cvt.f32.f16 two, second;\n"
+        "cvt.rn.bf16x2.f32 %0, two, one;\n"
+        "}"
         : "=r"(both)
-        : "r"(magnitude), "r"((sign & 0x80008000) ^ 0x7b807b80), "r"(0x80008000));
+        : "h"((unsigned short)two));
     return both;
 }
-
-// Of four codes the first and the third, the second and the fourth.
-__device__ inline unsigned even_codes(unsigned four) { return bf16_of_codes((four & 0x007f007f) * 16, four * 256); }
-__device__ inline unsigned odd_codes(unsigned four) { return bf16_of_codes(four >> 4 & 0x07f007f0, four); }
 
 // The next kernel of the stream may start, where it was launched to start early.
 __device__ inline void let_next_start()
@@ -199,20 +205,16 @@ __device__ void gather(
             for (int j = 0; j < N / 4; j++) {
                 unsigned a[4];
                 if constexpr (sizeof(T) == 1) {
-                    a[0] = even_codes(above.at[j]), a[1] = even_codes(below.at[j]);
-                    a[2] = odd_codes(above.at[j]), a[3] = odd_codes(below.at[j]);
+                    a[0] = bf16_of_codes(above.at[j]), a[1] = bf16_of_codes(below.at[j]);
+                    a[2] = bf16_of_codes(above.at[j] >> 16), a[3] = bf16_of_codes(below.at[j] >> 16);
                 } else {
                     a[0] = above.at[2 * j], a[1] = below.at[2 * j];
                     a[2] = above.at[2 * j + 1], a[3] = below.at[2 * j + 1];
                 }
 #pragma unroll
-                for (int set = 0; set < SETS; set++) {
-                    const unsigned one = b[i % X_AHEAD][set].at[2 * j], two = b[i % X_AHEAD][set].at[2 * j + 1];
-                    if constexpr (sizeof(T) == 1)
-                        mma(block[set], a, __byte_perm(one, two, 0x5410), __byte_perm(one, two, 0x7632));
-                    else
-                        mma(sums[set], a, one, two);
-                }
+                for (int set = 0; set < SETS; set++)
+                    mma(sizeof(T) == 1 ? block[set] : sums[set], a, b[i % X_AHEAD][set].at[2 * j],
+                        b[i % X_AHEAD][set].at[2 * j + 1]);
             }
             ask(i);
             ask_x(i % X_AHEAD, X_AHEAD == 2 ? d + shares * TWO + i * STEP<T>

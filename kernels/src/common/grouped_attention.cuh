@@ -32,7 +32,8 @@ struct Seen {
     Seen() = default;
 
     // Of a sequence the queries from i on, `at_most` so many.
-    __device__ Seen(const long long* cu_seqlens_q, const long long* cu_seqlens_k, int s, int i, int at_most, int plant)
+    __device__ Seen(const long long* cu_seqlens_q, const long long* cu_seqlens_k, int s, int i, int at_most,
+                    int plant)
     {
         const long long start = cu_seqlens_q[s];
         const int tokens = (int)(cu_seqlens_q[s + 1] - start);

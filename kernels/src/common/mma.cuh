@@ -23,7 +23,7 @@ __device__ inline unsigned packed(float first, float second)
 __device__ inline float first_of(unsigned both) { return __uint_as_float(both << 16); }
 __device__ inline float second_of(unsigned both) { return __uint_as_float(both & 0xffff0000); }
 
-// log2 x and 2^x, to a few ulp (log2 of 1, near 1).
+// log2 x and 2^x, to a few ulp (log2 near 1: of 1).
 __device__ inline float log_of_two(float x)
 {
     float y;
@@ -100,11 +100,14 @@ __device__ inline void bulk_store(void* to, unsigned from, int bytes)
                  : "memory");
 }
 
-// Waits until the bulk stores of this thread have been read out of shared memory.
+// Waits until the bulk stores of this thread have been read out of shared memory (not yet written).
 __device__ inline void bulk_stores_wait()
 {
     asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
 }
+
+// Waits until they have been written.
+__device__ inline void bulk_stores_end() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
 // Some threads of a block wait for one another.
 __device__ inline void some_wait(int barrier, int threads)
@@ -128,6 +131,21 @@ __device__ inline void store_transposed(unsigned row, unsigned a, unsigned b, un
                  "r"(c), "r"(d) : "memory");
 }
 
+// Two and four numbers of shared memory, in order with the waits of this file.
+__device__ inline float2 shared_2(unsigned at)
+{
+    float2 x;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(at));
+    return x;
+}
+
+__device__ inline uint4 shared_4(unsigned at)
+{
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(at));
+    return x;
+}
+
 // A tile as wgmma reads it. Where rows run along what is summed over (K-major), `next` says nothing; where
 // they run across it, the second 64 columns stand `next` bytes on.
 __device__ inline unsigned long long tile(unsigned address, int next = 16)
@@ -135,6 +153,9 @@ __device__ inline unsigned long long tile(unsigned address, int next = 16)
     return (unsigned long long)((address & 0x3ffff) >> 4) | (unsigned long long)(next >> 4) << 16 |
            (unsigned long long)(1024 >> 4) << 32 | 1ull << 62;
 }
+
+// The tile so many bytes on.
+__device__ inline unsigned long long on(unsigned long long tile, int bytes) { return tile + (bytes >> 4); }
 
 __device__ inline void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void wgmma_end_group() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -189,19 +210,19 @@ template <int ACROSS> __device__ inline void wgmma_128(float (&d)[64], const uns
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(ACROSS));
 }
 
-// The nearest tf32, as a product takes it.
-__device__ inline unsigned tf32(float x)
+// Two numbers as f16, the first in the lower half.
+__device__ inline unsigned packed_f16(float first, float second)
 {
-    unsigned narrow;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(narrow) : "f"(x));
-    return narrow;
+    unsigned both;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
+    return both;
 }
 
-// d += a b over 8 products: d [16, 8], of one warp, rounded to tf32.
-__device__ inline void mma_tf32(float (&d)[4], float a0, float a1, float a2, float a3, float b0, float b1)
+// d += a b over 16 products: d [16, 8], of one warp, factors in f16.
+__device__ inline void mma_f16(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1)
 {
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};"
-                 : MMA_4(d, 0)
-                 : "r"(tf32(a0)), "r"(tf32(a1)), "r"(tf32(a2)), "r"(tf32(a3)), "r"(tf32(b0)), "r"(tf32(b1)));
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : MMA_4(d, 0)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }

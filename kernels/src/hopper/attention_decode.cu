@@ -244,7 +244,8 @@ __device__ void decode(bf16* o, const bf16* q, const bf16* k, const bf16* v, con
 #pragma unroll
                         for (int m = 0; m < 4; m++) {
                             const unsigned(&all)[4] = a[half][m];
-                            const unsigned some[4] = {all[0] & mask[0], all[1] & mask[0], all[2] & mask[1], all[3] & mask[1]};
+                            const unsigned some[4] = {
+                                all[0] & mask[0], all[1] & mask[0], all[2] & mask[1], all[3] & mask[1]};
                             mma(out[j][m], some, b[2 * half], b[2 * half + 1]);
                         }
                     }

@@ -74,7 +74,10 @@ struct Board {
     unsigned long long told, queries_full, queries_empty, full[SLOTS], empty[SLOTS];
 
     __device__ void wait_full(unsigned unit) { barrier_wait(shared_address(full + unit % SLOTS), unit / SLOTS & 1); }
-    __device__ void wait_empty(unsigned unit) { barrier_wait(shared_address(empty + unit % SLOTS), unit / SLOTS & 1 ^ 1); }
+    __device__ void wait_empty(unsigned unit)
+    {
+        barrier_wait(shared_address(empty + unit % SLOTS), unit / SLOTS & 1 ^ 1);
+    }
 };
 
 // Which piece a ticket is for: all of the first head, then of the next; of the last sequence, then of the
@@ -120,15 +123,14 @@ struct Loader {
     unsigned unit;  // Tiles so far.
     int warp, c;    // Rows warp, warp + 4 and so on; chunk c.
 
-    // A tile of keys or values of which so many rows are there. That a row is STRIDE elements further on than
-    // the one before is part of the instruction; computed, addresses are what is waited for.
-    template <int STRIDE> __device__ void tile(const bf16* at, size_t stride, int rows)
+    // A tile of keys or values of which so many rows are there.
+    __device__ void tile(const bf16* at, size_t stride, int rows)
     {
         const unsigned to = ring + unit % SLOTS * SLOT;
         const unsigned even = to + spread(warp, c, SPAN), odd = to + spread(warp + 4, c, SPAN) - 4 * 128;
-        if (STRIDE != 0 && rows == SPAN) {
+        if (rows == SPAN) {
 #pragma unroll
-            for (int i = 0; i < SPAN / 4; i++) copy_16((i % 2 ? odd : even) + i * 4 * 128, at + i * 4 * STRIDE);
+            for (int i = 0; i < SPAN / 4; i++) copy_16((i % 2 ? odd : even) + i * 4 * 128, at + i * 4 * stride);
         } else {
 #pragma unroll 2
             for (int i = 0; i < SPAN / 4; i++) {
@@ -161,32 +163,24 @@ struct Loader {
     // and the gate of each half of the queries, in whose place their answers are gathered. Values that not
     // every query sees, and that are no numbers, are left out; add_strange() brings them back to those who
     // see them.
-    __device__ void piece(Work& work, const bf16* q, const bf16* k, const bf16* v, const bf16* gate, int HKV, int plant)
+    __device__ void piece(Work& work, const bf16* q, const bf16* k, const bf16* v, const bf16* gate, int HKV,
+                          int plant)
     {
-        const Seen seen = work.seen;
-        const int kv = work.kv, HQ = HKV * GROUP;
-        const auto row_of = [&](int row) {
-            return ((seen.query + row / GROUP) * HQ + head_of(row % GROUP, kv, HKV, plant)) * H + c * 8;
-        };
-        for (int row = warp; row < BLOCK * GROUP; row += 4) {
-            const bool there = row / GROUP < seen.queries;
-            copy_16(queries + spread(row, c, BLOCK * GROUP), q + row_of(there ? row : 0), there ? 16 : 0);
-        }
+        rows_of_queries<BLOCK * GROUP>(work, q, 0, queries, HKV, plant);
         barrier_arrive_after_copies(shared_address(&board.queries_full));
 
-        const int tiles = work.end - work.begin;
-        const size_t stride = (size_t)HKV * H, corner = ((seen.first + warp) * HKV + kv) * H + c * 8;
+        const int tiles = work.end - work.begin, last = work.end - 1, least = work.seen.by(0), most = work.seen.most;
+        const size_t stride = (size_t)HKV * H, corner = ((work.seen.first + warp) * HKV + work.kv) * H + c * 8;
+        k += corner;
+        v += corner;
         for (int i = 0; i < 2 * tiles; i++, unit++) {
             const bool is_value = i % 2 == 0 ? i != 0 : i == 2 * tiles - 1;
-            const int t = work.end - 1 - (is_value ? (i - 1) / 2 : (i + 1) / 2);
-            const int start = t * SPAN, rows = min(SPAN, seen.most - start);
+            const int start = (last - (is_value ? (i - 1) / 2 : (i + 1) / 2)) * SPAN, rows = min(SPAN, most - start);
             board.wait_empty(unit);
             // A row that is not read may lie behind the last.
-            const bf16* at = (is_value ? v : k) + corner + (warp < rows ? start : -warp) * (long long)stride;
-            if (HKV == 2) tile<2 * H>(at, stride, rows);
-            else tile<0>(at, stride, rows);
-            if (is_value && seen.by(0) < start + SPAN) {
-                clean(seen.by(0) - start, rows, &work.strange);
+            tile((is_value ? v : k) + (warp < rows ? start : -warp) * (long long)stride, stride, rows);
+            if (is_value && least < start + SPAN) {
+                clean(least - start, rows, &work.strange);
                 barrier_arrive(full());
             } else {
                 barrier_arrive_after_copies(full());
@@ -194,12 +188,23 @@ struct Loader {
         }
         for (int half = 0; half < 2 && work.used == 1; half++, unit++) {
             board.wait_empty(unit);
-            for (int row = warp; gate && row < BLOCK * GROUP / 2; row += 4) {
-                const bool there = half * BLOCK / 2 + row / GROUP < seen.queries;
-                const unsigned to = ring + unit % SLOTS * SLOT + spread(row, c, BLOCK * GROUP / 2);
-                copy_16(to, gate + row_of(there ? half * BLOCK * GROUP / 2 + row : 0), there ? 16 : 0);
-            }
+            const unsigned to = ring + unit % SLOTS * SLOT;
+            if (gate) rows_of_queries<BLOCK * GROUP / 2>(work, gate, half * BLOCK / 2, to, HKV, plant);
             barrier_arrive_after_copies(full());
+        }
+    }
+
+    // Rows of all heads of queries from j on.
+    template <int ROWS>
+    __device__ void rows_of_queries(const Work& work, const bf16* x, int j, unsigned to, int HKV, int plant)
+    {
+#pragma unroll 4
+        for (int i = 0; i < ROWS / 4; i++) {
+            const int row = warp + 4 * i, query = j + row / GROUP;
+            const bool there = query < work.seen.queries;
+            const int head = head_of(row % GROUP, work.kv, HKV, plant);
+            const size_t at = ((work.seen.query + (there ? query : 0)) * HKV * GROUP + head) * H + c * 8;
+            copy_16(to + spread(row, c, ROWS), x + at, there ? 16 : 0);
         }
     }
 };

@@ -1,5 +1,5 @@
-// Gated delta rule on sm_90a, K = V = 128: in chunks of 64 tokens on tensor cores, and of few tokens. What is
-// computed is told in ../gated_delta_rule.cu. In a chunk, with G the sum of gates from its first token on,
+// Gated delta rule on sm_90a, K = V = 128: in chunks of 64 tokens on tensor cores. What is computed is told in
+// ../gated_delta_rule.cu. In a chunk, with G the sum of gates from its first token on,
 // D_ij = exp(G_i - G_j), S the state before it, and q and k normed:
 //
 //   A = strictly lower part of (beta K K') D,  T = (I + A)^-1 beta,  P = lower part of (Q K') D
@@ -9,22 +9,18 @@
 //   S <- exp(G_last) S + (exp(G_last - G) K)' d
 //
 // gated_delta_rule_chunk_prepare: T and P of every chunk, and factors of its tokens, all chunks at once. Grid
-//     (HK, slots, ceil(HV / HK / 2)), 256 threads, 70656 bytes of dynamic shared memory; a slot is a chunk, and
+//     (HK, slots, ceil(HV / HK / 2)), 256 threads, 57344 bytes of dynamic shared memory; a slot is a chunk, and
 //     there are 65535 at most. `work` takes slots * HV * 17408 bytes, aligned to 16.
 // gated_delta_rule_chunk_walk: the states and answers, chunk after chunk. Grid (S x HV, 1) with 384 threads and
-//     217088 bytes, or (S x HV, 2) with 256 threads and 184320 bytes, where S x HV is far below the number of
+//     219136 bytes, or (S x HV, 2) with 256 threads and 185344 bytes, where S x HV is far below the number of
 //     multiprocessors. state_out may be state_in.
 //     Both take chunks [first, first + chunks) of every sequence; slots are then S * chunks. A long batch
 //     is best cut so that the slots of a cut stay in the L2 cache; every cut but the first has state_out for
 //     its state_in. With chunks = 0 they take all, and slots are N / 64 + S.
-// gated_delta_rule_few: any number of tokens one by one, meant for 1 to 8. Grid (S x HV, 4), 128 threads. The
-//     state is read once and written once; state_out may be state_in.
-// gated_delta_rule_few_slots: the same in a pool of states, in place. A sequence whose slot is below 0 is left
-//     out.
 //
-// Chunks: factors, norms, gates, A and every sum are f32. In tf32: the operands that make (I + A)^-1 of its
+// Chunks: factors, norms, gates, A and every sum are f32. In f16: the operands that make (I + A)^-1 of its
 // inverted blocks of 16, which are f32. In bf16: T and P; S, X and d as operands. The state that is carried
-// is f32. q, k and v are operands as they are stored. Few: all is f32.
+// is f32. q, k and v are operands as they are stored.
 
 #include "common/stored.cuh"
 #include "common/mma.cuh"
@@ -81,82 +77,104 @@ template <int BY> __device__ inline void copy_pieces(unsigned to, const bf16* fr
         }
 }
 
-// The inverse of a lower triangle with ones on its diagonal, of which the part below stands in m, by a
-// warpgroup. What is above the diagonal is zero, the diagonal is not read.
-const int ROW = CHUNK + 4;
+// A lower triangle of 64x64 in 10 blocks of 16x16, row after row of blocks. Columns of a block are permuted
+// by rows, in fours, so that lanes that read eight rows meet in no bank.
+const int BLOCK = 256, TRIANGLE = 10 * BLOCK * 4;
 
+__device__ inline int block_at(int i, int j) { return (i * (i + 1) / 2 + j) * BLOCK; }
+__device__ inline int within(int i, int j) { return i * 16 + (j ^ (i & 6) * 2); }
+
+// z += a b, blocks, by a warp, factors in f16; of z the sums are as mma has them.
+__device__ inline void multiply(float (&z)[2][4], const unsigned (&a)[4], const float* b, int r, int c)
+{
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+        const int j = 8 * n + r, i = 2 * c;
+        mma_f16(z[n], a, packed_f16(b[within(i, j)], b[within(i + 1, j)]),
+                packed_f16(b[within(i + 8, j)], b[within(i + 9, j)]));
+    }
+}
+
+__device__ inline void multiply(float (&z)[2][4], const float* a, const float* b, int r, int c)
+{
+    unsigned factor[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float2 x = *(const float2*)&a[within(r + i % 2 * 8, i / 2 * 8 + 2 * c)];
+        factor[i] = packed_f16(x.x, x.y);
+    }
+    multiply(z, factor, b, r, c);
+}
+
+// The same, with sums for a.
+__device__ inline void multiply(float (&y)[2][4], const float (&z)[2][4], const float* b, int r, int c)
+{
+    const unsigned factor[4] = {packed_f16(z[0][0], z[0][1]), packed_f16(z[0][2], z[0][3]),
+                                packed_f16(z[1][0], z[1][1]), packed_f16(z[1][2], z[1][3])};
+    multiply(y, factor, b, r, c);
+}
+
+__device__ inline void put_negative(float* to, const float (&y)[2][4], int r, int c)
+{
+#pragma unroll
+    for (int n = 0; n < 2; n++)
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            *(float2*)&to[within(r + 8 * i, 8 * n + 2 * c)] = make_float2(-y[n][2 * i], -y[n][2 * i + 1]);
+}
+
+// The inverse of a lower triangle with ones on its diagonal, of which the part below stands in m (and zeros
+// above, in the blocks of the diagonal), by a warpgroup.
 __device__ inline void invert(float* m, int warp, int lane, int barrier)
 {
     const int r = lane / 4, c = lane % 4;
     // Blocks of 16: a lane has a column, and goes down.
     if (lane < 16) {
-        float* block = m + 16 * warp * (ROW + 1);
+        float* block = m + block_at(warp, warp);
         float x[16];
 #pragma unroll
         for (int i = 0; i < 16; i++) {
-            float sum = i == lane;
+            float even = i == lane, odd = 0;
 #pragma unroll
-            for (int j = 0; j < i; j++) sum -= block[i * ROW + j] * x[j];
-            x[i] = sum;
+            for (int j = 0; j < i; j += 4) {
+                const float4 a = *(const float4*)&block[within(i, j)];
+                even -= a.x * x[j];
+                if (j + 1 < i) odd -= a.y * x[j + 1];
+                if (j + 2 < i) even -= a.z * x[j + 2];
+                if (j + 3 < i) odd -= a.w * x[j + 3];
+            }
+            x[i] = even + odd;
         }
         __syncwarp(0xffff);
 #pragma unroll
-        for (int i = 0; i < 16; i++) block[i * ROW + lane] = x[i];
+        for (int i = 0; i < 16; i++) block[within(i, lane)] = x[i];
     }
     some_wait(barrier, 128);
 
     // [T1 0; -T2 A T1, T2], of 16 to 32.
     if (warp < 2) {
-        const float* t1 = m + 32 * warp * (ROW + 1);
-        const float* t2 = t1 + 16 * (ROW + 1);
-        float* a = m + 32 * warp * (ROW + 1) + 16 * ROW;
+        float* a = m + block_at(2 * warp + 1, 2 * warp);
         float z[2][4] = {}, y[2][4] = {};
-#pragma unroll
-        for (int n = 0; n < 2; n++)
-#pragma unroll
-            for (int k = 0; k < 16; k += 8)
-                mma_tf32(z[n], t2[r * ROW + k + c], t2[(r + 8) * ROW + k + c], t2[r * ROW + k + c + 4],
-                         t2[(r + 8) * ROW + k + c + 4], a[(k + c) * ROW + 8 * n + r], a[(k + c + 4) * ROW + 8 * n + r]);
-        // The sums are factors of the next product as they stand, its order being any.
-#pragma unroll
-        for (int n = 0; n < 2; n++)
-#pragma unroll
-            for (int k = 0; k < 2; k++)
-                mma_tf32(y[n], z[k][0], z[k][2], z[k][1], z[k][3], t1[(8 * k + 2 * c) * ROW + 8 * n + r],
-                         t1[(8 * k + 2 * c + 1) * ROW + 8 * n + r]);
+        multiply(z, m + block_at(2 * warp + 1, 2 * warp + 1), a, r, c);
+        multiply(y, z, m + block_at(2 * warp, 2 * warp), r, c);
         __syncwarp();
-#pragma unroll
-        for (int n = 0; n < 2; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) a[(r + i / 2 * 8) * ROW + 8 * n + 2 * c + i % 2] = -y[n][i];
+        put_negative(a, y, r, c);
     }
     some_wait(barrier, 128);
 
-    // And of 32 to 64: a warp has 16 rows and 16 columns.
-    const float* t2 = m + (32 + warp / 2 * 16) * ROW + 32;
-    float* a = m + 32 * ROW;
-    float z[4][4] = {}, y[2][4] = {};
+    // And of 32 to 64: a warp has a block.
+    const int i = 2 + warp / 2, j = warp % 2;
+    float y[2][4] = {};
 #pragma unroll
-    for (int k = 0; k < 32; k += 8) {
-        if (16 <= k && warp < 2) break;
-#pragma unroll
-        for (int n = 0; n < 4; n++)
-            mma_tf32(z[n], t2[r * ROW + k + c], t2[(r + 8) * ROW + k + c], t2[r * ROW + k + c + 4],
-                     t2[(r + 8) * ROW + k + c + 4], a[(k + c) * ROW + 8 * n + r], a[(k + c + 4) * ROW + 8 * n + r]);
+    for (int n = 0; n < 2; n++) {
+        if (n < j) continue;
+        float z[2][4] = {};
+        multiply(z, m + block_at(i, 2), m + block_at(2, n), r, c);
+        if (i == 3) multiply(z, m + block_at(3, 3), m + block_at(3, n), r, c);
+        multiply(y, z, m + block_at(n, j), r, c);
     }
-    const float* t1 = m + warp % 2 * 16;
-#pragma unroll
-    for (int n = 0; n < 2; n++)
-#pragma unroll
-        for (int k = 0; k < 4; k++)
-            mma_tf32(y[n], z[k][0], z[k][2], z[k][1], z[k][3], t1[(8 * k + 2 * c) * ROW + 8 * n + r],
-                     t1[(8 * k + 2 * c + 1) * ROW + 8 * n + r]);
     some_wait(barrier, 128);
-    a += warp / 2 * 16 * ROW + warp % 2 * 16;
-#pragma unroll
-    for (int n = 0; n < 2; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) a[(r + i / 2 * 8) * ROW + 8 * n + 2 * c + i % 2] = -y[n][i];
+    put_negative(m + block_at(i, j), y, r, c);
     some_wait(barrier, 128);
 }
 
@@ -189,10 +207,10 @@ extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prep
     int chunks,
     int plant)
 {
-    extern __shared__ unsigned char shared[];
-    __shared__ __align__(16) float norms[2 * CHUNK], logs[2 * CHUNK], gates[2][CHUNK], betas[2][CHUNK];
-    const unsigned base = (shared_address(shared) + 1023) / 1024 * 1024;
-    unsigned char* const tiles = shared + (base - shared_address(shared));
+    extern __shared__ __align__(1024) unsigned char tiles[];
+    Factors* const all_factors = (Factors*)(tiles + 4 * TILE + 2 * TRIANGLE);
+    float *const norms = (float*)(all_factors + 2), *const pasts = norms + 2 * CHUNK, *const all_sums = pasts + 2 * CHUNK;
+    const unsigned base = shared_address(tiles);
     const int per = HV / HK, head = blockIdx.x, slot = blockIdx.y, pair = blockIdx.z;
     const int thread = threadIdx.x, group = thread / 128, warp = thread / 32 % 4, lane = thread % 32;
 
@@ -215,7 +233,7 @@ extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prep
     // A warpgroup has a value head; one that is left over does the last again, for nobody.
     const bool mine = pair * 2 + group < per;
     const int h = head * per + (mine ? pair * 2 + group : per - 1), barrier = 1 + group;
-    float *const sums = gates[group], *const write = betas[group];
+    float *const sums = all_sums + group * CHUNK, *const write = sums + 2 * CHUNK;
     float gate[2] = {};
     if (warp == 0)
 #pragma unroll
@@ -240,36 +258,57 @@ extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prep
     writes_to_async();
     __syncthreads();
 
+    const unsigned long long key_tile = tile(keys), query_tile = tile(queries);
     float kk[32];
     wgmma_begin();
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        const unsigned at = i / 4 * HALF + i % 4 * 32;
-        wgmma_tiles(kk, tile(keys + at), tile(keys + at), i);
+        const int at = i / 4 * HALF + i % 4 * 32;
+        wgmma_tiles(kk, on(key_tile, at), on(key_tile, at), i);
     }
     wgmma_end_group();
 
-    // Half a row each, its pieces in an order that no two lanes of eight share.
-    float squares = 0;
-    const unsigned char* half = tiles + thread / 128 * TILE + thread % 2 * HALF + thread / 2 % CHUNK * 128;
+    // A quarter of a query each, its pieces in an order that no two lanes of eight share.
+    float squares[2] = {};
+    const unsigned char* quarter = tiles + TILE + thread % 2 * HALF + thread / 4 * 128;
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        const uint4 piece = *(const uint4*)(half + ((i ^ lane % 8) << 4));
+    for (int i = 0; i < 4; i++) {
+        const uint4 piece = *(const uint4*)(quarter + ((i * 2 + thread / 2 % 2 ^ thread / 4 % 2 * 2 + thread % 2 * 4) << 4));
         const unsigned pairs[4] = {piece.x, piece.y, piece.z, piece.w};
 #pragma unroll
-        for (int j = 0; j < 4; j++)
-            squares += first_of(pairs[j]) * first_of(pairs[j]) + second_of(pairs[j]) * second_of(pairs[j]);
+        for (int j = 0; j < 4; j++) {
+            squares[0] += first_of(pairs[j]) * first_of(pairs[j]);
+            squares[1] += second_of(pairs[j]) * second_of(pairs[j]);
+        }
     }
-    squares += __shfl_xor_sync(~0u, squares, 1);
-    if (thread % 2 == 0) {
-        const float norm = thread / 2 % CHUNK < rows ? inverse_norm(squares, eps, plant) : 0;
-        norms[thread / 2] = norm, logs[thread / 2] = log_of_two(norm);
+    float sum_of_squares = squares[0] + squares[1];
+    sum_of_squares += __shfl_xor_sync(~0u, sum_of_squares, 1);
+    sum_of_squares += __shfl_xor_sync(~0u, sum_of_squares, 2);
+    if (thread % 4 == 0)
+        norms[CHUNK + thread / 4] = thread / 4 < rows ? inverse_norm(sum_of_squares, eps, plant) : 0;
+
+    // Of keys they stand on the diagonal.
+    const int r = 16 * warp + lane / 4, c = lane % 4 * 2;
+    wgmma_wait<0>();
+    there(kk);
+    if (group == 0 && lane % 4 == lane / 8) {
+        float diagonal[2] = {};
+#pragma unroll
+        for (int b = 0; b < 8; b++)
+            if (b / 2 == warp) diagonal[b % 2] = lane / 4 % 2 ? kk[4 * b + b % 2 * 2 + 1] : kk[4 * b + b % 2 * 2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int row = r + 8 * i;
+            const float norm = row < rows ? inverse_norm(diagonal[i], eps, plant) : 0, log = log_of_two(norm);
+            norms[row] = norm;
+            pasts[row] = all_sums[row] - log, pasts[CHUNK + row] = all_sums[CHUNK + row] - log;
+        }
     }
     __syncthreads();
 
-    float* const m = (float*)(tiles + 4 * TILE + group * CHUNK * ROW * 4);
+    float* const m = (float*)(tiles + 4 * TILE + group * TRIANGLE);
     unsigned char* const image = tiles + group * 2 * TILE;
-    Factors* const factors = (Factors*)(tiles + 4 * TILE + 2 * CHUNK * ROW * 4) + group;
+    Factors* const factors = all_factors + group;
     const float scale = plant == QUERY_NOT_SCALED ? 1 : 0.08838834764831845f;
     if (thread % 128 < CHUNK) {
         const int row = thread % 128;
@@ -282,7 +321,7 @@ extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prep
     }
 
     // Rows of this thread: r and r + 8; columns 8 b + c and the next.
-    const int r = 16 * warp + lane / 4, c = lane % 4 * 2;
+    const float* const past_of = pasts + group * CHUNK;
     float sum[2], scaled[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -292,32 +331,32 @@ extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prep
         if (plant != BETA_ON_VALUE_ONLY) scaled[i] *= write[row];
         if (plant == NO_DELTA_RULE) scaled[i] = 0;
     }
-    wgmma_wait<0>();
-    there(kk);
 #pragma unroll
     for (int b = 0; b < 8; b++) {
         float a[4] = {};
         if (b <= 2 * warp + 1) {
-            const float2 past = *(const float2*)&sums[8 * b + c], norm = *(const float2*)&logs[8 * b + c];
+            const float2 past = *(const float2*)&past_of[8 * b + c];
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 a[i] = kk[4 * b + i] * scaled[i / 2] *
-                       power_of_two(sum[i / 2] - (i % 2 ? past.y - norm.y : past.x - norm.x));
+                       power_of_two(sum[i / 2] - (i % 2 ? past.y : past.x));
             if (2 * warp <= b)
 #pragma unroll
                 for (int i = 0; i < 4; i++)
                     if (r + i / 2 * 8 <= 8 * b + c + i % 2) a[i] = 0;
         }
+        if (b <= 2 * warp + 1)
 #pragma unroll
-        for (int i = 0; i < 2; i++)
-            *(float2*)&m[(r + 8 * i) * ROW + 8 * b + c] = make_float2(a[2 * i], a[2 * i + 1]);
+            for (int i = 0; i < 2; i++)
+                *(float2*)&m[block_at(warp, b / 2) + within(lane / 4 + 8 * i, b % 2 * 8 + c)] =
+                    make_float2(a[2 * i], a[2 * i + 1]);
     }
     float qk[32];
     wgmma_begin();
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        const unsigned at = i / 4 * HALF + i % 4 * 32;
-        wgmma_tiles(qk, tile(queries + at), tile(keys + at), i);
+        const int at = i / 4 * HALF + i % 4 * 32;
+        wgmma_tiles(qk, on(query_tile, at), on(key_tile, at), i);
     }
     wgmma_end_group();
     some_wait(barrier, 128);
@@ -329,16 +368,15 @@ extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prep
     const int diagonal = plant == ANSWER_BEFORE_WRITE ? 0 : 1;
 #pragma unroll
     for (int i = 0; i < 2; i++)
-        sum[i] = sums[r + 8 * i], scaled[i] = norms[CHUNK + r + 8 * i] * scale;
+        sum[i] = sums[r + 8 * i] + log_of_two(norms[CHUNK + r + 8 * i] * scale);
 #pragma unroll
     for (int b = 0; b < 8; b++) {
         float p[4] = {};
         if (b <= 2 * warp + 1) {
-            const float2 past = *(const float2*)&sums[8 * b + c], norm = *(const float2*)&logs[8 * b + c];
+            const float2 past = *(const float2*)&past_of[8 * b + c];
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                p[i] = qk[4 * b + i] * scaled[i / 2] *
-                       power_of_two(sum[i / 2] - (i % 2 ? past.y - norm.y : past.x - norm.x));
+                p[i] = qk[4 * b + i] * power_of_two(sum[i / 2] - (i % 2 ? past.y : past.x));
             if (2 * warp <= b)
 #pragma unroll
                 for (int i = 0; i < 4; i++)
@@ -351,9 +389,12 @@ extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prep
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const int row = thread % 128 / 8 + 16 * i, piece = thread % 8;
-        const float4 *x = (const float4*)&m[row * ROW + 8 * piece], *y = (const float4*)&write[8 * piece];
-        const float4 a = x[0], b = x[1];
-        float4 e = y[0], f = y[1];
+        const float* x = &m[block_at(i, piece / 2)];
+        const bool is = piece / 2 <= i;
+        const float4 none = make_float4(0, 0, 0, 0);
+        const float4 a = is ? *(const float4*)&x[within(row % 16, piece % 2 * 8)] : none;
+        const float4 b = is ? *(const float4*)&x[within(row % 16, piece % 2 * 8 + 4)] : none;
+        float4 e = *(const float4*)&write[8 * piece], f = *(const float4*)&write[8 * piece + 4];
         if (plant == BETA_ON_VALUE_ONLY) e = f = make_float4(1, 1, 1, 1);
         *(uint4*)(image + swizzled(row, piece)) =
             make_uint4(packed(a.x * e.x, a.y * e.y), packed(a.z * e.z, a.w * e.w), packed(b.x * f.x, b.y * f.y),
@@ -369,7 +410,7 @@ extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prep
     }
 }
 
-const int STAGES = 3;
+const int STAGES = 3, ANSWER_ROW = 144, ANSWERS = CHUNK * ANSWER_ROW;  // a row of 128 bytes, apart in banks
 
 extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk(
     bf16* __restrict__ o,                      // [N, HV, V]
@@ -388,9 +429,10 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
     int plant)
 {
     extern __shared__ unsigned char shared[];
-    __shared__ unsigned long long barriers[2 * STAGES];
+    __shared__ unsigned long long barriers[2 * STAGES + 2];
     const unsigned base = (shared_address(shared) + 1023) / 1024 * 1024;
     const unsigned full = shared_address(barriers), empty = full + 8 * STAGES;
+    const unsigned answered = empty + 8 * STAGES, taken = answered + 8;
     const int groups = blockDim.x / 128 - 1, stage_bytes = 4 * TILE + RECORD + groups * TILE;
     const int s = blockIdx.x / HV, h = blockIdx.x % HV, head = h / (HV / HK);
     const long long begin = cu_seqlens[s], length = cu_seqlens[s + 1] - begin;
@@ -402,6 +444,8 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
             barrier_init(full + 8 * i, 128 + 1);
             barrier_init(empty + 8 * i, 4 * groups);
         }
+        barrier_init(answered, 4 * groups);
+        barrier_init(taken, 128);
         barriers_are_there();
     }
     __syncthreads();
@@ -418,6 +462,19 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
         const unsigned char* record = work + ((size_t)slot * HV + h) * RECORD;
         const unsigned to_key = base + piece / 8 * HALF + swizzled(row, piece % 8);
         const unsigned to_value = base + 4 * TILE + RECORD + swizzled(row_v, piece_v);
+        // Answers leave when their chunk is done, a row by a thread.
+        int sent = first;
+        bf16* o_row = o + ((token + thread % 64) * HV + h) * DIM + (blockIdx.y * groups + thread / 64) * 64;
+        const unsigned answer_row = base + STAGES * stage_bytes + thread / 64 * ANSWERS + thread % 64 * ANSWER_ROW;
+        auto send = [&] {
+            barrier_wait(answered, (sent - first) & 1);
+            if (thread / 64 < groups && (long long)sent * CHUNK + thread % 64 < length) {
+                bulk_store(o_row, answer_row, 128);
+                bulk_stores_wait();
+            }
+            arrive(taken);
+            o_row += (size_t)CHUNK * HV * DIM, sent++;
+        };
         int stage = 0, parity = 1;
         for (int i = first; i < to; i++) {
             const long long left = length - (long long)i * CHUNK;
@@ -439,11 +496,14 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
                 writes_to_async();
                 arrive(full + 8 * (stage ? stage - 1 : STAGES - 1));
             }
+            if (first + STAGES <= i) send();
             if (++stage == STAGES) stage = 0, parity ^= 1;
         }
         copies_wait<0>();
         writes_to_async();
         if (first < to) arrive(full + 8 * (stage ? stage - 1 : STAGES - 1));
+        while (sent < to) send();
+        bulk_stores_end();
         return;
     }
 
@@ -460,19 +520,8 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
         state[i] = plant == INITIAL_STATE_IGNORED && first == 0 ? 0 : state_in[own + channel * DIM + i / 2 % 2 * 8];
     }
 
-    // The answers of a chunk wait in shared memory until the next one is under way.
-    const unsigned answers = base + STAGES * stage_bytes + group * TILE;
-    const unsigned char* const answers_read = shared + (answers - shared_address(shared));
-    bf16* answers_to = o + ((begin + (long long)first * CHUNK + lane / 2) * HV + h) * DIM +
-                       (blockIdx.y * groups + group) * 64 + (2 * warp + lane % 2) * 8;
-    auto answer = [&](int rows) {
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const uint4 pairs = *(const uint4*)(answers_read + swizzled(16 * j + lane / 2, 2 * warp + lane % 2));
-            if (16 * j + lane / 2 < rows) *(uint4*)answers_to = pairs;
-            answers_to += 16 * HV * DIM;
-        }
-    };
+    const unsigned answers = base + STAGES * stage_bytes + group * ANSWERS + (lane / 16 * 8 + lane % 8) * ANSWER_ROW +
+                             (2 * warp + lane / 8 % 2) * 16;
     const unsigned own_pieces = swizzled(lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2);
 
     unsigned s16[32];
@@ -482,31 +531,31 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
     for (int i = first; i < to; i++) {
         const unsigned keys = base + stage * stage_bytes, t = keys + 4 * TILE, p = t + TILE;
         const unsigned values = t + RECORD + group * TILE + own_pieces;
-        const Factors* factors = (const Factors*)(shared + (p + TILE - shared_address(shared)));
+        const unsigned said_at = p + TILE + c * 4, asked_at = said_at + CHUNK * 4, kept_at = asked_at + CHUNK * 4;
         barrier_wait(full + 8 * stage, parity);
 
-        // What the state says to the keys, and answers to the queries.
-        float x[64];
-        wgmma_begin();
-#pragma unroll
-        for (int j = 0; j < 8; j++) wgmma_128<0>(x, s16 + 4 * j, tile(keys + j / 4 * HALF + j % 4 * 32), j);
-        wgmma_end_group();
-
-        // Meanwhile.
-        if (first < i) answer(CHUNK);
-        const float decay = factors->decay[0];
-#pragma unroll
-        for (int j = 0; j < 64; j++) state[j] *= decay;
+        const float decay = shared_2(p + TILE + 3 * CHUNK * 4).x;
         unsigned value[4][4];
 #pragma unroll
         for (int j = 0; j < 4; j++) load_transposed(value[j], values + j * 2048);
+        float2 said[8], asked[8], kept[8];
+#pragma unroll
+        for (int b = 0; b < 8; b++) said[b] = shared_2(said_at + b * 32);
+
+        const unsigned long long key_tile = tile(keys), query_tile = on(key_tile, TILE);
+        float x[32], answer[32];
+        wgmma_begin();
+#pragma unroll
+        for (int j = 0; j < 8; j++) wgmma_64(x, s16 + 4 * j, on(key_tile, j / 4 * HALF + j % 4 * 32), j);
+        wgmma_end_group();
+#pragma unroll
+        for (int j = 0; j < 64; j++) state[j] *= decay;
 
         unsigned x16[16];
         wgmma_wait<0>();
         there(x);
 #pragma unroll
         for (int b = 0; b < 8; b++) {
-            const float2 said = *(const float2*)&factors->said[8 * b + c];
             const unsigned low = value[b / 2][b % 2 * 2], high = value[b / 2][b % 2 * 2 + 1];
             float2 write = make_float2(1, 1);
             if (plant == BETA_ON_VALUE_ONLY) {
@@ -514,41 +563,45 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
                 if (token < length) write.x = load(beta[(begin + token) * HV + h]);
                 if (token + 1 < length) write.y = load(beta[(begin + token + 1) * HV + h]);
             }
-            x16[2 * b] = packed(first_of(low) * write.x - said.x * x[4 * b],
-                                second_of(low) * write.y - said.y * x[4 * b + 1]);
-            x16[2 * b + 1] = packed(first_of(high) * write.x - said.x * x[4 * b + 2],
-                                    second_of(high) * write.y - said.y * x[4 * b + 3]);
+            x16[2 * b] = packed(first_of(low) * write.x - said[b].x * x[4 * b],
+                                second_of(low) * write.y - said[b].y * x[4 * b + 1]);
+            x16[2 * b + 1] = packed(first_of(high) * write.x - said[b].x * x[4 * b + 2],
+                                    second_of(high) * write.y - said[b].y * x[4 * b + 3]);
         }
-        float d[32], answered[32];
+#pragma unroll
+        for (int b = 0; b < 8; b++) kept[b] = shared_2(kept_at + b * 32), asked[b] = shared_2(asked_at + b * 32);
+        float d[32];
         wgmma_begin();
 #pragma unroll
-        for (int j = 0; j < 4; j++) wgmma_64(d, x16 + 4 * j, tile(t + j * 32), j);
+        for (int j = 0; j < 4; j++) wgmma_64(d, x16 + 4 * j, on(tile(t), j * 32), j);
         wgmma_end_group();
 #pragma unroll
-        for (int b = 0; b < 8; b++) {
-            const float2 asked = *(const float2*)&factors->asked[8 * b + c];
-#pragma unroll
-            for (int j = 0; j < 4; j++) answered[4 * b + j] = x[32 + 4 * b + j] * (j % 2 ? asked.y : asked.x);
-        }
+        for (int j = 0; j < 8; j++) wgmma_64(answer, s16 + 4 * j, on(query_tile, j / 4 * HALF + j % 4 * 32), j);
+        wgmma_end_group();
 
         unsigned d16[16], kept16[16];
-        wgmma_wait<0>();
+        wgmma_wait<1>();
         there(d);
 #pragma unroll
         for (int b = 0; b < 8; b++) {
-            const float2 kept = *(const float2*)&factors->kept[8 * b + c];
-            kept16[2 * b] = packed(kept.x * d[4 * b], kept.y * d[4 * b + 1]);
-            kept16[2 * b + 1] = packed(kept.x * d[4 * b + 2], kept.y * d[4 * b + 3]);
+            kept16[2 * b] = packed(kept[b].x * d[4 * b], kept[b].y * d[4 * b + 1]);
+            kept16[2 * b + 1] = packed(kept[b].x * d[4 * b + 2], kept[b].y * d[4 * b + 3]);
         }
         wgmma_begin();
 #pragma unroll
-        for (int j = 0; j < 4; j++) wgmma_128<1>(state, kept16 + 4 * j, tile(keys + j * 2048, HALF), 1);
+        for (int j = 0; j < 4; j++) wgmma_128<1>(state, kept16 + 4 * j, on(tile(keys, HALF), j * 2048), 1);
         wgmma_end_group();
 #pragma unroll
         for (int j = 0; j < 16; j++) d16[j] = packed(d[2 * j], d[2 * j + 1]);
+        wgmma_wait<1>();
+        there(answer);
+#pragma unroll
+        for (int b = 0; b < 8; b++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) answer[4 * b + j] *= j % 2 ? asked[b].y : asked[b].x;
         wgmma_begin();
 #pragma unroll
-        for (int j = 0; j < 4; j++) wgmma_64(answered, d16 + 4 * j, tile(p + j * 32), 1);
+        for (int j = 0; j < 4; j++) wgmma_64(answer, d16 + 4 * j, on(tile(p), j * 32), 1);
         wgmma_end_group();
         wgmma_wait<1>();
         there(state);
@@ -558,192 +611,22 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
 #pragma unroll
         for (int j = 0; j < 32; j++) s16[j] = packed(state[2 * j], state[2 * j + 1]);
         wgmma_wait<0>();
-        there(answered);
+        there(answer);
         if (lane == 0) arrive(empty + 8 * stage);
         if (++stage == STAGES) stage = 0, parity ^= 1;
 
+        barrier_wait(taken, (i - first - 1) & 1);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            const float* y = answered + 8 * j;
-            store_transposed(answers + own_pieces + j * 2048, packed(y[0], y[1]), packed(y[2], y[3]),
-                             packed(y[4], y[5]), packed(y[6], y[7]));
+            const float* y = answer + 8 * j;
+            store_transposed(answers + j * 16 * ANSWER_ROW, packed(y[0], y[1]), packed(y[2], y[3]), packed(y[4], y[5]),
+                             packed(y[6], y[7]));
         }
+        writes_to_async();
         __syncwarp();
+        if (lane == 0) arrive(answered);
     }
-    if (first < to) answer(length - (long long)(to - 1) * CHUNK < CHUNK ? (int)(length - (long long)(to - 1) * CHUNK) : CHUNK);
 
 #pragma unroll
     for (int i = 0; i < 64; i++) state_out[own + (i / 4 * 8 + c + i % 2) * DIM + i / 2 % 2 * 8] = state[i];
-}
-
-// Four numbers of a row, of 16 bits or of 32.
-template <class T> __device__ inline float4 load_4(const T* from)
-{
-    const uint2 pairs = *(const uint2*)from;
-    T x[4];
-    x[0].bits = pairs.x & 0xffff, x[1].bits = pairs.x >> 16, x[2].bits = pairs.y & 0xffff, x[3].bits = pairs.y >> 16;
-    return make_float4(load(x[0]), load(x[1]), load(x[2]), load(x[3]));
-}
-
-template <> __device__ inline float4 load_4(const f32* from) { return *(const float4*)from; }
-
-__device__ inline float dot(float4 a, float4 b) { return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
-
-const int FEW = 8;
-
-// 32 columns of a state by 128 threads: a thread has 4 of them, and 8 rows.
-//
-// The answer is that of the decayed state and what the write adds to it, (q k') d: both products with the
-// state are then taken at once, and the threads meet once a token.
-__device__ inline void walk(E* o, float* state_out, const E* q, const E* k, const E* v, const float* g,
-                            const E* beta, const float* state_in, long long begin, long long end, int h, int HK,
-                            int HV, float eps, int plant)
-{
-    __shared__ __align__(16) float keys[FEW][DIM], queries[FEW][DIM], values[FEW][32], decays[FEW], writes[FEW],
-        both[FEW];
-    __shared__ __align__(16) float sums[2][4][8][8];  // two, so that threads wait once a token
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, columns = lane % 8;
-    const int row = threadIdx.x / 8 * 8, column = blockIdx.y * 32, head = h / (HV / HK);
-    const size_t own = (size_t)row * DIM + column + columns * 4;
-    float state[8][4];
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        const float4 x = *(const float4*)(state_in + own + i * DIM);
-        state[i][0] = x.x, state[i][1] = x.y, state[i][2] = x.z, state[i][3] = x.w;
-    }
-
-    for (long long first = begin; first < end; first += FEW) {
-        const int n = end - first < FEW ? (int)(end - first) : FEW;
-        if (first != begin) __syncthreads();
-        // A warp has a token.
-        for (int i = warp; i < n; i += 4) {
-            const long long t = first + i;
-            float4 key = load_4(k + (t * HK + head) * DIM + lane * 4), query = load_4(q + (t * HK + head) * DIM + lane * 4);
-            values[i][lane] = load(v[(t * HV + h) * DIM + column + lane]);
-            float gate = g[t * HV + h];
-            if (plant == GATE_OFF_BY_ONE) gate = t == begin ? 0 : g[(t - 1) * HV + h];
-            if (plant == DECAY_DROPPED_AT_EACH_CHUNK && (t - begin) % CHUNK == 0) gate = 0;
-            float kk = dot(key, key), qq = dot(query, query), kq = dot(key, query);
-#pragma unroll
-            for (int by = 1; by < 32; by *= 2) {
-                kk += __shfl_xor_sync(~0u, kk, by);
-                qq += __shfl_xor_sync(~0u, qq, by);
-                kq += __shfl_xor_sync(~0u, kq, by);
-            }
-            const float on_key = inverse_norm(kk, eps, plant);
-            const float on_query = inverse_norm(qq, eps, plant) * (plant == QUERY_NOT_SCALED ? 1 : 0.08838834764831845f);
-            *(float4*)&keys[i][lane * 4] = make_float4(key.x * on_key, key.y * on_key, key.z * on_key, key.w * on_key);
-            *(float4*)&queries[i][lane * 4] =
-                make_float4(query.x * on_query, query.y * on_query, query.z * on_query, query.w * on_query);
-            if (lane == 0) {
-                decays[i] = expf(gate), writes[i] = load(beta[t * HV + h]);
-                both[i] = plant == ANSWER_BEFORE_WRITE ? 0 : kq * on_key * on_query;
-            }
-        }
-        if (plant == INITIAL_STATE_IGNORED && first == begin)
-#pragma unroll
-            for (int i = 0; i < 32; i++) state[i / 4][i % 4] = 0;
-        __syncthreads();
-
-        for (int t = 0; t < n; t++) {
-            float key[8], sum[8] = {};
-#pragma unroll
-            for (int i = 0; i < 8; i += 4) {
-                const float4 a = *(const float4*)&keys[t][row + i], b = *(const float4*)&queries[t][row + i];
-                const float query[4] = {b.x, b.y, b.z, b.w};
-                key[i] = a.x, key[i + 1] = a.y, key[i + 2] = a.z, key[i + 3] = a.w;
-#pragma unroll
-                for (int j = 0; j < 4; j++)
-#pragma unroll
-                    for (int l = 0; l < 4; l++)
-                        sum[l] += state[i + j][l] * key[i + j], sum[4 + l] += state[i + j][l] * query[j];
-            }
-            // Of the eight sums of four lanes each is left with two.
-#pragma unroll
-            for (int l = 0; l < 4; l++) {
-                const float theirs = lane & 16 ? sum[l] : sum[4 + l];
-                sum[l] = (lane & 16 ? sum[4 + l] : sum[l]) + __shfl_xor_sync(~0u, theirs, 16);
-            }
-#pragma unroll
-            for (int l = 0; l < 2; l++) {
-                const float theirs = lane & 8 ? sum[l] : sum[2 + l];
-                sum[l] = (lane & 8 ? sum[2 + l] : sum[l]) + __shfl_xor_sync(~0u, theirs, 8);
-            }
-            float(*const all)[8][8] = sums[t & 1];
-            *(float2*)&all[warp][columns][lane / 16 * 4 + lane / 8 % 2 * 2] = make_float2(sum[0], sum[1]);
-            __syncthreads();
-
-            const float decay = decays[t], write = writes[t];
-            float on_said = write * decay;
-            if (plant == NO_DELTA_RULE) on_said = 0;
-            if (plant == BETA_ON_VALUE_ONLY) on_said = decay;
-            if (plant == PREDICTION_BEFORE_DECAY) on_said = write;
-            float d[4];
-#pragma unroll
-            for (int l = 0; l < 4; l++)
-                d[l] = write * values[t][columns * 4 + l] -
-                       on_said * ((all[0][columns][l] + all[1][columns][l]) + (all[2][columns][l] + all[3][columns][l]));
-            if (threadIdx.x < 8)
-#pragma unroll
-                for (int l = 0; l < 4; l++) {
-                    const float(*a)[8] = &all[0][columns];
-                    const float answer = (a[0][4 + l] + a[8][4 + l]) + (a[16][4 + l] + a[24][4 + l]);
-                    o[((first + t) * HV + h) * DIM + column + columns * 4 + l] =
-                        store<E>(decay * answer + both[t] * d[l]);
-                }
-#pragma unroll
-            for (int i = 0; i < 8; i++)
-#pragma unroll
-                for (int l = 0; l < 4; l++) {
-                    state[i][l] = decay * state[i][l] + key[i] * d[l];
-                    if (plant == STATE_IN_BF16) state[i][l] = rounded<bf16>(state[i][l]);
-                }
-        }
-    }
-
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-        *(float4*)(state_out + own + i * DIM) = make_float4(state[i][0], state[i][1], state[i][2], state[i][3]);
-}
-
-extern "C" __global__ __launch_bounds__(128, 7) void gated_delta_rule_few(
-    E* __restrict__ o,                         // [N, HV, V]
-    float* state_out,                          // [S, HV, K, V]
-    const E* __restrict__ q,                   // [N, HK, K]
-    const E* __restrict__ k,                   // [N, HK, K]
-    const E* __restrict__ v,                   // [N, HV, V]
-    const float* __restrict__ g,               // [N, HV]
-    const E* __restrict__ beta,                // [N, HV]
-    const float* state_in,                     // [S, HV, K, V]
-    const long long* __restrict__ cu_seqlens,  // [S + 1]
-    float eps,
-    int HK,
-    int HV,
-    int plant)
-{
-    const int s = blockIdx.x / HV, h = blockIdx.x % HV;
-    const size_t state = (size_t)blockIdx.x * DIM * DIM;
-    walk(o, state_out + state, q, k, v, g, beta, state_in + state, cu_seqlens[s], cu_seqlens[s + 1], h, HK, HV, eps,
-         plant);
-}
-
-extern "C" __global__ __launch_bounds__(128, 7) void gated_delta_rule_few_slots(
-    E* __restrict__ o,                         // [N, HV, V]
-    float* states,                             // [slots, HV, K, V]
-    const int* __restrict__ slots,             // [S]
-    const E* __restrict__ q,                   // [N, HK, K]
-    const E* __restrict__ k,                   // [N, HK, K]
-    const E* __restrict__ v,                   // [N, HV, V]
-    const float* __restrict__ g,               // [N, HV]
-    const E* __restrict__ beta,                // [N, HV]
-    const long long* __restrict__ cu_seqlens,  // [S + 1]
-    float eps,
-    int HK,
-    int HV,
-    int plant)
-{
-    const int s = blockIdx.x / HV, h = blockIdx.x % HV, slot = slots[s];
-    if (slot < 0) return;
-    float* state = states + ((size_t)slot * HV + h) * DIM * DIM;
-    walk(o, state, q, k, v, g, beta, state, cu_seqlens[s], cu_seqlens[s + 1], h, HK, HV, eps, plant);
 }

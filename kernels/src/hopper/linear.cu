@@ -3,10 +3,12 @@
 // E is bf16 or f32, W is bf16 or Fp8. Tensors start at multiples of 16 bytes; D is a multiple of 8, of 16
 // with Fp8. P = 1 with E bf16, 3 with f32.
 //
-// linear_gemv:    weights are read once for 8 rows of x. Grid [G, ceil(N / 8)], T threads, T (128 + 16 P) bytes of
-//                 dynamic shared memory. A block takes 16 rows of weights, or where G < ceil(M / 16) twice as
-//                 many until that is enough, and its warps share their columns.
-// linear_gemv_32: the same for 32 rows of x. Grid [G, ceil(N / 32)], 256 threads, T (128 + 64 P) bytes.
+// linear_gemv:    weights are read once for 8 rows of x. Grid [G, ceil(N / 8)], T threads (a power of two), and
+//                 T (128 + 16 P) bytes of dynamic shared memory. A block takes 16 rows of weights, or where
+//                 G < ceil(M / 16) twice as many until that is enough, and its warps share their columns. T = 128
+//                 from M = 6400 on, else 512; G = ceil(M / 16), with Fp8 half of it from M = 12288 on.
+// linear_gemv_32: the same for 32 rows of x. Grid [ceil(M / 16), ceil(N / 32)], 256 threads, 256 (128 + 64 P)
+//                 bytes of dynamic shared memory.
 // linear_split:   pieces of x for linear_gemm, where E is f32. Grid [ceil(N D / 256)], 256 threads.
 // linear_gemm:    tiles for many rows of x (gemm.cuh). Grid: one block a multiprocessor, 384 threads (512 with Fp8), 231424
 //                 bytes of dynamic shared memory. Workspace with E f32: pieces, 6 N D bytes.

@@ -8,8 +8,8 @@
 //
 // moe_experts_gemv_up:   grid [ceil(F / 8), N A]; a block's warps share the columns: 128 threads, 16384 bytes of
 //                        dynamic shared memory. Workspace: hidden, 6 N A F bytes.
-// moe_experts_gemv_down: grid [ceil(D / 16), N]; warps take half an expert each: T = 64 A threads, 640 at most,
-//                        and 128 (T + A) bytes of dynamic shared memory.
+// moe_experts_gemv_down: grid [ceil(D / 16), N]; warps take half an expert each, in turn: T = 64 A threads for one
+//                        token, 32 A for more, 640 at most; 128 (T + A) bytes of dynamic shared memory.
 //
 // Many tokens (pairs in the order of their experts, those of an expert in rising order; tiles of gemm.cuh):
 //
@@ -131,7 +131,7 @@ extern "C" __global__ void __launch_bounds__(640, 1) moe_experts_gemv_down(
     float* outputs = (float*)(shared + blockDim.x / 32 * DEEP_BYTES);  // [A, 2, 16]
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const size_t n = blockIdx.y, column = lane / 4, pairs = (size_t)gridDim.y * A;
-    let_next_start();
+    let_next_start();  // ids are read early: moe_experts_gemv_up lets this start when it has them.
     const int d0 = 16 * blockIdx.x, upper = min(d0 + lane / 4, D - 1), lower = min(d0 + lane / 4 + 8, D - 1);
     for (int part = warp; part < 2 * A; part += blockDim.x / 32) {
         const int a = part / 2, e = ids[n * A + a];
