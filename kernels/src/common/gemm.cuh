@@ -12,8 +12,8 @@
 // core adds to is cut off, not rounded: so sums of many columns are of sums over 128.
 //
 // What they ask for: addresses that are multiples of 16 bytes, rows of x and of weights too (D a multiple of
-// 8, of 16 with FP8). One block of GEMM_THREADS threads (384, 512 with FP8) per multiprocessor, GEMM_SHARED bytes of dynamic
-// shared memory; blocks walk through the tiles, however many there are of either.
+// 8, of 16 with FP8). One block of GEMM_THREADS threads (384, 512 with FP8) per multiprocessor, GEMM_SHARED
+// bytes of dynamic shared memory; blocks walk through the tiles, however many there are of either.
 template <class T> constexpr int GEMM_THREADS = sizeof(T) == 1 ? 512 : 384;
 constexpr int TOKEN_TILE = 128;
 constexpr int GEMM_SHARED = 231424;
@@ -194,7 +194,8 @@ template <int P> __device__ void bring(const Brought<Fp8, P>& tile, Ring<Fp8, P>
         for (int i = 0; i < 4; i++) {
             const int at = i % 2 * 32 + row;
             const bool there = d < tile.D && at < tile.there[i / 2];
-            copy16(codes + k / 2 % CODES * 8192 + i * 2048, tile.rows[i / 2] + (there ? (size_t)at * tile.D + d : 0), there);
+            const Fp8* from = tile.rows[i / 2] + (there ? (size_t)at * tile.D + d : 0);
+            copy16(codes + k / 2 % CODES * 8192 + i * 2048, from, there);
         }
     };
 #pragma unroll
@@ -240,7 +241,8 @@ template <class T, int P> __device__ void multiply(float (&d)[BLOCKS<T, P>][64],
     barrier_wait(ring.full(), ring.round());
     fence_shared();
     wgmma_begin();
-    const unsigned long long a = described(ring.weights() + group * BLOCKS<T, P> * 8192), b = described(ring.tokens());
+    const unsigned long long a = described(ring.weights() + group * BLOCKS<T, P> * 8192);
+    const unsigned long long b = described(ring.tokens());
 #pragma unroll
     for (int k = 0; k < 4; k++)
 #pragma unroll

@@ -10,8 +10,10 @@
 // linear_gemv_32: the same for 32 rows of x. Grid [ceil(M / 16), ceil(N / 32)], 256 threads, 256 (128 + 64 P)
 //                 bytes of dynamic shared memory.
 // linear_split:   pieces of x for linear_gemm, where E is f32. Grid [ceil(N D / 256)], 256 threads.
-// linear_gemm:    tiles for many rows of x (gemm.cuh). Grid: one block a multiprocessor, 384 threads (512 with Fp8), 231424
-//                 bytes of dynamic shared memory. Workspace with E f32: pieces, 6 N D bytes.
+// linear_gemm:    tiles for many rows of x (gemm.cuh). Grid: one block a multiprocessor, 384 threads (512 with
+//                 Fp8), 231424 bytes of dynamic shared memory. Workspace with E f32: pieces, 6 N D bytes.
+//
+// The first two may be launched to start before the kernel before has ended; the others not.
 
 #include "common/gemm.cuh"
 
@@ -40,7 +42,8 @@ __device__ inline const bf16* scales_of(const bf16* scales, int row, int M, int 
 
 // Rows of x from n0 on: sets of 8, or where SIDE_BY_SIDE at most 2 whose pieces are columns of one set.
 template <int SETS, bool SIDE_BY_SIDE>
-__device__ void gemv(E* o, const E* x, const W* weight, const bf16* scales, int n0, int N, int M, int D, int plant)
+__device__ void gemv(
+    E* o, const E* x, const W* weight, const bf16* scales, int n0, int N, int M, int D, int plant)
 {
     extern __shared__ __align__(16) char shared[];
     constexpr int P = PIECES<E>, TOKENS = SIDE_BY_SIDE ? 8 / P : SETS / P * 8;
@@ -82,7 +85,8 @@ __device__ void gemv(E* o, const E* x, const W* weight, const bf16* scales, int 
                 }
             }
             if (n0 + n < N && 16 * tile0 + row < M)
-                o[(size_t)(n0 + n) * M + 16 * tile0 + row] = store<E>(plant == UNIFORM_SCALE ? 1.004f * all : all);
+                o[(size_t)(n0 + n) * M + 16 * tile0 + row] =
+                    store<E>(plant == UNIFORM_SCALE ? 1.004f * all : all);
         }
         __syncthreads();
     }

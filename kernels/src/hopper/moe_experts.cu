@@ -20,12 +20,13 @@
 // moe_experts_place:     grid [C], 512 threads. Workspace: order, 4 N A bytes.
 // moe_experts_split:     pieces of x, where E is f32. Grid [ceil(N D / 256)], 256 threads. Workspace: pieces,
 //                        6 N D bytes.
-// moe_experts_gemm_up:   grid: one block a multiprocessor, 384 threads (512 with Fp8), 231424 bytes of dynamic shared memory.
-//                        Workspace: passed, 2 P N A F bytes.
+// moe_experts_gemm_up:   grid: one block a multiprocessor, 384 threads (512 with Fp8), 231424 bytes of dynamic
+//                        shared memory. Workspace: passed, 2 P N A F bytes.
 // moe_experts_gemm_down: launched alike. Workspace: parts, N A D numbers of E.
 // moe_experts_combine:   grid [N], 256 threads.
 //
-// In bf16 the gemm rounds what passes between the products, and each expert's output; the gemv does not.
+// In bf16 the gemm rounds what passes between the products, and each expert's output; the gemv does not. The gemv
+// may be launched to start before the kernel before has ended, _down only right after _up; the others not.
 
 #include "common/activation.cuh"
 #include "common/gemm.cuh"
@@ -95,7 +96,8 @@ extern "C" __global__ void __launch_bounds__(256) moe_experts_gemv_up(
     int f = min(f0 + lane / 4, F - 1);
     if (plant == ROWS_OF_EXPERT_SHIFTED && e % 4 == 1) f = f == 0 ? F - 1 : f - 1;
     const Rows<W> rows = {row_of(gate_proj, e, f, F, D), row_of(up_proj, e, f, F, D),
-                          scales_of(gate_proj_scales, e, f, F, D, plant), scales_of(up_proj_scales, e, f, F, D, plant)};
+                          scales_of(gate_proj_scales, e, f, F, D, plant),
+                          scales_of(up_proj_scales, e, f, F, D, plant)};
     const Column<E> columns[1] = {pieces_of(x + pair / A * D)};
     float sums[1][4], gate, up;
     gather(sums, rows, columns, warp, warps, summed(D, plant), shared_address(shared) + warp * DEEP_BYTES);

@@ -185,8 +185,9 @@ extern "C" __global__ void __launch_bounds__(128) moe_router_choose(
     let_next_start();
     wait_for_previous();
     if (N <= n) return;
+    ids += n * A, weights += n * A, logits += n * EXPERTS, margins += n;
     if (EXPERTS <= 512)
-        choose<16>(ids + n * A, weights + n * A, logits + n * EXPERTS, margins + n, norm_topk_prob, EXPERTS, A, plant);
+        choose<16>(ids, weights, logits, margins, norm_topk_prob, EXPERTS, A, plant);
     else
-        choose<32>(ids + n * A, weights + n * A, logits + n * EXPERTS, margins + n, norm_topk_prob, EXPERTS, A, plant);
+        choose<32>(ids, weights, logits, margins, norm_topk_prob, EXPERTS, A, plant);
 }
