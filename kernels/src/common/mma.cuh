@@ -106,17 +106,22 @@ __device__ inline void bulk_stores_wait()
     asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 
-// Waits until they have been written.
-__device__ inline void bulk_stores_end() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
-
 // Some threads of a block wait for one another.
 __device__ inline void some_wait(int barrier, int threads)
 {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-template <int N> __device__ inline void registers_down() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
-template <int N> __device__ inline void registers_up() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
+// What a warpgroup gives of its registers, and what it takes of those given.
+template <int N> __device__ inline void registers_down()
+{
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+
+template <int N> __device__ inline void registers_up()
+{
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
 
 // Four matrices of 8x8 numbers of 16 bits, of which a thread gets, transposed, two of one column each.
 __device__ inline void load_transposed(unsigned (&to)[4], unsigned row)
@@ -159,7 +164,12 @@ __device__ inline unsigned long long on(unsigned long long tile, int bytes) { re
 
 __device__ inline void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void wgmma_end_group() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int N> __device__ inline void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+
+// Waits until of the groups at most N are under way.
+template <int N> __device__ inline void wgmma_wait()
+{
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
 
 // Sums are read only behind this, as the compiler does not know when they are there.
 template <int N> __device__ inline void there(float (&d)[N])

@@ -76,7 +76,8 @@ __device__ inline void walk(E* o, float* state_out, const E* q, const E* k, cons
         // A warp has a token.
         for (int i = warp; i < n; i += 4) {
             const long long t = first + i;
-            float4 key = load_4(k + (t * HK + head) * DIM + lane * 4), query = load_4(q + (t * HK + head) * DIM + lane * 4);
+            const float4 key = load_4(k + (t * HK + head) * DIM + lane * 4);
+            const float4 query = load_4(q + (t * HK + head) * DIM + lane * 4);
             values[i][lane] = load(v[(t * HV + h) * DIM + column + lane]);
             float gate = g[t * HV + h];
             if (plant == GATE_OFF_BY_ONE) gate = t == begin ? 0 : g[(t - 1) * HV + h];
@@ -89,7 +90,8 @@ __device__ inline void walk(E* o, float* state_out, const E* q, const E* k, cons
                 kq += __shfl_xor_sync(~0u, kq, by);
             }
             const float on_key = inverse_norm(kk, eps, plant);
-            const float on_query = inverse_norm(qq, eps, plant) * (plant == QUERY_NOT_SCALED ? 1 : 0.08838834764831845f);
+            const float scale = plant == QUERY_NOT_SCALED ? 1 : 0.08838834764831845f;
+            const float on_query = inverse_norm(qq, eps, plant) * scale;
             *(float4*)&keys[i][lane * 4] = make_float4(key.x * on_key, key.y * on_key, key.z * on_key, key.w * on_key);
             *(float4*)&queries[i][lane * 4] =
                 make_float4(query.x * on_query, query.y * on_query, query.z * on_query, query.w * on_query);
@@ -136,16 +138,17 @@ __device__ inline void walk(E* o, float* state_out, const E* q, const E* k, cons
             if (plant == NO_DELTA_RULE) on_said = 0;
             if (plant == BETA_ON_VALUE_ONLY) on_said = decay;
             if (plant == PREDICTION_BEFORE_DECAY) on_said = write;
+            const float(*const part)[8] = &all[0][columns];  // of a warp; the next one's stands 8 on
             float d[4];
 #pragma unroll
-            for (int l = 0; l < 4; l++)
-                d[l] = write * values[t][columns * 4 + l] -
-                       on_said * ((all[0][columns][l] + all[1][columns][l]) + (all[2][columns][l] + all[3][columns][l]));
+            for (int l = 0; l < 4; l++) {
+                const float said = (part[0][l] + part[8][l]) + (part[16][l] + part[24][l]);
+                d[l] = write * values[t][columns * 4 + l] - on_said * said;
+            }
             if (threadIdx.x < 8)
 #pragma unroll
                 for (int l = 0; l < 4; l++) {
-                    const float(*a)[8] = &all[0][columns];
-                    const float answer = (a[0][4 + l] + a[8][4 + l]) + (a[16][4 + l] + a[24][4 + l]);
+                    const float answer = (part[0][4 + l] + part[8][4 + l]) + (part[16][4 + l] + part[24][4 + l]);
                     o[((first + t) * HV + h) * DIM + column + columns * 4 + l] =
                         store<E>(decay * answer + both[t] * d[l]);
                 }
