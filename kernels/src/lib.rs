@@ -19,7 +19,7 @@ pub const HOPPER: &[&str] = &["sm_90a"];
 /// The kernels of an op.
 #[derive(Clone, Copy, Debug)]
 pub struct Source {
-    /// The op.
+    /// The op, and what for, where an op has several sources.
     pub op: &'static str,
     /// The file, as messages name it.
     pub file: &'static str,
@@ -83,12 +83,13 @@ sources! {
 
 /// Kernels for Hopper.
 pub mod hopper {
-    use super::{HOPPER, Source};
+    use super::{HOPPER, Source, WIDE};
 
     sources! {
         ALL: HOPPER in "hopper/";
         LINEAR = "linear" of READ,
         GATED_DELTA_RULE = "gated_delta_rule" of ONE,
+        GATED_DELTA_RULE_FEW = "gated_delta_rule_few" of WIDE,
         ATTENTION_DECODE = "attention_decode" of ONE,
         ATTENTION_PREFILL = "attention_prefill" of ONE,
         MOE_ROUTER = "moe_router" of ONE,
@@ -193,7 +194,7 @@ fn splice(file: &str, from: &str, seen: &mut BTreeSet<&'static str>, to: &mut St
 
 #[cfg(test)]
 mod tests {
-    use super::{HEADERS, sources};
+    use super::{HEADERS, PLAIN, Source, sources};
 
     #[test]
     fn every_line_is_told_of_its_own_file() {
@@ -225,8 +226,10 @@ mod tests {
             assert!(!entries.is_empty(), "{}", source.file);
             let head = source.text.split("\n\n").next().unwrap();
             for entry in entries {
-                let op = source.op;
-                assert!(entry.name.starts_with(op), "{}", entry.name);
+                let of_op = |plain: &Source| {
+                    source.op.starts_with(plain.op) && entry.name.starts_with(plain.op)
+                };
+                assert!(PLAIN.iter().any(of_op), "{}", entry.name);
                 assert!(head.contains(&format!("// {}:", entry.name)), "{}", entry.name);
             }
         }

@@ -5,7 +5,9 @@
 // attention_decode_1:        one query to a group of queries.
 // attention_decode_4:        up to four consecutive queries of a sequence to a group.
 // attention_decode_8:        up to eight.
-// attention_decode_pairs_T:  the same with clusters of two blocks, not eight.
+// attention_decode_pairs_1:  one, with clusters of two blocks, not eight.
+// attention_decode_pairs_4:  up to four, likewise.
+// attention_decode_pairs_8:  up to eight, likewise.
 //
 //   Grid (CLUSTER * C, HKV, S * groups of a sequence), C clusters to a group; 128 threads of one query, 256 of
 //   more. Blocks of a sequence that has few keys stay empty. A cluster joins its parts in shared memory; where

@@ -1,7 +1,7 @@
 //! CUDA variants of `attention`.
 
 use golden::{
-    Dtype, Plan, Plant, Spec, Variant,
+    Claims, Dtype, Plan, Plant, Spec, Variant,
     ops::attention::{Attention, Case},
     plan::{Grid, Site},
 };
@@ -51,7 +51,7 @@ const NAIVE: Cuda<Attention> = Cuda {
     ),
 };
 
-/// One query of a sequence, its keys shared by many blocks.
+/// One query of a sequence, its keys shared by many blocks: by how many depends on the batch.
 const DECODE_1: Cuda<Attention> = Cuda {
     name: "cuda/decode1",
     source: kernels::hopper::ATTENTION_DECODE,
@@ -64,8 +64,19 @@ const DECODE_1: Cuda<Attention> = Cuda {
     ],
     unfit: |spec| few(spec, 1),
     plan,
-    claims: CLAIMS,
-    plants: &HOPPER_PLANTS,
+    claims: Claims { batch_invariant: false, ..CLAIMS },
+    // One query has no next key.
+    plants: &chosen(
+        &HOPPER_PLANTS,
+        [
+            "scale-missing",
+            "mask-hides-self",
+            "kv-head-modulo",
+            "gate-missing",
+            "sum-not-rescaled",
+            "last-part-dropped",
+        ],
+    ),
 };
 
 /// Up to four consecutive queries.
@@ -77,6 +88,7 @@ const DECODE_4: Cuda<Attention> = Cuda {
         Scratch::zero("tickets", |n| decode_tickets(n, 4)),
     ],
     unfit: |spec| few(spec, 4),
+    plants: &HOPPER_PLANTS,
     ..DECODE_1
 };
 
@@ -89,6 +101,7 @@ const DECODE_8: Cuda<Attention> = Cuda {
         Scratch::zero("tickets", |n| decode_tickets(n, 8)),
     ],
     unfit: |spec| few(spec, 64),
+    plants: &HOPPER_PLANTS,
     ..DECODE_1
 };
 

@@ -56,15 +56,15 @@ const VARIANTS: &[&dyn Variant<GatedDeltaRule>] = &[
         launches: &[
             Launch::blocks("gated_delta_rule_chunk_prepare", |n| {
                 let pairs = (n.of("HV") / n.of("HK") + 1) / 2;
-                [n.of("HK") * pairs * slots(n), 1, 1]
+                [n.of("HK"), slots(n), pairs]
             })
-            .sharing(|_| 70_656)
+            .sharing(|_| 57_344)
             .passing(WHOLE),
             Launch::blocks("gated_delta_rule_chunk_walk", |n| {
                 [n.of("S") * n.of("HV"), if few(n) { 2 } else { 1 }, 1]
             })
             .threads(|n| if few(n) { 256 } else { 384 })
-            .sharing(|n| if few(n) { 177_152 } else { 201_728 })
+            .sharing(|n| if few(n) { 184_320 } else { 217_088 })
             .passing(WHOLE),
         ],
         scratch: &[Scratch::new("work", |n| slots(n) * n.of("HV") * 17_408)],
@@ -96,11 +96,14 @@ const VARIANTS: &[&dyn Variant<GatedDeltaRule>] = &[
     },
     &Cuda {
         name: "cuda/few",
-        source: kernels::hopper::GATED_DELTA_RULE,
+        source: kernels::hopper::GATED_DELTA_RULE_FEW,
         launches: &[Launch::blocks("gated_delta_rule_few", |n| [n.of("S") * n.of("HV"), 4, 1])
             .threads(|_| 128)],
         scratch: &[],
-        unfit,
+        unfit: |spec: &Spec<Case>| {
+            let fits = (spec.case.k, spec.case.v) == (128, 128);
+            (!fits).then_some("is for K = V = 128")
+        },
         plan: |spec| Plan::stored(spec.dtype),
         claims: CUT_ANYWHERE,
         plants: &chosen(

@@ -1,15 +1,15 @@
 //! CUDA variants of `linear`.
 
 use golden::{
-    Plan, Plant, Spec, Variant,
+    Claims, Plan, Spec, Variant,
     ops::linear::{Case, Linear},
 };
 
 use super::{
     hopper::{LAST_BLOCK_DROPPED, SCALE_OF_NEIGHBOUR, TILE_SHARED, tile_threads, unread},
     kernel::{
-        ACTIVATION_BYTES, CLAIMS, Cuda, Launch, MULTIPROCESSORS, Scratch, THREADS, any, chosen,
-        pieces, threads,
+        ACTIVATION_BYTES, CLAIMS, Cuda, Launch, MULTIPROCESSORS, Scratch, Sizes, WEIGHT_BYTES, any,
+        chosen, pieces, threads,
     },
 };
 use crate::cpu::linear::PLANTS;
@@ -48,15 +48,19 @@ const GEMV: Cuda<Linear> = Cuda {
     name: "cuda/gemv",
     source: kernels::hopper::LINEAR,
     launches: &[Launch::blocks("linear_gemv", |n| {
-        [pieces(n.of("M"), 16), pieces(n.of("N"), 8), 1]
+        // Blocks of codes take twice as many rows where there are enough of these.
+        let twice = n.of(WEIGHT_BYTES) == 1 && 12_288 <= n.of("M");
+        [pieces(n.of("M"), if twice { 32 } else { 16 }), pieces(n.of("N"), 8), 1]
     })
+    .threads(gemv_threads)
     // 128 bytes of weights a thread, and 16 of each of three pieces of activations.
-    .sharing(|_| THREADS * (128 + 3 * 16))],
+    .sharing(|n| gemv_threads(n) * (128 + 3 * 16))],
     scratch: &[],
     unfit,
     plan: |spec| Plan::stored(spec.dtype),
-    claims: CLAIMS,
-    plants: HOPPER_PLANTS,
+    // Activations in f32 are summed in another order of one or two rows than of more.
+    claims: Claims { batch_invariant: false, ..CLAIMS },
+    plants: &[LAST_BLOCK_DROPPED, PLANTS[3], PLANTS[4], SCALE_OF_NEIGHBOUR, PLANTS[5]],
 };
 
 /// Many rows.
@@ -72,11 +76,15 @@ const GEMM: Cuda<Linear> = Cuda {
     scratch: &[Scratch::new("pieces", |n| {
         if n.of(ACTIVATION_BYTES) == 4 { 6 * n.of("N") * n.of("D") } else { 0 }
     })],
+    claims: CLAIMS,
+    plants: &[LAST_BLOCK_DROPPED, PLANTS[4], SCALE_OF_NEIGHBOUR, PLANTS[5]],
     ..GEMV
 };
 
-const HOPPER_PLANTS: &[Plant] =
-    &[LAST_BLOCK_DROPPED, PLANTS[3], PLANTS[4], SCALE_OF_NEIGHBOUR, PLANTS[5]];
+/// Many rows of weights need few warps each.
+fn gemv_threads(n: &Sizes) -> i64 {
+    if 6400 <= n.of("M") { 128 } else { 512 }
+}
 
 fn unfit(spec: &Spec<Case>) -> Option<&'static str> {
     unread(spec, &[spec.case.d])

@@ -138,5 +138,6 @@ fn chunks(n: &Sizes) -> i64 {
 }
 
 fn down_threads(n: &Sizes) -> i64 {
-    (64 * n.of("A")).min(640)
+    let experts = if n.of("N") == 1 { 64 } else { 32 };
+    (experts * n.of("A")).min(640)
 }
