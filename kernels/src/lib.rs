@@ -37,7 +37,7 @@ macro_rules! sources {
             };
         )*
 
-        /// Every source, in the model's order.
+        /// Every source: ops in the model's order, then what the whole model needs beside them.
         pub const SOURCES: &[Source] = &[$($source,)*];
     };
 }
@@ -59,7 +59,20 @@ sources! {
     LM_HEAD = "lm_head",
     SAMPLING = "sampling",
     FP8_DEQUANT = "fp8_dequant",
+    ENGINE = "engine",
 }
+
+/// What the whole model is computed in: activations, and weights as a checkpoint has them.
+const OF_MODELS: [(&str, &str); 8] = [
+    ("f32", "f32"),
+    ("f32", "bf16"),
+    ("f32", "f16"),
+    ("f32", "Fp8"),
+    ("bf16", "f32"),
+    ("bf16", "bf16"),
+    ("bf16", "f16"),
+    ("bf16", "Fp8"),
+];
 
 /// Headers, by the one name under which they are included.
 const HEADERS: &[(&str, &str)] = &[
@@ -114,6 +127,10 @@ impl Source {
 
     /// What it can be compiled for.
     pub fn builds(&self) -> Vec<Build> {
+        if self.op == ENGINE.op {
+            let of = |(activations, weights)| Build { activations, weights: Some(weights) };
+            return OF_MODELS.map(of).to_vec();
+        }
         let wide = ["f32", "bf16", "f16"];
         let of = |activations, weights| Build {
             activations,
