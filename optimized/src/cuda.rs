@@ -27,6 +27,7 @@ mod narrow;
 pub(crate) mod place;
 pub mod rms_norm;
 pub mod rms_norm_gated;
+pub mod roof;
 pub mod rope;
 pub mod sampling;
 pub mod shared_expert;

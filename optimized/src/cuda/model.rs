@@ -302,9 +302,9 @@ impl Model {
         let row = self.sizes().row;
         self.states.grow(&self.device, row, longest)?;
         let looked = want.taps || want.forced.is_some() || want.forced_routing.is_some();
-        let plain = !looked && !want.hidden && !want.routing && want.last == Rows::None;
+        let plain = !looked && !want.hidden && !want.routing;
         if plain && !tokens.is_empty() && tokens.iter().all(|tokens| tokens.len() == 1) {
-            return self.decode(context, tokens, want.logits != Rows::None);
+            return self.decode(context, tokens, want);
         }
         let pieces = pieces(tokens, PIECE);
         if let [whole] = &pieces[..] {
@@ -342,8 +342,9 @@ impl Model {
         &mut self,
         context: &mut Context,
         tokens: &[Vec<u32>],
-        logits: bool,
+        want: &Want,
     ) -> Result<Step, Error> {
+        let logits = want.logits != Rows::None;
         if let Some(listener) = &mut self.listener
             && !(0..self.layers.len()).all(|i| listener(i))
         {
@@ -396,7 +397,9 @@ impl Model {
         } else {
             self.scratch.logits(&self.device, asked.len(), self.config.vocab_size)?
         };
-        let hidden = vec![Array2::zeros((0, self.config.hidden_size))];
+        let last: Vec<usize> = if want.last == Rows::None { vec![] } else { (0..n).collect() };
+        let (element, d) = (self.format.element(), self.config.hidden_size);
+        let hidden = vec![self.scratch.rows(&self.device, element, d, &last)?];
         Ok(Step { logits, hidden, ..Step::default() })
     }
 
@@ -817,6 +820,15 @@ fn on<T>(work: impl FnOnce(&mut Context) -> Result<T, Error>) -> Result<T, Error
             Err(error) => Ok(Err(error)),
         },
     })?
+}
+
+/// Bytes of the GPU's memory that nobody has.
+///
+/// # Errors
+/// [`Unfit`] if there is no GPU.
+pub fn free() -> Result<u64, Error> {
+    gpu().as_ref().map_err(|why| Unfit(why.clone()))?;
+    on(|context| Ok(context.device.free()?))
 }
 
 /// The engine on the GPU of this machine: `format` is `f32`, activations in f32 over weights as the checkpoint

@@ -41,13 +41,12 @@ impl Engine for Model {
 
     fn reset(&mut self, sequences: usize) -> Result<(), Error> {
         self.undo = None;
-        self.decode = None;
         let sizes = self.sizes();
         self.on(|model, _| {
             let needs = (sequences * model.layers.len() * (sizes.conv + sizes.recurrent)) as u64;
             let (device, has) = (model.device.clone(), (sequences, model.mtp.is_some()));
             let reset = model.states.reset(&device, (&model.config, sizes), has);
-            Ok(reset.map_err(|e| memory::unfit(&device, "states", needs, e.into()))?)
+            reset.map_err(|e| memory::unfit(&device, ("states", Some(needs)), e.into()))
         })
     }
 
@@ -67,7 +66,8 @@ impl Engine for Model {
             let full = c.layer_types.len() * model.states.sequences();
             let grown = model.states.grow(&device, row, most);
             grown.map_err(|e| {
-                memory::unfit(&device, "keys and values", (full * most * row / 2) as u64, e.into())
+                let needs = Some((full * most * row / 2) as u64);
+                memory::unfit(&device, ("keys and values", needs), e.into())
             })?;
             let mut rng = Rng::keyed("pretend", seed);
             let mut drawn = |n: usize, of: f32, element| {
@@ -127,7 +127,7 @@ impl Engine for Model {
         self.on(|model, context| {
             let device = model.device.clone();
             let step = model.step(context, tokens, want);
-            step.map_err(|e| memory::unfit(&device, "the tokens of this step", 0, e))
+            step.map_err(|e| memory::unfit(&device, ("the tokens of this step", None), e))
         })
     }
 
@@ -138,7 +138,7 @@ impl Engine for Model {
         let saved = self.on(|model, _| {
             let device = model.device.clone();
             let saved = model.states.save(&device, sizes);
-            Ok(saved.map_err(|e| memory::unfit(&device, "a copy of states", 0, e.into()))?)
+            saved.map_err(|e| memory::unfit(&device, ("a copy of states", None), e.into()))
         })?;
         self.snapshots.insert(id, saved);
         Ok(Snapshot(id))

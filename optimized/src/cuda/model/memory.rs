@@ -86,17 +86,22 @@ pub(super) fn fits_weights(device: &Device, needs: u64) -> Result<(), Error> {
 }
 
 /// What was asked for and did not fit.
-pub(super) fn unfit(device: &Device, what: &str, needs: u64, error: Error) -> Error {
+pub(super) fn unfit(
+    device: &Device,
+    (what, needs): (&str, Option<u64>),
+    error: Error,
+) -> Error {
     let full = error
         .downcast_ref::<device::Error>()
         .is_some_and(|error| error.to_string().contains("OUT_OF_MEMORY"));
     match device.free() {
-        Ok(free) if full => Unfit(format!(
-            "memory of the GPU: {what} need {:.1} GiB more, {:.1} GiB are free",
-            gib(needs),
-            gib(free)
-        ))
-        .into(),
+        Ok(free) if full => {
+            let needs = needs.map_or("do not fit".to_owned(), |needs| {
+                format!("need {:.1} GiB more", gib(needs))
+            });
+            Unfit(format!("memory of the GPU: {what} {needs}, {:.1} GiB are free", gib(free)))
+                .into()
+        }
         _ => error,
     }
 }

@@ -74,7 +74,7 @@ pub(super) struct Scratch {
 /// Names the buffers in their order.
 macro_rules! buffers {
     ($make:expr => $($name:ident),*) => {{
-        let mut make = $make;
+        let make = $make;
         Scratch { rows: 0, sequences: 0, moved: 0, $($name: make(stringify!($name))?),* }
     }};
 }
