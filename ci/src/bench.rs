@@ -108,8 +108,10 @@ fn stated(
     let mut stated = Vec::new();
     for depth in &options.depths {
         let of = |number: &Number<'_>| {
-            let demand = options.demand(depth.tokens, args.ready.narrowed(&args.engine, number.name));
-            let memory = benches::memory(&args.engine, *number, weights, &demand).map_err(refuse)?;
+            let demand =
+                options.demand(depth.tokens, args.ready.narrowed(&args.engine, number.name));
+            let memory =
+                benches::memory(&args.engine, *number, weights, &demand).map_err(refuse)?;
             anyhow::Ok(memory.unwrap_or_default())
         };
         let own = numbers.iter().map(of).collect::<anyhow::Result<Vec<_>>>()?;
@@ -134,8 +136,7 @@ fn stated(
         let named: Vec<_> = numbers.iter().map(ToString::to_string).collect();
         let what = format!("{} in {} at depth {}", args.engine, named.join("; "), depth.tokens);
         let available = benches::available(&args.engine).map_err(|e| of_engine(&e))?;
-        fit::fits(&what, &all, available)
-            .map_err(|line| fail(Exit::Unfit, line))?;
+        fit::fits(&what, &all, available).map_err(|line| fail(Exit::Unfit, line))?;
     }
     Ok(stated)
 }

@@ -87,8 +87,9 @@ pub(super) fn run(ids: &[String], args: &VerifyArgs, out: &Out) -> anyhow::Resul
     out.line("all of them, by format");
     let names = ids.join(" ");
     let keeps = args.keeps.typed();
-    let again =
-        |number: &str| format!("karat golden verify {names} --engine {} --number {number}{keeps}", args.engine);
+    let again = |number: &str| {
+        format!("karat golden verify {names} --engine {} --number {number}{keeps}", args.engine)
+    };
     tell("recordings", &all, &again, out);
     Ok(exit)
 }

@@ -285,10 +285,7 @@ impl Device {
 
     /// What `work` puts into the stream, to be done as often as is wished. Nothing of it may wait, copy
     /// from the host or make room.
-    pub(crate) fn capture(
-        &self,
-        work: impl FnOnce() -> Result<(), Error>,
-    ) -> Result<Graph, Error> {
+    pub(crate) fn capture(&self, work: impl FnOnce() -> Result<(), Error>) -> Result<Graph, Error> {
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream.begin_capture(mode)?;
         let done = work();

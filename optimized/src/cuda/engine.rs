@@ -528,13 +528,8 @@ impl Ops<'_> {
         rows: Arg,
         (n, d): (usize, usize),
     ) -> Result<(), Error> {
-        let args = [
-            ("o", self.at(o)),
-            ("x", self.at(x)),
-            ("rows", rows),
-            ("N", Int(n)),
-            ("D", Int(d)),
-        ];
+        let args =
+            [("o", self.at(o)), ("x", self.at(x)), ("rows", rows), ("N", Int(n)), ("D", Int(d))];
         self.engine("engine_gather", None, (each(n * d), THREADS, 0), &args)
     }
 
@@ -568,8 +563,7 @@ impl Ops<'_> {
 impl Delta {
     fn sizes(self) -> [(&'static str, Arg); 5] {
         let Delta { hk, hv, k, v, taps } = self;
-        [("HK", hk), ("HV", hv), ("K", k), ("V", v), ("TAPS", taps)]
-            .map(|(name, n)| (name, Int(n)))
+        [("HK", hk), ("HV", hv), ("K", k), ("V", v), ("TAPS", taps)].map(|(name, n)| (name, Int(n)))
     }
 }
 

@@ -3,7 +3,7 @@
 //! The signature in the kernel's text says what it takes and in which order; a caller says what each
 //! parameter is, and leaves none out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry as Slot};
 
 use kernels::{Build, Entry, Kind, Parameter, Source};
 
@@ -52,13 +52,13 @@ impl Kernels {
         if call.grid.contains(&0) {
             return Ok(());
         }
-        let key = (call.entry, call.build);
-        if !self.found.contains_key(&key) {
-            let module = context.module(call.source, call.build)?;
-            let function = module.function(call.entry)?;
-            self.found.insert(key, (function, entry(call.source, call.entry)?));
-        }
-        let (function, entry) = &self.found[&key];
+        let (function, entry) = match self.found.entry((call.entry, call.build)) {
+            Slot::Occupied(found) => found.into_mut(),
+            Slot::Vacant(slot) => {
+                let function = context.module(call.source, call.build)?.function(call.entry)?;
+                slot.insert((function, entry(call.source, call.entry)?))
+            }
+        };
         let values = bind(entry, call.args).map_err(Error::Compile)?;
         let grid = call.grid.map(|n| n as u32);
         let shared = (call.shared as u32).next_multiple_of(16);
@@ -92,7 +92,8 @@ pub(super) fn bind(entry: &Entry, args: &[(&str, Arg)]) -> Result<Vec<Value>, St
             (Kind::Input(_) | Kind::Output(_), Arg::At(address)) => Ok(Value::Address(address)),
             (Kind::Int, Arg::Int(x)) => {
                 // Halves of what is wider are passed as they are.
-                let fits = i32::try_from(x).ok().or_else(|| Some(u32::try_from(x).ok()?.cast_signed()));
+                let fits =
+                    i32::try_from(x).ok().or_else(|| Some(u32::try_from(x).ok()?.cast_signed()));
                 fits.map(Value::I32).ok_or_else(|| format!("{name} is {x}, too large for int"))
             }
             (Kind::Float, Arg::Float(x)) => Ok(Value::F32(x)),

@@ -230,11 +230,8 @@ impl Model {
             .map(|(i, (&mixer, &mlp))| load.layer(&format!("model.layers.{i}"), mixer, mlp))
             .collect::<Result<_, _>>()?;
         let final_norm = load.vector(names::FINAL_NORM)?;
-        let lm_head = if config.tie_word_embeddings {
-            None
-        } else {
-            Some(load.matrix(names::LM_HEAD)?)
-        };
+        let lm_head =
+            if config.tie_word_embeddings { None } else { Some(load.matrix(names::LM_HEAD)?) };
         let mtp = match weights.meta(names::MTP_FC) {
             None => None,
             Some(_) => Some(Mtp {
@@ -346,7 +343,7 @@ impl Model {
     ) -> Result<Step, Error> {
         let logits = want.logits != Rows::None;
         if let Some(listener) = &mut self.listener
-            && !(0..self.layers.len()).all(|i| listener(i))
+            && !(0..self.layers.len()).all(listener)
         {
             return Err(INTERRUPTED.into());
         }
@@ -413,12 +410,7 @@ impl Model {
     }
 
     /// A piece of a step, and what is wanted of it.
-    fn piece(
-        &mut self,
-        context: &mut Context,
-        piece: &Piece,
-        want: &Want,
-    ) -> Result<Step, Error> {
+    fn piece(&mut self, context: &mut Context, piece: &Piece, want: &Want) -> Result<Step, Error> {
         let (n, d) = (piece.rows.len(), self.config.hidden_size);
         let mut asked = piece.asked(want.logits);
         let lengths = self.states.lengths.clone();
@@ -517,9 +509,7 @@ impl Model {
         let first = self.layers.first().map_or(&self.final_norm, |layer| &layer.input_norm);
         pass.norm(None, first, eps)?;
         for (i, (layer, state)) in self.layers.iter().zip(&self.states.layers).enumerate() {
-            if looked.listens
-                && self.listener.as_mut().is_some_and(|go_on| !go_on(i))
-            {
+            if looked.listens && self.listener.as_mut().is_some_and(|go_on| !go_on(i)) {
                 return Err(INTERRUPTED.into());
             }
             if let Some(hidden) = &mut looked.hidden {
@@ -728,8 +718,7 @@ impl Pass<'_> {
         };
         let c = self.config;
         let (n, s, told) = (self.told.n, self.told.s, self.told);
-        let heads =
-            Heads { hq: c.num_attention_heads, hkv: c.num_key_value_heads, h: c.head_dim };
+        let heads = Heads { hq: c.num_attention_heads, hkv: c.num_key_value_heads, h: c.head_dim };
         let Heads { hq, hkv, h } = heads;
         let r = &*self.scratch;
         self.ops.linear(&r.both, &r.normed, q, n)?;

@@ -179,8 +179,7 @@ impl Engine for Model {
         on(|_| {
             let layer = |layer: &LayerState| {
                 let LayerState::Linear(state) = layer else { return Ok(None) };
-                let conv =
-                    numbers(&self.device, &state.conv, element, s * c.conv_dim() * kept)?;
+                let conv = numbers(&self.device, &state.conv, element, s * c.conv_dim() * kept)?;
                 let recurrent =
                     numbers(&self.device, &state.recurrent, Element::F32, s * hv * k * v)?;
                 Ok(Some(LinearState {

@@ -9,7 +9,7 @@ use golden::{
 
 use super::{
     Format, PIECE, Unfit,
-    scratch::Rows,
+    scratch::Room,
     states::{GRAIN, Sizes},
     weights::{block, kept},
 };
@@ -46,7 +46,7 @@ pub fn memory(weights: &dyn Weights, format: &str, demand: &Demand) -> Result<Me
 fn scratch(c: &Config, format: Format, demand: &Demand) -> u64 {
     let rows = demand.fed.clamp(1, PIECE).next_power_of_two();
     let sequences = demand.sequences.max(1).next_power_of_two();
-    Rows { c, element: format.element(), rows, sequences }.all()
+    Room { c, element: format.element(), n: rows, sequences }.all()
 }
 
 /// Bytes of all weights.
@@ -86,11 +86,7 @@ pub(super) fn fits_weights(device: &Device, needs: u64) -> Result<(), Error> {
 }
 
 /// What was asked for and did not fit.
-pub(super) fn unfit(
-    device: &Device,
-    (what, needs): (&str, Option<u64>),
-    error: Error,
-) -> Error {
+pub(super) fn unfit(device: &Device, (what, needs): (&str, Option<u64>), error: Error) -> Error {
     let full = error
         .downcast_ref::<device::Error>()
         .is_some_and(|error| error.to_string().contains("OUT_OF_MEMORY"));

@@ -87,9 +87,11 @@ impl Scratch {
 
     fn make(device: &Device, size: &dyn Fn(&str) -> usize) -> Result<Scratch, device::Error> {
         let make = |name: &str| device.room(size(name));
-        Ok(buffers!(make => told, x, added, normed, projected, gates, q, k, v, z, mixed, gated, g, beta,
+        Ok(
+            buffers!(make => told, x, added, normed, projected, gates, q, k, v, z, mixed, gated, g, beta,
             both, keys, values, queries, open, attended, router, ids, weights, margins, shared_gate, hidden,
-            pairs, last, logits))
+            pairs, last, logits),
+        )
     }
 
     /// Makes room for so many rows of so many sequences, if there is less.
@@ -108,7 +110,7 @@ impl Scratch {
         let moved = self.moved + 1;
         // What there was goes first.
         *self = Scratch::none(device)?;
-        let of = Rows { c, element, rows, sequences };
+        let of = Room { c, element, n: rows, sequences };
         *self = Scratch::make(device, &|name| of.bytes(name))?;
         (self.rows, self.sequences, self.moved) = (rows, sequences, moved);
         Ok(())
@@ -142,7 +144,8 @@ impl Scratch {
         rows: &[usize],
     ) -> Result<Array2<f32>, Error> {
         let end = rows.iter().max().map_or(0, |last| last + 1);
-        let all = Array2::from_shape_vec((end, d), numbers(device, &self.normed, element, end * d)?)?;
+        let all =
+            Array2::from_shape_vec((end, d), numbers(device, &self.normed, element, end * d)?)?;
         Ok(if rows.len() == end { all } else { all.select(ndarray::Axis(0), rows) })
     }
 
@@ -158,12 +161,7 @@ impl Scratch {
     }
 
     /// The logits at hand.
-    pub(super) fn logits(
-        &self,
-        device: &Device,
-        n: usize,
-        v: usize,
-    ) -> Result<Array2<f32>, Error> {
+    pub(super) fn logits(&self, device: &Device, n: usize, v: usize) -> Result<Array2<f32>, Error> {
         let mut logits = vec![0_f32; n * v];
         device.get(&self.logits, logits.as_mut_bytes())?;
         Ok(Array2::from_shape_vec((n, v), logits)?)
@@ -171,26 +169,52 @@ impl Scratch {
 }
 
 /// How large buffers are.
-pub(super) struct Rows<'a> {
+pub(super) struct Room<'a> {
     pub(super) c: &'a Config,
     pub(super) element: Element,
-    pub(super) rows: usize,
+    pub(super) n: usize,
     pub(super) sequences: usize,
 }
 
-impl Rows<'_> {
+impl Room<'_> {
     /// Bytes of all of them.
     pub(super) fn all(&self) -> u64 {
         const NAMES: &[&str] = &[
-            "told", "x", "added", "normed", "projected", "gates", "q", "k", "v", "z", "mixed", "gated",
-            "g", "beta", "both", "keys", "values", "queries", "open", "attended", "router", "ids",
-            "weights", "margins", "shared_gate", "hidden", "pairs", "last", "logits",
+            "told",
+            "x",
+            "added",
+            "normed",
+            "projected",
+            "gates",
+            "q",
+            "k",
+            "v",
+            "z",
+            "mixed",
+            "gated",
+            "g",
+            "beta",
+            "both",
+            "keys",
+            "values",
+            "queries",
+            "open",
+            "attended",
+            "router",
+            "ids",
+            "weights",
+            "margins",
+            "shared_gate",
+            "hidden",
+            "pairs",
+            "last",
+            "logits",
         ];
         NAMES.iter().map(|name| self.bytes(name) as u64).sum()
     }
 
     fn bytes(&self, name: &str) -> usize {
-        let Rows { c, element, rows, sequences } = *self;
+        let Room { c, element, n, sequences } = *self;
         let (d, e) = (c.hidden_size, element.size());
         let key = c.linear_num_key_heads * c.linear_key_head_dim;
         let (hv, value) = (c.linear_num_value_heads, c.linear_value_dim());
@@ -204,7 +228,7 @@ impl Rows<'_> {
         };
         let hidden = c.mlp_types.iter().map(|&kind| widest(kind)).max().unwrap_or(0);
         let of_row = match name {
-            "told" => return 8 * (4 * rows + 5 * sequences + 3),
+            "told" => return 8 * (4 * n + 5 * sequences + 3),
             "last" => return LOGITS * d * e,
             "logits" => return LOGITS * c.vocab_size * 4,
             "x" | "added" => 4 * d,
@@ -226,6 +250,6 @@ impl Rows<'_> {
             "hidden" => e * hidden,
             other => unreachable!("no buffer {other}"),
         };
-        rows * of_row
+        n * of_row
     }
 }

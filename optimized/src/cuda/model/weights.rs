@@ -26,7 +26,6 @@ pub(super) struct Layer {
     pub(super) mlp: MlpWeights,
 }
 
-#[expect(clippy::large_enum_variant, reason = "there is one per layer")]
 pub(super) enum MixerWeights {
     Linear {
         qkvz: Matrix,
@@ -103,12 +102,11 @@ pub(super) fn kept(weights: &dyn Weights, format: Format, name: &str) -> Result<
     let narrowed = format == Format::Bf16 && names::is_projection(name);
     Ok(match meta.dtype {
         Dtype::F32 | Dtype::F16 if narrowed => Stored::Bf16,
-        Dtype::F32 => Stored::F32,
         Dtype::Bf16 => Stored::Bf16,
         Dtype::F16 => Stored::F16,
-        // Blocks of other sizes are rare: what they hold is widened.
         Dtype::Fp8 if block(weights).iter().all(|n| n.is_power_of_two()) => Stored::Fp8,
-        Dtype::Fp8 => Stored::F32,
+        // FP8 in blocks of other sizes is rare: what they hold is widened.
+        Dtype::F32 | Dtype::Fp8 => Stored::F32,
         other => return Err(format!("{name}: {other} where a float type was expected").into()),
     })
 }
@@ -140,8 +138,8 @@ impl Loader<'_> {
     pub(super) fn vector(&mut self, name: &str) -> Result<Buffer, Error> {
         let raw = self.weights.fetch(name)?;
         let wide = raw.widen();
-        let wide = wide
-            .ok_or_else(|| format!("{name}: {} where a float type was expected", raw.dtype))?;
+        let wide =
+            wide.ok_or_else(|| format!("{name}: {} where a float type was expected", raw.dtype))?;
         self.numbers(&wide)
     }
 
@@ -196,8 +194,7 @@ impl Loader<'_> {
         let scales_name = names::scale_of(name);
         let stored = matrix.stored;
         let coded = self.weights.meta(name).is_some_and(|meta| meta.dtype == Dtype::Fp8);
-        if let (Some(recipe), true) =
-            (self.weights.recipe(name), coded == (stored == Stored::Fp8))
+        if let (Some(recipe), true) = (self.weights.recipe(name), coded == (stored == Stored::Fp8))
         {
             let (o, count) = ((&matrix.weights, i * size), matrix.rows * matrix.columns);
             self.ops.synthesise(o, Made::Weights(stored), &recipe, count)?;
@@ -221,8 +218,7 @@ impl Loader<'_> {
         } else {
             let wide = self.widened(name, &raw)?;
             if stored == Stored::Bf16 {
-                let narrow: Vec<u16> =
-                    wide.iter().map(|&w| bf16::from_f32(w).to_bits()).collect();
+                let narrow: Vec<u16> = wide.iter().map(|&w| bf16::from_f32(w).to_bits()).collect();
                 device.put_at(narrow.as_bytes(), &mut matrix.weights, i * size)?;
             } else {
                 device.put_at(wide.as_bytes(), &mut matrix.weights, i * size)?;
