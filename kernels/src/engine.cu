@@ -7,14 +7,15 @@
 // engine_linear_one:    a projection of one token; one warp per output.
 // engine_linear_many:   the same of eight tokens at a time, in the same order: the bits are equal.
 // engine_delta_in:      what the delta rule reads: projections ungrouped, convolution, gates; one thread per
-//                       token and channel.
+//                       token and channel. Where every sequence has one token it leaves the windows behind, too.
 // engine_conv_state:    the last raw inputs of the convolution; one thread per sequence and channel.
 // engine_gated_norm:    the gated norm of the delta rule's output; one warp per head.
 // engine_attention_in:  norm and rotation of queries and keys, keys and values into the cache; one block per
 //                       token and head.
-// engine_route:         the experts of a token; one warp per token.
-// engine_experts_up:    silu(gate) * up of routed experts; one warp per token, expert and channel.
-// engine_experts_down:  their weighted sum, in the order of the experts chosen; one warp per token and channel.
+// engine_route:         the experts of a token, and how far the shared one opens; one warp per token.
+// engine_experts_up:    silu(gate) * up of the experts of a token; one warp per token, expert and channel.
+// engine_experts_down:  their weighted sum, in the order in which they were chosen; one block per token and four
+//                       channels, one warp per expert.
 // engine_gather:        rows of a matrix; one thread per element.
 // engine_repeat:        a few rows again and again; one thread per element.
 // engine_read:          reads memory, to see how fast that is; every thread 16 bytes at a time.
@@ -360,8 +361,9 @@ extern "C" __global__ void engine_delta_in(
     const float* __restrict__ conv,            // [C, W]
     const float* __restrict__ a_log,           // [HV]
     const float* __restrict__ dt_bias,         // [HV]
-    const E* __restrict__ state,               // [S, C, TAPS - 1]
+    E* __restrict__ state,                     // [S, C, TAPS - 1]
     const long long* __restrict__ cu_seqlens,  // [S + 1]
+    int advances,
     int N,
     int S,
     int HK,
@@ -379,12 +381,16 @@ extern "C" __global__ void engine_delta_in(
     if (c < channels) {
         const int s = sequence_of(cu_seqlens, S, n), place = place_of(c, HK, K, values);
         const long long begin = cu_seqlens[s];
-        const E* before = state + ((size_t)s * channels + c) * (TAPS - 1);
+        E* before = state + ((size_t)s * channels + c) * (TAPS - 1);
         float sum = 0;
         for (int j = 0; j < TAPS; j++) {
             const long long t = n - (TAPS - 1) + j;
             const float x = load(begin <= t ? projected[t * width + place] : before[t - begin + (TAPS - 1)]);
             sum += conv[c * TAPS + j] * x;
+        }
+        if (advances) {
+            for (int j = 0; j + 2 < TAPS; j++) before[j] = before[j + 1];
+            if (1 < TAPS) before[TAPS - 2] = projected[(size_t)n * width + place];
         }
         const E o = store<E>(silu(sum));
         if (c < HK * K) q[(size_t)n * HK * K + c] = o;
@@ -520,18 +526,26 @@ extern "C" __global__ void engine_route(
     long long* __restrict__ ids,           // [N, A]
     float* __restrict__ weights,           // [N, A]
     float* __restrict__ margins,           // [N]
+    float* __restrict__ shared,            // [N] how far the shared expert opens
     const float* __restrict__ logits,      // [N, EXPERTS]
     const long long* __restrict__ forced,  // [N, A], or none
+    const E* __restrict__ x,               // [N, D]
+    const W* __restrict__ gate,            // [1, D]
     int norm_topk_prob,
     int N,
     int A,
-    int EXPERTS)
+    int EXPERTS,
+    int D)
 {
     const int n = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (N <= n) return;
     const float* row = logits + (size_t)n * EXPERTS;
     ids += (size_t)n * A;
     weights += (size_t)n * A;
+    float gates[1] = {};
+    lane_products<1>(gates, {gate, 0, 0}, x + (size_t)n * D, D, D);
+    const float open = sigmoid(warp_sum(gates[0]));
+    if (lane == 0) shared[n] = open;
 
     unsigned long long last = ~0ull;
     float largest = 0, before = 0, chosen = 0;
@@ -575,59 +589,111 @@ extern "C" __global__ void engine_route(
         for (int a = 0; a < A; a++) weights[a] /= total;
 }
 
+// Slots of a token are the experts that were chosen, and one more for the shared expert, if it is done along.
 extern "C" __global__ void engine_experts_up(
-    E* __restrict__ hidden,                      // [N, A, F]
-    const E* __restrict__ x,                     // [N, D]
-    const long long* __restrict__ ids,           // [N, A], or none where there is one expert
-    const W* __restrict__ gate_proj,             // [EXPERTS, F, D]
-    const float* __restrict__ gate_proj_scales,  // of codes
-    const W* __restrict__ up_proj,               // [EXPERTS, F, D]
-    const float* __restrict__ up_proj_scales,    // of codes
+    E* __restrict__ hidden,                    // [N, SLOTS, F]
+    const E* __restrict__ x,                   // [N, D]
+    const long long* __restrict__ ids,         // [N, A]
+    const W* __restrict__ gate_proj,           // [EXPERTS, F, D]
+    const float* __restrict__ gate_scales,     // of codes
+    const W* __restrict__ up_proj,             // [EXPERTS, F, D]
+    const float* __restrict__ up_scales,       // of codes
+    const W* __restrict__ shared_gate_proj,    // [F, D]
+    const float* __restrict__ shared_gate_scales,  // of codes
+    const W* __restrict__ shared_up_proj,      // [F, D]
+    const float* __restrict__ shared_up_scales,  // of codes
     int block_rows,
     int block_cols,
     int A,
+    int SLOTS,
     int F,
     int D)
 {
-    const int f = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+    const int f = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, a = blockIdx.y;
     if (F <= f) return;
-    const size_t slot = (size_t)blockIdx.z * A + blockIdx.y;
-    const size_t e = ids ? ids[slot] : 0;
-    const E* own = x + (size_t)blockIdx.z * D;
+    const size_t n = blockIdx.z;
+    const bool routed = a < A;
+    const size_t e = routed ? ids[n * A + a] : 0;
+    const Row gate = row_of(routed ? gate_proj : shared_gate_proj, routed ? gate_scales : shared_gate_scales, f, F, D,
+                            block_rows, block_cols, e);
+    const Row up = row_of(routed ? up_proj : shared_up_proj, routed ? up_scales : shared_up_scales, f, F, D, block_rows,
+                          block_cols, e);
     float opens[1] = {}, passes[1] = {};
-    lane_products<1>(opens, row_of(gate_proj, gate_proj_scales, f, F, D, block_rows, block_cols, e), own, D, D);
-    lane_products<1>(passes, row_of(up_proj, up_proj_scales, f, F, D, block_rows, block_cols, e), own, D, D);
+    lane_products<1>(opens, gate, x + n * D, D, D);
+    lane_products<1>(passes, up, x + n * D, D, D);
     const float open = warp_sum(opens[0]), pass = warp_sum(passes[0]);
-    if (threadIdx.x % WARP == 0) hidden[slot * F + f] = store<E>(silu(open) * pass);
+    if (threadIdx.x % WARP == 0) hidden[(n * SLOTS + a) * F + f] = store<E>(silu(open) * pass);
 }
 
-// o <- (o +) sum over slots of weights down(hidden); the weight of the one expert of all is a gate.
+// Rows that a warp does at once.
+#define ROWS 4
+
+// o <- (o +) sum of weights down(hidden) over routed slots, and then the shared one as far as it opens.
 extern "C" __global__ void engine_experts_down(
-    float* __restrict__ o,                       // [N, D]
-    const E* __restrict__ hidden,                // [N, A, F]
-    const long long* __restrict__ ids,           // [N, A], or none where there is one expert
-    const float* __restrict__ weights,           // [N, A], or none
-    const W* __restrict__ down_proj,             // [EXPERTS, D, F]
-    const float* __restrict__ down_proj_scales,  // of codes
+    float* __restrict__ o,                     // [N, D]
+    const E* __restrict__ hidden,              // [N, SLOTS, F]
+    const long long* __restrict__ ids,         // [N, A]
+    const float* __restrict__ weights,         // [N, A]
+    const float* __restrict__ shared,          // [N], or none where it opens all
+    const W* __restrict__ down_proj,           // [EXPERTS, D, F]
+    const float* __restrict__ down_scales,     // of codes
+    const W* __restrict__ shared_down_proj,    // [D, F]
+    const float* __restrict__ shared_down_scales,  // of codes
     int block_rows,
     int block_cols,
     int adds,
     int A,
+    int SLOTS,
     int F,
     int D)
 {
-    const int d = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
-    if (D <= d) return;
+    extern __shared__ float parts[];  // [SLOTS, ROWS]
+    const int first = blockIdx.x * ROWS, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const size_t n = blockIdx.z;
-    float all = 0;
-    for (int a = 0; a < A; a++) {
-        const size_t slot = n * A + a, e = ids ? ids[slot] : 0;
-        float sums[1] = {};
-        lane_products<1>(sums, row_of(down_proj, down_proj_scales, d, D, F, block_rows, block_cols, e), hidden + slot * F, F, F);
-        float weight = weights ? weights[slot] : 1;
-        if (!ids && weights) weight = sigmoid(weight);
-        all = __fmaf_rn(weight, sums[0], all);
+    for (int a = warp; a < SLOTS; a += blockDim.x / WARP) {
+        const bool routed = a < A;
+        const size_t e = routed ? ids[n * A + a] : 0;
+        const E* x = hidden + (n * SLOTS + a) * F;
+        Row rows[ROWS];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+            rows[r] = row_of(routed ? down_proj : shared_down_proj, routed ? down_scales : shared_down_scales,
+                             min(first + r, D - 1), D, F, block_rows, block_cols, e);
+        float sums[ROWS] = {};
+        if (F % 8 == 0 && (!rows[0].scales || 3 <= rows[0].shift)) {
+            for (int f = 8 * lane; f < F; f += 8 * WARP) {
+                float own[8];
+                eight(x + f, own);
+#pragma unroll
+                for (int r = 0; r < ROWS; r++) {
+                    float w[8], sum = 0;
+                    eight(rows[r].weights + f, w);
+#pragma unroll
+                    for (int i = 0; i < 8; i++) sum = __fmaf_rn(own[i], w[i], sum);
+                    sums[r] = rows[r].scales ? __fmaf_rn(rows[r].scales[f >> rows[r].shift], sum, sums[r])
+                                             : __fadd_rn(sums[r], sum);
+                }
+            }
+        } else {
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                float own[1] = {};
+                lane_products<1>(own, rows[r], x, F, F);
+                sums[r] = own[0];
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            const float sum = warp_sum(sums[r]);
+            if (lane == 0) parts[a * ROWS + r] = sum;
+        }
     }
-    all = warp_sum(all);
-    if (threadIdx.x % WARP == 0) o[n * D + d] = adds ? o[n * D + d] + all : all;
+    __syncthreads();
+    const int d = first + threadIdx.x;
+    if (ROWS <= threadIdx.x || D <= d) return;
+    float all = 0;
+    for (int a = 0; a < A; a++) all = __fmaf_rn(weights[n * A + a], parts[a * ROWS + threadIdx.x], all);
+    if (adds) all = o[n * D + d];
+    if (A < SLOTS) all = __fadd_rn(all, __fmul_rn(shared ? shared[n] : 1, parts[A * ROWS + threadIdx.x]));
+    o[n * D + d] = all;
 }

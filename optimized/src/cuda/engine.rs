@@ -92,8 +92,20 @@ const THREADS: usize = 256;
 const WARPS: usize = THREADS / 32;
 /// Tokens that `engine_linear_many` takes at a time.
 const MANY: usize = 8;
+/// Channels that a block of `engine_experts_down` does, and its warps at the most.
+const ROWS: usize = 4;
+const MOST_WARPS: usize = 16;
 /// Threads of a block that does a head of attention.
 const HEAD: usize = 128;
+
+/// Experts of some tokens.
+#[derive(Clone, Copy)]
+pub(super) struct Experts<'a> {
+    /// Those that are chosen: their projections, ids, weights, and how many of each token.
+    pub(super) routed: Option<(&'a [Matrix; 3], &'a Buffer, &'a Buffer, usize)>,
+    /// The one of all, and how far it opens; with that alone it adds to what there is.
+    pub(super) shared: Option<(&'a [Matrix; 3], Option<&'a Buffer>)>,
+}
 
 /// Launches kernels into the stream of the device.
 pub(super) struct Ops<'a> {
@@ -285,13 +297,14 @@ impl Ops<'_> {
         self.engine(entry, Some(weight.stored), (grid, THREADS, 0), &args)
     }
 
-    /// What the delta rule reads, of projections and the windows before.
+    /// What the delta rule reads, of projections and the windows before; those after, if every sequence has one
+    /// token and it `advances`.
     pub(super) fn delta_in(
         &mut self,
         [q, k, v, z, g, beta]: [&Buffer; 6],
         [projected, gates, conv, a_log, dt_bias, state]: [&Buffer; 6],
         cu: Arg,
-        (n, s): (usize, usize),
+        (n, s, advances): (usize, usize, bool),
         c: Delta,
     ) -> Result<(), Error> {
         let mut args = vec![
@@ -308,6 +321,7 @@ impl Ops<'_> {
             ("dt_bias", self.at(dt_bias)),
             ("state", self.at(state)),
             ("cu_seqlens", cu),
+            ("advances", Int(usize::from(advances))),
             ("N", Int(n)),
             ("S", Int(s)),
         ];
@@ -450,11 +464,11 @@ impl Ops<'_> {
         self.launch((&ATTENTION, build), "attention_naive", shape, &args)
     }
 
-    /// Experts of `n` tokens, or the weights of those that are forced.
+    /// Experts of `n` tokens, or the weights of those that are forced, and how far the shared one opens.
     pub(super) fn route(
         &mut self,
-        [ids, weights, margins]: [&Buffer; 3],
-        logits: &Buffer,
+        [ids, weights, margins, shared]: [&Buffer; 4],
+        (logits, x, gate): (&Buffer, &Buffer, &Matrix),
         forced: Option<&Buffer>,
         (n, active, experts): (usize, usize, usize),
         renormalise: bool,
@@ -463,61 +477,94 @@ impl Ops<'_> {
             ("ids", self.at(ids)),
             ("weights", self.at(weights)),
             ("margins", self.at(margins)),
+            ("shared", self.at(shared)),
             ("logits", self.at(logits)),
             ("forced", self.maybe(forced)),
+            ("x", self.at(x)),
+            ("gate", self.at(&gate.weights)),
             ("norm_topk_prob", Int(usize::from(renormalise))),
             ("N", Int(n)),
             ("A", Int(active)),
             ("EXPERTS", Int(experts)),
+            ("D", Int(gate.columns)),
         ];
-        self.engine("engine_route", None, ([n.div_ceil(WARPS), 1, 1], THREADS, 0), &args)
+        let shape = ([n.div_ceil(WARPS), 1, 1], THREADS, 0);
+        self.engine("engine_route", Some(gate.stored), shape, &args)
     }
 
-    /// Experts, by ids and weights; without ids the one of all tokens, whose weight is a gate or none.
+    /// What experts add up to.
     pub(super) fn experts(
         &mut self,
-        (o, adds): (&Buffer, bool),
+        o: &Buffer,
         (x, hidden): (&Buffer, &Buffer),
-        (ids, weights): (Option<&Buffer>, Option<&Buffer>),
-        [gate, up, down]: &[Matrix; 3],
-        (n, active): (usize, usize),
+        experts: &Experts<'_>,
+        n: usize,
     ) -> Result<(), Error> {
-        let (f, d) = (gate.rows, gate.columns);
-        if gate.stored != up.stored {
-            return Err(Error::Compile("experts whose projections differ in type".to_owned()));
+        let Experts { routed, shared } = *experts;
+        let some = routed.map(|(all, ..)| all).or(shared.map(|(all, _)| all));
+        let some = some.ok_or_else(|| Error::Compile("no experts".to_owned()))?;
+        let alike = |all: &[Matrix; 3]| all.iter().all(|one| one.stored == some[0].stored);
+        if !routed.is_none_or(|(all, ..)| alike(all)) || !shared.is_none_or(|(all, _)| alike(all)) {
+            return Err(Error::Compile("projections of experts differ in type".to_owned()));
         }
+        let (f, d, stored) = (some[0].rows, some[0].columns, some[0].stored);
+        let (ids, weights, active) = routed
+            .map_or((At(0), At(0), 0), |(_, ids, weights, active)| {
+                (self.at(ids), self.at(weights), active)
+            });
+        let slots = active + usize::from(shared.is_some());
+        let of = |all: Option<&[Matrix; 3]>, which: usize| {
+            let one = all.map(|all| &all[which]);
+            let scales = one.and_then(|one| one.scales.as_ref());
+            (self.maybe(one.map(|one| &one.weights)), self.maybe(scales))
+        };
+        let (own, other) = (routed.map(|(all, ..)| all), shared.map(|(all, _)| all));
+        let [(gate, gate_scales), (up, up_scales), (down, down_scales)] =
+            [0, 1, 2].map(|i| of(own, i));
+        let [shared_gate, shared_up, shared_down] = [0, 1, 2].map(|i| of(other, i));
         let args = [
             ("hidden", self.at(hidden)),
             ("x", self.at(x)),
-            ("ids", self.maybe(ids)),
-            ("gate_proj", self.at(&gate.weights)),
-            ("gate_proj_scales", self.maybe(gate.scales.as_ref())),
-            ("up_proj", self.at(&up.weights)),
-            ("up_proj_scales", self.maybe(up.scales.as_ref())),
-            ("block_rows", Int(gate.block[0])),
-            ("block_cols", Int(gate.block[1])),
+            ("ids", ids),
+            ("gate_proj", gate),
+            ("gate_scales", gate_scales),
+            ("up_proj", up),
+            ("up_scales", up_scales),
+            ("shared_gate_proj", shared_gate.0),
+            ("shared_gate_scales", shared_gate.1),
+            ("shared_up_proj", shared_up.0),
+            ("shared_up_scales", shared_up.1),
+            ("block_rows", Int(some[0].block[0])),
+            ("block_cols", Int(some[0].block[1])),
             ("A", Int(active)),
+            ("SLOTS", Int(slots)),
             ("F", Int(f)),
             ("D", Int(d)),
         ];
-        let shape = ([f.div_ceil(WARPS), active, n], THREADS, 0);
-        self.engine("engine_experts_up", Some(gate.stored), shape, &args)?;
+        let shape = ([f.div_ceil(WARPS), slots, n], THREADS, 0);
+        self.engine("engine_experts_up", Some(stored), shape, &args)?;
+        let opens = shared.and_then(|(_, opens)| opens);
         let args = [
             ("o", self.at(o)),
             ("hidden", self.at(hidden)),
-            ("ids", self.maybe(ids)),
-            ("weights", self.maybe(weights)),
-            ("down_proj", self.at(&down.weights)),
-            ("down_proj_scales", self.maybe(down.scales.as_ref())),
-            ("block_rows", Int(down.block[0])),
-            ("block_cols", Int(down.block[1])),
-            ("adds", Int(usize::from(adds))),
+            ("ids", ids),
+            ("weights", weights),
+            ("shared", self.maybe(opens)),
+            ("down_proj", down),
+            ("down_scales", down_scales),
+            ("shared_down_proj", shared_down.0),
+            ("shared_down_scales", shared_down.1),
+            ("block_rows", Int(some[0].block[0])),
+            ("block_cols", Int(some[0].block[1])),
+            ("adds", Int(usize::from(active == 0 && opens.is_some()))),
             ("A", Int(active)),
+            ("SLOTS", Int(slots)),
             ("F", Int(f)),
             ("D", Int(d)),
         ];
-        let shape = ([d.div_ceil(WARPS), 1, n], THREADS, 0);
-        self.engine("engine_experts_down", Some(down.stored), shape, &args)
+        let threads = 32 * slots.min(MOST_WARPS);
+        let shape = ([d.div_ceil(ROWS), 1, n], threads, 4 * ROWS * slots);
+        self.engine("engine_experts_down", Some(stored), shape, &args)
     }
 
     /// Rows of `d` bytes.

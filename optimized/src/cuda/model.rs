@@ -45,7 +45,7 @@ use self::{
 };
 use super::{
     device::{self, Buffer, Device, Graph},
-    engine::{Delta, Element, Heads, Matrix, Ops},
+    engine::{Delta, Element, Experts, Heads, Matrix, Ops},
     gpu::{Context, gpu, with},
     launch::{Arg, Kernels},
 };
@@ -137,6 +137,8 @@ struct Told {
     address: u64,
     n: usize,
     s: usize,
+    /// Whether every sequence has one token.
+    one_each: bool,
 }
 
 impl Told {
@@ -331,7 +333,8 @@ impl Model {
         let numbers = Told::numbers(tokens, lengths, capacity, asked);
         self.scratch.put(&self.device, &numbers)?;
         let address = self.device.address(&self.scratch.told);
-        Ok(Told { address, n, s })
+        let one_each = tokens.iter().all(|tokens| tokens.len() == 1);
+        Ok(Told { address, n, s, one_each })
     }
 
     /// A token of each sequence, with logits of each or none.
@@ -689,10 +692,12 @@ impl Pass<'_> {
             [&r.q, &r.k, &r.v, &r.z, &r.g, &r.beta],
             [&r.projected, &r.gates, conv, a_log, dt_bias, &state.conv],
             cu,
-            (n, s),
+            (n, s, self.told.one_each),
             delta,
         )?;
-        self.ops.conv_state(&state.conv, &r.projected, cu, s, delta)?;
+        if !self.told.one_each {
+            self.ops.conv_state(&state.conv, &r.projected, cu, s, delta)?;
+        }
         let gv = [n, delta.hv, delta.v];
         let reads = [&r.q, &r.k, &r.v, &r.g, &r.beta];
         self.ops.delta_rule(&r.mixed, &state.recurrent, reads, cu, s, delta)?;
@@ -757,10 +762,11 @@ impl Pass<'_> {
         let (n, d) = (self.told.n, c.hidden_size);
         let (active, experts) = (c.num_experts_per_tok, c.num_experts);
         let r = &*self.scratch;
+        let x = (&r.normed, &r.hidden);
         let (router, routed, shared, shared_gate) = match mlp {
             MlpWeights::Dense(dense) => {
-                let x = (&r.normed, &r.hidden);
-                self.ops.experts((&r.added, false), x, (None, None), dense, (n, 1))?;
+                let experts = Experts { routed: None, shared: Some((dense, None)) };
+                self.ops.experts(&r.added, x, &experts, n)?;
                 self.see_wide(looked, ("dense_mlp", "o"), &[n, d], |r| &mut r.added)?;
                 return Ok(None);
             }
@@ -777,19 +783,28 @@ impl Pass<'_> {
             None => None,
         };
         let r = &*self.scratch;
-        let out = [&r.ids, &r.weights, &r.margins];
+        let out = [&r.ids, &r.weights, &r.margins, &r.opens];
+        let reads = (&r.router, &r.normed, shared_gate);
         let sizes = (n, active, experts);
-        self.ops.route(out, &r.router, given.as_ref(), sizes, c.norm_topk_prob)?;
+        self.ops.route(out, reads, given.as_ref(), sizes, c.norm_topk_prob)?;
         self.see_wide(looked, ("moe_router", "weights"), &[n, active], |r| &mut r.weights)?;
         let r = &*self.scratch;
         let x = (&r.normed, &r.hidden);
-        let by = (Some(&r.ids), Some(&r.weights));
-        self.ops.experts((&r.added, false), x, by, routed, (n, active))?;
-        self.see_wide(looked, ("moe_experts", "o"), &[n, d], |r| &mut r.added)?;
-        let r = &*self.scratch;
-        self.ops.wide(&r.shared_gate, &r.normed, shared_gate, n)?;
-        let by = (None, Some(&r.shared_gate));
-        self.ops.experts((&r.added, true), (&r.normed, &r.hidden), by, shared, (n, 1))?;
+        let chosen = Some((routed, &r.ids, &r.weights, active));
+        let always = Some((shared, Some(&r.opens)));
+        let alike = routed.iter().zip(shared).all(|(one, other)| {
+            (one.stored, one.rows, one.block) == (other.stored, other.rows, other.block)
+        });
+        if alike && !looked.seen.looks() {
+            let experts = Experts { routed: chosen, shared: always };
+            self.ops.experts(&r.added, x, &experts, n)?;
+        } else {
+            self.ops.experts(&r.added, x, &Experts { routed: chosen, shared: None }, n)?;
+            self.see_wide(looked, ("moe_experts", "o"), &[n, d], |r| &mut r.added)?;
+            let r = &*self.scratch;
+            let always = Experts { routed: None, shared: Some((shared, Some(&r.opens))) };
+            self.ops.experts(&r.added, (&r.normed, &r.hidden), &always, n)?;
+        }
         self.see_wide(looked, ("moe_layer", "o"), &[n, d], |r| &mut r.added)?;
         if looked.routing.is_none() {
             return Ok(None);

@@ -60,8 +60,8 @@ pub(super) struct Scratch {
     pub(super) weights: Buffer,
     /// `[N]` f32 each.
     pub(super) margins: Buffer,
-    pub(super) shared_gate: Buffer,
-    /// `[N, A, F]` E, or what a shared expert or a dense layer needs.
+    pub(super) opens: Buffer,
+    /// `[N, A + 1, F]` E, or what a shared expert or a dense layer needs.
     pub(super) hidden: Buffer,
     /// `[N, 2 D]` E, what the draft head reads.
     pub(super) pairs: Buffer,
@@ -89,7 +89,7 @@ impl Scratch {
         let make = |name: &str| device.room(size(name));
         Ok(
             buffers!(make => told, x, added, normed, projected, gates, q, k, v, z, mixed, gated, g, beta,
-            both, keys, values, queries, open, attended, router, ids, weights, margins, shared_gate, hidden,
+            both, keys, values, queries, open, attended, router, ids, weights, margins, opens, hidden,
             pairs, last, logits),
         )
     }
@@ -204,7 +204,7 @@ impl Room<'_> {
             "ids",
             "weights",
             "margins",
-            "shared_gate",
+            "opens",
             "hidden",
             "pairs",
             "last",
@@ -223,7 +223,7 @@ impl Room<'_> {
         let widest = |kind: Mlp| match kind {
             Mlp::Dense => c.intermediate_size,
             Mlp::Sparse => {
-                (active * c.moe_intermediate_size).max(c.shared_expert_intermediate_size)
+                ((active + 1) * c.moe_intermediate_size).max(c.shared_expert_intermediate_size)
             }
         };
         let hidden = c.mlp_types.iter().map(|&kind| widest(kind)).max().unwrap_or(0);
@@ -246,7 +246,7 @@ impl Room<'_> {
             "router" => 4 * c.num_experts,
             "ids" => 8 * active,
             "weights" => 4 * active,
-            "margins" | "shared_gate" => 4,
+            "margins" | "opens" => 4,
             "hidden" => e * hidden,
             other => unreachable!("no buffer {other}"),
         };
