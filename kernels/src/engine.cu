@@ -264,7 +264,8 @@ extern "C" __global__ void engine_norm(
 
 // --- Projections ---
 
-template <int T> __device__ void project(E* o, float* wide, const E* x, const Row& row, int first, int m, int N, int M, int D)
+// Where the result goes: o in E, or `wide` in f32, of which `rounds` says whether it is a number of E.
+template <int T> __device__ void project(E* o, float* wide, int rounds, const E* x, const Row& row, int first, int m, int N, int M, int D)
 {
     float sums[T] = {};
     const int tokens = min(T, N - first);
@@ -285,7 +286,7 @@ template <int T> __device__ void project(E* o, float* wide, const E* x, const Ro
         const float sum = warp_sum(sums[t]);
         if (threadIdx.x % WARP != 0 || tokens <= t) continue;
         const size_t at = (size_t)(first + t) * M + m;
-        if (wide) wide[at] = sum;
+        if (wide) wide[at] = rounds ? rounded<E>(sum) : sum;
         else o[at] = store<E>(sum);
     }
 }
@@ -298,13 +299,14 @@ extern "C" __global__ void engine_linear_one(
     const float* __restrict__ scales,  // of codes
     int block_rows,
     int block_cols,
+    int rounds,
     int N,
     int M,
     int D)
 {
     const int m = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
     if (M <= m) return;
-    project<1>(o, wide, x, row_of(weight, scales, m, M, D, block_rows, block_cols), blockIdx.y, m, N, M, D);
+    project<1>(o, wide, rounds, x, row_of(weight, scales, m, M, D, block_rows, block_cols), blockIdx.y, m, N, M, D);
 }
 
 extern "C" __global__ void engine_linear_many(
@@ -315,13 +317,14 @@ extern "C" __global__ void engine_linear_many(
     const float* __restrict__ scales,  // of codes
     int block_rows,
     int block_cols,
+    int rounds,
     int N,
     int M,
     int D)
 {
     const int m = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
     if (M <= m) return;
-    project<8>(o, wide, x, row_of(weight, scales, m, M, D, block_rows, block_cols), 8 * blockIdx.y, m, N, M, D);
+    project<8>(o, wide, rounds, x, row_of(weight, scales, m, M, D, block_rows, block_cols), 8 * blockIdx.y, m, N, M, D);
 }
 
 // --- The delta rule's layer ---
@@ -454,8 +457,10 @@ extern "C" __global__ void engine_gated_norm(
     float squares = 0;
     for (int v = lane; v < V; v += WARP) squares += load(x[row + v]) * load(x[row + v]);
     const float scale = rsqrtf(warp_sum(squares) / V + eps);
-    for (int v = lane; v < V; v += WARP)
-        o[row + v] = store<E>(load(x[row + v]) * scale * weight[v] * silu(load(z[row + v])));
+    for (int v = lane; v < V; v += WARP) {
+        const float normed = rounded<E>(weight[v] * rounded<E>(load(x[row + v]) * scale));
+        o[row + v] = store<E>(normed * silu(load(z[row + v])));
+    }
 }
 
 // --- The attention layer ---
@@ -492,7 +497,7 @@ extern "C" __global__ void engine_attention_in(
     const float scale = rsqrtf(block_sum(squares) / H + eps);
     const float* weight = query ? q_norm : k_norm;
     for (int c = threadIdx.x; c < H; c += blockDim.x) {
-        head[c] = load(from[c]) * scale * (1 + weight[c]);
+        head[c] = rounded<E>(load(from[c]) * scale * (1 + weight[c]));
         if (query) gate[((size_t)n * HQ + h) * H + c] = from[H + c];
         else v_cache[kept + c] = values[own + c];
     }
@@ -694,6 +699,7 @@ extern "C" __global__ void engine_experts_down(
     float all = 0;
     for (int a = 0; a < A; a++) all = __fmaf_rn(weights[n * A + a], parts[a * ROWS + threadIdx.x], all);
     if (adds) all = o[n * D + d];
-    if (A < SLOTS) all = __fadd_rn(all, __fmul_rn(shared ? shared[n] : 1, parts[A * ROWS + threadIdx.x]));
+    const float own = A < SLOTS ? parts[A * ROWS + threadIdx.x] : 0;
+    if (A < SLOTS) all = __fadd_rn(all, shared ? rounded<E>(__fmul_rn(shared[n], own)) : own);
     o[n * D + d] = all;
 }

@@ -255,7 +255,19 @@ impl Ops<'_> {
         weight: &Matrix,
         n: usize,
     ) -> Result<(), Error> {
-        let to = (self.at(o), At(0));
+        let to = (self.at(o), At(0), true);
+        self.project(to, x, weight, n)
+    }
+
+    /// The same numbers, as f32.
+    pub(super) fn widened(
+        &mut self,
+        o: &Buffer,
+        x: &Buffer,
+        weight: &Matrix,
+        n: usize,
+    ) -> Result<(), Error> {
+        let to = (At(0), self.at(o), true);
         self.project(to, x, weight, n)
     }
 
@@ -267,13 +279,13 @@ impl Ops<'_> {
         weight: &Matrix,
         n: usize,
     ) -> Result<(), Error> {
-        let to = (At(0), self.at(o));
+        let to = (At(0), self.at(o), false);
         self.project(to, x, weight, n)
     }
 
     fn project(
         &mut self,
-        (o, wide): (Arg, Arg),
+        (o, wide, rounds): (Arg, Arg, bool),
         x: &Buffer,
         weight: &Matrix,
         n: usize,
@@ -289,6 +301,7 @@ impl Ops<'_> {
             ("scales", self.maybe(weight.scales.as_ref())),
             ("block_rows", Int(weight.block[0])),
             ("block_cols", Int(weight.block[1])),
+            ("rounds", Int(usize::from(rounds))),
             ("N", Int(n)),
             ("M", Int(m)),
             ("D", Int(d)),

@@ -579,7 +579,7 @@ impl Model {
         pass.scratch.put_stream(&self.device, hidden)?;
         let r = &*pass.scratch;
         pass.ops.norm((&r.pairs, d, 2 * d), &r.x, None, &mtp.norm_hidden, (n, d, eps))?;
-        pass.ops.wide(&r.added, &r.pairs, &mtp.fc, n)?;
+        pass.ops.widened(&r.added, &r.pairs, &mtp.fc, n)?;
         let begins = Some((&r.added, true));
         pass.ops.norm((&r.normed, 0, d), &r.x, begins, &mtp.layer.input_norm, (n, d, eps))?;
         pass.full_attention(&mtp.layer.mixer, cache, looked)?;
@@ -707,7 +707,7 @@ impl Pass<'_> {
         self.ops.gated_norm(&r.gated, [&r.mixed, &r.z, norm], eps, heads)?;
         self.see(looked, ("rms_norm_gated", "norm"), &gv, |r| &mut r.gated)?;
         let r = &*self.scratch;
-        self.ops.wide(&r.added, &r.gated, out, n)?;
+        self.ops.widened(&r.added, &r.gated, out, n)?;
         self.see_wide(looked, ("linear", "out_proj"), &[n, out.rows], |r| &mut r.added)
     }
 
@@ -747,7 +747,7 @@ impl Pass<'_> {
         self.ops.attention(&r.attended, reads, told.cu_gaps(), (n, s), heads)?;
         self.see(looked, ("attention", "o"), &[n, hq, h], |r| &mut r.attended)?;
         let r = &*self.scratch;
-        self.ops.wide(&r.added, &r.attended, o, n)?;
+        self.ops.widened(&r.added, &r.attended, o, n)?;
         self.see_wide(looked, ("linear", "o_proj"), &[n, o.rows], |r| &mut r.added)
     }
 
