@@ -105,6 +105,17 @@ pub(crate) fn fail(exit: Exit, line: impl Into<String>) -> anyhow::Error {
     Failure { exit, line: line.into() }.into()
 }
 
+/// Why an engine does not do what is asked: the machine is unfit, a kernel crashed, or it was asked wrongly.
+pub(crate) fn of_engine(error: &golden::Error) -> anyhow::Error {
+    if error.is::<benches::Unfit>() {
+        fail(Exit::Unfit, error.to_string())
+    } else if error.is::<benches::Trapped>() {
+        fail(Exit::Crashed, error.to_string())
+    } else {
+        refuse(error)
+    }
+}
+
 /// Refused input, exit 2.
 pub(crate) fn refuse(line: impl fmt::Display) -> anyhow::Error {
     fail(Exit::Refused, line.to_string())

@@ -106,31 +106,27 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         let log = fs::read_to_string(&log).unwrap_or_default();
         let told = told(&log);
         let checked = Exit::of(ran.status.code());
-        let mut line = format!("{tool:<10} ");
         let ended = match told.errors {
             Some(0) => Exit::Ok,
             Some(_) => Exit::Wrong,
             None if log.contains("Device not supported") => Exit::Unfit,
             None => Exit::Crashed,
         };
-        line += &match told.errors {
+        let saw = match told.errors {
             Some(n) => format!("{n} errors"),
             None => "did not come to its end".to_owned(),
         };
-        let ended = match checked {
-            Some(Exit::Ok) => ended,
-            // The check has its own word on an answer; what the sanitizer saw is told beside it.
+        // The check has its own word on an answer; what the sanitizer saw is told beside it.
+        let (ended, besides) = match checked {
+            Some(Exit::Ok) => (ended, String::new()),
             Some(checked) => {
-                line += &format!(", and the check ended with exit code {}", checked as u8);
-                ended.gravest(checked)
+                let code = checked as u8;
+                (ended.gravest(checked), format!(", and the check ended with exit code {code}"))
             }
-            None => {
-                line += ", and the check was killed";
-                ended.gravest(Exit::Crashed)
-            }
+            None => (ended.gravest(Exit::Crashed), ", and the check was killed".to_owned()),
         };
-        line += &format!("  ({:.1} s)", begun.elapsed().as_secs_f64());
-        out.line(&line);
+        let seconds = begun.elapsed().as_secs_f64();
+        out.line(&format!("{tool:<10} {saw}{besides}  ({seconds:.1} s)"));
         if let Some(first) = &told.first {
             out.line(&format!("           {first}"));
         }

@@ -79,7 +79,20 @@ sources! {
     LM_HEAD = "lm_head" of NARROW,
     SAMPLING = "sampling" of WIDE,
     FP8_DEQUANT = "fp8_dequant" of WIDE,
+    ENGINE = "engine" of MODELS,
 }
+
+/// What the whole model is computed in: activations, and weights as a checkpoint has them.
+const MODELS: &[(&str, &str)] = &[
+    ("f32", "f32"),
+    ("f32", "bf16"),
+    ("f32", "f16"),
+    ("f32", "Fp8"),
+    ("bf16", "f32"),
+    ("bf16", "bf16"),
+    ("bf16", "f16"),
+    ("bf16", "Fp8"),
+];
 
 /// Kernels for Hopper.
 pub mod hopper {
@@ -103,7 +116,8 @@ pub mod hopper {
         &[("bf16", "bf16"), ("f32", "bf16"), ("f32", "Fp8"), ("bf16", "Fp8")];
 }
 
-/// Every source, in the model's order; the portable ones first.
+/// Every source: ops in the model's order, then what the whole model needs beside them; the portable ones
+/// first.
 pub fn sources() -> impl Iterator<Item = &'static Source> {
     PLAIN.iter().chain(hopper::ALL)
 }

@@ -14,7 +14,7 @@ use std::{
 
 use cudarc::{
     driver::{
-        CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError,
+        CudaContext, CudaGraph, CudaSlice, CudaStream, DevicePtr, DriverError,
         result::{self, module},
         sys,
     },
@@ -249,9 +249,56 @@ impl Device {
 
     /// Waits for the device, and copies back.
     pub(crate) fn get(&self, from: &Buffer, to: &mut [u8]) -> Result<(), Error> {
+        if to.is_empty() {
+            return Ok(());
+        }
         let view = from.0.slice(0..to.len());
         self.stream.memcpy_dtoh(&view, to)?;
         self.wait()
+    }
+
+    /// Bytes of its memory that nobody has.
+    pub(crate) fn free(&self) -> Result<u64, Error> {
+        Ok(self.context.mem_get_info()?.0 as u64)
+    }
+
+    /// Copies to some bytes of a buffer.
+    pub(crate) fn put_at(&self, bytes: &[u8], to: &mut Buffer, at: usize) -> Result<(), Error> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        Ok(self.stream.memcpy_htod(bytes, &mut to.0.slice_mut(at..at + bytes.len()))?)
+    }
+
+    /// Puts a copy of so many bytes of one buffer into another.
+    pub(crate) fn copy(
+        &self,
+        (from, start): (&Buffer, usize),
+        (to, at): (&mut Buffer, usize),
+        bytes: usize,
+    ) -> Result<(), Error> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let from = from.0.slice(start..start + bytes);
+        Ok(self.stream.memcpy_dtod(&from, &mut to.0.slice_mut(at..at + bytes))?)
+    }
+
+    /// Makes every byte zero.
+    pub(crate) fn clear(&self, buffer: &mut Buffer) -> Result<(), Error> {
+        Ok(self.stream.memset_zeros(&mut buffer.0)?)
+    }
+
+    /// What `work` puts into the stream, to be done as often as is wished. Nothing of it may wait, copy
+    /// from the host or make room.
+    pub(crate) fn capture(&self, work: impl FnOnce() -> Result<(), Error>) -> Result<Graph, Error> {
+        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode)?;
+        let done = work();
+        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        done?;
+        let nothing = || Error::Driver("a graph of nothing".to_owned());
+        Ok(Graph(graph?.ok_or_else(nothing)?))
     }
 
     /// Waits until all work is done.
@@ -268,6 +315,23 @@ impl Device {
 /// Memory of the device.
 #[derive(Debug)]
 pub(crate) struct Buffer(CudaSlice<u8>);
+
+impl Buffer {
+    /// Bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// Work that was captured.
+pub(crate) struct Graph(CudaGraph);
+
+impl Graph {
+    /// Puts all of it into the stream that it was captured of.
+    pub(crate) fn launch(&self) -> Result<(), Error> {
+        Ok(self.0.launch()?)
+    }
+}
 
 /// Loaded code.
 #[derive(Debug)]

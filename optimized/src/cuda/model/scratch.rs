@@ -1,0 +1,255 @@
+//! Room on the device for what a piece computes, used again by every layer.
+
+use golden::{Config, Error, config::Mlp};
+use ndarray::Array2;
+use zerocopy::IntoBytes;
+
+use super::seen::numbers;
+use crate::cuda::{
+    device::{self, Buffer, Device},
+    engine::Element,
+};
+
+/// Rows of logits that are computed at once.
+pub(super) const LOGITS: usize = 128;
+
+/// Intermediates; `N` is as many rows as ever were asked for.
+pub(super) struct Scratch {
+    rows: usize,
+    sequences: usize,
+    /// Counts the times that it was made.
+    pub(super) moved: u64,
+    /// What the device is told of a step.
+    pub(super) told: Buffer,
+    /// `[N, D]` f32, the residual stream.
+    pub(super) x: Buffer,
+    /// `[N, D]` f32, what is added to it next.
+    pub(super) added: Buffer,
+    /// `[N, D]` E, its norm.
+    pub(super) normed: Buffer,
+    /// `[N, HK (2 K + 2 R V)]` E.
+    pub(super) projected: Buffer,
+    /// `[N, 2 HV]` f32.
+    pub(super) gates: Buffer,
+    /// `[N, HK, K]` E each.
+    pub(super) q: Buffer,
+    pub(super) k: Buffer,
+    /// `[N, HV, V]` E each.
+    pub(super) v: Buffer,
+    pub(super) z: Buffer,
+    pub(super) mixed: Buffer,
+    pub(super) gated: Buffer,
+    /// `[N, HV]` f32.
+    pub(super) g: Buffer,
+    /// `[N, HV]` E.
+    pub(super) beta: Buffer,
+    /// `[N, HQ, 2 H]` E.
+    pub(super) both: Buffer,
+    /// `[N, HKV, H]` E each.
+    pub(super) keys: Buffer,
+    pub(super) values: Buffer,
+    /// `[N, HQ, H]` E each.
+    pub(super) queries: Buffer,
+    pub(super) open: Buffer,
+    pub(super) attended: Buffer,
+    /// `[N, EXPERTS]` f32.
+    pub(super) router: Buffer,
+    /// `[N, A]` i64.
+    pub(super) ids: Buffer,
+    /// `[N, A]` f32.
+    pub(super) weights: Buffer,
+    /// `[N]` f32 each.
+    pub(super) margins: Buffer,
+    pub(super) opens: Buffer,
+    /// `[N, A + 1, F]` E, or what a shared expert or a dense layer needs.
+    pub(super) hidden: Buffer,
+    /// `[N, 2 D]` E, what the draft head reads.
+    pub(super) pairs: Buffer,
+    /// `[LOGITS, D]` E, the rows that get logits.
+    pub(super) last: Buffer,
+    /// `[LOGITS, M]` f32.
+    pub(super) logits: Buffer,
+}
+
+/// Names the buffers in their order.
+macro_rules! buffers {
+    ($make:expr => $($name:ident),*) => {{
+        let make = $make;
+        Scratch { rows: 0, sequences: 0, moved: 0, $($name: make(stringify!($name))?),* }
+    }};
+}
+
+impl Scratch {
+    /// None yet.
+    pub(super) fn none(device: &Device) -> Result<Scratch, device::Error> {
+        Scratch::make(device, &|_| 0)
+    }
+
+    fn make(device: &Device, size: &dyn Fn(&str) -> usize) -> Result<Scratch, device::Error> {
+        let make = |name: &str| device.room(size(name));
+        Ok(
+            buffers!(make => told, x, added, normed, projected, gates, q, k, v, z, mixed, gated, g, beta,
+            both, keys, values, queries, open, attended, router, ids, weights, margins, opens, hidden,
+            pairs, last, logits),
+        )
+    }
+
+    /// Makes room for so many rows of so many sequences, if there is less.
+    pub(super) fn fit(
+        &mut self,
+        device: &Device,
+        c: &Config,
+        element: Element,
+        (rows, sequences): (usize, usize),
+    ) -> Result<(), device::Error> {
+        if rows <= self.rows && sequences <= self.sequences {
+            return Ok(());
+        }
+        let rows = rows.max(self.rows).next_power_of_two();
+        let sequences = sequences.max(self.sequences).next_power_of_two();
+        let moved = self.moved + 1;
+        // What there was goes first.
+        *self = Scratch::none(device)?;
+        let of = Room { c, element, n: rows, sequences };
+        *self = Scratch::make(device, &|name| of.bytes(name))?;
+        (self.rows, self.sequences, self.moved) = (rows, sequences, moved);
+        Ok(())
+    }
+
+    /// Tells the device of a step.
+    pub(super) fn put(&mut self, device: &Device, told: &[i64]) -> Result<(), device::Error> {
+        device.put_at(told.as_bytes(), &mut self.told, 0)
+    }
+
+    /// Puts rows in place of the residual stream.
+    pub(super) fn put_stream(&mut self, device: &Device, x: &[f32]) -> Result<(), device::Error> {
+        device.put_at(x.as_bytes(), &mut self.x, 0)
+    }
+
+    /// The residual stream.
+    pub(super) fn stream(
+        &self,
+        device: &Device,
+        (n, d): (usize, usize),
+    ) -> Result<Array2<f32>, Error> {
+        Ok(Array2::from_shape_vec((n, d), numbers(device, &self.x, Element::F32, n * d)?)?)
+    }
+
+    /// Some rows of the norm at hand.
+    pub(super) fn rows(
+        &self,
+        device: &Device,
+        element: Element,
+        d: usize,
+        rows: &[usize],
+    ) -> Result<Array2<f32>, Error> {
+        let end = rows.iter().max().map_or(0, |last| last + 1);
+        let all =
+            Array2::from_shape_vec((end, d), numbers(device, &self.normed, element, end * d)?)?;
+        Ok(if rows.len() == end { all } else { all.select(ndarray::Axis(0), rows) })
+    }
+
+    /// The experts of `n` tokens.
+    pub(super) fn ids(
+        &self,
+        device: &Device,
+        (n, active): (usize, usize),
+    ) -> Result<Array2<i64>, Error> {
+        let mut ids = vec![0_i64; n * active];
+        device.get(&self.ids, ids.as_mut_bytes())?;
+        Ok(Array2::from_shape_vec((n, active), ids)?)
+    }
+
+    /// The logits at hand.
+    pub(super) fn logits(&self, device: &Device, n: usize, v: usize) -> Result<Array2<f32>, Error> {
+        let mut logits = vec![0_f32; n * v];
+        device.get(&self.logits, logits.as_mut_bytes())?;
+        Ok(Array2::from_shape_vec((n, v), logits)?)
+    }
+}
+
+/// How large buffers are.
+pub(super) struct Room<'a> {
+    pub(super) c: &'a Config,
+    pub(super) element: Element,
+    pub(super) n: usize,
+    pub(super) sequences: usize,
+}
+
+impl Room<'_> {
+    /// Bytes of all of them.
+    pub(super) fn all(&self) -> u64 {
+        const NAMES: &[&str] = &[
+            "told",
+            "x",
+            "added",
+            "normed",
+            "projected",
+            "gates",
+            "q",
+            "k",
+            "v",
+            "z",
+            "mixed",
+            "gated",
+            "g",
+            "beta",
+            "both",
+            "keys",
+            "values",
+            "queries",
+            "open",
+            "attended",
+            "router",
+            "ids",
+            "weights",
+            "margins",
+            "opens",
+            "hidden",
+            "pairs",
+            "last",
+            "logits",
+        ];
+        NAMES.iter().map(|name| self.bytes(name) as u64).sum()
+    }
+
+    fn bytes(&self, name: &str) -> usize {
+        let Room { c, element, n, sequences } = *self;
+        let (d, e) = (c.hidden_size, element.size());
+        let key = c.linear_num_key_heads * c.linear_key_head_dim;
+        let (hv, value) = (c.linear_num_value_heads, c.linear_value_dim());
+        let (hq, hkv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+        let active = c.num_experts_per_tok;
+        let widest = |kind: Mlp| match kind {
+            Mlp::Dense => c.intermediate_size,
+            Mlp::Sparse => {
+                ((active + 1) * c.moe_intermediate_size).max(c.shared_expert_intermediate_size)
+            }
+        };
+        let hidden = c.mlp_types.iter().map(|&kind| widest(kind)).max().unwrap_or(0);
+        let of_row = match name {
+            "told" => return 8 * (4 * n + 5 * sequences + 3),
+            "last" => return LOGITS * d * e,
+            "logits" => return LOGITS * c.vocab_size * 4,
+            "x" | "added" => 4 * d,
+            "normed" => e * d,
+            "pairs" => 2 * e * d,
+            "projected" => e * (c.conv_dim() + value),
+            "gates" => 8 * hv,
+            "q" | "k" => e * key,
+            "v" | "z" | "mixed" | "gated" => e * value,
+            "g" => 4 * hv,
+            "beta" => e * hv,
+            "both" => 2 * e * hq,
+            "queries" | "open" | "attended" => e * hq,
+            "keys" | "values" => e * hkv,
+            "router" => 4 * c.num_experts,
+            "ids" => 8 * active,
+            "weights" => 4 * active,
+            "margins" | "opens" => 4,
+            "hidden" => e * hidden,
+            other => unreachable!("no buffer {other}"),
+        };
+        n * of_row
+    }
+}
