@@ -84,3 +84,29 @@ impl Told {
         all
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Told;
+
+    #[test]
+    fn every_part_is_where_it_is_told_to_be() {
+        let tokens = [vec![7, 8], vec![], vec![9]];
+        let numbers = Told::numbers(&tokens, &[5, 2, 0], 16, &[1, 2]);
+        let told = Told { address: 0, n: 3, s: 3, one_each: false };
+        let part = |arg, n: usize| {
+            let super::Arg::At(address) = arg else { unreachable!("an address") };
+            numbers[address as usize / 8..][..n].to_vec()
+        };
+        assert_eq!(part(told.ids(), 3), [7, 8, 9]);
+        assert_eq!(part(told.positions(), 3), [5, 6, 0]);
+        assert_eq!(part(told.rows(), 3), [5, 6, 32]);
+        assert_eq!(part(told.asked(), 2), [1, 2]);
+        assert_eq!(part(told.cu(), 4), [0, 2, 2, 3]);
+        let (queries, keys) = told.cu_gaps();
+        // Each sequence, and the gap behind it.
+        assert_eq!(part(queries, 7), [0, 2, 2, 2, 2, 3, 3]);
+        assert_eq!(part(keys, 7), [0, 7, 16, 18, 32, 33, 48]);
+        assert_eq!(numbers.len(), 4 * 3 + 5 * 3 + 3);
+    }
+}

@@ -304,3 +304,46 @@ impl Loader<'_> {
         Ok([one("gate_proj")?, one("up_proj")?, one("down_proj")?])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use golden::{Weights, names, synthetic::Synthetic};
+
+    use super::{Format, Loader};
+    use crate::cuda::{device::Buffer, engine::Ops, gpu, launch::Kernels, model::on};
+
+    /// On a machine without a GPU there is nothing to compare.
+    #[test]
+    fn what_the_gpu_makes_is_what_the_processor_makes() {
+        if gpu().is_err() {
+            return;
+        }
+        for dtype in ["f32", "f16", "bf16", "fp8"] {
+            let weights: Synthetic = format!("synthetic:ragged,dtype={dtype}").parse().unwrap();
+            let config = weights.config().clone();
+            for entry in names::entries(&config, true) {
+                if entry.shape.len() != 2 {
+                    continue;
+                }
+                let mut same = |name: &str, made: &Buffer| {
+                    let here = weights.fetch(name).unwrap().data.into_owned();
+                    let mut there = vec![0; here.len()];
+                    on(|context| Ok(context.device.get(made, &mut there)?)).unwrap();
+                    assert_eq!(here, there, "{name} in {dtype}");
+                };
+                let mut kernels = Kernels::default();
+                let matrix = on(|context| {
+                    let format = Format::F32;
+                    let ops = Ops { context, kernels: &mut kernels, element: format.element() };
+                    let (weights, config, tell) = (&weights, &config, &mut |_| true);
+                    Loader { weights, config, format, ops, tell }.matrix(&entry.name)
+                });
+                let matrix = matrix.unwrap();
+                same(&entry.name, &matrix.weights);
+                if let Some(scales) = &matrix.scales {
+                    same(&names::scale_of(&entry.name), scales);
+                }
+            }
+        }
+    }
+}
