@@ -40,18 +40,18 @@ use golden::{
 use ndarray::Array2;
 
 use self::{
-    pass::Pass,
+    pass::{Layers, Pass},
     scratch::{LOGITS, Scratch},
     seen::{Looked, Seen},
     states::{LayerState, Saved, Sizes, States},
     told::Told,
-    weights::{Layer, Loader, MixerWeights, Mtp},
+    weights::{Layer, Loader, Mtp},
 };
 use super::{
     device::{self, Buffer, Device, Graph},
     engine::{Element, Matrix, Ops},
     gpu::{Context, gpu, with},
-    launch::{Arg, Kernels},
+    launch::{Arg, Kernels, Stream},
 };
 use crate::cpu::model::pieces::{Piece, join, pieces, want_of};
 
@@ -145,8 +145,10 @@ impl Model {
         let config = weights.config().clone();
         let mut kernels = Kernels::default();
         let device = context.device.clone();
-        let ops = Ops { context, kernels: &mut kernels, element: format.element() };
-        let mut load = Loader { weights, config: &config, format, ops, tell };
+        let stream = &mut Stream { context, kernels: &mut kernels };
+        let ops = Ops { stream, element: format.element() };
+        let own = device.clone();
+        let mut load = Loader { weights, config: &config, format, device: own, ops, tell };
         let embedding = load.matrix(names::EMBED_TOKENS)?;
         let kinds = config.layer_types.iter().zip(&config.mlp_types).enumerate();
         let layers = kinds
@@ -253,7 +255,7 @@ impl Model {
         self.scratch.fit(&self.device, &self.config, self.format.element(), (n, s))?;
         let numbers = Told::numbers(tokens, lengths, capacity, asked);
         self.scratch.put(&self.device, &numbers)?;
-        let address = self.device.address(&self.scratch.told);
+        let address = self.scratch.told.address();
         let one_each = tokens.iter().all(|tokens| tokens.len() == 1);
         Ok(Told { address, n, s, one_each })
     }
@@ -403,7 +405,8 @@ impl Model {
         let Arg::At(asked) = told.asked() else { unreachable!("an address") };
         let chosen = Arg::At(asked + 8 * rows.start as u64);
         let head = self.lm_head.as_ref().unwrap_or(&self.embedding);
-        let mut ops = Ops { context, kernels: &mut self.kernels, element };
+        let stream = &mut Stream { context, kernels: &mut self.kernels };
+        let mut ops = Ops { stream, element };
         let (r, d) = (&self.scratch, self.config.hidden_size);
         ops.gather(&r.last, &r.normed, chosen, (rows.len(), d * element.size()))?;
         ops.wide(&r.logits, &r.last, head, rows.len())?;
@@ -417,51 +420,18 @@ impl Model {
         told: Told,
         looked: &mut Looked<'_>,
     ) -> Result<(), Error> {
-        let element = self.format.element();
-        let (n, d) = (told.n, self.config.hidden_size);
-        let eps = self.config.rms_norm_eps as f32;
-        let device = self.device.clone();
+        let stream = &mut Stream { context, kernels: &mut self.kernels };
         let mut pass = Pass {
-            ops: Ops { context, kernels: &mut self.kernels, element },
+            ops: Ops { stream, element: self.format.element() },
+            device: Some(&self.device),
             config: &self.config,
             scratch: &mut self.scratch,
             inv_freq: &self.inv_freq,
             told,
         };
-        pass.ops.embedding(&pass.scratch.x, told.ids(), &self.embedding, n)?;
-        looked.seen.see(&device, ("embedding", "o"), &[n, d], &mut pass.scratch.x, Element::F32)?;
-        let first = self.layers.first().map_or(&self.final_norm, |layer| &layer.input_norm);
-        pass.norm(None, first, eps)?;
-        for (i, (layer, state)) in self.layers.iter().zip(&self.states.layers).enumerate() {
-            if looked.listens && self.listener.as_mut().is_some_and(|go_on| !go_on(i)) {
-                return Err(INTERRUPTED.into());
-            }
-            if let Some(hidden) = &mut looked.hidden {
-                let x = pass.scratch.stream(&device, (n, d))?;
-                hidden.push(x);
-            }
-            looked.seen.part = Part::Layer(i);
-            pass.see(looked, ("rms_norm", "input_layernorm"), &[n, d], |r| &mut r.normed)?;
-            match (&layer.mixer, state) {
-                (MixerWeights::Linear { .. }, LayerState::Linear(state)) => {
-                    pass.linear_attention(&layer.mixer, state, looked)?;
-                }
-                (MixerWeights::Full { .. }, LayerState::Full(cache)) => {
-                    pass.full_attention(&layer.mixer, cache, looked)?;
-                }
-                _ => return Err("a layer with the state of another kind".into()),
-            }
-            pass.add_norm("h", &layer.post_norm, looked)?;
-            pass.see(looked, ("rms_norm", "post_attention_layernorm"), &[n, d], |r| &mut r.normed)?;
-            let forced = looked.forced_routing.and_then(|all| all.get(i)?.as_ref());
-            let routing = pass.mlp(&layer.mlp, forced, looked)?;
-            let next = self.layers.get(i + 1).map_or(&self.final_norm, |layer| &layer.input_norm);
-            pass.add_norm("o", next, looked)?;
-            if let Some(all) = &mut looked.routing {
-                all.push(routing);
-            }
-        }
-        Ok(())
+        let layers =
+            Layers { embedding: &self.embedding, all: &self.layers, final_norm: &self.final_norm };
+        pass.walk(&layers, &self.states.layers, self.listener.as_mut(), looked)
     }
 
     /// The MTP head over some tokens: its norm at hand.
@@ -485,8 +455,10 @@ impl Model {
         let told = self.tell(&piece.tokens, &asked, (&drafts, capacity))?;
         let none = "the checkpoint has no multi-token-prediction head";
         let (mtp, cache) = self.mtp.as_ref().zip(self.states.mtp.as_ref()).ok_or(none)?;
+        let stream = &mut Stream { context, kernels: &mut self.kernels };
         let mut pass = Pass {
-            ops: Ops { context, kernels: &mut self.kernels, element },
+            ops: Ops { stream, element },
+            device: Some(&self.device),
             config: &self.config,
             scratch: &mut self.scratch,
             inv_freq: &self.inv_freq,

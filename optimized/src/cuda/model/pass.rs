@@ -1,30 +1,92 @@
 //! A piece on its way through the layers: the formulas, as kernels.
 
-use golden::{Config, Error, engine::Routing, tap::RESIDUAL};
+use golden::{
+    Config, Error,
+    engine::{INTERRUPTED, Listener, Routing},
+    tap::{Part, RESIDUAL},
+};
 use ndarray::Array2;
 
 use super::{
     scratch::Scratch,
     seen::{self, Looked},
-    states,
+    states::{self, LayerState},
     told::Told,
-    weights::{MixerWeights, MlpWeights},
+    weights::{Layer, MixerWeights, MlpWeights},
 };
 use crate::cuda::{
-    device::Buffer,
-    engine::{Delta, Element, Experts, Heads, Ops},
+    device::{Buffer, Device},
+    engine::{Delta, Element, Experts, Heads, Matrix, Ops},
 };
 
 /// A piece on its way through the layers.
 pub(super) struct Pass<'a> {
     pub(super) ops: Ops<'a>,
+    /// Where what is looked at is copied from.
+    pub(super) device: Option<&'a Device>,
     pub(super) config: &'a Config,
     pub(super) scratch: &'a mut Scratch,
     pub(super) inv_freq: &'a Buffer,
     pub(super) told: Told,
 }
 
-impl Pass<'_> {
+/// What a piece goes through.
+pub(super) struct Layers<'a> {
+    pub(super) embedding: &'a Matrix,
+    pub(super) all: &'a [Layer],
+    pub(super) final_norm: &'a Buffer,
+}
+
+impl<'a> Pass<'a> {
+    fn device(&self) -> Result<&'a Device, Error> {
+        self.device.ok_or_else(|| "no device to look at".into())
+    }
+
+    /// Embedding, layers and final norm: nothing waits, unless somebody looks.
+    pub(super) fn walk(
+        &mut self,
+        layers: &Layers<'_>,
+        states: &[LayerState],
+        mut listener: Option<&mut Listener>,
+        looked: &mut Looked<'_>,
+    ) -> Result<(), Error> {
+        let (n, d) = (self.told.n, self.config.hidden_size);
+        let eps = self.config.rms_norm_eps as f32;
+        self.ops.embedding(&self.scratch.x, self.told.ids(), layers.embedding, n)?;
+        self.see_wide(looked, ("embedding", "o"), &[n, d], |r| &mut r.x)?;
+        let first = layers.all.first().map_or(layers.final_norm, |layer| &layer.input_norm);
+        self.norm(None, first, eps)?;
+        for (i, (layer, state)) in layers.all.iter().zip(states).enumerate() {
+            if looked.listens && listener.as_mut().is_some_and(|go_on| !go_on(i)) {
+                return Err(INTERRUPTED.into());
+            }
+            if let Some(hidden) = &mut looked.hidden {
+                hidden.push(self.scratch.stream(self.device()?, (n, d))?);
+            }
+            looked.seen.part = Part::Layer(i);
+            self.see(looked, ("rms_norm", "input_layernorm"), &[n, d], |r| &mut r.normed)?;
+            match (&layer.mixer, state) {
+                (MixerWeights::Linear { .. }, LayerState::Linear(state)) => {
+                    self.linear_attention(&layer.mixer, state, looked)?;
+                }
+                (MixerWeights::Full { .. }, LayerState::Full(cache)) => {
+                    self.full_attention(&layer.mixer, cache, looked)?;
+                }
+                _ => return Err("a layer with the state of another kind".into()),
+            }
+            self.add_norm("h", &layer.post_norm, looked)?;
+            self.see(looked, ("rms_norm", "post_attention_layernorm"), &[n, d], |r| &mut r.normed)?;
+            let forced = looked.forced_routing.and_then(|all| all.get(i)?.as_ref());
+            let routing = self.mlp(&layer.mlp, forced, looked)?;
+            let next = layers.all.get(i + 1).map_or(layers.final_norm, |layer| &layer.input_norm);
+            self.add_norm("o", next, looked)?;
+            if let Some(all) = &mut looked.routing {
+                all.push(routing);
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn see(
         &mut self,
         looked: &mut Looked<'_>,
@@ -35,8 +97,8 @@ impl Pass<'_> {
         if !looked.seen.looks() {
             return Ok(());
         }
-        let (device, element) = (self.ops.context.device.clone(), self.ops.element);
-        looked.seen.see(&device, name, shape, of(self.scratch), element)
+        let (device, element) = (self.device()?, self.ops.element);
+        looked.seen.see(device, name, shape, of(self.scratch), element)
     }
 
     /// The same of numbers in f32.
@@ -50,8 +112,8 @@ impl Pass<'_> {
         if !looked.seen.looks() {
             return Ok(());
         }
-        let device = self.ops.context.device.clone();
-        looked.seen.see(&device, name, shape, of(self.scratch), Element::F32)
+        let device = self.device()?;
+        looked.seen.see(device, name, shape, of(self.scratch), Element::F32)
     }
 
     pub(super) fn norm(
@@ -198,10 +260,9 @@ impl Pass<'_> {
         };
         self.ops.wide(&r.router, &r.normed, router, n)?;
         self.see_wide(looked, ("moe_router", "logits"), &[n, experts], |r| &mut r.router)?;
-        let device = self.ops.context.device.clone();
         let given = looked.seen.given_ids("moe_router", "ids")?;
         let given = match given.as_ref().or(forced) {
-            Some(ids) => Some(seen::put_ids(&device, ids, (n, active))?),
+            Some(ids) => Some(seen::put_ids(self.device()?, ids, (n, active))?),
             None => None,
         };
         let r = &*self.scratch;
@@ -231,8 +292,9 @@ impl Pass<'_> {
         if looked.routing.is_none() {
             return Ok(None);
         }
-        let ids = self.scratch.ids(&device, (n, active))?;
-        let margins = seen::numbers(&device, &self.scratch.margins, Element::F32, n)?;
+        let device = self.device()?;
+        let ids = self.scratch.ids(device, (n, active))?;
+        let margins = seen::numbers(device, &self.scratch.margins, Element::F32, n)?;
         Ok(Some(Routing { ids, margins }))
     }
 }
