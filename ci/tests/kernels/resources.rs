@@ -11,6 +11,7 @@ pub(super) fn tests() -> Vec<Test> {
     vec![
         test("own::what_kernels_take", Needs::Nvrtc, what_kernels_take),
         test("own::without_a_gpu_nothing_is_green", Needs::Nothing, nothing_is_green),
+        test("own::the_engine_without_a_gpu", Needs::Nothing, the_engine),
         test("own::a_compiler_that_is_not_there", Needs::Nothing, no_compiler),
     ]
 }
@@ -67,6 +68,36 @@ fn nothing_is_green() {
         assert!(row["outcome"] == "skipped", "{row}");
         assert!(["libcuda", "libnvrtc", "driver"].iter().any(|part| why.contains(part)), "{why}");
     }
+}
+
+/// Every command of the engine passes, or says in one line what the machine lacks.
+fn the_engine() {
+    let model = "synthetic:tiny,layers=1";
+    let commands: [&[&str]; 6] = [
+        &["golden", "verify", "tied", "--engine", "cuda"],
+        &["golden", "verify", "tied", "--engine", "cuda", "--number", "bf16"],
+        &[
+            "paths", "model/", "--engine", "cuda", "--model", model, "--tokens", "9", "--set",
+            "smoke",
+        ],
+        &["invariance", "model/", "--engine", "cuda", "--model", model, "--set", "smoke"],
+        &["bisect", "--engine", "cuda", "--model", model],
+        &["bench", "--engine", "cuda", "--model", model, "--rounds", "1", "--decode", "2"],
+    ];
+    for command in commands {
+        let ran = Home::with(&["tied"]).karat(command);
+        if ran.code == 0 {
+            continue;
+        }
+        assert_eq!(ran.code, 9, "{command:?}: {ran:?}");
+        let told = format!("{}{}", ran.out, ran.err);
+        let lacks =
+            |line: &&str| ["libcuda", "libnvrtc", "driver"].iter().any(|part| line.contains(part));
+        assert_eq!(told.lines().filter(lacks).count(), 1, "{command:?}: {ran:?}");
+    }
+    let ran =
+        Home::new().karat(&["bench", "--engine", "cuda", "--model", model, "--number", "int8"]);
+    assert_eq!(ran.code, 2, "{ran:?}");
 }
 
 fn no_compiler() {

@@ -239,12 +239,14 @@ impl Device {
 
     /// Room for so many bytes; what is in it is nothing yet.
     pub(crate) fn room(&self, bytes: usize) -> Result<Buffer, Error> {
-        Ok(Buffer(self.stream.alloc_zeros(bytes.max(1))?))
+        let there = self.stream.alloc_zeros(bytes.max(1))?;
+        let address = there.device_ptr(&self.stream).0;
+        Ok(Buffer { address, len: bytes.max(1), there: Some(there) })
     }
 
     /// Copies to the device.
     pub(crate) fn put(&self, bytes: &[u8], to: &mut Buffer) -> Result<(), Error> {
-        Ok(self.stream.memcpy_htod(bytes, &mut to.0)?)
+        Ok(self.stream.memcpy_htod(bytes, to.there_mut()?)?)
     }
 
     /// Waits for the device, and copies back.
@@ -252,7 +254,7 @@ impl Device {
         if to.is_empty() {
             return Ok(());
         }
-        let view = from.0.slice(0..to.len());
+        let view = from.there()?.slice(0..to.len());
         self.stream.memcpy_dtoh(&view, to)?;
         self.wait()
     }
@@ -267,7 +269,7 @@ impl Device {
         if bytes.is_empty() {
             return Ok(());
         }
-        Ok(self.stream.memcpy_htod(bytes, &mut to.0.slice_mut(at..at + bytes.len()))?)
+        Ok(self.stream.memcpy_htod(bytes, &mut to.there_mut()?.slice_mut(at..at + bytes.len()))?)
     }
 
     /// Puts a copy of so many bytes of one buffer into another.
@@ -280,13 +282,13 @@ impl Device {
         if bytes == 0 {
             return Ok(());
         }
-        let from = from.0.slice(start..start + bytes);
-        Ok(self.stream.memcpy_dtod(&from, &mut to.0.slice_mut(at..at + bytes))?)
+        let from = from.there()?.slice(start..start + bytes);
+        Ok(self.stream.memcpy_dtod(&from, &mut to.there_mut()?.slice_mut(at..at + bytes))?)
     }
 
     /// Makes every byte zero.
     pub(crate) fn clear(&self, buffer: &mut Buffer) -> Result<(), Error> {
-        Ok(self.stream.memset_zeros(&mut buffer.0)?)
+        Ok(self.stream.memset_zeros(buffer.there_mut()?)?)
     }
 
     /// What `work` puts into the stream, to be done as often as is wished. Nothing of it may wait, copy
@@ -307,20 +309,48 @@ impl Device {
     }
 
     /// The address of a buffer.
+    #[expect(clippy::unused_self, reason = "whose memory it is")]
     pub(crate) fn address(&self, buffer: &Buffer) -> u64 {
-        buffer.0.device_ptr(&self.stream).0
+        buffer.address()
     }
 }
 
 /// Memory of the device.
 #[derive(Debug)]
-pub(crate) struct Buffer(CudaSlice<u8>);
+pub(crate) struct Buffer {
+    address: u64,
+    len: usize,
+    there: Option<CudaSlice<u8>>,
+}
 
 impl Buffer {
+    /// An address and a size without memory: what is launched with it can be looked at, and nothing else.
+    #[cfg(test)]
+    pub(crate) fn on_paper(address: u64, len: usize) -> Buffer {
+        Buffer { address, len, there: None }
+    }
+
     /// Bytes.
     pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        self.len
     }
+
+    /// Where it is.
+    pub(crate) fn address(&self) -> u64 {
+        self.address
+    }
+
+    fn there(&self) -> Result<&CudaSlice<u8>, Error> {
+        self.there.as_ref().ok_or_else(nothing_there)
+    }
+
+    fn there_mut(&mut self) -> Result<&mut CudaSlice<u8>, Error> {
+        self.there.as_mut().ok_or_else(nothing_there)
+    }
+}
+
+fn nothing_there() -> Error {
+    Error::Driver("a buffer without memory".to_owned())
 }
 
 /// Work that was captured.

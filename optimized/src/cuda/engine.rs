@@ -4,9 +4,8 @@
 use kernels::{ATTENTION, Build, ENGINE, GATED_DELTA_RULE, Source};
 
 use super::{
-    device::{Buffer, Device, Error},
-    gpu::Context,
-    launch::{Arg, Call, Kernels},
+    device::{Buffer, Error},
+    launch::{Arg, Call, Launches},
 };
 
 use Arg::{At, Float, Int};
@@ -109,8 +108,7 @@ pub(super) struct Experts<'a> {
 
 /// Launches kernels into the stream of the device.
 pub(super) struct Ops<'a> {
-    pub(super) context: &'a mut Context,
-    pub(super) kernels: &'a mut Kernels,
+    pub(super) stream: &'a mut dyn Launches,
     pub(super) element: Element,
 }
 
@@ -133,19 +131,6 @@ pub(super) struct Heads {
 }
 
 impl Ops<'_> {
-    fn device(&self) -> &Device {
-        &self.context.device
-    }
-
-    /// Where a buffer is.
-    pub(super) fn at(&self, buffer: &Buffer) -> Arg {
-        At(self.device().address(buffer))
-    }
-
-    fn maybe(&self, buffer: Option<&Buffer>) -> Arg {
-        buffer.map_or(At(0), |buffer| self.at(buffer))
-    }
-
     fn launch(
         &mut self,
         (source, build): (&Source, Build),
@@ -154,7 +139,7 @@ impl Ops<'_> {
         args: &[(&'static str, Arg)],
     ) -> Result<(), Error> {
         let call = Call { source, build, entry, grid, threads, shared, args };
-        self.kernels.launch(self.context, &call)
+        self.stream.launch(&call)
     }
 
     /// A kernel of `engine.cu`.
@@ -186,13 +171,12 @@ impl Ops<'_> {
             Made::Scales => 4,
         };
         let half = |x: u64, up: u32| Int((x >> up & 0xffff_ffff) as usize);
-        let At(address) = self.at(o.0) else { unreachable!("an address") };
         self.engine(
             "engine_synthesise",
             None,
             (each(count), THREADS, 0),
             &[
-                ("o", At(address + o.1 as u64)),
+                ("o", At(o.0.address() + o.1 as u64)),
                 ("key_low", half(recipe.key, 0)),
                 ("key_high", half(recipe.key, 32)),
                 ("offset", Float(recipe.offset)),
@@ -214,9 +198,9 @@ impl Ops<'_> {
     ) -> Result<(), Error> {
         let d = table.columns;
         let args = [
-            ("o", self.at(o)),
+            ("o", at(o)),
             ("ids", ids),
-            ("table", self.at(&table.weights)),
+            ("table", at(&table.weights)),
             ("N", Int(n)),
             ("D", Int(d)),
         ];
@@ -233,12 +217,11 @@ impl Ops<'_> {
         weight: &Buffer,
         (n, d, eps): (usize, usize, f32),
     ) -> Result<(), Error> {
-        let At(o) = self.at(o) else { unreachable!("an address") };
         let args = [
-            ("o", At(o + (from * self.element.size()) as u64)),
-            ("x", self.at(x)),
-            ("add", self.maybe(add.map(|(add, _)| add))),
-            ("weight", self.at(weight)),
+            ("o", At(o.address() + (from * self.element.size()) as u64)),
+            ("x", at(x)),
+            ("add", maybe(add.map(|(add, _)| add))),
+            ("weight", at(weight)),
             ("eps", Float(eps)),
             ("begins", Int(usize::from(add.is_some_and(|(_, begins)| begins)))),
             ("stride", Int(stride)),
@@ -255,7 +238,7 @@ impl Ops<'_> {
         weight: &Matrix,
         n: usize,
     ) -> Result<(), Error> {
-        let to = (self.at(o), At(0), true);
+        let to = (at(o), At(0), true);
         self.project(to, x, weight, n)
     }
 
@@ -267,7 +250,7 @@ impl Ops<'_> {
         weight: &Matrix,
         n: usize,
     ) -> Result<(), Error> {
-        let to = (At(0), self.at(o), true);
+        let to = (At(0), at(o), true);
         self.project(to, x, weight, n)
     }
 
@@ -279,7 +262,7 @@ impl Ops<'_> {
         weight: &Matrix,
         n: usize,
     ) -> Result<(), Error> {
-        let to = (At(0), self.at(o), false);
+        let to = (At(0), at(o), false);
         self.project(to, x, weight, n)
     }
 
@@ -296,9 +279,9 @@ impl Ops<'_> {
         let args = [
             ("o", o),
             ("wide", wide),
-            ("x", self.at(x)),
-            ("weight", self.at(&weight.weights)),
-            ("scales", self.maybe(weight.scales.as_ref())),
+            ("x", at(x)),
+            ("weight", at(&weight.weights)),
+            ("scales", maybe(weight.scales.as_ref())),
             ("block_rows", Int(weight.block[0])),
             ("block_cols", Int(weight.block[1])),
             ("rounds", Int(usize::from(rounds))),
@@ -321,18 +304,18 @@ impl Ops<'_> {
         c: Delta,
     ) -> Result<(), Error> {
         let mut args = vec![
-            ("q", self.at(q)),
-            ("k", self.at(k)),
-            ("v", self.at(v)),
-            ("z", self.at(z)),
-            ("g", self.at(g)),
-            ("beta", self.at(beta)),
-            ("projected", self.at(projected)),
-            ("gates", self.at(gates)),
-            ("conv", self.at(conv)),
-            ("a_log", self.at(a_log)),
-            ("dt_bias", self.at(dt_bias)),
-            ("state", self.at(state)),
+            ("q", at(q)),
+            ("k", at(k)),
+            ("v", at(v)),
+            ("z", at(z)),
+            ("g", at(g)),
+            ("beta", at(beta)),
+            ("projected", at(projected)),
+            ("gates", at(gates)),
+            ("conv", at(conv)),
+            ("a_log", at(a_log)),
+            ("dt_bias", at(dt_bias)),
+            ("state", at(state)),
             ("cu_seqlens", cu),
             ("advances", Int(usize::from(advances))),
             ("N", Int(n)),
@@ -353,8 +336,8 @@ impl Ops<'_> {
         c: Delta,
     ) -> Result<(), Error> {
         let mut args = vec![
-            ("state_out", self.at(state)),
-            ("projected", self.at(projected)),
+            ("state_out", at(state)),
+            ("projected", at(projected)),
             ("cu_seqlens", cu),
             ("S", Int(s)),
         ];
@@ -376,14 +359,14 @@ impl Ops<'_> {
         /// eps of the norms of queries and keys.
         const EPS: f32 = 1e-6;
         let args = [
-            ("o", self.at(o)),
-            ("state_out", self.at(state)),
-            ("q", self.at(q)),
-            ("k", self.at(k)),
-            ("v", self.at(v)),
-            ("g", self.at(g)),
-            ("beta", self.at(beta)),
-            ("state_in", self.at(state)),
+            ("o", at(o)),
+            ("state_out", at(state)),
+            ("q", at(q)),
+            ("k", at(k)),
+            ("v", at(v)),
+            ("g", at(g)),
+            ("beta", at(beta)),
+            ("state_in", at(state)),
             ("cu_seqlens", cu),
             ("eps", Float(EPS)),
             ("HK", Int(c.hk)),
@@ -406,10 +389,10 @@ impl Ops<'_> {
         (n, v): (usize, usize),
     ) -> Result<(), Error> {
         let args = [
-            ("o", self.at(o)),
-            ("x", self.at(x)),
-            ("z", self.at(z)),
-            ("weight", self.at(weight)),
+            ("o", at(o)),
+            ("x", at(x)),
+            ("z", at(z)),
+            ("weight", at(weight)),
             ("eps", Float(eps)),
             ("N", Int(n)),
             ("V", Int(v)),
@@ -427,16 +410,16 @@ impl Ops<'_> {
         c: Heads,
     ) -> Result<(), Error> {
         let args = [
-            ("q", self.at(q)),
-            ("gate", self.at(gate)),
-            ("k_cache", self.at(k_cache)),
-            ("v_cache", self.at(v_cache)),
-            ("both", self.at(both)),
-            ("keys", self.at(keys)),
-            ("values", self.at(values)),
-            ("q_norm", self.at(q_norm)),
-            ("k_norm", self.at(k_norm)),
-            ("inv_freq", self.at(inv_freq)),
+            ("q", at(q)),
+            ("gate", at(gate)),
+            ("k_cache", at(k_cache)),
+            ("v_cache", at(v_cache)),
+            ("both", at(both)),
+            ("keys", at(keys)),
+            ("values", at(values)),
+            ("q_norm", at(q_norm)),
+            ("k_norm", at(k_norm)),
+            ("inv_freq", at(inv_freq)),
             ("positions", positions),
             ("rows", rows),
             ("eps", Float(eps)),
@@ -460,11 +443,11 @@ impl Ops<'_> {
         c: Heads,
     ) -> Result<(), Error> {
         let args = [
-            ("o", self.at(o)),
-            ("q", self.at(q)),
-            ("k", self.at(k)),
-            ("v", self.at(v)),
-            ("gate", self.at(gate)),
+            ("o", at(o)),
+            ("q", at(q)),
+            ("k", at(k)),
+            ("v", at(v)),
+            ("gate", at(gate)),
             ("cu_seqlens_q", cu_q),
             ("cu_seqlens_k", cu_k),
             ("S", Int(2 * s)),
@@ -487,14 +470,14 @@ impl Ops<'_> {
         renormalise: bool,
     ) -> Result<(), Error> {
         let args = [
-            ("ids", self.at(ids)),
-            ("weights", self.at(weights)),
-            ("margins", self.at(margins)),
-            ("shared", self.at(shared)),
-            ("logits", self.at(logits)),
-            ("forced", self.maybe(forced)),
-            ("x", self.at(x)),
-            ("gate", self.at(&gate.weights)),
+            ("ids", at(ids)),
+            ("weights", at(weights)),
+            ("margins", at(margins)),
+            ("shared", at(shared)),
+            ("logits", at(logits)),
+            ("forced", maybe(forced)),
+            ("x", at(x)),
+            ("gate", at(&gate.weights)),
             ("norm_topk_prob", Int(usize::from(renormalise))),
             ("N", Int(n)),
             ("A", Int(active)),
@@ -522,22 +505,20 @@ impl Ops<'_> {
         }
         let (f, d, stored) = (some[0].rows, some[0].columns, some[0].stored);
         let (ids, weights, active) = routed
-            .map_or((At(0), At(0), 0), |(_, ids, weights, active)| {
-                (self.at(ids), self.at(weights), active)
-            });
+            .map_or((At(0), At(0), 0), |(_, ids, weights, active)| (at(ids), at(weights), active));
         let slots = active + usize::from(shared.is_some());
         let of = |all: Option<&[Matrix; 3]>, which: usize| {
             let one = all.map(|all| &all[which]);
             let scales = one.and_then(|one| one.scales.as_ref());
-            (self.maybe(one.map(|one| &one.weights)), self.maybe(scales))
+            (maybe(one.map(|one| &one.weights)), maybe(scales))
         };
         let (own, other) = (routed.map(|(all, ..)| all), shared.map(|(all, _)| all));
         let [(gate, gate_scales), (up, up_scales), (down, down_scales)] =
             [0, 1, 2].map(|i| of(own, i));
         let [shared_gate, shared_up, shared_down] = [0, 1, 2].map(|i| of(other, i));
         let args = [
-            ("hidden", self.at(hidden)),
-            ("x", self.at(x)),
+            ("hidden", at(hidden)),
+            ("x", at(x)),
             ("ids", ids),
             ("gate_proj", gate),
             ("gate_scales", gate_scales),
@@ -558,11 +539,11 @@ impl Ops<'_> {
         self.engine("engine_experts_up", Some(stored), shape, &args)?;
         let opens = shared.and_then(|(_, opens)| opens);
         let args = [
-            ("o", self.at(o)),
-            ("hidden", self.at(hidden)),
+            ("o", at(o)),
+            ("hidden", at(hidden)),
             ("ids", ids),
             ("weights", weights),
-            ("shared", self.maybe(opens)),
+            ("shared", maybe(opens)),
             ("down_proj", down),
             ("down_scales", down_scales),
             ("shared_down_proj", shared_down.0),
@@ -588,8 +569,7 @@ impl Ops<'_> {
         rows: Arg,
         (n, d): (usize, usize),
     ) -> Result<(), Error> {
-        let args =
-            [("o", self.at(o)), ("x", self.at(x)), ("rows", rows), ("N", Int(n)), ("D", Int(d))];
+        let args = [("o", at(o)), ("x", at(x)), ("rows", rows), ("N", Int(n)), ("D", Int(d))];
         self.engine("engine_gather", None, (each(n * d), THREADS, 0), &args)
     }
 
@@ -601,8 +581,8 @@ impl Ops<'_> {
         (n, m, d): (usize, usize, usize),
     ) -> Result<(), Error> {
         let args = [
-            ("o", self.at(o)),
-            ("x", self.at(x)),
+            ("o", at(o)),
+            ("x", at(x)),
             ("first", Int(first)),
             ("N", Int(n)),
             ("M", Int(m)),
@@ -615,7 +595,7 @@ impl Ops<'_> {
     pub(super) fn read(&mut self, o: &Buffer, x: &Buffer) -> Result<(), Error> {
         /// Enough to fill any GPU a few times.
         const BLOCKS: usize = 2048;
-        let args = [("o", self.at(o)), ("x", self.at(x)), ("N", Int(x.len() / 16))];
+        let args = [("o", at(o)), ("x", at(x)), ("N", Int(x.len() / 16))];
         self.engine("engine_read", None, ([BLOCKS, 1, 1], THREADS, 0), &args)
     }
 }
@@ -625,6 +605,15 @@ impl Delta {
         let Delta { hk, hv, k, v, taps } = self;
         [("HK", hk), ("HV", hv), ("K", k), ("V", v), ("TAPS", taps)].map(|(name, n)| (name, Int(n)))
     }
+}
+
+/// Where a buffer is.
+fn at(buffer: &Buffer) -> Arg {
+    At(buffer.address())
+}
+
+fn maybe(buffer: Option<&Buffer>) -> Arg {
+    buffer.map_or(At(0), at)
 }
 
 /// Blocks of one thread for each of so many.

@@ -46,9 +46,26 @@ pub(super) struct Kernels {
     found: HashMap<(&'static str, Build), (Function, Entry)>,
 }
 
+/// Takes calls.
+pub(super) trait Launches {
+    /// Puts a call behind those before; one without blocks is none.
+    fn launch(&mut self, call: &Call<'_>) -> Result<(), Error>;
+}
+
+/// The stream of the device.
+pub(super) struct Stream<'a> {
+    pub(super) context: &'a mut Context,
+    pub(super) kernels: &'a mut Kernels,
+}
+
+impl Launches for Stream<'_> {
+    fn launch(&mut self, call: &Call<'_>) -> Result<(), Error> {
+        self.kernels.launch(self.context, call)
+    }
+}
+
 impl Kernels {
-    /// Puts a call into the stream; one without blocks is none.
-    pub(super) fn launch(&mut self, context: &mut Context, call: &Call<'_>) -> Result<(), Error> {
+    fn launch(&mut self, context: &mut Context, call: &Call<'_>) -> Result<(), Error> {
         if call.grid.contains(&0) {
             return Ok(());
         }
@@ -67,7 +84,7 @@ impl Kernels {
 }
 
 /// A kernel's signature.
-fn entry(source: &Source, name: &str) -> Result<Entry, Error> {
+pub(super) fn entry(source: &Source, name: &str) -> Result<Entry, Error> {
     let found = source.entries().into_iter().find(|entry| entry.name == name);
     found.ok_or_else(|| Error::Compile(format!("{}: no kernel {name}", source.file)))
 }

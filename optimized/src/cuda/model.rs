@@ -20,9 +20,11 @@
 
 mod engine;
 mod memory;
+mod pass;
 mod scratch;
 mod seen;
 mod states;
+mod told;
 mod weights;
 
 pub use memory::memory;
@@ -31,23 +33,25 @@ use std::{collections::HashMap, fmt, sync::Arc};
 
 use golden::{
     Config, Engine, Error, Weights,
-    engine::{INTERRUPTED, Listener, Routing, Rows, Step, Undo, Want, check_tokens},
+    engine::{INTERRUPTED, Listener, Rows, Step, Undo, Want, check_tokens},
     names,
-    tap::{Part, RESIDUAL},
+    tap::Part,
 };
 use ndarray::Array2;
 
 use self::{
+    pass::{Layers, Pass},
     scratch::{LOGITS, Scratch},
     seen::{Looked, Seen},
     states::{LayerState, Saved, Sizes, States},
-    weights::{Layer, Loader, MixerWeights, MlpWeights, Mtp},
+    told::Told,
+    weights::{Layer, Loader, Mtp},
 };
 use super::{
     device::{self, Buffer, Device, Graph},
-    engine::{Delta, Element, Experts, Heads, Matrix, Ops},
+    engine::{Element, Matrix, Ops},
     gpu::{Context, gpu, with},
-    launch::{Arg, Kernels},
+    launch::{Arg, Kernels, Stream},
 };
 use crate::cpu::model::pieces::{Piece, join, pieces, want_of};
 
@@ -131,89 +135,6 @@ struct Captured {
     states: u64,
 }
 
-/// What the device is told of a step: the places of its parts in one buffer of `i64`.
-#[derive(Clone, Copy)]
-struct Told {
-    address: u64,
-    n: usize,
-    s: usize,
-    /// Whether every sequence has one token.
-    one_each: bool,
-}
-
-impl Told {
-    fn part(self, before: usize) -> Arg {
-        Arg::At(self.address + 8 * before as u64)
-    }
-
-    fn ids(self) -> Arg {
-        self.part(0)
-    }
-
-    fn positions(self) -> Arg {
-        self.part(self.n)
-    }
-
-    fn rows(self) -> Arg {
-        self.part(2 * self.n)
-    }
-
-    /// Rows that are asked for.
-    fn asked(self) -> Arg {
-        self.part(3 * self.n)
-    }
-
-    fn cu(self) -> Arg {
-        self.part(4 * self.n)
-    }
-
-    /// Of queries and of keys, with gaps.
-    fn cu_gaps(self) -> (Arg, Arg) {
-        let before = 4 * self.n + self.s + 1;
-        (self.part(before), self.part(before + 2 * self.s + 1))
-    }
-
-    /// All parts, in order.
-    fn numbers(
-        tokens: &[Vec<u32>],
-        lengths: &[usize],
-        capacity: usize,
-        asked: &[usize],
-    ) -> Vec<i64> {
-        let n: usize = tokens.iter().map(Vec::len).sum();
-        let s = tokens.len();
-        let mut all: Vec<i64> = Vec::with_capacity(4 * n + 5 * s + 3);
-        all.extend(tokens.iter().flatten().map(|&id| i64::from(id)));
-        let each = || tokens.iter().zip(lengths).enumerate();
-        for (_, (tokens, &length)) in each() {
-            all.extend((length..length + tokens.len()).map(|position| position as i64));
-        }
-        for (i, (tokens, &length)) in each() {
-            let first = i * capacity + length;
-            all.extend((first..first + tokens.len()).map(|row| row as i64));
-        }
-        all.extend(asked.iter().map(|&row| row as i64));
-        all.resize(4 * n, 0);
-        let mut end = 0;
-        let mut ends = vec![0];
-        for tokens in tokens {
-            end += tokens.len() as i64;
-            ends.push(end);
-        }
-        all.extend(&ends);
-        // A gap begins where its sequence ends, and has no queries.
-        all.push(0);
-        all.extend(ends[1..].iter().flat_map(|&end| [end, end]));
-        all.push(0);
-        for (i, (tokens, &length)) in each() {
-            all.push((i * capacity + length + tokens.len()) as i64);
-            all.push(((i + 1) * capacity) as i64);
-        }
-        debug_assert_eq!(all.len(), 4 * n + 5 * s + 3);
-        all
-    }
-}
-
 impl Model {
     fn load(
         weights: &dyn Weights,
@@ -224,8 +145,10 @@ impl Model {
         let config = weights.config().clone();
         let mut kernels = Kernels::default();
         let device = context.device.clone();
-        let ops = Ops { context, kernels: &mut kernels, element: format.element() };
-        let mut load = Loader { weights, config: &config, format, ops, tell };
+        let stream = &mut Stream { context, kernels: &mut kernels };
+        let ops = Ops { stream, element: format.element() };
+        let own = device.clone();
+        let mut load = Loader { weights, config: &config, format, device: own, ops, tell };
         let embedding = load.matrix(names::EMBED_TOKENS)?;
         let kinds = config.layer_types.iter().zip(&config.mlp_types).enumerate();
         let layers = kinds
@@ -332,7 +255,7 @@ impl Model {
         self.scratch.fit(&self.device, &self.config, self.format.element(), (n, s))?;
         let numbers = Told::numbers(tokens, lengths, capacity, asked);
         self.scratch.put(&self.device, &numbers)?;
-        let address = self.device.address(&self.scratch.told);
+        let address = self.scratch.told.address();
         let one_each = tokens.iter().all(|tokens| tokens.len() == 1);
         Ok(Told { address, n, s, one_each })
     }
@@ -482,7 +405,8 @@ impl Model {
         let Arg::At(asked) = told.asked() else { unreachable!("an address") };
         let chosen = Arg::At(asked + 8 * rows.start as u64);
         let head = self.lm_head.as_ref().unwrap_or(&self.embedding);
-        let mut ops = Ops { context, kernels: &mut self.kernels, element };
+        let stream = &mut Stream { context, kernels: &mut self.kernels };
+        let mut ops = Ops { stream, element };
         let (r, d) = (&self.scratch, self.config.hidden_size);
         ops.gather(&r.last, &r.normed, chosen, (rows.len(), d * element.size()))?;
         ops.wide(&r.logits, &r.last, head, rows.len())?;
@@ -496,51 +420,18 @@ impl Model {
         told: Told,
         looked: &mut Looked<'_>,
     ) -> Result<(), Error> {
-        let element = self.format.element();
-        let (n, d) = (told.n, self.config.hidden_size);
-        let eps = self.config.rms_norm_eps as f32;
-        let device = self.device.clone();
+        let stream = &mut Stream { context, kernels: &mut self.kernels };
         let mut pass = Pass {
-            ops: Ops { context, kernels: &mut self.kernels, element },
+            ops: Ops { stream, element: self.format.element() },
+            device: Some(&self.device),
             config: &self.config,
             scratch: &mut self.scratch,
             inv_freq: &self.inv_freq,
             told,
         };
-        pass.ops.embedding(&pass.scratch.x, told.ids(), &self.embedding, n)?;
-        looked.seen.see(&device, ("embedding", "o"), &[n, d], &mut pass.scratch.x, Element::F32)?;
-        let first = self.layers.first().map_or(&self.final_norm, |layer| &layer.input_norm);
-        pass.norm(None, first, eps)?;
-        for (i, (layer, state)) in self.layers.iter().zip(&self.states.layers).enumerate() {
-            if looked.listens && self.listener.as_mut().is_some_and(|go_on| !go_on(i)) {
-                return Err(INTERRUPTED.into());
-            }
-            if let Some(hidden) = &mut looked.hidden {
-                let x = pass.scratch.stream(&device, (n, d))?;
-                hidden.push(x);
-            }
-            looked.seen.part = Part::Layer(i);
-            pass.see(looked, ("rms_norm", "input_layernorm"), &[n, d], |r| &mut r.normed)?;
-            match (&layer.mixer, state) {
-                (MixerWeights::Linear { .. }, LayerState::Linear(state)) => {
-                    pass.linear_attention(&layer.mixer, state, looked)?;
-                }
-                (MixerWeights::Full { .. }, LayerState::Full(cache)) => {
-                    pass.full_attention(&layer.mixer, cache, looked)?;
-                }
-                _ => return Err("a layer with the state of another kind".into()),
-            }
-            pass.add_norm("h", &layer.post_norm, looked)?;
-            pass.see(looked, ("rms_norm", "post_attention_layernorm"), &[n, d], |r| &mut r.normed)?;
-            let forced = looked.forced_routing.and_then(|all| all.get(i)?.as_ref());
-            let routing = pass.mlp(&layer.mlp, forced, looked)?;
-            let next = self.layers.get(i + 1).map_or(&self.final_norm, |layer| &layer.input_norm);
-            pass.add_norm("o", next, looked)?;
-            if let Some(all) = &mut looked.routing {
-                all.push(routing);
-            }
-        }
-        Ok(())
+        let layers =
+            Layers { embedding: &self.embedding, all: &self.layers, final_norm: &self.final_norm };
+        pass.walk(&layers, &self.states.layers, self.listener.as_mut(), looked)
     }
 
     /// The MTP head over some tokens: its norm at hand.
@@ -564,8 +455,10 @@ impl Model {
         let told = self.tell(&piece.tokens, &asked, (&drafts, capacity))?;
         let none = "the checkpoint has no multi-token-prediction head";
         let (mtp, cache) = self.mtp.as_ref().zip(self.states.mtp.as_ref()).ok_or(none)?;
+        let stream = &mut Stream { context, kernels: &mut self.kernels };
         let mut pass = Pass {
-            ops: Ops { context, kernels: &mut self.kernels, element },
+            ops: Ops { stream, element },
+            device: Some(&self.device),
             config: &self.config,
             scratch: &mut self.scratch,
             inv_freq: &self.inv_freq,
@@ -595,223 +488,6 @@ impl Model {
         let logits = self.logits(context, told, asked.len())?;
         let hidden = self.scratch.rows(&self.device, element, d, &asked)?;
         Ok(Step { logits, hidden: vec![hidden], ..Step::default() })
-    }
-}
-
-/// A piece on its way through the layers.
-struct Pass<'a> {
-    ops: Ops<'a>,
-    config: &'a Config,
-    scratch: &'a mut Scratch,
-    inv_freq: &'a Buffer,
-    told: Told,
-}
-
-impl Pass<'_> {
-    fn see(
-        &mut self,
-        looked: &mut Looked<'_>,
-        name: (&'static str, &'static str),
-        shape: &[usize],
-        of: impl Fn(&mut Scratch) -> &mut Buffer,
-    ) -> Result<(), Error> {
-        if !looked.seen.looks() {
-            return Ok(());
-        }
-        let (device, element) = (self.ops.context.device.clone(), self.ops.element);
-        looked.seen.see(&device, name, shape, of(self.scratch), element)
-    }
-
-    /// The same of numbers in f32.
-    fn see_wide(
-        &mut self,
-        looked: &mut Looked<'_>,
-        name: (&'static str, &'static str),
-        shape: &[usize],
-        of: impl Fn(&mut Scratch) -> &mut Buffer,
-    ) -> Result<(), Error> {
-        if !looked.seen.looks() {
-            return Ok(());
-        }
-        let device = self.ops.context.device.clone();
-        looked.seen.see(&device, name, shape, of(self.scratch), Element::F32)
-    }
-
-    fn norm(&mut self, add: Option<&Buffer>, weight: &Buffer, eps: f32) -> Result<(), Error> {
-        let (n, d) = (self.told.n, self.config.hidden_size);
-        let r = &*self.scratch;
-        let add = add.map(|add| (add, false));
-        Ok(self.ops.norm((&r.normed, 0, d), &r.x, add, weight, (n, d, eps))?)
-    }
-
-    /// `x <- x + added`, a residual of that name, and its norm; in one pass where nobody looks.
-    fn add_norm(
-        &mut self,
-        tensor: &'static str,
-        weight: &Buffer,
-        looked: &mut Looked<'_>,
-    ) -> Result<(), Error> {
-        let (n, d) = (self.told.n, self.config.hidden_size);
-        let eps = self.config.rms_norm_eps as f32;
-        let r = &*self.scratch;
-        let add = Some((&r.added, false));
-        self.ops.norm((&r.normed, 0, d), &r.x, add, weight, (n, d, eps))?;
-        if looked.seen.looks() {
-            self.see_wide(looked, (RESIDUAL, tensor), &[n, d], |r| &mut r.x)?;
-            self.norm(None, weight, eps)?;
-        }
-        Ok(())
-    }
-
-    /// `linear_attn` over the new rows; the states go on.
-    fn linear_attention(
-        &mut self,
-        mixer: &MixerWeights,
-        state: &states::Linear,
-        looked: &mut Looked<'_>,
-    ) -> Result<(), Error> {
-        let MixerWeights::Linear { qkvz, ba, conv, a_log, dt_bias, norm, out } = mixer else {
-            return Err("no linear layer".into());
-        };
-        let c = self.config;
-        let (n, s, cu) = (self.told.n, self.told.s, self.told.cu());
-        let delta = Delta {
-            hk: c.linear_num_key_heads,
-            hv: c.linear_num_value_heads,
-            k: c.linear_key_head_dim,
-            v: c.linear_value_head_dim,
-            taps: c.linear_conv_kernel_dim,
-        };
-        let r = &*self.scratch;
-        self.ops.linear(&r.projected, &r.normed, qkvz, n)?;
-        self.ops.wide(&r.gates, &r.normed, ba, n)?;
-        self.see(looked, ("linear", "in_proj_qkvz"), &[n, qkvz.rows], |r| &mut r.projected)?;
-        self.see_wide(looked, ("linear", "in_proj_ba"), &[n, ba.rows], |r| &mut r.gates)?;
-        let r = &*self.scratch;
-        self.ops.delta_in(
-            [&r.q, &r.k, &r.v, &r.z, &r.g, &r.beta],
-            [&r.projected, &r.gates, conv, a_log, dt_bias, &state.conv],
-            cu,
-            (n, s, self.told.one_each),
-            delta,
-        )?;
-        if !self.told.one_each {
-            self.ops.conv_state(&state.conv, &r.projected, cu, s, delta)?;
-        }
-        let gv = [n, delta.hv, delta.v];
-        let reads = [&r.q, &r.k, &r.v, &r.g, &r.beta];
-        self.ops.delta_rule(&r.mixed, &state.recurrent, reads, cu, s, delta)?;
-        self.see(looked, ("gated_delta_rule", "o"), &gv, |r| &mut r.mixed)?;
-        let (r, eps) = (&*self.scratch, c.rms_norm_eps as f32);
-        let heads = (n * delta.hv, delta.v);
-        self.ops.gated_norm(&r.gated, [&r.mixed, &r.z, norm], eps, heads)?;
-        self.see(looked, ("rms_norm_gated", "norm"), &gv, |r| &mut r.gated)?;
-        let r = &*self.scratch;
-        self.ops.widened(&r.added, &r.gated, out, n)?;
-        self.see_wide(looked, ("linear", "out_proj"), &[n, out.rows], |r| &mut r.added)
-    }
-
-    /// `self_attn` over the new rows, whose keys and values are added to the caches.
-    fn full_attention(
-        &mut self,
-        mixer: &MixerWeights,
-        cache: &states::Cache,
-        looked: &mut Looked<'_>,
-    ) -> Result<(), Error> {
-        let MixerWeights::Full { q, k, v, o, q_norm, k_norm } = mixer else {
-            return Err("no full layer".into());
-        };
-        let c = self.config;
-        let (n, s, told) = (self.told.n, self.told.s, self.told);
-        let heads = Heads { hq: c.num_attention_heads, hkv: c.num_key_value_heads, h: c.head_dim };
-        let Heads { hq, hkv, h } = heads;
-        let r = &*self.scratch;
-        self.ops.linear(&r.both, &r.normed, q, n)?;
-        self.ops.linear(&r.keys, &r.normed, k, n)?;
-        self.ops.linear(&r.values, &r.normed, v, n)?;
-        self.see(looked, ("linear", "q_proj"), &[n, hq, 2 * h], |r| &mut r.both)?;
-        self.see(looked, ("linear", "k_proj"), &[n, hkv, h], |r| &mut r.keys)?;
-        self.see(looked, ("linear", "v_proj"), &[n, hkv, h], |r| &mut r.values)?;
-        let (r, eps) = (&*self.scratch, c.rms_norm_eps as f32);
-        let factor = c.rope.yarn.map_or(1.0, |yarn| yarn.attention_factor as f32);
-        // Of an odd number of channels the official code turns one more.
-        let turned = c.rope.rotary_dim.next_multiple_of(2);
-        self.ops.attention_in(
-            [&r.queries, &r.open, &cache.k, &cache.v],
-            [&r.both, &r.keys, &r.values, q_norm, k_norm, self.inv_freq],
-            (told.positions(), told.rows()),
-            (n, turned, eps, factor),
-            heads,
-        )?;
-        let reads = [&r.queries, &cache.k, &cache.v, &r.open];
-        self.ops.attention(&r.attended, reads, told.cu_gaps(), (n, s), heads)?;
-        self.see(looked, ("attention", "o"), &[n, hq, h], |r| &mut r.attended)?;
-        let r = &*self.scratch;
-        self.ops.widened(&r.added, &r.attended, o, n)?;
-        self.see_wide(looked, ("linear", "o_proj"), &[n, o.rows], |r| &mut r.added)
-    }
-
-    /// The sparse or dense MLP.
-    fn mlp(
-        &mut self,
-        mlp: &MlpWeights,
-        forced: Option<&Array2<i64>>,
-        looked: &mut Looked<'_>,
-    ) -> Result<Option<Routing>, Error> {
-        let c = self.config;
-        let (n, d) = (self.told.n, c.hidden_size);
-        let (active, experts) = (c.num_experts_per_tok, c.num_experts);
-        let r = &*self.scratch;
-        let x = (&r.normed, &r.hidden);
-        let (router, routed, shared, shared_gate) = match mlp {
-            MlpWeights::Dense(dense) => {
-                let experts = Experts { routed: None, shared: Some((dense, None)) };
-                self.ops.experts(&r.added, x, &experts, n)?;
-                self.see_wide(looked, ("dense_mlp", "o"), &[n, d], |r| &mut r.added)?;
-                return Ok(None);
-            }
-            MlpWeights::Sparse { router, experts, shared, shared_gate } => {
-                (router, experts, shared, shared_gate)
-            }
-        };
-        self.ops.wide(&r.router, &r.normed, router, n)?;
-        self.see_wide(looked, ("moe_router", "logits"), &[n, experts], |r| &mut r.router)?;
-        let device = self.ops.context.device.clone();
-        let given = looked.seen.given_ids("moe_router", "ids")?;
-        let given = match given.as_ref().or(forced) {
-            Some(ids) => Some(seen::put_ids(&device, ids, (n, active))?),
-            None => None,
-        };
-        let r = &*self.scratch;
-        let out = [&r.ids, &r.weights, &r.margins, &r.opens];
-        let reads = (&r.router, &r.normed, shared_gate);
-        let sizes = (n, active, experts);
-        self.ops.route(out, reads, given.as_ref(), sizes, c.norm_topk_prob)?;
-        self.see_wide(looked, ("moe_router", "weights"), &[n, active], |r| &mut r.weights)?;
-        let r = &*self.scratch;
-        let x = (&r.normed, &r.hidden);
-        let chosen = Some((routed, &r.ids, &r.weights, active));
-        let always = Some((shared, Some(&r.opens)));
-        let alike = routed.iter().zip(shared).all(|(one, other)| {
-            (one.stored, one.rows, one.block) == (other.stored, other.rows, other.block)
-        });
-        if alike && !looked.seen.looks() {
-            let experts = Experts { routed: chosen, shared: always };
-            self.ops.experts(&r.added, x, &experts, n)?;
-        } else {
-            self.ops.experts(&r.added, x, &Experts { routed: chosen, shared: None }, n)?;
-            self.see_wide(looked, ("moe_experts", "o"), &[n, d], |r| &mut r.added)?;
-            let r = &*self.scratch;
-            let always = Experts { routed: None, shared: Some((shared, Some(&r.opens))) };
-            self.ops.experts(&r.added, (&r.normed, &r.hidden), &always, n)?;
-        }
-        self.see_wide(looked, ("moe_layer", "o"), &[n, d], |r| &mut r.added)?;
-        if looked.routing.is_none() {
-            return Ok(None);
-        }
-        let ids = self.scratch.ids(&device, (n, active))?;
-        let margins = seen::numbers(&device, &self.scratch.margins, Element::F32, n)?;
-        Ok(Some(Routing { ids, margins }))
     }
 }
 

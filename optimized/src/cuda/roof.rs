@@ -6,7 +6,7 @@ use super::{
     device::Buffer,
     engine::{Element, Ops},
     gpu::with,
-    launch::Kernels,
+    launch::{Kernels, Stream},
 };
 
 /// Memory of the GPU to read, more than its caches hold.
@@ -44,9 +44,10 @@ impl Memory {
     pub fn read(&mut self) -> Result<u64, Error> {
         let Memory { room, found, kernels } = self;
         with("reading", |context| {
-            let mut ops = Ops { context, kernels, element: Element::F32 };
+            let device = context.device.clone();
+            let mut ops = Ops { stream: &mut Stream { context, kernels }, element: Element::F32 };
             (0..TIMES).try_for_each(|_| ops.read(found, room))?;
-            context.device.wait()
+            device.wait()
         })?;
         Ok((TIMES * ROOM) as u64)
     }

@@ -12,7 +12,10 @@ use zerocopy::IntoBytes;
 use super::{Format, LayerState, Model, PIECE, memory, on, seen::numbers};
 use crate::{
     cpu::model::pieces::{join, pieces},
-    cuda::engine::{Element, Ops},
+    cuda::{
+        engine::{Element, Ops},
+        launch::Stream,
+    },
 };
 
 impl Engine for Model {
@@ -78,7 +81,8 @@ impl Engine for Model {
             for rows in &mut rows {
                 device.put_at(&drawn(TURN * width, 1.0, element), rows, 0)?;
             }
-            let mut ops = Ops { context, kernels: &mut model.kernels, element };
+            let stream = &mut Stream { context, kernels: &mut model.kernels };
+            let mut ops = Ops { stream, element };
             for layer in &mut model.states.layers {
                 match layer {
                     LayerState::Full(cache) => {

@@ -13,85 +13,89 @@ use crate::cuda::{
 /// Rows of logits that are computed at once.
 pub(super) const LOGITS: usize = 128;
 
-/// Intermediates; `N` is as many rows as ever were asked for.
-pub(super) struct Scratch {
-    rows: usize,
-    sequences: usize,
-    /// Counts the times that it was made.
-    pub(super) moved: u64,
-    /// What the device is told of a step.
-    pub(super) told: Buffer,
-    /// `[N, D]` f32, the residual stream.
-    pub(super) x: Buffer,
-    /// `[N, D]` f32, what is added to it next.
-    pub(super) added: Buffer,
-    /// `[N, D]` E, its norm.
-    pub(super) normed: Buffer,
-    /// `[N, HK (2 K + 2 R V)]` E.
-    pub(super) projected: Buffer,
-    /// `[N, 2 HV]` f32.
-    pub(super) gates: Buffer,
-    /// `[N, HK, K]` E each.
-    pub(super) q: Buffer,
-    pub(super) k: Buffer,
-    /// `[N, HV, V]` E each.
-    pub(super) v: Buffer,
-    pub(super) z: Buffer,
-    pub(super) mixed: Buffer,
-    pub(super) gated: Buffer,
-    /// `[N, HV]` f32.
-    pub(super) g: Buffer,
-    /// `[N, HV]` E.
-    pub(super) beta: Buffer,
-    /// `[N, HQ, 2 H]` E.
-    pub(super) both: Buffer,
-    /// `[N, HKV, H]` E each.
-    pub(super) keys: Buffer,
-    pub(super) values: Buffer,
-    /// `[N, HQ, H]` E each.
-    pub(super) queries: Buffer,
-    pub(super) open: Buffer,
-    pub(super) attended: Buffer,
-    /// `[N, EXPERTS]` f32.
-    pub(super) router: Buffer,
-    /// `[N, A]` i64.
-    pub(super) ids: Buffer,
-    /// `[N, A]` f32.
-    pub(super) weights: Buffer,
-    /// `[N]` f32 each.
-    pub(super) margins: Buffer,
-    pub(super) opens: Buffer,
-    /// `[N, A + 1, F]` E, or what a shared expert or a dense layer needs.
-    pub(super) hidden: Buffer,
-    /// `[N, 2 D]` E, what the draft head reads.
-    pub(super) pairs: Buffer,
-    /// `[LOGITS, D]` E, the rows that get logits.
-    pub(super) last: Buffer,
-    /// `[LOGITS, M]` f32.
-    pub(super) logits: Buffer,
+/// Makes the buffers of these names.
+macro_rules! scratch {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Intermediates; `N` is as many rows as ever were asked for.
+        pub(super) struct Scratch {
+            rows: usize,
+            sequences: usize,
+            /// Counts the times that it was made.
+            pub(super) moved: u64,
+            $($(#[$doc])* pub(super) $name: Buffer,)*
+        }
+
+        const NAMES: &[&str] = &[$(stringify!($name)),*];
+
+        impl Scratch {
+            /// In room that is had by name.
+            pub(super) fn make(
+                room: &mut dyn FnMut(&str) -> Result<Buffer, device::Error>,
+            ) -> Result<Scratch, device::Error> {
+                $(let $name = room(stringify!($name))?;)*
+                Ok(Scratch { rows: 0, sequences: 0, moved: 0, $($name),* })
+            }
+        }
+    };
 }
 
-/// Names the buffers in their order.
-macro_rules! buffers {
-    ($make:expr => $($name:ident),*) => {{
-        let make = $make;
-        Scratch { rows: 0, sequences: 0, moved: 0, $($name: make(stringify!($name))?),* }
-    }};
+scratch! {
+    /// What the device is told of a step.
+    told,
+    /// `[N, D]` f32, the residual stream.
+    x,
+    /// `[N, D]` f32, what is added to it next.
+    added,
+    /// `[N, D]` E, its norm.
+    normed,
+    /// `[N, HK (2 K + 2 R V)]` E.
+    projected,
+    /// `[N, 2 HV]` f32.
+    gates,
+    /// `[N, HK, K]` E each.
+    q,
+    k,
+    /// `[N, HV, V]` E each.
+    v,
+    z,
+    mixed,
+    gated,
+    /// `[N, HV]` f32.
+    g,
+    /// `[N, HV]` E.
+    beta,
+    /// `[N, HQ, 2 H]` E.
+    both,
+    /// `[N, HKV, H]` E each.
+    keys,
+    values,
+    /// `[N, HQ, H]` E each.
+    queries,
+    open,
+    attended,
+    /// `[N, EXPERTS]` f32.
+    router,
+    /// `[N, A]` i64.
+    ids,
+    /// `[N, A]` f32.
+    weights,
+    /// `[N]` f32 each.
+    margins,
+    opens,
+    /// `[N, A + 1, F]` E, or what a shared expert or a dense layer needs.
+    hidden,
+    /// `[N, 2 D]` E, what the draft head reads.
+    pairs,
+    /// `[LOGITS, D]` E, the rows that get logits.
+    last,
+    /// `[LOGITS, M]` f32.
+    logits,
 }
 
 impl Scratch {
     /// None yet.
     pub(super) fn none(device: &Device) -> Result<Scratch, device::Error> {
-        Scratch::make(device, &|_| 0)
-    }
-
-    fn make(device: &Device, size: &dyn Fn(&str) -> usize) -> Result<Scratch, device::Error> {
-        let make = |name: &str| device.room(size(name));
-        Ok(
-            buffers!(make => told, x, added, normed, projected, gates, q, k, v, z, mixed, gated, g, beta,
-            both, keys, values, queries, open, attended, router, ids, weights, margins, opens, hidden,
-            pairs, last, logits),
-        )
+        Scratch::make(&mut |_| device.room(0))
     }
 
     /// Makes room for so many rows of so many sequences, if there is less.
@@ -111,7 +115,7 @@ impl Scratch {
         // What there was goes first.
         *self = Scratch::none(device)?;
         let of = Room { c, element, n: rows, sequences };
-        *self = Scratch::make(device, &|name| of.bytes(name))?;
+        *self = Scratch::make(&mut |name| device.room(of.bytes(name)))?;
         (self.rows, self.sequences, self.moved) = (rows, sequences, moved);
         Ok(())
     }
@@ -179,41 +183,10 @@ pub(super) struct Room<'a> {
 impl Room<'_> {
     /// Bytes of all of them.
     pub(super) fn all(&self) -> u64 {
-        const NAMES: &[&str] = &[
-            "told",
-            "x",
-            "added",
-            "normed",
-            "projected",
-            "gates",
-            "q",
-            "k",
-            "v",
-            "z",
-            "mixed",
-            "gated",
-            "g",
-            "beta",
-            "both",
-            "keys",
-            "values",
-            "queries",
-            "open",
-            "attended",
-            "router",
-            "ids",
-            "weights",
-            "margins",
-            "opens",
-            "hidden",
-            "pairs",
-            "last",
-            "logits",
-        ];
         NAMES.iter().map(|name| self.bytes(name) as u64).sum()
     }
 
-    fn bytes(&self, name: &str) -> usize {
+    pub(super) fn bytes(&self, name: &str) -> usize {
         let Room { c, element, n, sequences } = *self;
         let (d, e) = (c.hidden_size, element.size());
         let key = c.linear_num_key_heads * c.linear_key_head_dim;

@@ -3,6 +3,8 @@
 //! Matrices stay as the checkpoint has them, experts of a layer one after another; FP8 codes with their
 //! scales in f32. What a source makes up is made on the device.
 
+use std::sync::Arc;
+
 use golden::{
     Config, Dtype, Error, Weights,
     config::{Mixer, Mlp},
@@ -14,7 +16,7 @@ use zerocopy::IntoBytes;
 
 use super::Format;
 use crate::cuda::{
-    device::Buffer,
+    device::{Buffer, Device},
     engine::{Made, Matrix, Ops, Stored},
 };
 
@@ -120,6 +122,7 @@ pub(super) struct Loader<'a> {
     pub(super) weights: &'a dyn Weights,
     pub(super) config: &'a Config,
     pub(super) format: Format,
+    pub(super) device: Arc<Device>,
     pub(super) ops: Ops<'a>,
     /// Told of matrices that are there; says whether to go on.
     pub(super) tell: &'a mut dyn FnMut(u64) -> bool,
@@ -128,7 +131,7 @@ pub(super) struct Loader<'a> {
 impl Loader<'_> {
     /// Numbers in f32.
     pub(super) fn numbers(&mut self, numbers: &[f32]) -> Result<Buffer, Error> {
-        let device = &self.ops.context.device;
+        let device = &self.device;
         let mut buffer = device.room(4 * numbers.len())?;
         device.put_at(numbers.as_bytes(), &mut buffer, 0)?;
         Ok(buffer)
@@ -165,7 +168,7 @@ impl Loader<'_> {
             rows.div_ceil(block[0]) * columns.div_ceil(block[1]) * 4,
         );
         let mut matrix = Matrix {
-            weights: self.ops.context.device.room(names.len() * size)?,
+            weights: self.device.room(names.len() * size)?,
             scales: None,
             stored,
             rows,
@@ -173,7 +176,7 @@ impl Loader<'_> {
             block,
         };
         if stored == Stored::Fp8 {
-            matrix.scales = Some(self.ops.context.device.room(names.len() * scales)?);
+            matrix.scales = Some(self.device.room(names.len() * scales)?);
         }
         for (i, name) in names.iter().enumerate() {
             self.fill(&mut matrix, (name, i), (size, scales))?;
@@ -212,7 +215,7 @@ impl Loader<'_> {
             Stored::F16 => raw.dtype == Dtype::F16,
             Stored::Fp8 => true,
         };
-        let device = self.ops.context.device.clone();
+        let device = self.device.clone();
         if as_it_is {
             device.put_at(&raw.data, &mut matrix.weights, i * size)?;
         } else {
@@ -302,5 +305,56 @@ impl Loader<'_> {
             self.matrices(&(0..count).map(name).collect::<Vec<_>>())
         };
         Ok([one("gate_proj")?, one("up_proj")?, one("down_proj")?])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use golden::{Weights, names, synthetic::Synthetic};
+
+    use super::{Format, Loader};
+    use crate::cuda::{
+        device::Buffer,
+        engine::Ops,
+        gpu,
+        launch::{Kernels, Stream},
+        model::on,
+    };
+
+    /// On a machine without a GPU there is nothing to compare.
+    #[test]
+    fn what_the_gpu_makes_is_what_the_processor_makes() {
+        if gpu().is_err() {
+            return;
+        }
+        for dtype in ["f32", "f16", "bf16", "fp8"] {
+            let weights: Synthetic = format!("synthetic:ragged,dtype={dtype}").parse().unwrap();
+            let config = weights.config().clone();
+            for entry in names::entries(&config, true) {
+                if entry.shape.len() != 2 {
+                    continue;
+                }
+                let mut same = |name: &str, made: &Buffer| {
+                    let here = weights.fetch(name).unwrap().data.into_owned();
+                    let mut there = vec![0; here.len()];
+                    on(|context| Ok(context.device.get(made, &mut there)?)).unwrap();
+                    assert_eq!(here, there, "{name} in {dtype}");
+                };
+                let mut kernels = Kernels::default();
+                let matrix = on(|context| {
+                    let format = Format::F32;
+                    let device = context.device.clone();
+                    let stream = &mut Stream { context, kernels: &mut kernels };
+                    let ops = Ops { stream, element: format.element() };
+                    let (weights, config, tell) = (&weights, &config, &mut |_| true);
+                    Loader { weights, config, format, device, ops, tell }.matrix(&entry.name)
+                });
+                let matrix = matrix.unwrap();
+                same(&entry.name, &matrix.weights);
+                if let Some(scales) = &matrix.scales {
+                    same(&names::scale_of(&entry.name), scales);
+                }
+            }
+        }
     }
 }
