@@ -4,7 +4,6 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Instant,
 };
 
 use serde_json::json;
@@ -85,7 +84,6 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let bar = out.bar(args.tool.len() as u64, "sanitize", false);
     for &tool in &args.tool {
         let (log, verdict) = (room.path().join(tool.name()), room.path().join("verdict.json"));
-        let begun = Instant::now();
         let mut command = Command::new(&program);
         command.args(["--tool", tool.name(), "--target-processes", "all", "--log-file"]).arg(&log);
         command.arg(&own).arg("--no-progress").arg("--verdict").arg(&verdict);
@@ -125,8 +123,7 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
             }
             None => (ended.gravest(Exit::Crashed), ", and the check was killed".to_owned()),
         };
-        let seconds = begun.elapsed().as_secs_f64();
-        out.line(&format!("{tool:<10} {saw}{besides}  ({seconds:.1} s)"));
+        out.line(&format!("{tool:<10} {saw}{besides}"));
         if let Some(first) = &told.first {
             out.line(&format!("           {first}"));
         }

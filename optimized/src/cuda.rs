@@ -11,6 +11,7 @@ mod cubin;
 pub(crate) mod device;
 pub mod embedding;
 mod engine;
+mod entry;
 pub mod fp8_dequant;
 pub mod gated_delta_rule;
 pub mod gdn_gates;

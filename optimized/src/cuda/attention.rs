@@ -6,8 +6,9 @@ use golden::{
     plan::{Grid, Site},
 };
 
-use super::kernel::{
-    CLAIMS, CUT_ANYWHERE, Cuda, Launch, MULTIPROCESSORS, Scratch, Sizes, any, chosen, pieces,
+use super::{
+    entry::{Launch, MULTIPROCESSORS, Scratch, Sizes, pieces},
+    kernel::{CLAIMS, CUT_ANYWHERE, Cuda, any, chosen},
 };
 use crate::cpu::attention::PLANTS;
 
@@ -17,8 +18,17 @@ pub fn variants() -> &'static [&'static dyn Variant<Attention>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<Attention>] =
-    &[&NAIVE, &DECODE_1, &DECODE_4, &DECODE_8, &PREFILL, &PREFILL_PARTS];
+const VARIANTS: &[&dyn Variant<Attention>] = &[
+    &NAIVE,
+    &DECODE_1,
+    &DECODE_4,
+    &DECODE_8,
+    &PAIRS_1,
+    &PAIRS_4,
+    &PAIRS_8,
+    &PREFILL,
+    &PREFILL_PARTS,
+];
 
 const NAIVE: Cuda<Attention> = Cuda {
     name: "cuda/naive",
@@ -55,12 +65,12 @@ const NAIVE: Cuda<Attention> = Cuda {
 const DECODE_1: Cuda<Attention> = Cuda {
     name: "cuda/decode1",
     source: kernels::hopper::ATTENTION_DECODE,
-    launches: &[Launch::blocks("attention_decode_1", |n| decode_grid(n, 1))
+    launches: &[Launch::blocks("attention_decode_1", |n| decode_grid(n, 1, 8))
         .threads(|_| 128)
         .sharing(|_| 99_520)],
     scratch: &[
-        Scratch::new("parts", |n| decode_parts(n, 1)),
-        Scratch::zero("tickets", |n| decode_tickets(n, 1)),
+        Scratch::new("parts", |n| decode_parts(n, 1, 8)),
+        Scratch::zero("tickets", |n| decode_tickets(n, 1, 8)),
     ],
     unfit: |spec| few(spec, 1),
     plan,
@@ -82,10 +92,10 @@ const DECODE_1: Cuda<Attention> = Cuda {
 /// Up to four consecutive queries.
 const DECODE_4: Cuda<Attention> = Cuda {
     name: "cuda/decode4",
-    launches: &[Launch::blocks("attention_decode_4", |n| decode_grid(n, 4)).sharing(|_| 185_088)],
+    launches: &[Launch::blocks("attention_decode_4", |n| decode_grid(n, 4, 8)).sharing(|_| 185_088)],
     scratch: &[
-        Scratch::new("parts", |n| decode_parts(n, 4)),
-        Scratch::zero("tickets", |n| decode_tickets(n, 4)),
+        Scratch::new("parts", |n| decode_parts(n, 4, 8)),
+        Scratch::zero("tickets", |n| decode_tickets(n, 4, 8)),
     ],
     unfit: |spec| few(spec, 4),
     plants: &HOPPER_PLANTS,
@@ -95,14 +105,51 @@ const DECODE_4: Cuda<Attention> = Cuda {
 /// Up to eight.
 const DECODE_8: Cuda<Attention> = Cuda {
     name: "cuda/decode8",
-    launches: &[Launch::blocks("attention_decode_8", |n| decode_grid(n, 8)).sharing(|_| 206_336)],
+    launches: &[Launch::blocks("attention_decode_8", |n| decode_grid(n, 8, 8)).sharing(|_| 206_336)],
     scratch: &[
-        Scratch::new("parts", |n| decode_parts(n, 8)),
-        Scratch::zero("tickets", |n| decode_tickets(n, 8)),
+        Scratch::new("parts", |n| decode_parts(n, 8, 8)),
+        Scratch::zero("tickets", |n| decode_tickets(n, 8, 8)),
     ],
     unfit: |spec| few(spec, 64),
     plants: &HOPPER_PLANTS,
     ..DECODE_1
+};
+
+/// The same, two blocks to a cluster: where there are many sequences.
+const PAIRS_1: Cuda<Attention> = Cuda {
+    name: "cuda/decode1-pairs",
+    launches: &[Launch::blocks("attention_decode_pairs_1", |n| decode_grid(n, 1, 2))
+        .threads(|_| 128)
+        .sharing(|_| 99_520)],
+    scratch: &[
+        Scratch::new("parts", |n| decode_parts(n, 1, 2)),
+        Scratch::zero("tickets", |n| decode_tickets(n, 1, 2)),
+    ],
+    ..DECODE_1
+};
+
+const PAIRS_4: Cuda<Attention> = Cuda {
+    name: "cuda/decode4-pairs",
+    launches: &[
+        Launch::blocks("attention_decode_pairs_4", |n| decode_grid(n, 4, 2)).sharing(|_| 185_088)
+    ],
+    scratch: &[
+        Scratch::new("parts", |n| decode_parts(n, 4, 2)),
+        Scratch::zero("tickets", |n| decode_tickets(n, 4, 2)),
+    ],
+    ..DECODE_4
+};
+
+const PAIRS_8: Cuda<Attention> = Cuda {
+    name: "cuda/decode8-pairs",
+    launches: &[
+        Launch::blocks("attention_decode_pairs_8", |n| decode_grid(n, 8, 2)).sharing(|_| 206_336)
+    ],
+    scratch: &[
+        Scratch::new("parts", |n| decode_parts(n, 8, 2)),
+        Scratch::zero("tickets", |n| decode_tickets(n, 8, 2)),
+    ],
+    ..DECODE_8
 };
 
 /// Many queries.
@@ -187,19 +234,20 @@ fn groups(n: &Sizes, each: i64) -> i64 {
     n.of("S") * pieces(n.of("N"), each)
 }
 
-/// Clusters of eight blocks that share the keys of a group.
-fn clusters(n: &Sizes, each: i64) -> i64 {
-    (n.of(MULTIPROCESSORS) / 8 / (groups(n, each) * n.of("HKV")).max(1)).clamp(1, 14)
+/// Clusters of so many blocks that share the keys of a group.
+fn clusters(n: &Sizes, each: i64, blocks: i64) -> i64 {
+    let groups = (groups(n, each) * n.of("HKV")).max(1);
+    (n.of(MULTIPROCESSORS) / blocks / groups).clamp(1, 14)
 }
 
-fn decode_grid(n: &Sizes, each: i64) -> [i64; 3] {
-    [8 * clusters(n, each), n.of("HKV"), groups(n, each)]
+fn decode_grid(n: &Sizes, each: i64, blocks: i64) -> [i64; 3] {
+    [blocks * clusters(n, each, blocks), n.of("HKV"), groups(n, each)]
 }
 
-fn decode_parts(n: &Sizes, each: i64) -> i64 {
-    groups(n, each) * n.of("HKV") * clusters(n, each) * 8 * each * 1040
+fn decode_parts(n: &Sizes, each: i64, blocks: i64) -> i64 {
+    groups(n, each) * n.of("HKV") * clusters(n, each, blocks) * 8 * each * 1040
 }
 
-fn decode_tickets(n: &Sizes, each: i64) -> i64 {
-    groups(n, each) * n.of("HKV") * 8 * 4
+fn decode_tickets(n: &Sizes, each: i64, blocks: i64) -> i64 {
+    groups(n, each) * n.of("HKV") * blocks * 4
 }

@@ -2,7 +2,10 @@
 
 use golden::{Variant, ops::causal_conv1d::CausalConv1d};
 
-use super::kernel::{CUT_ANYWHERE, Cuda, Launch, any, chosen, threads};
+use super::{
+    entry::{Launch, threads},
+    kernel::{CUT_ANYWHERE, Cuda, any, chosen},
+};
 use crate::cpu::causal_conv1d::{PLANTS, plan};
 
 /// Every CUDA variant, plainest first.

@@ -2,7 +2,10 @@
 
 use golden::{Plan, Variant, ops::fp8_dequant::Fp8Dequant};
 
-use super::kernel::{CLAIMS, Cuda, Launch, any, chosen, threads};
+use super::{
+    entry::{Launch, threads},
+    kernel::{CLAIMS, Cuda, any, chosen},
+};
 use crate::cpu::fp8_dequant::PLANTS;
 
 /// Every CUDA variant, plainest first.

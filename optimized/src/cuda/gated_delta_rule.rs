@@ -6,8 +6,9 @@ use golden::{
     plan::{Form, Grid, Site},
 };
 
-use super::kernel::{
-    CLAIMS, CUT_ANYWHERE, Cuda, Launch, MULTIPROCESSORS, Number, Scratch, Sizes, any, chosen,
+use super::{
+    entry::{Launch, MULTIPROCESSORS, Number, Scratch, Sizes},
+    kernel::{CLAIMS, CUT_ANYWHERE, Cuda, any, chosen},
 };
 use crate::cpu::gated_delta_rule::plants::RECURRENT;
 

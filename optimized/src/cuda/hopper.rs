@@ -2,7 +2,7 @@
 
 use golden::{Case, Dtype, Narrow, Plant, Spec};
 
-use super::kernel::{Sizes, WEIGHT_BYTES};
+use super::entry::{Sizes, WEIGHT_BYTES};
 
 /// Bytes of shared memory of a block of the pipeline.
 pub(super) const TILE_SHARED: i64 = 231_424;

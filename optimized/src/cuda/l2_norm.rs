@@ -2,7 +2,10 @@
 
 use golden::{Plan, Variant, ops::l2_norm::L2Norm};
 
-use super::kernel::{CLAIMS, Cuda, Launch, any, chosen};
+use super::{
+    entry::Launch,
+    kernel::{CLAIMS, Cuda, any, chosen},
+};
 use crate::cpu::l2_norm::PLANTS;
 
 /// Every CUDA variant, plainest first.

@@ -6,11 +6,12 @@ use golden::{
 };
 
 use super::{
-    hopper::{LAST_BLOCK_DROPPED, SCALE_OF_NEIGHBOUR, TILE_SHARED, tile_threads, unread},
-    kernel::{
-        ACTIVATION_BYTES, CLAIMS, Cuda, Launch, MULTIPROCESSORS, Scratch, Sizes, WEIGHT_BYTES, any,
-        chosen, pieces, threads,
+    entry::{
+        ACTIVATION_BYTES, Launch, MULTIPROCESSORS, Scratch, Sizes, THREADS, WEIGHT_BYTES, pieces,
+        threads,
     },
+    hopper::{LAST_BLOCK_DROPPED, SCALE_OF_NEIGHBOUR, TILE_SHARED, tile_threads, unread},
+    kernel::{CLAIMS, Cuda, any, chosen},
 };
 use crate::cpu::linear::PLANTS;
 
@@ -20,7 +21,7 @@ pub fn variants() -> &'static [&'static dyn Variant<Linear>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<Linear>] = &[&NAIVE, &GEMV, &GEMM];
+const VARIANTS: &[&dyn Variant<Linear>] = &[&NAIVE, &GEMV, &GEMV_32, &GEMM];
 
 const NAIVE: Cuda<Linear> = Cuda {
     name: "cuda/naive",
@@ -61,6 +62,17 @@ const GEMV: Cuda<Linear> = Cuda {
     // Activations in f32 are summed in another order of one or two rows than of more.
     claims: Claims { batch_invariant: false, ..CLAIMS },
     plants: &[LAST_BLOCK_DROPPED, PLANTS[3], PLANTS[4], SCALE_OF_NEIGHBOUR, PLANTS[5]],
+};
+
+/// The same of 32 rows.
+const GEMV_32: Cuda<Linear> = Cuda {
+    name: "cuda/gemv32",
+    launches: &[Launch::blocks("linear_gemv_32", |n| {
+        [pieces(n.of("M"), 16), pieces(n.of("N"), 32), 1]
+    })
+    .sharing(|_| THREADS * (128 + 3 * 64))],
+    claims: CLAIMS,
+    ..GEMV
 };
 
 /// Many rows.

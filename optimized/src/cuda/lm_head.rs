@@ -2,7 +2,10 @@
 
 use golden::{Plan, Variant, ops::lm_head::LmHead};
 
-use super::kernel::{CLAIMS, Cuda, Launch, any, chosen, threads};
+use super::{
+    entry::{Launch, threads},
+    kernel::{CLAIMS, Cuda, any, chosen},
+};
 use crate::cpu::lm_head::PLANTS;
 
 /// Every CUDA variant, plainest first.

@@ -7,11 +7,9 @@ use golden::{
 };
 
 use super::{
+    entry::{ACTIVATION_BYTES, Launch, MULTIPROCESSORS, Scratch, Sizes, pieces, threads},
     hopper::{LAST_BLOCK_DROPPED, SCALE_OF_NEIGHBOUR, TILE_SHARED, tile_threads, unread},
-    kernel::{
-        ACTIVATION_BYTES, CLAIMS, Cuda, Launch, MULTIPROCESSORS, Scratch, Sizes, any, chosen,
-        pieces, threads,
-    },
+    kernel::{CLAIMS, Cuda, any, chosen},
 };
 use crate::cpu::moe_experts::PLANTS;
 

@@ -3,8 +3,9 @@
 use golden::{Dtype, Plan, Plant, Variant, ops::moe_router::MoeRouter};
 
 use super::{
+    entry::{Launch, MULTIPROCESSORS, THREADS, pieces},
     hopper::{LAST_BLOCK_DROPPED, TILE_SHARED},
-    kernel::{CLAIMS, Cuda, Launch, MULTIPROCESSORS, THREADS, any, chosen, pieces},
+    kernel::{CLAIMS, Cuda, any, chosen},
 };
 use crate::cpu::moe_router::PLANTS;
 

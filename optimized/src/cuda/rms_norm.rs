@@ -2,7 +2,10 @@
 
 use golden::{Variant, ops::rms_norm::RmsNorm};
 
-use super::kernel::{CLAIMS, Cuda, Launch, any, chosen};
+use super::{
+    entry::Launch,
+    kernel::{CLAIMS, Cuda, any, chosen},
+};
 use crate::cpu::rms_norm::{PLANTS, plan};
 
 /// Every CUDA variant, plainest first.

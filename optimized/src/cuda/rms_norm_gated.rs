@@ -2,7 +2,10 @@
 
 use golden::{Plan, Variant, ops::rms_norm_gated::RmsNormGated};
 
-use super::kernel::{CLAIMS, Cuda, Launch, any, chosen};
+use super::{
+    entry::Launch,
+    kernel::{CLAIMS, Cuda, any, chosen},
+};
 use crate::cpu::rms_norm_gated::PLANTS;
 
 /// Every CUDA variant, plainest first.

@@ -2,7 +2,10 @@
 
 use golden::{Plan, Variant, ops::sampling::Sampling};
 
-use super::kernel::{CLAIMS, Cuda, Launch, any, chosen};
+use super::{
+    entry::Launch,
+    kernel::{CLAIMS, Cuda, any, chosen},
+};
 use crate::cpu::sampling::PLANTS;
 
 /// Every CUDA variant, plainest first.

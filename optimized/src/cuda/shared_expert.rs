@@ -2,7 +2,10 @@
 
 use golden::{Plan, Variant, ops::shared_expert::SharedExpert};
 
-use super::kernel::{CLAIMS, Cuda, Launch, any, chosen};
+use super::{
+    entry::Launch,
+    kernel::{CLAIMS, Cuda, any, chosen},
+};
 use crate::cpu::shared_expert::PLANTS;
 
 /// Every CUDA variant, plainest first.
