@@ -80,6 +80,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("common/block.cuh", include_str!("common/block.cuh")),
     ("common/fp8.cuh", include_str!("common/fp8.cuh")),
     ("common/order.cuh", include_str!("common/order.cuh")),
+    ("common/rows.cuh", include_str!("common/rows.cuh")),
     ("common/stored.cuh", include_str!("common/stored.cuh")),
     ("common/weight.cuh", include_str!("common/weight.cuh")),
 ];
