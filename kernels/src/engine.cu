@@ -150,7 +150,8 @@ extern "C" __global__ void engine_norm(
 
 // Where the result goes: o in E, or `wide` in f32, of which `rounds` says whether it is a number of E.
 template <int T>
-__device__ void project(E* o, float* wide, int rounds, const E* x, const Row& row, int first, int m, int N, int M, int D)
+__device__ void project(E* o, float* wide, int rounds, const E* x, const Row& row, int first, int m, int N, int M,
+                        int D)
 {
     float sums[T] = {};
     const int tokens = min(T, N - first);

@@ -67,8 +67,8 @@ struct Row {
     int shift;
 };
 
-__device__ inline Row row_of(const W* weight, const float* scales, int row, int M, int D, int block_rows, int block_cols,
-                             size_t which = 0)
+__device__ inline Row row_of(const W* weight, const float* scales, int row, int M, int D, int block_rows,
+                             int block_cols, size_t which = 0)
 {
     const int across = ceil_div(D, block_cols), down = ceil_div(M, block_rows);
     const float* own = scales ? scales + (which * down + row / block_rows) * across : 0;
