@@ -89,18 +89,24 @@ pub(super) fn entry(source: &Source, name: &str) -> Result<Entry, Error> {
     found.ok_or_else(|| Error::Compile(format!("{}: no kernel {name}", source.file)))
 }
 
+/// What is passed for a parameter.
+pub(super) fn argument(parameter: &Parameter, args: &[(&str, Arg)]) -> Option<Arg> {
+    let Parameter { name, kind, .. } = parameter;
+    let end = match kind {
+        Kind::Input(_) => "_in",
+        Kind::Output(_) => "_out",
+        Kind::Int | Kind::Float => "",
+    };
+    let is = |known: &str| known == name || known.strip_suffix(end) == Some(name);
+    args.iter().find(|(known, _)| is(known)).map(|&(_, arg)| arg)
+}
+
 /// The arguments in the order of the signature. A fault is planted by nobody here.
 pub(super) fn bind(entry: &Entry, args: &[(&str, Arg)]) -> Result<Vec<Value>, String> {
     let mut used = 0;
     let value = |parameter: &Parameter| {
         let Parameter { name, kind, .. } = parameter;
-        let end = match kind {
-            Kind::Input(_) => "_in",
-            Kind::Output(_) => "_out",
-            Kind::Int | Kind::Float => "",
-        };
-        let is = |known: &str| known == name || known.strip_suffix(end) == Some(name);
-        let Some(&(_, arg)) = args.iter().find(|(known, _)| is(known)) else {
+        let Some(arg) = argument(parameter, args) else {
             let planted = *kind == Kind::Int && name == "plant";
             return if planted { Ok(Value::I32(0)) } else { Err(format!("no argument {name}")) };
         };

@@ -20,6 +20,8 @@
 
 mod engine;
 mod memory;
+#[cfg(test)]
+mod paper;
 mod pass;
 mod scratch;
 mod seen;

@@ -334,7 +334,7 @@ mod tests {
                 if entry.shape.len() != 2 {
                     continue;
                 }
-                let mut same = |name: &str, made: &Buffer| {
+                let same = |name: &str, made: &Buffer| {
                     let here = weights.fetch(name).unwrap().data.into_owned();
                     let mut there = vec![0; here.len()];
                     on(|context| Ok(context.device.get(made, &mut there)?)).unwrap();
