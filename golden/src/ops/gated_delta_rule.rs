@@ -190,7 +190,7 @@ impl Op for GatedDeltaRule {
             // Tensor cores want the model's channels.
             let channels = || stored((1, 70, 1, 1, 128, 128));
             specs.push(channels());
-            specs.extend(["forget", "same-key", "beta-ends"].map(|fill| channels().fill(fill)));
+            specs.extend(["forget", "same-key"].map(|fill| channels().fill(fill)));
             specs.extend(
                 FILLS[1..].iter().map(|fill| stored((2, 130, 2, 4, 32, 24)).fill(fill.name)),
             );
