@@ -168,7 +168,8 @@ impl Source {
 
     /// The number of a fault that can be planted, by its name in a table of faults.
     pub fn plant(&self, name: &str) -> Option<i32> {
-        let list = self.text.split_once("enum Plant {")?.1.split_once('}')?.0;
+        let text = self.text();
+        let list = text.split_once("enum Plant {")?.1.split_once('}')?.0;
         let name = name.replace('-', "_").to_uppercase();
         let at = list.split(',').position(|known| known.trim() == name)?;
         i32::try_from(at).ok()
