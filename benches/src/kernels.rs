@@ -1,24 +1,9 @@
 //! Kernels that run on the GPU: where they are compiled, and what they take of it.
 
-use std::path::Path;
-
 use optimized::cuda;
 use rayon::prelude::*;
 
-pub use optimized::cuda::Used;
-
-/// Keeps their machine code in a folder from now on.
-pub fn keep_in(folder: &Path) {
-    cuda::keep_in(folder);
-}
-
-/// Takes their compiler from a folder, where the system would not find it. Only before any work.
-///
-/// # Errors
-/// If it is not there.
-pub fn compiler_in(folder: &Path) -> Result<(), String> {
-    cuda::compiler_in(folder)
-}
+pub use optimized::cuda::{Used, compiler_in, keep_in};
 
 /// What every kernel takes, for every target that it is compiled for: op by op.
 ///

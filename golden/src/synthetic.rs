@@ -139,7 +139,7 @@ impl Synthetic {
             if entry.role == Role::Conv { 1 } else { entry.shape.last().copied().unwrap_or(1) };
         let (offset, exponent) = affine(entry.role, columns);
         let unit = 2.0_f32.powi(if scales { exponent + 10 - 3 } else { exponent });
-        Recipe { key: key(name, self.seed), offset, unit, scales }
+        Recipe { key: key(name, self.seed), offset, unit }
     }
 }
 
@@ -224,7 +224,7 @@ impl Weights for Synthetic {
         }
         let row: usize = shape[1..].iter().product();
         shape[0] = rows.len();
-        let Recipe { key, offset, unit, .. } = self.made(name, entry, scales);
+        let Recipe { key, offset, unit } = self.made(name, entry, scales);
         let indices = (rows.start * row) as u64..(rows.end * row) as u64;
         let data: Vec<u8> = if scales {
             let scale = |i: u64| {

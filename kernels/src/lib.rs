@@ -126,6 +126,7 @@ pub fn sources() -> impl Iterator<Item = &'static Source> {
 const HEADERS: &[(&str, &str)] = &[
     ("common/activation.cuh", include_str!("common/activation.cuh")),
     ("common/block.cuh", include_str!("common/block.cuh")),
+    ("common/delta_rule.cuh", include_str!("common/delta_rule.cuh")),
     ("common/fp8.cuh", include_str!("common/fp8.cuh")),
     ("common/gemm.cuh", include_str!("common/gemm.cuh")),
     ("common/gemv.cuh", include_str!("common/gemv.cuh")),

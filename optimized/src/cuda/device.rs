@@ -455,6 +455,14 @@ pub(crate) struct Shape {
     pub(crate) shared: u32,
 }
 
+impl Shape {
+    /// Of a kernel of karat: threads of a block in a row. The assembler reads four numbers of shared memory
+    /// at once, also where fewer are left.
+    pub(crate) fn of(grid: [u32; 3], threads: u32, shared: u32) -> Shape {
+        Shape { grid, block: [threads, 1, 1], shared: shared.next_multiple_of(16) }
+    }
+}
+
 /// More dynamic shared memory than this has to be asked for.
 const SHARED: u32 = 48 << 10;
 

@@ -16,6 +16,7 @@ use super::{
     device::{self, Function, Shape, Value},
     entry::{ACTIVATION_BYTES, Launch, MULTIPROCESSORS, Scratch, Sizes, WEIGHT_BYTES},
     gpu::{Context, gpu, lost, with},
+    launch::entry,
     narrow::Codes,
     place::Place,
 };
@@ -219,14 +220,10 @@ impl<O: Op> Loaded<O> {
         let source = kernel.source;
         let build =
             Build { activations: stored, weights: Some(weights).filter(|_| source.narrow()) };
-        let all = source.entries();
         let launches: Vec<&Launch> =
             kernel.launches.iter().filter(|launch| (launch.of)(&build)).collect();
-        let entry = |launch: &&Launch| {
-            let found = all.iter().find(|entry| entry.name == launch.entry);
-            found.cloned().ok_or_else(|| format!("{}: no kernel {}", source.file, launch.entry))
-        };
-        let entries = launches.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
+        let entries = launches.iter().map(|launch| entry(&source, launch.entry));
+        let entries = entries.collect::<Result<Vec<_>, _>>()?;
 
         let plan = kernel.plan(spec);
         let unwritten = O::unwritten(spec, inputs);
@@ -329,14 +326,10 @@ impl<O: Op> Loaded<O> {
                 let why = format!("{}: takes {taken:?} bytes, got {sizes:?}", entry.name);
                 return Err(device::Error::Compile(why));
             }
-            let grid = (launch.grid)(&self.shapes.sizes).map(|n| n as u32);
-            // The assembler reads four numbers at once, also where fewer are left.
-            let shared = ((launch.shared)(&self.shapes.sizes) as u32).next_multiple_of(16);
-            launches.push((
-                function,
-                Shape { grid, block: [(launch.threads)(&self.shapes.sizes) as u32, 1, 1], shared },
-                values,
-            ));
+            let Launch { grid, threads, shared, .. } = launch;
+            let n = &self.shapes.sizes;
+            let shape = Shape::of(grid(n).map(|n| n as u32), threads(n) as u32, shared(n) as u32);
+            launches.push((function, shape, values));
         }
         Ok(There { places, launches })
     }

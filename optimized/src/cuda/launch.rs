@@ -78,8 +78,8 @@ impl Kernels {
         };
         let values = bind(entry, call.args).map_err(Error::Compile)?;
         let grid = call.grid.map(|n| n as u32);
-        let shared = (call.shared as u32).next_multiple_of(16);
-        function.launch(Shape { grid, block: [call.threads as u32, 1, 1], shared }, &values)
+        let shape = Shape::of(grid, call.threads as u32, call.shared as u32);
+        function.launch(shape, &values)
     }
 }
 

@@ -221,8 +221,7 @@ impl Model {
             let undo = Undo { before: Vec::new(), tokens, forced_routing };
             self.undo = Some((undo, self.states.save_linear(&self.device)?));
         }
-        let longest = tokens.iter().zip(&self.states.lengths);
-        let longest = longest.map(|(tokens, length)| tokens.len() + length).max().unwrap_or(0);
+        let longest = longest(tokens, &self.states.lengths);
         let row = self.sizes().row;
         self.states.grow(&self.device, row, longest)?;
         let looked = want.taps || want.forced.is_some() || want.forced_routing.is_some();
@@ -448,8 +447,7 @@ impl Model {
         let (n, d) = (piece.rows.len(), self.config.hidden_size);
         let eps = self.config.rms_norm_eps as f32;
         let asked = piece.asked(answer);
-        let longest = piece.tokens.iter().zip(&self.states.drafts);
-        let longest = longest.map(|(tokens, length)| tokens.len() + length).max().unwrap_or(0);
+        let longest = longest(&piece.tokens, &self.states.drafts);
         let row = self.sizes().row;
         self.states.grow_drafts(&self.device, row, longest)?;
         let drafts = self.states.drafts.clone();
@@ -491,6 +489,12 @@ impl Model {
         let hidden = self.scratch.rows(&self.device, element, d, &asked)?;
         Ok(Step { logits, hidden: vec![hidden], ..Step::default() })
     }
+}
+
+/// Tokens of the longest sequence once these are added.
+fn longest(tokens: &[Vec<u32>], lengths: &[usize]) -> usize {
+    let after = tokens.iter().zip(lengths).map(|(tokens, length)| tokens.len() + length);
+    after.max().unwrap_or(0)
 }
 
 /// Does some work on the device, alone; a fault of the device takes it from this process.

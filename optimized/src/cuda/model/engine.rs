@@ -5,11 +5,12 @@ use golden::{
     engine::{LinearState, Listener, Rows, Snapshot, Step, Traffic, Want},
     plan::{Grid, Site},
 };
-use half::bf16;
 use ndarray::{Array2, Array3, Array4, Axis, Slice};
-use zerocopy::IntoBytes;
 
-use super::{Format, LayerState, Model, PIECE, memory, on, seen::numbers};
+use super::{
+    Format, LayerState, Model, PIECE, memory, on,
+    seen::{numbers, stored},
+};
 use crate::{
     cpu::model::pieces::{join, pieces},
     cuda::{
@@ -75,7 +76,7 @@ impl Engine for Model {
             let mut rng = Rng::keyed("pretend", seed);
             let mut drawn = |n: usize, of: f32, element| {
                 let all: Vec<f32> = (0..n).map(|_| of * rng.uniform(-1.0, 1.0)).collect();
-                stored(&all, element)
+                stored(&all, element).into_owned()
             };
             let mut rows = [device.room(TURN * row)?, device.room(TURN * row)?];
             for rows in &mut rows {
@@ -250,17 +251,6 @@ fn plan(format: Format) -> Plan {
                 Site::ExpertHidden,
             ];
             sites.iter().fold(Plan::F32, |plan, &site| plan.round(site, Grid::Bf16))
-        }
-    }
-}
-
-/// Numbers as a buffer has them.
-fn stored(x: &[f32], element: Element) -> Vec<u8> {
-    match element {
-        Element::F32 => x.as_bytes().to_vec(),
-        Element::Bf16 => {
-            let narrow: Vec<u16> = x.iter().map(|&x| bf16::from_f32(x).to_bits()).collect();
-            narrow.as_bytes().to_vec()
         }
     }
 }

@@ -4,7 +4,7 @@ use golden::{Config, Error, config::Mlp};
 use ndarray::Array2;
 use zerocopy::IntoBytes;
 
-use super::seen::numbers;
+use super::{seen::numbers, told::Told};
 use crate::cuda::{
     device::{self, Buffer, Device},
     engine::Element,
@@ -109,14 +109,12 @@ impl Scratch {
         if rows <= self.rows && sequences <= self.sequences {
             return Ok(());
         }
-        let rows = rows.max(self.rows).next_power_of_two();
-        let sequences = sequences.max(self.sequences).next_power_of_two();
+        let of = Room::of(c, element, (rows.max(self.rows), sequences.max(self.sequences)));
         let moved = self.moved + 1;
         // What there was goes first.
         *self = Scratch::none(device)?;
-        let of = Room { c, element, n: rows, sequences };
         *self = Scratch::make(&mut |name| device.room(of.bytes(name)))?;
-        (self.rows, self.sequences, self.moved) = (rows, sequences, moved);
+        (self.rows, self.sequences, self.moved) = (of.n, of.sequences, moved);
         Ok(())
     }
 
@@ -180,7 +178,17 @@ pub(super) struct Room<'a> {
     pub(super) sequences: usize,
 }
 
-impl Room<'_> {
+impl<'a> Room<'a> {
+    /// For so many rows of so many sequences, and some more.
+    pub(super) fn of(
+        c: &'a Config,
+        element: Element,
+        (rows, sequences): (usize, usize),
+    ) -> Room<'a> {
+        let (n, sequences) = (rows.next_power_of_two(), sequences.next_power_of_two());
+        Room { c, element, n, sequences }
+    }
+
     /// Bytes of all of them.
     pub(super) fn all(&self) -> u64 {
         NAMES.iter().map(|name| self.bytes(name) as u64).sum()
@@ -201,7 +209,7 @@ impl Room<'_> {
         };
         let hidden = c.mlp_types.iter().map(|&kind| widest(kind)).max().unwrap_or(0);
         let of_row = match name {
-            "told" => return 8 * (4 * n + 5 * sequences + 3),
+            "told" => return 8 * Told::len(n, sequences),
             "last" => return LOGITS * d * e,
             "logits" => return LOGITS * c.vocab_size * 4,
             "x" | "added" => 4 * d,

@@ -11,13 +11,12 @@ use golden::{
     fp8, names,
     weights::RawTensor,
 };
-use half::bf16;
 use zerocopy::IntoBytes;
 
-use super::Format;
+use super::{Format, seen};
 use crate::cuda::{
     device::{Buffer, Device},
-    engine::{Made, Matrix, Ops, Stored},
+    engine::{Element, Made, Matrix, Ops, Stored},
 };
 
 /// The weights of a decoder layer.
@@ -220,12 +219,8 @@ impl Loader<'_> {
             device.put_at(&raw.data, &mut matrix.weights, i * size)?;
         } else {
             let wide = self.widened(name, &raw)?;
-            if stored == Stored::Bf16 {
-                let narrow: Vec<u16> = wide.iter().map(|&w| bf16::from_f32(w).to_bits()).collect();
-                device.put_at(narrow.as_bytes(), &mut matrix.weights, i * size)?;
-            } else {
-                device.put_at(wide.as_bytes(), &mut matrix.weights, i * size)?;
-            }
+            let as_kept = if stored == Stored::Bf16 { Element::Bf16 } else { Element::F32 };
+            device.put_at(&seen::stored(&wide, as_kept), &mut matrix.weights, i * size)?;
         }
         if let Some(buffer) = &mut matrix.scales {
             let raw = self.weights.fetch(&scales_name)?;
