@@ -12,7 +12,7 @@
 //     (HK, slots, ceil(HV / HK / 2)), 256 threads, 57344 bytes of dynamic shared memory; a slot is a chunk, and
 //     there are 65535 at most. `work` takes slots * HV * 17408 bytes, aligned to 16.
 // gated_delta_rule_chunk_walk: the states and answers, chunk after chunk. Grid (S x HV, 1) with 384 threads and
-//     217088 bytes, or (S x HV, 2) with 256 threads and 184320 bytes, where S x HV is far below the number of
+//     219136 bytes, or (S x HV, 2) with 256 threads and 185344 bytes, where S x HV is far below the number of
 //     multiprocessors. state_out may be state_in.
 //     Both take chunks [first, first + chunks) of every sequence; slots are then S * chunks. A long batch
 //     is best cut so that the slots of a cut stay in the L2 cache; every cut but the first has state_out for
@@ -413,7 +413,7 @@ extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prep
     }
 }
 
-const int STAGES = 3;
+const int STAGES = 3, ANSWER_ROW = 144, ANSWERS = CHUNK * ANSWER_ROW;  // a row of 128 bytes, apart in banks
 
 extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk(
     bf16* __restrict__ o,                      // [N, HV, V]
@@ -432,9 +432,10 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
     int plant)
 {
     extern __shared__ unsigned char shared[];
-    __shared__ unsigned long long barriers[2 * STAGES];
+    __shared__ unsigned long long barriers[2 * STAGES + 2];
     const unsigned base = (shared_address(shared) + 1023) / 1024 * 1024;
     const unsigned full = shared_address(barriers), empty = full + 8 * STAGES;
+    const unsigned answered = empty + 8 * STAGES, taken = answered + 8;
     const int groups = blockDim.x / 128 - 1, stage_bytes = 4 * TILE + RECORD + groups * TILE;
     const int s = blockIdx.x / HV, h = blockIdx.x % HV, head = h / (HV / HK);
     const long long begin = cu_seqlens[s], length = cu_seqlens[s + 1] - begin;
@@ -446,12 +447,14 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
             barrier_init(full + 8 * i, 128 + 1);
             barrier_init(empty + 8 * i, 4 * groups);
         }
+        barrier_init(answered, 4 * groups);
+        barrier_init(taken, 128);
         barriers_are_there();
     }
     __syncthreads();
 
     if (threadIdx.x < 128) {
-        registers_down<40>();
+        registers_down<72>();
         const int thread = threadIdx.x, row = thread / 16, piece = thread % 16;
         const int row_v = thread / 8, piece_v = thread % 8;
         const size_t stride = (size_t)HK * DIM, stride_v = (size_t)HV * DIM;
@@ -463,6 +466,24 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
         const unsigned char* record = work + ((size_t)slot * HV + h) * RECORD;
         const unsigned to_key = base + piece / 8 * HALF + swizzled(row, piece % 8);
         const unsigned to_value = base + 4 * TILE + RECORD + swizzled(row_v, piece_v);
+        // Answers leave when their chunk is done.
+        int sent = first;
+        bf16* answer_to = o + ((token + row_v) * HV + h) * DIM + blockIdx.y * groups * 64 + piece_v * 8;
+        const unsigned answer_at = base + STAGES * stage_bytes + row_v * ANSWER_ROW + piece_v * 16;
+        auto send = [&] {
+            barrier_wait(answered, (sent - first) & 1);
+            const long long left = length - (long long)sent * CHUNK;
+            for (int group = 0; group < groups; group++) {
+                uint4 pieces[4];
+#pragma unroll
+                for (int j = 0; j < 4; j++) pieces[j] = shared_4(answer_at + group * ANSWERS + j * 16 * ANSWER_ROW);
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+                    if (row_v + 16 * j < left) *(uint4*)(answer_to + group * 64 + j * 16 * stride_v) = pieces[j];
+            }
+            arrive(taken);
+            answer_to += CHUNK * stride_v, sent++;
+        };
         int stage = 0, parity = 1;
         for (int i = first; i < to; i++) {
             const long long left = length - (long long)i * CHUNK;
@@ -484,17 +505,19 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
                 writes_to_async();
                 arrive(full + 8 * (stage ? stage - 1 : STAGES - 1));
             }
+            if (first + STAGES <= i) send();
             if (++stage == STAGES) stage = 0, parity ^= 1;
         }
         copies_wait<0>();
         writes_to_async();
         if (first < to) arrive(full + 8 * (stage ? stage - 1 : STAGES - 1));
+        while (sent < to) send();
         return;
     }
 
     // A warpgroup has 64 columns of the state, transposed: rows of a thread are columns `row` and row + 8 of
     // the state, and in a chunk of v and o; its columns are 8 b + c and the next, channels of k or tokens.
-    registers_up<232>();
+    registers_up<216>();
     const int group = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
     const int c = lane % 4 * 2, row = (blockIdx.y * groups + group) * 64 + 16 * warp + lane / 4;
     const size_t own = (size_t)blockIdx.x * DIM * DIM + row;
@@ -505,22 +528,8 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
         state[i] = plant == INITIAL_STATE_IGNORED && first == 0 ? 0 : state_in[own + channel * DIM + i / 2 % 2 * 8];
     }
 
-    // The answers of a chunk wait in shared memory until the next one is under way.
-    const unsigned answers = base + STAGES * stage_bytes + group * TILE;
-    bf16* answers_to = o + ((begin + (long long)first * CHUNK + lane / 2) * HV + h) * DIM +
-                       (blockIdx.y * groups + group) * 64 + (2 * warp + lane % 2) * 8;
-    uint4 leaving[4];
-    auto take = [&] {
-#pragma unroll
-        for (int j = 0; j < 4; j++) leaving[j] = shared_4(answers + swizzled(16 * j + lane / 2, 2 * warp + lane % 2));
-    };
-    auto answer = [&](int rows) {
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            if (16 * j + lane / 2 < rows) *(uint4*)answers_to = leaving[j];
-            answers_to += 16 * HV * DIM;
-        }
-    };
+    const unsigned answers = base + STAGES * stage_bytes + group * ANSWERS + (lane / 16 * 8 + lane % 8) * ANSWER_ROW +
+                             (2 * warp + lane / 8 % 2) * 16;
     const unsigned own_pieces = swizzled(lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2);
 
     unsigned s16[32];
@@ -533,23 +542,22 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
         const unsigned said_at = p + TILE + c * 4, asked_at = said_at + CHUNK * 4, kept_at = asked_at + CHUNK * 4;
         barrier_wait(full + 8 * stage, parity);
 
-        float x[32], answered[32];
-        wgmma_begin();
-#pragma unroll
-        for (int j = 0; j < 8; j++) wgmma_64(x, s16 + 4 * j, tile(keys + j / 4 * HALF + j % 4 * 32), j);
-        wgmma_end_group();
-
-        // Meanwhile.
-        if (first < i) take(), answer(CHUNK);
         const float decay = shared_2(p + TILE + 3 * CHUNK * 4).x;
-#pragma unroll
-        for (int j = 0; j < 64; j++) state[j] *= decay;
         unsigned value[4][4];
 #pragma unroll
         for (int j = 0; j < 4; j++) load_transposed(value[j], values + j * 2048);
         float2 said[8], asked[8], kept[8];
 #pragma unroll
         for (int b = 0; b < 8; b++) said[b] = shared_2(said_at + b * 32);
+
+        const unsigned long long key_tile = tile(keys), query_tile = on(key_tile, TILE);
+        float x[32], answer[32];
+        wgmma_begin();
+#pragma unroll
+        for (int j = 0; j < 8; j++) wgmma_64(x, s16 + 4 * j, on(key_tile, j / 4 * HALF + j % 4 * 32), j);
+        wgmma_end_group();
+#pragma unroll
+        for (int j = 0; j < 64; j++) state[j] *= decay;
 
         unsigned x16[16];
         wgmma_wait<0>();
@@ -568,16 +576,16 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
             x16[2 * b + 1] = packed(first_of(high) * write.x - said[b].x * x[4 * b + 2],
                                     second_of(high) * write.y - said[b].y * x[4 * b + 3]);
         }
+#pragma unroll
+        for (int b = 0; b < 8; b++) kept[b] = shared_2(kept_at + b * 32), asked[b] = shared_2(asked_at + b * 32);
         float d[32];
         wgmma_begin();
 #pragma unroll
-        for (int j = 0; j < 4; j++) wgmma_64(d, x16 + 4 * j, tile(t + j * 32), j);
+        for (int j = 0; j < 4; j++) wgmma_64(d, x16 + 4 * j, on(tile(t), j * 32), j);
         wgmma_end_group();
 #pragma unroll
-        for (int j = 0; j < 8; j++) wgmma_64(answered, s16 + 4 * j, tile(keys + TILE + j / 4 * HALF + j % 4 * 32), j);
+        for (int j = 0; j < 8; j++) wgmma_64(answer, s16 + 4 * j, on(query_tile, j / 4 * HALF + j % 4 * 32), j);
         wgmma_end_group();
-#pragma unroll
-        for (int b = 0; b < 8; b++) kept[b] = shared_2(kept_at + b * 32);
 
         unsigned d16[16], kept16[16];
         wgmma_wait<1>();
@@ -589,21 +597,19 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
         }
         wgmma_begin();
 #pragma unroll
-        for (int j = 0; j < 4; j++) wgmma_128<1>(state, kept16 + 4 * j, tile(keys + j * 2048, HALF), 1);
+        for (int j = 0; j < 4; j++) wgmma_128<1>(state, kept16 + 4 * j, on(tile(keys, HALF), j * 2048), 1);
         wgmma_end_group();
 #pragma unroll
         for (int j = 0; j < 16; j++) d16[j] = packed(d[2 * j], d[2 * j + 1]);
-#pragma unroll
-        for (int b = 0; b < 8; b++) asked[b] = shared_2(asked_at + b * 32);
         wgmma_wait<1>();
-        there(answered);
+        there(answer);
 #pragma unroll
         for (int b = 0; b < 8; b++)
 #pragma unroll
-            for (int j = 0; j < 4; j++) answered[4 * b + j] *= j % 2 ? asked[b].y : asked[b].x;
+            for (int j = 0; j < 4; j++) answer[4 * b + j] *= j % 2 ? asked[b].y : asked[b].x;
         wgmma_begin();
 #pragma unroll
-        for (int j = 0; j < 4; j++) wgmma_64(answered, d16 + 4 * j, tile(p + j * 32), 1);
+        for (int j = 0; j < 4; j++) wgmma_64(answer, d16 + 4 * j, on(tile(p), j * 32), 1);
         wgmma_end_group();
         wgmma_wait<1>();
         there(state);
@@ -613,20 +619,20 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
 #pragma unroll
         for (int j = 0; j < 32; j++) s16[j] = packed(state[2 * j], state[2 * j + 1]);
         wgmma_wait<0>();
-        there(answered);
+        there(answer);
         if (lane == 0) arrive(empty + 8 * stage);
         if (++stage == STAGES) stage = 0, parity ^= 1;
 
+        barrier_wait(taken, (i - first - 1) & 1);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            const float* y = answered + 8 * j;
-            store_transposed(answers + own_pieces + j * 2048, packed(y[0], y[1]), packed(y[2], y[3]),
-                             packed(y[4], y[5]), packed(y[6], y[7]));
+            const float* y = answer + 8 * j;
+            store_transposed(answers + j * 16 * ANSWER_ROW, packed(y[0], y[1]), packed(y[2], y[3]), packed(y[4], y[5]),
+                             packed(y[6], y[7]));
         }
         __syncwarp();
+        if (lane == 0) arrive(answered);
     }
-    const long long last = length - (long long)(to - 1) * CHUNK;
-    if (first < to) take(), answer(last < CHUNK ? (int)last : CHUNK);
 
 #pragma unroll
     for (int i = 0; i < 64; i++) state_out[own + (i / 4 * 8 + c + i % 2) * DIM + i / 2 % 2 * 8] = state[i];
