@@ -43,7 +43,7 @@ pub use host::{available_memory, forget_peak, host, peak_memory, pin_threads, us
 pub use number::Number;
 pub use optimized::{
     cpu::model::{Kept, Loading, Store, StoreError},
-    cuda::{Gpu, gpu},
+    cuda::{Gpu, Trapped, gpu, model::Unfit},
     doors::World,
 };
 
@@ -57,7 +57,8 @@ use golden::{
 
 /// An engine by name: `reference` in `f32`, `f64` or (the official code in bf16, emulated) `bf16`, with a fault planted in its
 /// wiring if one is named; or `cpu`, the fast kernels of this machine, over weights as they are
-/// (`f32`: it computes in that) or narrowed (`int8`, `int4`), keys and values kept as the number says.
+/// (`f32`: it computes in that) or narrowed (`int8`, `int4`), keys and values kept as the number says; or `cuda`, the
+/// GPU of this machine, in `f32` or `bf16`.
 ///
 /// # Errors
 /// If there is none of that name.
@@ -103,14 +104,20 @@ pub fn engine_with<'a>(
             Err("number bf16: of weights in FP8 there is no official run in bf16 to emulate".into())
         }
         ("reference", _) => Err(format!("number {number:?}: expected f32, f64 or bf16").into()),
-        ("cpu", _) if plant.is_some() => Err("plants are of the reference's wiring".into()),
+        ("cpu" | "cuda", _) if plant.is_some() => {
+            Err("plants are of the reference's wiring".into())
+        }
         ("cpu", format) => optimized::cpu::model::engine(&*weights, format, kept, loading),
-        _ => Err(format!("engine {name:?}: expected reference or cpu").into()),
+        ("cuda", _) if kept.is_some() => {
+            Err("kv-cache: the cuda engine keeps keys and values as it has activations".into())
+        }
+        ("cuda", format) => optimized::cuda::model::engine(&*weights, format, loading.tell),
+        _ => Err(format!("engine {name:?}: expected reference, cpu or cuda").into()),
     }
 }
 
-/// What [`engine`] would need of the machine's memory to be asked this; `None` of an engine that does not
-/// say.
+/// What [`engine`] would need of the machine's memory to be asked this, `cuda` of the GPU's; `None` of an engine
+/// that does not say.
 ///
 /// # Errors
 /// If there is no such number, or a weight is missing.
@@ -120,11 +127,24 @@ pub fn memory<'a>(
     weights: &dyn Weights,
     demand: &Demand,
 ) -> Result<Option<Memory>, Error> {
-    if name != "cpu" {
-        return Ok(None);
+    let Number { name: number, kept } = number.into();
+    match name {
+        "cpu" => optimized::cpu::model::memory(weights, number, kept, demand).map(Some),
+        "cuda" => optimized::cuda::model::memory(weights, number, demand).map(Some),
+        _ => Ok(None),
     }
-    let Number { name, kept } = number.into();
-    optimized::cpu::model::memory(weights, name, kept, demand).map(Some)
+}
+
+/// Bytes of the memory that an engine of that name computes in and that nobody has; `None` if the machine
+/// does not tell.
+///
+/// # Errors
+/// [`Unfit`] if it is the GPU's, and there is none.
+pub fn available(name: &str) -> Result<Option<u64>, Error> {
+    match name {
+        "cuda" => optimized::cuda::model::free().map(Some),
+        _ => Ok(available_memory()),
+    }
 }
 
 /// Weights as an engine of that name and number keeps them: what the reference is given beside it.
@@ -137,7 +157,7 @@ pub fn as_kept(
     weights: Arc<dyn Weights>,
 ) -> Result<Arc<dyn Weights>, Error> {
     let to = golden::Narrow::of_number(number);
-    if engine != "cpu" || (to.is_none() && number != "bf16") {
+    if !["cpu", "cuda"].contains(&engine) || (to.is_none() && number != "bf16") {
         return Ok(weights);
     }
     Ok(Arc::new(NarrowedWeights::new(weights, to)?))

@@ -34,7 +34,7 @@ use rayon::prelude::*;
 pub use self::faults::FAULTS;
 pub use crate::same::{Difference, Row};
 use crate::{
-    Kept, Number,
+    Kept, Number, Unfit,
     filter::{Filter, Subject},
     foreign::{self, Kernel},
     registry::{Entry, Parsed, ops},
@@ -361,8 +361,11 @@ pub(crate) fn opened(
     number: Number<'_>,
 ) -> Result<Arc<dyn Weights>, Error> {
     let weights = golden::open(name)?;
-    crate::engine(engine, number, weights.clone(), None)?;
-    Ok(weights)
+    match crate::engine(engine, number, weights.clone(), None) {
+        // What this machine lacks is told of each way to ask.
+        Err(error) if !error.is::<Unfit>() => Err(error),
+        _ => Ok(weights),
+    }
 }
 
 /// Whether a fault of that name can be planted in or around a model.

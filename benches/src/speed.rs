@@ -12,7 +12,7 @@ use golden::{
     engine::{Demand, INTERRUPTED, Narrowed, Rows, Snapshot, Traffic, Want},
     plan::{Activations, Grid, Site},
 };
-use optimized::cpu::roof::Work;
+use optimized::{cpu::roof::Work, cuda::roof::Memory};
 
 pub use self::fit::Fit;
 use crate::{clock::time, forget_peak, peak_memory, roofline::Machine};
@@ -28,6 +28,8 @@ pub struct Options {
     pub depths: Vec<Depth>,
     /// How often everything is asked.
     pub rounds: usize,
+    /// Whether engines compute on the GPU: then its memory is the roof.
+    pub gpu: bool,
 }
 
 impl Options {
@@ -74,22 +76,20 @@ impl Samples {
 pub struct Roof {
     /// Bytes read in a second.
     pub read: Samples,
-    /// Operations in a second, a multiplication and an addition counting as two.
-    pub f32: Samples,
-    /// The same of products of bf16 pairs.
-    pub bf16: Samples,
-    /// The same of products of bytes.
-    pub int8: Samples,
+    /// Operations of the processor in a second, a multiplication and an addition counting as two: of f32, of
+    /// bf16 pairs and of bytes.
+    pub products: Option<[Samples; 3]>,
 }
 
 impl Roof {
     /// Of products that read their factors so.
-    fn of(&self, factors: Activations) -> Samples {
-        match factors {
-            Activations::F32 => self.f32,
-            Activations::Bf16 => self.bf16,
-            Activations::Int8 => self.int8,
-        }
+    fn of(&self, factors: Activations) -> Option<Samples> {
+        let [f32, bf16, int8] = self.products?;
+        Some(match factors {
+            Activations::F32 => f32,
+            Activations::Bf16 => bf16,
+            Activations::Int8 => int8,
+        })
     }
 }
 
@@ -97,6 +97,7 @@ impl Roof {
 #[derive(Default)]
 pub struct Ceilings {
     machine: Option<Machine>,
+    gpu: Option<Memory>,
     samples: [Vec<f64>; 4],
 }
 
@@ -104,8 +105,23 @@ pub struct Ceilings {
 const KINDS: [Work; 4] = [Work::Read, Work::F32, Work::Bf16, Work::Int8];
 
 impl Ceilings {
+    /// Of the GPU: its memory alone.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn of_gpu() -> Result<Ceilings, Error> {
+        Ok(Ceilings { gpu: Some(Memory::new()?), ..Ceilings::default() })
+    }
+
     /// One more sample of each; the bytes that were read in a second.
     pub fn sample(&mut self) -> f64 {
+        if let Some(memory) = &mut self.gpu {
+            let (bytes, took) = time(|| memory.read());
+            // What fails here fails again in the engine, which says so.
+            let pace = bytes.map_or(f64::NAN, |bytes| bytes as f64 / took.as_secs_f64());
+            self.samples[0].push(pace);
+            return pace;
+        }
         let machine = self.machine.get_or_insert_with(Machine::new);
         for (kind, samples) in KINDS.into_iter().zip(&mut self.samples) {
             samples.push(machine.at(kind));
@@ -115,8 +131,9 @@ impl Ceilings {
 
     /// Of what was sampled: at least once.
     pub fn roof(&self) -> Roof {
-        let [read, f32, bf16, int8] = self.samples.clone().map(Samples::of);
-        Roof { read, f32, bf16, int8 }
+        let [read, f32, bf16, int8] = self.samples.clone();
+        let products = self.gpu.is_none().then(|| [f32, bf16, int8].map(Samples::of));
+        Roof { read: Samples::of(read), products }
     }
 }
 
@@ -144,11 +161,11 @@ pub struct Row {
 }
 
 impl Row {
-    /// The least seconds that the products of a token take, each at the pace of its kind.
-    pub fn least(&self, roof: &Roof) -> f64 {
+    /// The least seconds that the products of a token take, each at the pace of its kind, if that is known.
+    pub fn least(&self, roof: &Roof) -> Option<f64> {
         let Traffic { products, attention, .. } = self.traffic;
-        let of = |operations: u64, factors| operations as f64 / roof.of(factors).median;
-        of(products, self.factors[0]) + of(attention, self.factors[1])
+        let of = |operations: u64, factors| Some(operations as f64 / roof.of(factors)?.median);
+        Some(of(products, self.factors[0])? + of(attention, self.factors[1])?)
     }
 }
 
@@ -202,7 +219,7 @@ pub fn run(
     }
     let kept: Vec<Vec<Snapshot>> =
         engines.iter_mut().map(|engine| states(&mut **engine, depths)).collect::<Result<_, _>>()?;
-    let mut ceilings = Ceilings::default();
+    let mut ceilings = if options.gpu { Ceilings::of_gpu()? } else { Ceilings::default() };
     let mut asked = vec![(Vec::new(), Vec::new()); depths.len() * engines.len()];
     let mut read = vec![Vec::new(); depths.len()];
     for round in 0..options.rounds {

@@ -11,7 +11,7 @@ use golden::{
 use serde_json::json;
 
 use crate::{
-    exit::{Exit, fail, refuse},
+    exit::{Exit, fail, of_engine, refuse},
     fit,
     out::{self, Out},
     ready::Ready,
@@ -22,7 +22,10 @@ pub(crate) struct Args {
     /// A checkpoint folder, or synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S]
     #[arg(long, env = "KARAT_MODEL")]
     model: String,
-    /// What projections of the cpu engine are kept in; several are asked in turns
+    /// What computes: cpu, the fast kernels of this machine, or cuda, its GPU
+    #[arg(long, default_value = "cpu", env = "KARAT_ENGINE", value_parser = ["cpu", "cuda"])]
+    engine: String,
+    /// What projections of the engine are kept in, of cuda f32 or bf16; several are asked in turns
     #[arg(long, value_delimiter = ',', default_value = "bf16", value_name = "f32,bf16,int8,int4")]
     number: Vec<String>,
     /// What it keeps keys and values in, if not f32 for f32 and bf16 for others; several are asked in
@@ -66,13 +69,14 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         decode: args.decode,
         depths: args.depth.iter().map(at(false)).chain(args.fed.iter().map(at(true))).collect(),
         rounds: args.rounds as usize,
+        gpu: args.engine == "cuda",
     };
     args.ready.check(&args.number)?;
     let numbers = args.numbers();
     let stated = stated(args, &numbers, &options, &*weights)?;
     let mut engines = Vec::new();
     for &number in &numbers {
-        engines.push(args.ready.engine("cpu", number, &weights, out)?);
+        engines.push(args.ready.engine(&args.engine, number, &weights, out)?);
     }
     let bar = out.bar(0, "bench", false);
     let ran = speed::run(&mut engines, &options, &mut |done, all| {
@@ -85,7 +89,7 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         if e.to_string() == INTERRUPTED {
             fail(Exit::Interrupted, "interrupted")
         } else {
-            refuse(e)
+            of_engine(&e)
         }
     })?;
     tell(&args.model, &measured, &stated, out);
@@ -104,14 +108,16 @@ fn stated(
     let mut stated = Vec::new();
     for depth in &options.depths {
         let of = |number: &Number<'_>| {
-            let demand = options.demand(depth.tokens, args.ready.narrowed("cpu", number.name));
-            let memory = benches::memory("cpu", *number, weights, &demand).map_err(refuse)?;
+            let demand =
+                options.demand(depth.tokens, args.ready.narrowed(&args.engine, number.name));
+            let memory =
+                benches::memory(&args.engine, *number, weights, &demand).map_err(refuse)?;
             anyhow::Ok(memory.unwrap_or_default())
         };
         let own = numbers.iter().map(of).collect::<anyhow::Result<Vec<_>>>()?;
         let all = own.iter().fold(Memory::default(), |all, one| both(&all, one));
         stated.extend(own.into_iter().zip(numbers).map(|(memory, number)| Stated {
-            kept: number.keeps(),
+            kept: number.keeps().filter(|_| args.engine == "cpu"),
             memory,
             held: Memory { state: memory.state, cache: memory.cache, ..all },
         }));
@@ -128,9 +134,9 @@ fn stated(
         let copies = options.depths.len() as u64 + 1;
         let all = Memory { cache, state: all.state.saturating_mul(copies), ..all };
         let named: Vec<_> = numbers.iter().map(ToString::to_string).collect();
-        let what = format!("cpu in {} at depth {}", named.join("; "), depth.tokens);
-        fit::fits(&what, &all, benches::available_memory())
-            .map_err(|line| fail(Exit::Unfit, line))?;
+        let what = format!("{} in {} at depth {}", args.engine, named.join("; "), depth.tokens);
+        let available = benches::available(&args.engine).map_err(|e| of_engine(&e))?;
+        fit::fits(&what, &all, available).map_err(|line| fail(Exit::Unfit, line))?;
     }
     Ok(stated)
 }
@@ -167,14 +173,14 @@ impl Stated {
 fn tell(model: &str, measured: &Measured, stated: &[Stated], out: &Out) {
     let Measured { roof, rows, fits } = measured;
     let host = benches::host();
-    out.line(&format!("{}, {} threads", host.cpu, host.threads));
-    for (what, samples, unit) in [
-        ("memory is read at", roof.read, "GB/s"),
-        ("products of f32", roof.f32, "Gop/s"),
-        ("products of bf16 pairs", roof.bf16, "Gop/s"),
-        ("products of bytes", roof.int8, "Gop/s"),
-    ] {
-        out.line(&format!("{what}: {} {unit}", shown(samples, 1e-9, 0)));
+    match (roof.products, benches::gpu()) {
+        (None, Ok(gpu)) => out.line(&gpu.name),
+        _ => out.line(&format!("{}, {} threads", host.cpu, host.threads)),
+    }
+    out.line(&format!("memory is read at: {} GB/s", shown(roof.read, 1e-9, 0)));
+    let kinds = ["f32", "bf16 pairs", "bytes"];
+    for (kind, samples) in kinds.iter().zip(roof.products.iter().flatten()) {
+        out.line(&format!("products of {kind}: {} Gop/s", shown(*samples, 1e-9, 0)));
     }
     let cells = |row: &Row| {
         let bytes = (row.traffic.weights + row.traffic.states) as f64;
@@ -188,7 +194,8 @@ fn tell(model: &str, measured: &Measured, stated: &[Stated], out: &Out) {
             depth(row),
             prefill.as_ref().map_or_else(none, |(text, _)| text.clone()),
             prefill.map_or_else(none, |(_, pace)| {
-                format!("{:.0} Gop/s, {}", pace * operations / 1e9, share(pace * row.least(roof)))
+                let of = row.least(roof).map(|least| format!(", {}", share(pace * least)));
+                format!("{:.0} Gop/s{}", pace * operations / 1e9, of.unwrap_or_default())
             }),
             decode.as_ref().map_or_else(none, |(text, _)| text.clone()),
             decode.map_or_else(none, |(_, pace)| {
@@ -234,12 +241,14 @@ fn tell(model: &str, measured: &Measured, stated: &[Stated], out: &Out) {
         ],
         &rows.iter().zip(stated).map(memory).collect::<Vec<_>>(),
     );
+    let product = |kind: usize| roof.products.map(|all| samples(all[kind]));
     for (row, stated) in rows.iter().zip(stated) {
         out.json(&json!({"schema": "karat.result/1", "kind": "bench", "model": model,
             "cpu": host.cpu, "threads": host.threads, "engine": row.engine,
             "kv_cache": stated.kept.map(Kept::name), "depth": row.depth.tokens, "fed": row.depth.fed,
-            "read_bytes_per_second": samples(row.read), "f32_per_second": samples(roof.f32),
-            "bf16_per_second": samples(roof.bf16), "int8_per_second": samples(roof.int8),
+            "gpu": roof.products.is_none().then(|| benches::gpu().as_ref().map(|gpu| &*gpu.name).ok()),
+            "read_bytes_per_second": samples(row.read), "f32_per_second": product(0),
+            "bf16_per_second": product(1), "int8_per_second": product(2),
             "prefill_tokens_per_second": row.prefill.map(samples),
             "decode_tokens_per_second": row.decode.map(samples), "traffic": row.traffic,
             "least_prefill_seconds_per_token": row.least(roof),

@@ -24,7 +24,7 @@ use serde_json::json;
 
 use crate::{
     block,
-    exit::{Exit, fail, refuse},
+    exit::{Exit, fail, of_engine, refuse},
     golden_cmd,
     keeps::Keeps,
     logits::Prompt,
@@ -137,7 +137,7 @@ fn ended(error: &golden::Error) -> anyhow::Error {
     } else if error.is::<RecordingError>() {
         fail(Exit::Recording, error.to_string())
     } else {
-        refuse(error)
+        of_engine(error)
     }
 }
 

@@ -35,24 +35,31 @@ pub(crate) enum Exit {
 }
 
 impl Exit {
+    /// All of them, the gravest first.
+    const ORDER: [Exit; 13] = [
+        Exit::Interrupted,
+        Exit::Internal,
+        Exit::Refused,
+        Exit::Cheat,
+        Exit::Wrong,
+        Exit::Crashed,
+        Exit::Recording,
+        Exit::Baseline,
+        Exit::Unfit,
+        Exit::Slower,
+        Exit::Ambiguous,
+        Exit::Nothing,
+        Exit::Ok,
+    ];
+
+    /// The end that a code of another run of karat tells; `None` of a run that was killed.
+    pub(crate) fn of(code: Option<i32>) -> Option<Exit> {
+        Exit::ORDER.into_iter().find(|&exit| Some(exit as i32) == code)
+    }
+
     /// The gravest of several, in the order 130, 1, 2, 11, 3, 10, 8, 7, 9, 5, 6, 4, 0.
     pub(crate) fn gravest(self, other: Exit) -> Exit {
-        const ORDER: [Exit; 13] = [
-            Exit::Interrupted,
-            Exit::Internal,
-            Exit::Refused,
-            Exit::Cheat,
-            Exit::Wrong,
-            Exit::Crashed,
-            Exit::Recording,
-            Exit::Baseline,
-            Exit::Unfit,
-            Exit::Slower,
-            Exit::Ambiguous,
-            Exit::Nothing,
-            Exit::Ok,
-        ];
-        ORDER.into_iter().find(|&exit| exit == self || exit == other).unwrap_or(self)
+        Exit::ORDER.into_iter().find(|&exit| exit == self || exit == other).unwrap_or(self)
     }
 }
 
@@ -83,6 +90,17 @@ impl std::error::Error for Failure {}
 /// A [`Failure`] as an error.
 pub(crate) fn fail(exit: Exit, line: impl Into<String>) -> anyhow::Error {
     Failure { exit, line: line.into() }.into()
+}
+
+/// Why an engine does not do what is asked: the machine is unfit, a kernel crashed, or it was asked wrongly.
+pub(crate) fn of_engine(error: &golden::Error) -> anyhow::Error {
+    if error.is::<benches::Unfit>() {
+        fail(Exit::Unfit, error.to_string())
+    } else if error.is::<benches::Trapped>() {
+        fail(Exit::Crashed, error.to_string())
+    } else {
+        refuse(error)
+    }
 }
 
 /// Refused input, exit 2.

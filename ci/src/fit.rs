@@ -6,7 +6,7 @@ use golden::{
     engine::{Demand, Memory},
 };
 
-use crate::exit::{Exit, fail, refuse};
+use crate::exit::{Exit, fail, of_engine, refuse};
 
 /// What the engine will need, refused with exit code 9 where the machine does not have it; `None` of an
 /// engine that does not say.
@@ -22,7 +22,8 @@ pub(crate) fn check(
     let memory = benches::memory(engine, number, weights, demand).map_err(refuse)?;
     if let Some(memory) = &memory {
         let what = format!("{engine} in {number}");
-        fits(&what, memory, benches::available_memory()).map_err(|line| fail(Exit::Unfit, line))?;
+        let available = benches::available(engine).map_err(|e| of_engine(&e))?;
+        fits(&what, memory, available).map_err(|line| fail(Exit::Unfit, line))?;
     }
     Ok(memory)
 }

@@ -18,7 +18,7 @@ use ndarray::Array2;
 pub(crate) use self::tell::{tell, why};
 use crate::{
     ended::unseen,
-    exit::{Exit, fail, refuse},
+    exit::{Exit, fail, of_engine, refuse},
     fit,
     keeps::Keeps,
     logits::Prompt,
@@ -94,6 +94,7 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let numbers = numbers(args, &*weights);
     args.ready.check(&numbers)?;
     let asked = Asked {
+        engine: "cpu",
         name: &args.model,
         numbers: &numbers,
         keeps: args.keeps,
@@ -155,6 +156,8 @@ fn again(args: &Args, number: &str) -> String {
 
 /// Formats, what they are asked, and who says what is right.
 pub(crate) struct Asked<'a> {
+    /// Which engine is asked.
+    pub(crate) engine: &'a str,
     /// What the model is called.
     pub(crate) name: &'a str,
     pub(crate) weights: Arc<dyn Weights>,
@@ -190,46 +193,54 @@ impl Asked<'_> {
     fn engine(&self, number: &str, out: &Out) -> anyhow::Result<Box<dyn Engine>> {
         let number = self.keeps.number(number);
         if let Some(ready) = self.ready {
-            return ready.engine("cpu", number, &self.weights, out);
+            return ready.engine(self.engine, number, &self.weights, out);
         }
-        benches::engine("cpu", number, self.weights.clone(), None).map_err(refuse)
+        let engine = benches::engine(self.engine, number, self.weights.clone(), None);
+        engine.map_err(|e| of_engine(&e))
     }
 
     /// What one engine needs; refused where the machine does not have it, with what is kept beside it.
-    fn stated(&self, weights: &Arc<dyn Weights>, number: Number<'_>) -> anyhow::Result<Memory> {
+    fn stated(
+        &self,
+        engine: &str,
+        weights: &Arc<dyn Weights>,
+        number: Number<'_>,
+    ) -> anyhow::Result<Memory> {
         let narrowed =
-            self.ready.map(|ready| ready.narrowed("cpu", number.name)).unwrap_or_default();
+            self.ready.map(|ready| ready.narrowed(engine, number.name)).unwrap_or_default();
         let mut most = Memory::default();
         for text in &self.texts {
             let demand = text.demand(narrowed);
-            let memory = fit::check("cpu", number, &**weights, &demand)?.unwrap_or_default();
+            let memory = fit::check(engine, number, &**weights, &demand)?.unwrap_or_default();
             let kept: u64 = self.texts.iter().map(|text| text.kept(&**weights)).sum();
             let memory = Memory { scratch: memory.scratch.saturating_add(kept), ..memory };
             if most.must_fit() <= memory.must_fit() {
                 most = memory;
             }
         }
-        fits(&format!("cpu in {number}"), &most)?;
+        if engine == "cpu" {
+            fits(&format!("cpu in {number}"), &most)?;
+        }
         Ok(most)
     }
 
     /// What all is made of; everything that can be refused is, before anything runs.
     fn check(&self) -> anyhow::Result<Vec<Memory>> {
         for number in self.numbers {
-            benches::as_kept("cpu", number, self.weights.clone()).map_err(refuse)?;
+            benches::as_kept(self.engine, number, self.weights.clone()).map_err(refuse)?;
         }
         let stated: Vec<Memory> = self
             .numbers
             .iter()
-            .map(|number| self.stated(&self.weights, self.keeps.number(number)))
+            .map(|number| self.stated(self.engine, &self.weights, self.keeps.number(number)))
             .collect::<anyhow::Result<_>>()?;
-        self.stated(self.plain(), BF16.into())?;
+        self.stated("cpu", self.plain(), BF16.into())?;
         match self.plant {
             None => {}
             Some(COARSER) => {
                 for number in self.numbers {
                     let other = coarser(number).map_err(refuse)?;
-                    self.stated(&self.weights, self.keeps.number(other))?;
+                    self.stated(self.engine, &self.weights, self.keeps.number(other))?;
                 }
             }
             Some(plant) => return Err(refuse(format!("--plant {plant}: expected {COARSER}"))),

@@ -25,7 +25,7 @@ use serde_json::json;
 use crate::{
     block,
     ended::unseen,
-    exit::{Exit, fail, refuse},
+    exit::{Exit, fail, of_engine, refuse},
     files,
     keeps::Keeps,
     out::{self, Out},
@@ -60,12 +60,12 @@ struct VerifyArgs {
     /// This checkpoint instead of the recorded one; it is computed even if its hashes differ
     #[arg(long, value_name = "DIR")]
     model: Option<String>,
-    /// What computes: reference, or cpu, the fast kernels of this machine
+    /// What computes: reference, cpu, the fast kernels of this machine, or cuda, its GPU
     #[arg(long, default_value = "reference")]
     engine: String,
     /// Number type: f32; of the reference also f64, or bf16, which emulates the official code in bf16 and is
-    /// held against what that said; of cpu also bf16, int8 and int4, one or several: what is lost in them,
-    /// beside what the emulation of their plan loses, and beside bf16
+    /// held against what that said; of cpu also bf16, int8 and int4, one or several, of cuda bf16: what is lost
+    /// in them, beside what the emulation of their plan loses, and beside cpu in bf16
     #[arg(long, value_delimiter = ',', default_value = "f32", value_name = "NUMBER,…")]
     number: Vec<String>,
     #[command(flatten)]
@@ -253,6 +253,8 @@ fn blamed(e: &golden::Error, at: &str, other_files: &[String]) -> anyhow::Error 
         fail(Exit::Interrupted, INTERRUPTED)
     } else if e.is::<RecordingError>() {
         fail(Exit::Recording, e.to_string())
+    } else if e.is::<benches::Unfit>() || e.is::<benches::Trapped>() {
+        of_engine(e)
     } else if other_files.is_empty() {
         refuse(format!("{at}: {e}"))
     } else {
@@ -275,7 +277,8 @@ pub(crate) fn verify_one(
     if emulate && !has_bf16(&recording) {
         return Err(refuse(format!("{id}: the official code was not recorded in bf16")));
     }
-    let mut engine = benches::engine(engine, number, weights.clone(), plant).map_err(refuse)?;
+    let engine = benches::engine(engine, number, weights.clone(), plant);
+    let mut engine = engine.map_err(|e| of_engine(&e))?;
     let mut verified = Vec::new();
     for prompt in &recording.manifest.prompts {
         let progress = &mut |_, _| !out::interrupted();
@@ -316,11 +319,16 @@ fn run_verify(args: &VerifyArgs, out: &Out) -> anyhow::Result<Exit> {
     }
     let plain =
         |name: &String| (&**name, args.keeps.number(name).keeps()) == ("f32", Some(Kept::F32));
-    if args.engine == "cpu" && !matches!(&args.number[..], [one] if plain(one)) {
+    let in_f32 = match &args.number[..] {
+        [one] if args.engine == "cpu" => plain(one),
+        [one] => one == "f32",
+        _ => false,
+    };
+    if ["cpu", "cuda"].contains(&&*args.engine) && !in_f32 {
         return formats::run(&ids, args, out);
     }
     let [number] = &args.number[..] else {
-        return Err(refuse("--number: several are asked of the cpu engine only"));
+        return Err(refuse("--number: several are asked of the cpu and cuda engines only"));
     };
     let number = args.keeps.number(number);
     let mut exit = Exit::Ok;
@@ -411,7 +419,9 @@ fn tell(report: &Report, args: &VerifyArgs, number: Number<'_>, out: &Out) {
         }
         let plant = args.plant.as_ref().map_or(String::new(), |plant| format!(" --plant {plant}"));
         let model = args.model.as_ref().map_or(String::new(), |model| format!(" --model {model}"));
-        let number = typed("number", number.name, "f32") + &args.keeps.typed();
+        let number = typed("engine", &*args.engine, "reference")
+            + &typed("number", number.name, "f32")
+            + &args.keeps.typed();
         out.line(&format!("  repro: karat golden verify {}{model}{number}{plant}", report.id));
     }
 }

@@ -29,7 +29,7 @@ pub(crate) struct Which {
     /// A checkpoint folder, or synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S]
     #[arg(long, env = "KARAT_MODEL")]
     pub(crate) model: String,
-    /// What computes it: reference, or cpu, the fast kernels of this machine
+    /// What computes it: reference, cpu, the fast kernels of this machine, or cuda, its GPU
     #[arg(long, default_value = "reference", env = "KARAT_ENGINE")]
     pub(crate) engine: String,
     /// Number type: of the reference f32, f64 for the oracle, or bf16, which emulates the official code in

@@ -9,7 +9,7 @@ use golden::{
 };
 
 use crate::{
-    exit::{Exit, fail, refuse},
+    exit::{Exit, fail, of_engine, refuse},
     out::{self, Out},
 };
 
@@ -75,7 +75,7 @@ impl Ready {
         bar.finish_and_clear();
         ready.map_err(|e| match e.to_string() {
             line if line == INTERRUPTED => fail(Exit::Interrupted, line),
-            line => refuse(line),
+            _ => of_engine(&e),
         })
     }
 }

@@ -22,11 +22,12 @@ pub(crate) struct Models {
     /// Models: a checkpoint folder, or synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S]
     #[arg(long, default_values = DEFAULT)]
     pub(crate) model: Vec<String>,
-    /// What computes them: reference, or cpu, the fast kernels of this machine
+    /// What computes them: reference, cpu, the fast kernels of this machine, or cuda, its GPU
     #[arg(long, default_value = "reference", env = "KARAT_ENGINE")]
     pub(crate) engine: String,
     /// Number type: of the reference f32, f64 for the oracle, or bf16, which emulates the official code in
-    /// bf16; of cpu f32 over weights as they are, or over weights narrowed to int8 or int4
+    /// bf16; of cpu f32 over weights as they are, or over weights narrowed to int8 or int4; of cuda f32 or
+    /// bf16
     #[arg(long, default_value = "f32", env = "KARAT_NUMBER")]
     pub(crate) number: String,
     #[command(flatten)]

@@ -32,8 +32,12 @@ macro_rules! sites {
 }
 
 sites! {
-    /// The result of a linear layer.
+    /// The result of a linear layer, but for those of the next two.
     Linear = "linear",
+    /// The result of one that decides: the router's, a gate's.
+    Decision = "decision",
+    /// The result of one inside an expert or a dense MLP.
+    ExpertLinear = "expert_linear",
     /// The result of a norm, before its consumer.
     Norm = "norm",
     /// The residual stream after an addition.
@@ -58,8 +62,10 @@ sites! {
     WyValues = "wy_values",
     /// The chunked form's masked scores.
     WyScores = "wy_scores",
-    /// Output of a token mixer before its gate.
+    /// Output of the delta rule before its gate.
     MixerOut = "mixer_out",
+    /// Output of attention before its gate.
+    AttentionOut = "attention_out",
     /// Cosines and sines.
     RopeTable = "rope_table",
     /// The products of a rotation, before they are added.
@@ -383,18 +389,21 @@ impl Plan {
     /// side of a rounding.
     pub fn hf_bf16() -> Plan {
         use Site::{
-            Beta, Conv, ConvOut, ExpertHidden, ExpertOut, ExpertSum, GateOut, Linear, MixerOut,
-            MoeOut, Norm, Probabilities, Residual, Rope, RopeProduct, RopeTable, RouterLogits,
-            RouterWeights, Scores, Sigmoid, Silu,
+            AttentionOut, Beta, Conv, ConvOut, Decision, ExpertHidden, ExpertLinear, ExpertOut,
+            ExpertSum, GateOut, Linear, MixerOut, MoeOut, Norm, Probabilities, Residual, Rope,
+            RopeProduct, RopeTable, RouterLogits, RouterWeights, Scores, Sigmoid, Silu,
         };
         let sites = [
             Linear,
+            Decision,
+            ExpertLinear,
             Norm,
             Residual,
             Conv,
             ConvOut,
             Beta,
             MixerOut,
+            AttentionOut,
             RopeTable,
             RopeProduct,
             Rope,

@@ -51,7 +51,7 @@ use crate::{
     config::Preset,
     fp8, names,
     names::{Entry, Role},
-    weights::{Meta, RawTensor, WeightError},
+    weights::{Meta, RawTensor, Recipe, WeightError},
 };
 
 /// A synthetic checkpoint.
@@ -132,6 +132,14 @@ impl Synthetic {
         }
         let entry = self.entries.get(name.strip_suffix("_scale_inv")?)?;
         (self.config.fp8.is_some() && entry.quantised).then_some((entry, true))
+    }
+
+    fn made(&self, name: &str, entry: &Entry, scales: bool) -> Recipe {
+        let columns =
+            if entry.role == Role::Conv { 1 } else { entry.shape.last().copied().unwrap_or(1) };
+        let (offset, exponent) = affine(entry.role, columns);
+        let unit = 2.0_f32.powi(if scales { exponent + 10 - 3 } else { exponent });
+        Recipe { key: key(name, self.seed), offset, unit }
     }
 }
 
@@ -216,20 +224,15 @@ impl Weights for Synthetic {
         }
         let row: usize = shape[1..].iter().product();
         shape[0] = rows.len();
-        let columns =
-            if entry.role == Role::Conv { 1 } else { entry.shape.last().copied().unwrap_or(1) };
-        let (offset, exponent) = affine(entry.role, columns);
-        let key = key(name, self.seed);
+        let Recipe { key, offset, unit } = self.made(name, entry, scales);
         let indices = (rows.start * row) as u64..(rows.end * row) as u64;
         let data: Vec<u8> = if scales {
-            let unit = 2.0_f32.powi(exponent + 10 - 3);
             let scale = |i: u64| {
                 let m = mix(key.wrapping_add((i + 1).wrapping_mul(GOLDEN_RATIO))) & 7;
                 (4 + m) as f32 * unit
             };
             indices.flat_map(|i| scale(i).to_le_bytes()).collect()
         } else {
-            let unit = 2.0_f32.powi(exponent);
             let value = |i: u64| offset + draw(key, i) as f32 * unit;
             match meta.dtype {
                 Dtype::Fp8 => {
@@ -241,6 +244,11 @@ impl Weights for Synthetic {
             }
         };
         Ok(RawTensor { dtype: meta.dtype, shape, data: Cow::Owned(data) })
+    }
+
+    fn recipe(&self, name: &str) -> Option<Recipe> {
+        let (entry, scales) = self.entry(name)?;
+        Some(self.made(name, entry, scales))
     }
 
     fn names(&self) -> Vec<String> {

@@ -43,8 +43,23 @@ pub trait Weights: Send + Sync {
     fn identity(&self) -> Option<String> {
         None
     }
+    /// How a tensor is made, of a source that computes it: then it can be made where it is wanted.
+    fn recipe(&self, _name: &str) -> Option<Recipe> {
+        None
+    }
     /// Every tensor name that [`fetch`](Self::fetch) answers, sorted as the checkpoint lists them.
     fn names(&self) -> Vec<String>;
+}
+
+/// What makes a synthetic tensor, in the words of [`crate::synthetic`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Recipe {
+    /// Of its name and the seed.
+    pub key: u64,
+    /// What is added to every element.
+    pub offset: f32,
+    /// A power of two: of elements `2^e`, of scales `2^(e + 7)`.
+    pub unit: f32,
 }
 
 /// The same weights, each rounded to a narrower float type: a checkpoint as a model holds it that was

@@ -72,7 +72,7 @@ pub fn attention<R: Real>(x: &Inputs<R>) -> Outputs<R> {
                         .zip(v.slice(s![head / group, j, ..]))
                         .for_each(|(o, &v)| *o += p * v.operand());
                 }
-                o.mapv_inplace(|o| o.at(Site::MixerOut));
+                o.mapv_inplace(|o| o.at(Site::AttentionOut));
             }
         }
     }

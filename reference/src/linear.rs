@@ -24,27 +24,36 @@ pub fn linear<R: Real>(Inputs { x, weight }: &Inputs<R>) -> Outputs<R> {
 
 /// [`linear`] without the names.
 pub(crate) fn project<R: Real>(x: &Tensor2<R>, weight: &Tensor2<f32>) -> Tensor2<R> {
+    project_at(Site::Linear, x, weight)
+}
+
+/// A projection whose result is stored at a site.
+pub(crate) fn project_at<R: Real>(site: Site, x: &Tensor2<R>, weight: &Tensor2<f32>) -> Tensor2<R> {
     let rows = x.as_standard_layout();
     let read = |row: ArrayView1<'_, R>| R::activations(row.to_slice()?);
     match rows.rows().into_iter().map(read).collect::<Option<Vec<_>>>() {
         Some(read) => {
             let read = Array2::from_shape_vec(x.dim(), read.concat()).expect("rows of one length");
-            decide(&read.into_shared(), weight)
+            products(site, &read.into_shared(), weight)
         }
-        None => decide(x, weight),
+        None => products(site, x, weight),
     }
 }
 
 /// A projection that decides: the router's, a gate's. It reads its activations as they are, whatever a
 /// plan says of others.
 pub(crate) fn decide<R: Real>(x: &Tensor2<R>, weight: &Tensor2<f32>) -> Tensor2<R> {
+    products(Site::Decision, x, weight)
+}
+
+fn products<R: Real>(site: Site, x: &Tensor2<R>, weight: &Tensor2<f32>) -> Tensor2<R> {
     let (x, weight) = (x.as_standard_layout(), weight.as_standard_layout());
     let mut o = Array2::from_elem((x.nrows(), weight.nrows()), R::zero());
     // Each row of the weight is read once and meets every token while it is at hand.
     for (w, mut column) in weight.rows().into_iter().zip(o.columns_mut()) {
         let w = w.to_slice().expect("standard layout");
         for (x, o) in x.rows().into_iter().zip(&mut column) {
-            *o = dot_weight(x.to_slice().expect("standard layout"), w).at(Site::Linear);
+            *o = dot_weight(x.to_slice().expect("standard layout"), w).at(site);
         }
     }
     o.into_shared()

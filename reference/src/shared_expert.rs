@@ -4,7 +4,7 @@ use golden::{
 };
 
 use crate::{
-    linear::{decide, project},
+    linear::{decide, project_at},
     real::{Real, Site},
 };
 
@@ -30,6 +30,7 @@ pub fn swiglu<R: Real>(
     up_proj: &Tensor2<f32>,
     down_proj: &Tensor2<f32>,
 ) -> Tensor2<R> {
+    let project = |x: &Tensor2<R>, weight| project_at(Site::ExpertLinear, x, weight);
     let mut hidden = project(x, gate_proj);
     hidden.zip_mut_with(&project(x, up_proj), |gate, &up| {
         *gate = (gate.silu().at(Site::Silu) * up).at(Site::ExpertHidden);

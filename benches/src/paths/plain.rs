@@ -22,7 +22,7 @@ use super::{
     walk::{Routing, Said, Slot, TOKENS, Walk},
 };
 use crate::{
-    Number,
+    Number, Unfit,
     judge::same_experts,
     registry::message,
     report::Outcome,
@@ -82,7 +82,10 @@ pub(crate) struct Plain {
 
 impl Plain {
     pub(crate) fn of(subject: &Subject<'_>, weights: &Arc<dyn Weights>) -> Result<Plain, Outcome> {
-        let failed = |error: Error| Outcome::Error(error.to_string());
+        let failed = |error: Error| match error.downcast_ref::<Unfit>() {
+            Some(unfit) => Outcome::Skipped(unfit.to_string()),
+            None => Outcome::Error(error.to_string()),
+        };
         let mut engine = subject.engine(weights).map_err(failed)?;
         let garbage = Garbage::token(engine.config());
         let mut rng = Rng::keyed("paths", 0);
@@ -91,8 +94,9 @@ impl Plain {
         let text = draw(subject.tokens);
         let most = subject.tokens;
         let neighbours = [1, 2, 3, 4, 63, 64, 65, 6].map(|n| draw(n.min(most))).to_vec();
+        let kept = crate::as_kept(subject.engine, subject.number.name, weights.clone());
         let plain = Plain {
-            weights: weights.clone(),
+            weights: kept.map_err(failed)?,
             plan: engine.plan(),
             claims: engine.claims(),
             garbage,

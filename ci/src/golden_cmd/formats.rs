@@ -46,6 +46,7 @@ pub(super) fn run(ids: &[String], args: &VerifyArgs, out: &Out) -> anyhow::Resul
         let right = Right::Recorded(right);
         let (name, numbers, keeps) = (&**id, &*numbers, args.keeps);
         let asked = Asked {
+            engine: &args.engine,
             name,
             weights,
             numbers,
@@ -86,8 +87,9 @@ pub(super) fn run(ids: &[String], args: &VerifyArgs, out: &Out) -> anyhow::Resul
     out.line("all of them, by format");
     let names = ids.join(" ");
     let keeps = args.keeps.typed();
-    let again =
-        |number: &str| format!("karat golden verify {names} --engine cpu --number {number}{keeps}");
+    let again = |number: &str| {
+        format!("karat golden verify {names} --engine {} --number {number}{keeps}", args.engine)
+    };
     tell("recordings", &all, &again, out);
     Ok(exit)
 }

@@ -3,36 +3,8 @@
 //
 // gated_delta_rule_few: any number of tokens one by one, meant for 1 to 8. Grid (S x HV, 4), 128 threads. The
 //     state is read once and written once; state_out may be state_in.
-// gated_delta_rule_few_slots: the same in a pool of states, in place. A sequence whose slot is below 0 is left
-//     out.
 
-#include "common/stored.cuh"
-
-enum Plant {
-    HONEST,
-    DECAY_DROPPED_AT_EACH_CHUNK,
-    GATE_OFF_BY_ONE,
-    NO_DELTA_RULE,
-    BETA_ON_VALUE_ONLY,
-    EPS_ON_MEAN,
-    EPS_OUTSIDE_ROOT,
-    NOT_NORMED,
-    QUERY_NOT_SCALED,
-    STATE_IN_BF16,
-    INITIAL_STATE_IGNORED,
-    PREDICTION_BEFORE_DECAY,
-    ANSWER_BEFORE_WRITE,
-};
-
-const int DIM = 128;  // K and V
-
-__device__ inline float inverse_norm(float squares, float eps, int plant)
-{
-    if (plant == NOT_NORMED) return 1;
-    if (plant == EPS_ON_MEAN) return rsqrtf(squares + DIM * eps);
-    if (plant == EPS_OUTSIDE_ROOT) return 1 / (sqrtf(squares) + eps);
-    return rsqrtf(squares + eps);
-}
+#include "common/delta_rule.cuh"
 
 // Four numbers of a row, of 16 bits or of 32.
 template <class T> __device__ inline float4 load_4(const T* from)
@@ -186,25 +158,4 @@ extern "C" __global__ __launch_bounds__(128, 7) void gated_delta_rule_few(
     const size_t state = (size_t)blockIdx.x * DIM * DIM;
     walk(o, state_out + state, q, k, v, g, beta, state_in + state, cu_seqlens[s], cu_seqlens[s + 1], h, HK, HV, eps,
          plant);
-}
-
-extern "C" __global__ __launch_bounds__(128, 7) void gated_delta_rule_few_slots(
-    E* __restrict__ o,                         // [N, HV, V]
-    float* states,                             // [slots, HV, K, V]
-    const int* __restrict__ slots,             // [S]
-    const E* __restrict__ q,                   // [N, HK, K]
-    const E* __restrict__ k,                   // [N, HK, K]
-    const E* __restrict__ v,                   // [N, HV, V]
-    const float* __restrict__ g,               // [N, HV]
-    const E* __restrict__ beta,                // [N, HV]
-    const long long* __restrict__ cu_seqlens,  // [S + 1]
-    float eps,
-    int HK,
-    int HV,
-    int plant)
-{
-    const int s = blockIdx.x / HV, h = blockIdx.x % HV, slot = slots[s];
-    if (slot < 0) return;
-    float* state = states + ((size_t)slot * HV + h) * DIM * DIM;
-    walk(o, state, q, k, v, g, beta, state, cu_seqlens[s], cu_seqlens[s + 1], h, HK, HV, eps, plant);
 }

@@ -36,7 +36,7 @@ const VARIANTS: &[&dyn Variant<GdnLayer>] =
 fn plan(spec: &Spec<Case>) -> Plan {
     let plan = Plan::stored(spec.dtype);
     let stored = plan.output;
-    [Site::Linear, Site::ConvOut, Site::MixerOut, Site::GateOut]
+    [Site::Linear, Site::Decision, Site::ConvOut, Site::MixerOut, Site::GateOut]
         .into_iter()
         .fold(plan, |plan, site| plan.round(site, stored))
 }

@@ -7,7 +7,7 @@
 
 mod engine;
 mod memory;
-mod pieces;
+pub(crate) mod pieces;
 mod store;
 mod weights;
 

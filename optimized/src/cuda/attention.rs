@@ -1,8 +1,15 @@
 //! CUDA variants of `attention`.
 
-use golden::{Plan, Variant, ops::attention::Attention};
+use golden::{
+    Claims, Dtype, Plan, Plant, Spec, Variant,
+    ops::attention::{Attention, Case},
+    plan::{Grid, Site},
+};
 
-use super::kernel::{CUT_ANYWHERE, Cuda, Launch, chosen};
+use super::{
+    entry::{Launch, MULTIPROCESSORS, Scratch, Sizes, pieces},
+    kernel::{CLAIMS, CUT_ANYWHERE, Cuda, any, chosen},
+};
 use crate::cpu::attention::PLANTS;
 
 /// Every CUDA variant, plainest first.
@@ -11,12 +18,19 @@ pub fn variants() -> &'static [&'static dyn Variant<Attention>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<Attention>] = &[&Cuda {
+const VARIANTS: &[&dyn Variant<Attention>] = {
+    let [one, four, eight, pairs_one, pairs_four, pairs_eight] = &DECODE;
+    &[&NAIVE, one, four, eight, pairs_one, pairs_four, pairs_eight, &PREFILL, &PREFILL_PARTS]
+};
+
+const NAIVE: Cuda<Attention> = Cuda {
     name: "cuda/naive",
     source: kernels::ATTENTION,
     launches: &[Launch::blocks("attention_naive", |n| [n.of("N") * n.of("HQ"), 1, 1])
-        .threads(128)
+        .threads(|_| 128)
         .sharing(|n| 4 * (2 * n.of("H") + 128))],
+    scratch: &[],
+    unfit: any,
     plan: |spec| Plan::stored(spec.dtype),
     claims: CUT_ANYWHERE,
     plants: &chosen(
@@ -38,4 +52,151 @@ const VARIANTS: &[&dyn Variant<Attention>] = &[&Cuda {
             "scores-in-bf16",
         ],
     ),
-}];
+};
+
+/// Few queries of a sequence, `$each` together in a group, whose keys clusters of `$blocks` blocks share: how many
+/// clusters depends on the batch.
+macro_rules! decode {
+    ($name:literal, $entry:literal, $each:literal queries, $blocks:literal blocks, $threads:literal threads,
+     $shared:literal bytes, up to $most:literal, $plants:expr) => {
+        Cuda {
+            name: $name,
+            source: kernels::hopper::ATTENTION_DECODE,
+            launches: &[Launch::blocks($entry, |n| decode_grid(n, $each, $blocks))
+                .threads(|_| $threads)
+                .sharing(|_| $shared)],
+            scratch: &[
+                Scratch::new("parts", |n| decode_parts(n, $each, $blocks)),
+                Scratch::zero("tickets", |n| decode_tickets(n, $each, $blocks)),
+            ],
+            unfit: |spec| few(spec, $most),
+            plan,
+            claims: Claims { batch_invariant: false, ..CLAIMS },
+            plants: $plants,
+        }
+    };
+}
+
+#[rustfmt::skip]
+const DECODE: [Cuda<Attention>; 6] = [
+    decode!("cuda/decode1", "attention_decode_1", 1 queries, 8 blocks, 128 threads, 99_520 bytes, up to 1, &ONE_PLANTS),
+    decode!("cuda/decode4", "attention_decode_4", 4 queries, 8 blocks, 256 threads, 185_088 bytes, up to 4, &HOPPER_PLANTS),
+    decode!("cuda/decode8", "attention_decode_8", 8 queries, 8 blocks, 256 threads, 206_336 bytes, up to 64, &HOPPER_PLANTS),
+    // Two blocks to a cluster: where there are many sequences.
+    decode!("cuda/decode1-pairs", "attention_decode_pairs_1", 1 queries, 2 blocks, 128 threads, 99_520 bytes, up to 1, &ONE_PLANTS),
+    decode!("cuda/decode4-pairs", "attention_decode_pairs_4", 4 queries, 2 blocks, 256 threads, 185_088 bytes, up to 4, &HOPPER_PLANTS),
+    decode!("cuda/decode8-pairs", "attention_decode_pairs_8", 8 queries, 2 blocks, 256 threads, 206_336 bytes, up to 64, &HOPPER_PLANTS),
+];
+
+/// One query has no next key.
+const ONE_PLANTS: [Plant; 6] = chosen(
+    &HOPPER_PLANTS,
+    [
+        "scale-missing",
+        "mask-hides-self",
+        "kv-head-modulo",
+        "gate-missing",
+        "sum-not-rescaled",
+        "last-part-dropped",
+    ],
+);
+
+/// Many queries.
+const PREFILL: Cuda<Attention> = Cuda {
+    name: "cuda/prefill",
+    source: kernels::hopper::ATTENTION_PREFILL,
+    launches: &[prefill().passing(&[("PARTS", |_| 1)])],
+    scratch: &[Scratch::new("parts", |_| 0), Scratch::zero("tickets", |_| 8)],
+    unfit,
+    plan,
+    claims: CLAIMS,
+    plants: {
+        // Without parts the last is not dropped.
+        let [all @ .., _] = &HOPPER_PLANTS;
+        all
+    },
+};
+
+/// Many queries, whose keys several blocks share.
+const PREFILL_PARTS: Cuda<Attention> = Cuda {
+    name: "cuda/prefill-parts",
+    launches: &[
+        prefill().passing(&[("PARTS", |_| PARTS)]),
+        Launch::blocks("attention_join", |n| [n.of("N"), n.of("HKV"), 1])
+            .passing(&[("PARTS", |_| PARTS)]),
+    ],
+    scratch: &[
+        Scratch::new("parts", |n| (n.of("N") / 16 + n.of("S")) * n.of("HKV") * PARTS * 128 * 1040),
+        Scratch::zero("tickets", |_| 8),
+    ],
+    plants: &HOPPER_PLANTS,
+    ..PREFILL
+};
+
+const PARTS: i64 = 4;
+
+const fn prefill() -> Launch {
+    Launch::blocks("attention_prefill", |n| [n.of(MULTIPROCESSORS), 1, 1])
+        .threads(|_| 384)
+        .sharing(|_| 229_632)
+}
+
+/// Probabilities meet values in bf16.
+fn plan(spec: &Spec<Case>) -> Plan {
+    Plan::stored(spec.dtype).round(Site::Probabilities, Grid::Bf16)
+}
+
+const HOPPER_PLANTS: [Plant; 7] = {
+    let [a, b, c, d, e, f] = chosen(
+        PLANTS,
+        [
+            "scale-missing",
+            "mask-sees-next",
+            "mask-hides-self",
+            "kv-head-modulo",
+            "gate-missing",
+            "sum-not-rescaled",
+        ],
+    );
+    let last = Plant {
+        name: "last-part-dropped",
+        what: "of the parts into which keys are split the last is not joined",
+        cite: "https://github.com/openvinotoolkit/openvino/pull/38034",
+    };
+    [a, b, c, d, e, f, last]
+};
+
+fn unfit(spec: &Spec<Case>) -> Option<&'static str> {
+    let Case { hq, hkv, h, .. } = spec.case;
+    let fits = spec.dtype == Dtype::Bf16 && h == 256 && hq == 8 * hkv;
+    (!fits).then_some("is for bf16, heads of 256, eight queries' to a key's")
+}
+
+/// The same of kernels for so many tokens of a sequence.
+fn few(spec: &Spec<Case>, most: usize) -> Option<&'static str> {
+    let few = spec.case.t <= most && (!spec.is("packed") || 1 < most);
+    unfit(spec).or((!few).then_some("is for fewer tokens"))
+}
+
+/// Groups of consecutive queries, of so many each, at the most.
+fn groups(n: &Sizes, each: i64) -> i64 {
+    n.of("S") * pieces(n.of("N"), each)
+}
+
+/// Clusters of so many blocks that share the keys of a group.
+fn clusters(n: &Sizes, each: i64, blocks: i64) -> i64 {
+    let groups = (groups(n, each) * n.of("HKV")).max(1);
+    (n.of(MULTIPROCESSORS) / blocks / groups).clamp(1, 14)
+}
+
+fn decode_grid(n: &Sizes, each: i64, blocks: i64) -> [i64; 3] {
+    [blocks * clusters(n, each, blocks), n.of("HKV"), groups(n, each)]
+}
+
+fn decode_parts(n: &Sizes, each: i64, blocks: i64) -> i64 {
+    groups(n, each) * n.of("HKV") * clusters(n, each, blocks) * 8 * each * 1040
+}
+
+fn decode_tickets(n: &Sizes, each: i64, blocks: i64) -> i64 {
+    groups(n, each) * n.of("HKV") * blocks * 4
+}

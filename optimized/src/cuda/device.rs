@@ -14,7 +14,7 @@ use std::{
 
 use cudarc::{
     driver::{
-        CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError,
+        CudaContext, CudaGraph, CudaSlice, CudaStream, DevicePtr, DriverError,
         result::{self, module},
         sys,
     },
@@ -214,6 +214,12 @@ impl Device {
         Ok(self.context.total_mem()? as u64)
     }
 
+    /// How many multiprocessors it has.
+    pub(crate) fn multiprocessors(&self) -> Result<u32, Error> {
+        let what = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        Ok(self.context.attribute(what)? as u32)
+    }
+
     /// What the compiler calls it: `sm_90a`. From Hopper on the `a` opens what is of this
     /// architecture alone (wgmma, TMA).
     pub(crate) fn target(&self) -> Result<String, Error> {
@@ -233,19 +239,68 @@ impl Device {
 
     /// Room for so many bytes; what is in it is nothing yet.
     pub(crate) fn room(&self, bytes: usize) -> Result<Buffer, Error> {
-        Ok(Buffer(self.stream.alloc_zeros(bytes.max(1))?))
+        let there = self.stream.alloc_zeros(bytes.max(1))?;
+        let address = there.device_ptr(&self.stream).0;
+        Ok(Buffer { address, len: bytes.max(1), there: Some(there) })
     }
 
     /// Copies to the device.
     pub(crate) fn put(&self, bytes: &[u8], to: &mut Buffer) -> Result<(), Error> {
-        Ok(self.stream.memcpy_htod(bytes, &mut to.0)?)
+        Ok(self.stream.memcpy_htod(bytes, to.there_mut()?)?)
     }
 
     /// Waits for the device, and copies back.
     pub(crate) fn get(&self, from: &Buffer, to: &mut [u8]) -> Result<(), Error> {
-        let view = from.0.slice(0..to.len());
+        if to.is_empty() {
+            return Ok(());
+        }
+        let view = from.there()?.slice(0..to.len());
         self.stream.memcpy_dtoh(&view, to)?;
         self.wait()
+    }
+
+    /// Bytes of its memory that nobody has.
+    pub(crate) fn free(&self) -> Result<u64, Error> {
+        Ok(self.context.mem_get_info()?.0 as u64)
+    }
+
+    /// Copies to some bytes of a buffer.
+    pub(crate) fn put_at(&self, bytes: &[u8], to: &mut Buffer, at: usize) -> Result<(), Error> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        Ok(self.stream.memcpy_htod(bytes, &mut to.there_mut()?.slice_mut(at..at + bytes.len()))?)
+    }
+
+    /// Puts a copy of so many bytes of one buffer into another.
+    pub(crate) fn copy(
+        &self,
+        (from, start): (&Buffer, usize),
+        (to, at): (&mut Buffer, usize),
+        bytes: usize,
+    ) -> Result<(), Error> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let from = from.there()?.slice(start..start + bytes);
+        Ok(self.stream.memcpy_dtod(&from, &mut to.there_mut()?.slice_mut(at..at + bytes))?)
+    }
+
+    /// Makes every byte zero.
+    pub(crate) fn clear(&self, buffer: &mut Buffer) -> Result<(), Error> {
+        Ok(self.stream.memset_zeros(buffer.there_mut()?)?)
+    }
+
+    /// What `work` puts into the stream, to be done as often as is wished. Nothing of it may wait, copy
+    /// from the host or make room.
+    pub(crate) fn capture(&self, work: impl FnOnce() -> Result<(), Error>) -> Result<Graph, Error> {
+        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode)?;
+        let done = work();
+        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        done?;
+        let nothing = || Error::Driver("a graph of nothing".to_owned());
+        Ok(Graph(graph?.ok_or_else(nothing)?))
     }
 
     /// Waits until all work is done.
@@ -254,14 +309,59 @@ impl Device {
     }
 
     /// The address of a buffer.
+    #[expect(clippy::unused_self, reason = "whose memory it is")]
     pub(crate) fn address(&self, buffer: &Buffer) -> u64 {
-        buffer.0.device_ptr(&self.stream).0
+        buffer.address()
     }
 }
 
 /// Memory of the device.
 #[derive(Debug)]
-pub(crate) struct Buffer(CudaSlice<u8>);
+pub(crate) struct Buffer {
+    address: u64,
+    len: usize,
+    there: Option<CudaSlice<u8>>,
+}
+
+impl Buffer {
+    /// An address and a size without memory: what is launched with it can be looked at, and nothing else.
+    #[cfg(test)]
+    pub(crate) fn on_paper(address: u64, len: usize) -> Buffer {
+        Buffer { address, len, there: None }
+    }
+
+    /// Bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Where it is.
+    pub(crate) fn address(&self) -> u64 {
+        self.address
+    }
+
+    fn there(&self) -> Result<&CudaSlice<u8>, Error> {
+        self.there.as_ref().ok_or_else(nothing_there)
+    }
+
+    fn there_mut(&mut self) -> Result<&mut CudaSlice<u8>, Error> {
+        self.there.as_mut().ok_or_else(nothing_there)
+    }
+}
+
+fn nothing_there() -> Error {
+    Error::Driver("a buffer without memory".to_owned())
+}
+
+/// Work that was captured.
+pub(crate) struct Graph(CudaGraph);
+
+impl Graph {
+    /// Puts all of it into the stream that it was captured of.
+    pub(crate) fn launch(&self) -> Result<(), Error> {
+        Ok(self.0.launch()?)
+    }
+}
 
 /// Loaded code.
 #[derive(Debug)]
@@ -353,6 +453,14 @@ pub(crate) struct Shape {
     pub(crate) block: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub(crate) shared: u32,
+}
+
+impl Shape {
+    /// Of a kernel of karat: threads of a block in a row. The assembler reads four numbers of shared memory
+    /// at once, also where fewer are left.
+    pub(crate) fn of(grid: [u32; 3], threads: u32, shared: u32) -> Shape {
+        Shape { grid, block: [threads, 1, 1], shared: shared.next_multiple_of(16) }
+    }
 }
 
 /// More dynamic shared memory than this has to be asked for.

@@ -21,11 +21,11 @@ use crate::cpu::{gated_delta_rule::fast::CHUNK, gdn_layer::fast::STEPS};
 pub(crate) const PIECE: usize = 512;
 
 /// Some rows of a step.
-pub(super) struct Piece {
+pub(crate) struct Piece {
     /// The tokens of each sequence.
-    pub(super) tokens: Vec<Vec<u32>>,
+    pub(crate) tokens: Vec<Vec<u32>>,
     /// Which rows of the step they are.
-    pub(super) rows: Range<usize>,
+    pub(crate) rows: Range<usize>,
     /// Rows of this piece that are the last of their sequence in the step.
     last: Vec<usize>,
 }
@@ -36,7 +36,7 @@ impl Piece {
     }
 
     /// Which rows of this piece are asked for.
-    pub(super) fn asked(&self, rows: Rows) -> Vec<usize> {
+    pub(crate) fn asked(&self, rows: Rows) -> Vec<usize> {
         match rows {
             Rows::All => (0..self.rows.len()).collect(),
             Rows::Last => self.last.clone(),
@@ -47,7 +47,7 @@ impl Piece {
 
 /// The pieces of a step, of at most `most` rows each, which are at least two chunks of the delta rule;
 /// one without rows if the step has none.
-pub(super) fn pieces(tokens: &[Vec<u32>], most: usize) -> Vec<Piece> {
+pub(crate) fn pieces(tokens: &[Vec<u32>], most: usize) -> Vec<Piece> {
     let most = most.max(2 * CHUNK);
     let (mut done, mut piece) = (Vec::new(), Piece::empty(tokens.len(), 0));
     for (sequence, tokens) in tokens.iter().enumerate() {
@@ -85,7 +85,7 @@ fn taken(rest: usize, room: usize) -> usize {
 ///
 /// # Errors
 /// If what is forced has another number of rows.
-pub(super) fn want_of(
+pub(crate) fn want_of(
     want: &Want,
     rows: &Range<usize>,
     n: usize,
@@ -135,7 +135,7 @@ fn part(name: &str, value: &Value, rows: &Range<usize>, n: usize) -> Result<Valu
 ///
 /// # Errors
 /// If a piece told other tensors than the one before.
-pub(super) fn join(all: &mut Option<Step>, next: Step) -> Result<(), Error> {
+pub(crate) fn join(all: &mut Option<Step>, next: Step) -> Result<(), Error> {
     let Some(step) = all else {
         *all = Some(next);
         return Ok(());

@@ -1,0 +1,544 @@
+//! The whole model on the GPU: the same wiring as the plain reference's, written once more on kernels.
+//!
+//! Weights ([`weights`]) go to the device once, as the checkpoint has them (FP8 codes with their scales, in
+//! f32 as the official files have them), experts of a layer one after another; synthetic weights are made
+//! there. States ([`states`]) stay there: every sequence has its place in the buffers of each layer.
+//! Intermediates ([`scratch`]) stay there as well, and are made for as many rows as a piece has: a long text
+//! is walked in pieces. Kernels are called by name, and so are their arguments ([`super::launch`],
+//! [`super::engine`]): where a faster one takes the same tensors, it is one line.
+//!
+//! What differs from token to token is told the device in one small copy before each step: ids, positions, the
+//! rows of the cache, where sequences begin and end ([`Told`]). So a step of one token of each sequence is the
+//! same work again and again, captured once as a graph ([`Decode`]) and launched as a whole.
+//!
+//! The residual stream is f32. Activations between it and the next addition are f32, or in bf16 what kernels
+//! of tensor cores read; [`Format`] says which, and the plan what that rounds. Everything is
+//! computed token by token in one order, so that no bit depends on how a text is cut or who is in the batch.
+//!
+//! A sequence of a cache is followed by a gap up to its capacity. To the attention kernels gaps are sequences
+//! without queries.
+
+mod engine;
+mod memory;
+#[cfg(test)]
+mod paper;
+mod pass;
+mod scratch;
+mod seen;
+mod states;
+mod told;
+mod weights;
+
+pub use memory::memory;
+
+use std::{collections::HashMap, fmt, sync::Arc};
+
+use golden::{
+    Config, Engine, Error, Weights,
+    engine::{INTERRUPTED, Listener, Rows, Step, Undo, Want, check_tokens},
+    names,
+    tap::Part,
+};
+use ndarray::Array2;
+
+use self::{
+    pass::{Layers, Pass},
+    scratch::{LOGITS, Scratch},
+    seen::{Looked, Seen},
+    states::{LayerState, Saved, Sizes, States},
+    told::Told,
+    weights::{Layer, Loader, Mtp},
+};
+use super::{
+    device::{self, Buffer, Device, Graph},
+    engine::{Element, Matrix, Ops},
+    gpu::{Context, gpu, with},
+    launch::{Arg, Kernels, Stream},
+};
+use crate::cpu::model::pieces::{Piece, join, pieces, want_of};
+
+/// Rows that are walked at once.
+pub(super) const PIECE: usize = 2048;
+
+/// Why this machine cannot do what is asked, in one line.
+#[derive(Debug)]
+pub struct Unfit(pub String);
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unfit {}
+
+/// What activations are in, and what projections are kept in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    /// Activations in f32, projections as the checkpoint has them.
+    F32,
+    /// Activations in bf16, projections in bf16 or FP8.
+    Bf16,
+}
+
+impl Format {
+    fn of(name: &str) -> Result<Format, Error> {
+        match name {
+            "f32" => Ok(Format::F32),
+            "bf16" => Ok(Format::Bf16),
+            _ => Err(format!("number {name:?}: the cuda engine has f32, bf16").into()),
+        }
+    }
+
+    pub(super) fn element(self) -> Element {
+        match self {
+            Format::F32 => Element::F32,
+            Format::Bf16 => Element::Bf16,
+        }
+    }
+}
+
+/// The model with the states of its sequences.
+pub(super) struct Model {
+    device: Arc<Device>,
+    kernels: Kernels,
+    config: Config,
+    format: Format,
+    embedding: Matrix,
+    layers: Vec<Layer>,
+    final_norm: Buffer,
+    /// None where it is the embedding.
+    lm_head: Option<Matrix>,
+    mtp: Option<Mtp>,
+    inv_freq: Buffer,
+    scratch: Scratch,
+    states: States,
+    snapshots: HashMap<u64, Saved>,
+    next_snapshot: u64,
+    undo: Option<(Undo<()>, Saved)>,
+    listener: Option<Listener>,
+    decode: Option<Decode>,
+}
+
+/// A step of one token of each sequence.
+struct Decode {
+    /// Of which buffers.
+    of: Captured,
+    /// Not there before the second step: the first one loads what it needs.
+    graph: Option<Graph>,
+}
+
+/// What a graph depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Captured {
+    sequences: usize,
+    logits: bool,
+    scratch: u64,
+    states: u64,
+}
+
+impl Model {
+    fn load(
+        weights: &dyn Weights,
+        format: Format,
+        context: &mut Context,
+        tell: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<Model, Error> {
+        let config = weights.config().clone();
+        let mut kernels = Kernels::default();
+        let device = context.device.clone();
+        let stream = &mut Stream { context, kernels: &mut kernels };
+        let ops = Ops { stream, element: format.element() };
+        let own = device.clone();
+        let mut load = Loader { weights, config: &config, format, device: own, ops, tell };
+        let embedding = load.matrix(names::EMBED_TOKENS)?;
+        let kinds = config.layer_types.iter().zip(&config.mlp_types).enumerate();
+        let layers = kinds
+            .map(|(i, (&mixer, &mlp))| load.layer(&format!("model.layers.{i}"), mixer, mlp))
+            .collect::<Result<_, _>>()?;
+        let final_norm = load.vector(names::FINAL_NORM)?;
+        let lm_head =
+            if config.tie_word_embeddings { None } else { Some(load.matrix(names::LM_HEAD)?) };
+        let mtp = match weights.meta(names::MTP_FC) {
+            None => None,
+            Some(_) => Some(Mtp {
+                norm_embedding: load.vector("mtp.pre_fc_norm_embedding.weight")?,
+                norm_hidden: load.vector("mtp.pre_fc_norm_hidden.weight")?,
+                fc: load.matrix(names::MTP_FC)?,
+                layer: load.layer(
+                    "mtp.layers.0",
+                    golden::config::Mixer::Full,
+                    names::mtp_mlp(&config),
+                )?,
+                norm: load.vector("mtp.norm.weight")?,
+            }),
+        };
+        let inv_freq = load.numbers(&config.rope.inv_freq())?;
+        device.wait()?;
+        Ok(Model {
+            scratch: Scratch::none(&device)?,
+            device,
+            kernels,
+            format,
+            embedding,
+            layers,
+            final_norm,
+            lm_head,
+            mtp,
+            inv_freq,
+            config,
+            states: States::none(),
+            snapshots: HashMap::new(),
+            next_snapshot: 0,
+            undo: None,
+            listener: None,
+            decode: None,
+        })
+    }
+
+    /// Does some work on the device, alone.
+    fn on<T>(
+        &mut self,
+        work: impl FnOnce(&mut Model, &mut Context) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        on(|context| work(self, context))
+    }
+
+    fn sizes(&self) -> Sizes {
+        Sizes::of(&self.config, self.format.element())
+    }
+
+    fn step(
+        &mut self,
+        context: &mut Context,
+        tokens: &[Vec<u32>],
+        want: &Want,
+    ) -> Result<Step, Error> {
+        check_tokens(tokens, self.states.sequences(), self.config.vocab_size)?;
+        self.undo = None;
+        if want.rollback {
+            let (tokens, forced_routing) = (tokens.to_vec(), want.forced_routing.clone());
+            let undo = Undo { before: Vec::new(), tokens, forced_routing };
+            self.undo = Some((undo, self.states.save_linear(&self.device)?));
+        }
+        let longest = longest(tokens, &self.states.lengths);
+        let row = self.sizes().row;
+        self.states.grow(&self.device, row, longest)?;
+        let looked = want.taps || want.forced.is_some() || want.forced_routing.is_some();
+        let plain = !looked && !want.hidden && !want.routing;
+        if plain && !tokens.is_empty() && tokens.iter().all(|tokens| tokens.len() == 1) {
+            return self.decode(context, tokens, want);
+        }
+        let pieces = pieces(tokens, PIECE);
+        if let [whole] = &pieces[..] {
+            return self.piece(context, whole, want);
+        }
+        let n = pieces.last().map_or(0, |piece| piece.rows.end);
+        let asked: Vec<_> = pieces.iter().map(|piece| piece.asked(want.logits).len()).collect();
+        let all = asked.iter().sum();
+        let (mut step, mut at) = (None, 0);
+        for (piece, asked) in pieces.iter().zip(asked) {
+            let own = want_of(want, &piece.rows, n, (&(at..at + asked), all))?;
+            at += asked;
+            join(&mut step, self.piece(context, piece, &own)?)?;
+        }
+        Ok(step.unwrap_or_default())
+    }
+
+    /// Tells the device of a step, and makes room for it.
+    fn tell(
+        &mut self,
+        tokens: &[Vec<u32>],
+        asked: &[usize],
+        (lengths, capacity): (&[usize], usize),
+    ) -> Result<Told, Error> {
+        let (n, s) = (tokens.iter().map(Vec::len).sum(), tokens.len());
+        self.scratch.fit(&self.device, &self.config, self.format.element(), (n, s))?;
+        let numbers = Told::numbers(tokens, lengths, capacity, asked);
+        self.scratch.put(&self.device, &numbers)?;
+        let address = self.scratch.told.address();
+        let one_each = tokens.iter().all(|tokens| tokens.len() == 1);
+        Ok(Told { address, n, s, one_each })
+    }
+
+    /// A token of each sequence, with logits of each or none.
+    fn decode(
+        &mut self,
+        context: &mut Context,
+        tokens: &[Vec<u32>],
+        want: &Want,
+    ) -> Result<Step, Error> {
+        let logits = want.logits != Rows::None;
+        if let Some(listener) = &mut self.listener
+            && !(0..self.layers.len()).all(listener)
+        {
+            return Err(INTERRUPTED.into());
+        }
+        let n = tokens.len();
+        let asked: Vec<usize> = (0..if logits { n } else { 0 }).collect();
+        let lengths = self.states.lengths.clone();
+        let told = self.tell(tokens, &asked, (&lengths, self.capacity()))?;
+        let of = Captured {
+            sequences: n,
+            logits,
+            scratch: self.scratch.moved,
+            states: self.states.moved,
+        };
+        let banded = LOGITS < asked.len();
+        let mut decode = self.decode.take().filter(|decode| decode.of == of);
+        match &mut decode {
+            Some(Decode { graph: Some(graph), .. }) if !banded => graph.launch()?,
+            Some(Decode { graph, .. }) if !banded => {
+                let device = self.device.clone();
+                let mut failed = None;
+                let captured = device.capture(|| {
+                    let done = self.all(context, told, &mut Looked::nothing()).and_then(|()| {
+                        let band = 0..asked.len();
+                        if logits { self.band(context, told, band) } else { Ok(()) }
+                    });
+                    done.map_err(|e| {
+                        let text = e.to_string();
+                        failed = Some(e);
+                        device::Error::Driver(text)
+                    })
+                });
+                if let Some(e) = failed {
+                    return Err(e);
+                }
+                graph.insert(captured?).launch()?;
+            }
+            _ => {
+                self.all(context, told, &mut Looked::nothing())?;
+                if logits && !banded {
+                    self.band(context, told, 0..n)?;
+                }
+            }
+        }
+        self.decode = Some(decode.unwrap_or(Decode { of, graph: None }));
+        self.states.lengths.iter_mut().for_each(|length| *length += 1);
+        let logits = if banded {
+            self.logits(context, told, asked.len())?
+        } else {
+            self.scratch.logits(&self.device, asked.len(), self.config.vocab_size)?
+        };
+        let last: Vec<usize> = if want.last == Rows::None { vec![] } else { (0..n).collect() };
+        let (element, d) = (self.format.element(), self.config.hidden_size);
+        let hidden = vec![self.scratch.rows(&self.device, element, d, &last)?];
+        Ok(Step { logits, hidden, ..Step::default() })
+    }
+
+    /// Tokens that caches have room for.
+    fn capacity(&self) -> usize {
+        let cache = |layer: &LayerState| match layer {
+            LayerState::Full(cache) => Some(cache.capacity),
+            LayerState::Linear(_) => None,
+        };
+        self.states.layers.iter().find_map(cache).unwrap_or(0)
+    }
+
+    /// A piece of a step, and what is wanted of it.
+    fn piece(&mut self, context: &mut Context, piece: &Piece, want: &Want) -> Result<Step, Error> {
+        let (n, d) = (piece.rows.len(), self.config.hidden_size);
+        let mut asked = piece.asked(want.logits);
+        let lengths = self.states.lengths.clone();
+        let told = self.tell(&piece.tokens, &asked, (&lengths, self.capacity()))?;
+        let mut looked = Looked {
+            seen: Seen {
+                part: Part::Embedding,
+                told: want.taps.then(Vec::new),
+                forced: want.forced.as_deref(),
+            },
+            hidden: want.hidden.then(Vec::new),
+            routing: want.routing.then(Vec::new),
+            forced_routing: want.forced_routing.as_deref(),
+            listens: true,
+        };
+        self.all(context, told, &mut looked)?;
+        for (length, tokens) in self.states.lengths.iter_mut().zip(&piece.tokens) {
+            *length += tokens.len();
+        }
+        let Looked { mut seen, hidden, routing, .. } = looked;
+        seen.part = Part::Head;
+        let element = self.format.element();
+        seen.see(&self.device, ("rms_norm", "norm"), &[n, d], &mut self.scratch.normed, element)?;
+        let mut logits = self.logits(context, told, asked.len())?;
+        let shape = [asked.len(), self.config.vocab_size];
+        if let Some(numbers) = logits.as_slice_mut() {
+            seen.see_here(("lm_head", "logits"), &shape, numbers)?;
+        }
+        asked = piece.asked(if want.hidden { Rows::All } else { want.last });
+        let last = self.scratch.rows(&self.device, element, d, &asked)?;
+        let mut hidden = hidden.unwrap_or_default();
+        hidden.push(last);
+        let (routing, taps) = (routing.unwrap_or_default(), seen.told.unwrap_or_default());
+        Ok(Step { logits, hidden, routing, taps })
+    }
+
+    /// Logits of the rows that are asked for, of the norm at hand.
+    fn logits(
+        &mut self,
+        context: &mut Context,
+        told: Told,
+        asked: usize,
+    ) -> Result<Array2<f32>, Error> {
+        let v = self.config.vocab_size;
+        let mut all = Array2::zeros((0, v));
+        for first in (0..asked).step_by(LOGITS) {
+            let end = (first + LOGITS).min(asked);
+            self.band(context, told, first..end)?;
+            let band = self.scratch.logits(&self.device, end - first, v)?;
+            if asked <= LOGITS {
+                return Ok(band);
+            }
+            all.append(ndarray::Axis(0), band.view())?;
+        }
+        Ok(all)
+    }
+
+    /// Logits of some of the rows that are asked for.
+    fn band(
+        &mut self,
+        context: &mut Context,
+        told: Told,
+        rows: std::ops::Range<usize>,
+    ) -> Result<(), Error> {
+        let element = self.format.element();
+        let Arg::At(asked) = told.asked() else { unreachable!("an address") };
+        let chosen = Arg::At(asked + 8 * rows.start as u64);
+        let head = self.lm_head.as_ref().unwrap_or(&self.embedding);
+        let stream = &mut Stream { context, kernels: &mut self.kernels };
+        let mut ops = Ops { stream, element };
+        let (r, d) = (&self.scratch, self.config.hidden_size);
+        ops.gather(&r.last, &r.normed, chosen, (rows.len(), d * element.size()))?;
+        ops.wide(&r.logits, &r.last, head, rows.len())?;
+        Ok(())
+    }
+
+    /// Embedding, layers and final norm of a piece: nothing waits, unless somebody looks.
+    fn all(
+        &mut self,
+        context: &mut Context,
+        told: Told,
+        looked: &mut Looked<'_>,
+    ) -> Result<(), Error> {
+        let stream = &mut Stream { context, kernels: &mut self.kernels };
+        let mut pass = Pass {
+            ops: Ops { stream, element: self.format.element() },
+            device: Some(&self.device),
+            config: &self.config,
+            scratch: &mut self.scratch,
+            inv_freq: &self.inv_freq,
+            told,
+        };
+        let layers =
+            Layers { embedding: &self.embedding, all: &self.layers, final_norm: &self.final_norm };
+        pass.walk(&layers, &self.states.layers, self.listener.as_mut(), looked)
+    }
+
+    /// The MTP head over some tokens: its norm at hand.
+    fn draft(
+        &mut self,
+        context: &mut Context,
+        piece: &Piece,
+        hidden: &[f32],
+        answer: Rows,
+    ) -> Result<Step, Error> {
+        let element = self.format.element();
+        let (n, d) = (piece.rows.len(), self.config.hidden_size);
+        let eps = self.config.rms_norm_eps as f32;
+        let asked = piece.asked(answer);
+        let longest = longest(&piece.tokens, &self.states.drafts);
+        let row = self.sizes().row;
+        self.states.grow_drafts(&self.device, row, longest)?;
+        let drafts = self.states.drafts.clone();
+        let capacity = self.states.mtp.as_ref().map_or(0, |cache| cache.capacity);
+        let told = self.tell(&piece.tokens, &asked, (&drafts, capacity))?;
+        let none = "the checkpoint has no multi-token-prediction head";
+        let (mtp, cache) = self.mtp.as_ref().zip(self.states.mtp.as_ref()).ok_or(none)?;
+        let stream = &mut Stream { context, kernels: &mut self.kernels };
+        let mut pass = Pass {
+            ops: Ops { stream, element },
+            device: Some(&self.device),
+            config: &self.config,
+            scratch: &mut self.scratch,
+            inv_freq: &self.inv_freq,
+            told,
+        };
+        let looked = &mut Looked::nothing();
+        looked.seen.part = Part::Mtp;
+        pass.ops.embedding(&pass.scratch.x, told.ids(), &self.embedding, n)?;
+        let r = &*pass.scratch;
+        pass.ops.norm((&r.pairs, 0, 2 * d), &r.x, None, &mtp.norm_embedding, (n, d, eps))?;
+        pass.scratch.put_stream(&self.device, hidden)?;
+        let r = &*pass.scratch;
+        pass.ops.norm((&r.pairs, d, 2 * d), &r.x, None, &mtp.norm_hidden, (n, d, eps))?;
+        pass.ops.widened(&r.added, &r.pairs, &mtp.fc, n)?;
+        let begins = Some((&r.added, true));
+        pass.ops.norm((&r.normed, 0, d), &r.x, begins, &mtp.layer.input_norm, (n, d, eps))?;
+        pass.full_attention(&mtp.layer.mixer, cache, looked)?;
+        pass.add_norm("h", &mtp.layer.post_norm, looked)?;
+        pass.mlp(&mtp.layer.mlp, None, looked)?;
+        pass.add_norm("o", &mtp.norm, looked)?;
+        for (length, tokens) in self.states.drafts.iter_mut().zip(&piece.tokens) {
+            *length += tokens.len();
+        }
+        if answer == Rows::None {
+            return Ok(Step::default());
+        }
+        let logits = self.logits(context, told, asked.len())?;
+        let hidden = self.scratch.rows(&self.device, element, d, &asked)?;
+        Ok(Step { logits, hidden: vec![hidden], ..Step::default() })
+    }
+}
+
+/// Tokens of the longest sequence once these are added.
+fn longest(tokens: &[Vec<u32>], lengths: &[usize]) -> usize {
+    let after = tokens.iter().zip(lengths).map(|(tokens, length)| tokens.len() + length);
+    after.max().unwrap_or(0)
+}
+
+/// Does some work on the device, alone; a fault of the device takes it from this process.
+fn on<T>(work: impl FnOnce(&mut Context) -> Result<T, Error>) -> Result<T, Error> {
+    with("the cuda engine", |context| match work(context) {
+        Ok(done) => Ok(Ok(done)),
+        Err(error) => match error.downcast::<device::Error>() {
+            Ok(error) => Err(*error),
+            Err(error) => Ok(Err(error)),
+        },
+    })?
+}
+
+/// Bytes of the GPU's memory that nobody has.
+///
+/// # Errors
+/// [`Unfit`] if there is no GPU.
+pub fn free() -> Result<u64, Error> {
+    gpu().as_ref().map_err(|why| Unfit(why.clone()))?;
+    on(|context| Ok(context.device.free()?))
+}
+
+/// The engine on the GPU of this machine: `format` is `f32`, activations in f32 over weights as the checkpoint
+/// has them, or `bf16`, activations, keys and values in bf16 over weights in bf16 or FP8.
+///
+/// # Errors
+/// [`Unfit`] if there is no GPU, or not enough memory on it; if there is no such format, or a weight cannot be
+/// had; [`INTERRUPTED`] if who is told of bytes that are loaded ends it.
+pub fn engine(
+    weights: &dyn Weights,
+    format: &str,
+    tell: &mut dyn FnMut(u64, u64) -> bool,
+) -> Result<Box<dyn Engine>, Error> {
+    let format = Format::of(format)?;
+    gpu().as_ref().map_err(|why| Unfit(why.clone()))?;
+    let all = memory::weights(weights, format)?;
+    let mut done = 0;
+    let mut count = |bytes: u64| {
+        done += bytes;
+        tell(done, all)
+    };
+    let model = on(|context| {
+        memory::fits_weights(&context.device, all)?;
+        Model::load(weights, format, context, &mut count)
+    })?;
+    Ok(Box::new(model))
+}

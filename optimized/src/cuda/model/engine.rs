@@ -1,0 +1,306 @@
+//! The model as an engine.
+
+use golden::{
+    Claims, Config, Engine, Error, Plan, Rng,
+    engine::{LinearState, Listener, Rows, Snapshot, Step, Traffic, Want},
+    plan::{Grid, Site},
+};
+use ndarray::{Array2, Array3, Array4, Axis, Slice};
+
+use super::{
+    Format, LayerState, Model, PIECE, memory, on,
+    seen::{numbers, stored},
+};
+use crate::{
+    cpu::model::pieces::{join, pieces},
+    cuda::{
+        engine::{Element, Ops},
+        launch::Stream,
+    },
+};
+
+impl Engine for Model {
+    fn name(&self) -> String {
+        match self.format {
+            Format::F32 => "cuda".to_owned(),
+            Format::Bf16 => "cuda-bf16".to_owned(),
+        }
+    }
+
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn plan(&self) -> Plan {
+        plan(self.format)
+    }
+
+    fn claims(&self) -> Claims {
+        Claims { deterministic: true, batch_invariant: true, cuts: Some(1) }
+    }
+
+    fn forces(&self) -> bool {
+        true
+    }
+
+    fn reset(&mut self, sequences: usize) -> Result<(), Error> {
+        self.undo = None;
+        let sizes = self.sizes();
+        self.on(|model, _| {
+            let needs = (sequences * model.layers.len() * (sizes.conv + sizes.recurrent)) as u64;
+            let (device, has) = (model.device.clone(), (sequences, model.mtp.is_some()));
+            let reset = model.states.reset(&device, (&model.config, sizes), has);
+            reset.map_err(|e| memory::unfit(&device, ("states", Some(needs)), e.into()))
+        })
+    }
+
+    fn lengths(&self) -> Vec<usize> {
+        self.states.lengths.clone()
+    }
+
+    fn pretend(&mut self, tokens: usize, seed: u64) -> Result<(), Error> {
+        /// Keys and values are these rows in turn: what is timed does not depend on what they say.
+        const TURN: usize = 61;
+        self.undo = None;
+        self.on(|model, context| {
+            let c = &model.config;
+            let (width, element) = (c.num_key_value_heads * c.head_dim, model.format.element());
+            let (device, row) = (model.device.clone(), width * element.size());
+            let most = model.states.lengths.iter().max().map_or(0, |most| most + tokens);
+            let full = c.layer_types.len() * model.states.sequences();
+            let grown = model.states.grow(&device, row, most);
+            grown.map_err(|e| {
+                let needs = Some((full * most * row / 2) as u64);
+                memory::unfit(&device, ("keys and values", needs), e.into())
+            })?;
+            let mut rng = Rng::keyed("pretend", seed);
+            let mut drawn = |n: usize, of: f32, element| {
+                let all: Vec<f32> = (0..n).map(|_| of * rng.uniform(-1.0, 1.0)).collect();
+                stored(&all, element).into_owned()
+            };
+            let mut rows = [device.room(TURN * row)?, device.room(TURN * row)?];
+            for rows in &mut rows {
+                device.put_at(&drawn(TURN * width, 1.0, element), rows, 0)?;
+            }
+            let stream = &mut Stream { context, kernels: &mut model.kernels };
+            let mut ops = Ops { stream, element };
+            for layer in &mut model.states.layers {
+                match layer {
+                    LayerState::Full(cache) => {
+                        for (s, &length) in model.states.lengths.iter().enumerate() {
+                            let first = s * cache.capacity + length;
+                            let sizes = (tokens, TURN, width);
+                            ops.repeat((&cache.k, first), &rows[0], sizes)?;
+                            ops.repeat((&cache.v, first), &rows[1], sizes)?;
+                        }
+                    }
+                    LayerState::Linear(state) => {
+                        let n = state.conv.len() / element.size();
+                        device.put_at(&drawn(n, 1.0, element), &mut state.conv, 0)?;
+                        let n = state.recurrent.len() / 4;
+                        device.put_at(&drawn(n, 0.1, Element::F32), &mut state.recurrent, 0)?;
+                    }
+                }
+            }
+            model.states.lengths.iter_mut().for_each(|length| *length += tokens);
+            Ok(device.wait()?)
+        })
+    }
+
+    fn traffic(&self, depth: usize) -> Option<Traffic> {
+        let c = &self.config;
+        let (mut weights, mut elements, mut states, mut attention) = (0, 0, 0, 0);
+        for (layer, mixer) in self.layers.iter().zip(&c.layer_types) {
+            let [bytes, own] = layer.read(c.num_experts_per_tok);
+            weights += bytes;
+            elements += own;
+            match mixer {
+                golden::config::Mixer::Linear => {
+                    states += 8 * (c.linear_value_dim() * c.linear_key_head_dim) as u64;
+                }
+                golden::config::Mixer::Full => {
+                    states += (2 * depth * self.sizes().row) as u64;
+                    attention += (4 * depth * c.num_attention_heads * c.head_dim) as u64;
+                }
+            }
+        }
+        weights += self.lm_head.as_ref().unwrap_or(&self.embedding).bytes() as u64;
+        Some(Traffic { weights, states, products: 2 * elements, attention })
+    }
+
+    fn forward(&mut self, tokens: &[Vec<u32>], want: &Want) -> Result<Step, Error> {
+        self.on(|model, context| {
+            let device = model.device.clone();
+            let step = model.step(context, tokens, want);
+            step.map_err(|e| memory::unfit(&device, ("the tokens of this step", None), e))
+        })
+    }
+
+    fn snapshot(&mut self) -> Result<Snapshot, Error> {
+        let id = self.next_snapshot;
+        self.next_snapshot += 1;
+        let sizes = self.sizes();
+        let saved = self.on(|model, _| {
+            let device = model.device.clone();
+            let saved = model.states.save(&device, sizes);
+            saved.map_err(|e| memory::unfit(&device, ("a copy of states", None), e.into()))
+        })?;
+        self.snapshots.insert(id, saved);
+        Ok(Snapshot(id))
+    }
+
+    fn restore(&mut self, Snapshot(id): Snapshot) -> Result<(), Error> {
+        let saved = self.snapshots.remove(&id).ok_or("no such snapshot")?;
+        self.undo = None;
+        let sizes = self.sizes();
+        let loaded = self.on(|model, _| {
+            let device = model.device.clone();
+            Ok(model.states.load(&device, &saved, (&model.config, sizes))?)
+        });
+        self.snapshots.insert(id, saved);
+        loaded
+    }
+
+    fn release(&mut self, Snapshot(id): Snapshot) {
+        self.snapshots.remove(&id);
+    }
+
+    /// A recurrent state cannot be cropped: the kept tokens are fed again from the state before.
+    fn rollback(&mut self, keep: &[usize]) -> Result<(), Error> {
+        let (undo, saved) = self.undo.take().ok_or("the last step did not ask for rollback")?;
+        let (tokens, want) = undo.keeping(keep)?;
+        self.on(|model, context| {
+            let device = model.device.clone();
+            model.states.load_linear(&device, &saved)?;
+            model.step(context, &tokens, &want).map(drop)
+        })
+    }
+
+    fn linear_states(&self) -> Result<Vec<Option<LinearState>>, Error> {
+        let c = &self.config;
+        let (s, element) = (self.states.sequences(), self.format.element());
+        let kept = c.linear_conv_kernel_dim - 1;
+        let (hv, k, v) = (c.linear_num_value_heads, c.linear_key_head_dim, c.linear_value_head_dim);
+        on(|_| {
+            let layer = |layer: &LayerState| {
+                let LayerState::Linear(state) = layer else { return Ok(None) };
+                let conv = numbers(&self.device, &state.conv, element, s * c.conv_dim() * kept)?;
+                let recurrent =
+                    numbers(&self.device, &state.recurrent, Element::F32, s * hv * k * v)?;
+                Ok(Some(LinearState {
+                    conv: Array3::from_shape_vec((s, c.conv_dim(), kept), conv)?,
+                    recurrent: Array4::from_shape_vec((s, hv, k, v), recurrent)?,
+                }))
+            };
+            if self.states.layers.is_empty() {
+                return Ok(self.layers.iter().map(|_| None).collect());
+            }
+            self.states.layers.iter().map(layer).collect()
+        })
+    }
+
+    fn watch(&mut self, listener: Listener) {
+        self.listener = Some(listener);
+    }
+
+    fn has_mtp(&self) -> bool {
+        self.mtp.is_some()
+    }
+
+    fn mtp(&mut self, tokens: &[Vec<u32>], hidden: &Array2<f32>) -> Result<Step, Error> {
+        self.drafts(tokens, hidden, Rows::All)
+    }
+
+    fn mtp_feed(&mut self, tokens: &[Vec<u32>], hidden: &Array2<f32>) -> Result<(), Error> {
+        self.drafts(tokens, hidden, Rows::None).map(drop)
+    }
+
+    fn mtp_lengths(&self) -> Vec<usize> {
+        self.states.drafts.clone()
+    }
+
+    fn mtp_truncate(&mut self, keep: &[usize]) -> Result<(), Error> {
+        let drafts = &mut self.states.drafts;
+        if keep.len() != drafts.len() {
+            let (given, kept) = (keep.len(), drafts.len());
+            return Err(format!("{given} lengths for {kept} sequences").into());
+        }
+        for (len, &keep) in drafts.iter().zip(keep) {
+            if *len < keep {
+                return Err(format!("the MTP cache holds {len} entries, not {keep}").into());
+            }
+        }
+        drafts.copy_from_slice(keep);
+        Ok(())
+    }
+}
+
+/// How a format rounds.
+fn plan(format: Format) -> Plan {
+    match format {
+        Format::F32 => Plan::F32,
+        Format::Bf16 => {
+            let sites = [
+                Site::Linear,
+                Site::Norm,
+                Site::ConvOut,
+                Site::Beta,
+                Site::MixerOut,
+                Site::GateOut,
+                Site::Rope,
+                Site::ExpertHidden,
+            ];
+            sites.iter().fold(Plan::F32, |plan, &site| plan.round(site, Grid::Bf16))
+        }
+    }
+}
+
+impl Model {
+    /// The MTP head over all tokens; logits and hidden states of some.
+    fn drafts(
+        &mut self,
+        tokens: &[Vec<u32>],
+        hidden: &Array2<f32>,
+        rows: Rows,
+    ) -> Result<Step, Error> {
+        golden::engine::check_tokens(tokens, self.states.sequences(), self.config.vocab_size)?;
+        let n = tokens.iter().map(Vec::len).sum::<usize>();
+        let d = self.config.hidden_size;
+        if hidden.dim() != (n, d) {
+            return Err(format!("hidden is {:?}, expected [{n}, {d}]", hidden.dim()).into());
+        }
+        self.on(|model, context| {
+            let mut step = None;
+            for piece in pieces(tokens, PIECE) {
+                let own = hidden.slice_axis(Axis(0), Slice::from(piece.rows.clone()));
+                let own: Vec<f32> = own.iter().copied().collect();
+                join(&mut step, model.draft(context, &piece, &own, rows)?)?;
+            }
+            Ok(step.unwrap_or_default())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use golden::synthetic::Synthetic;
+
+    use super::super::{Unfit, engine};
+    use crate::cuda::gpu;
+
+    #[test]
+    fn without_a_gpu_one_line_says_so() {
+        let weights: Synthetic = "synthetic:tiny".parse().unwrap();
+        assert!(engine(&weights, "int8", &mut |_, _| true).is_err_and(|e| !e.is::<Unfit>()));
+        let made = engine(&weights, "f32", &mut |_, _| true);
+        match gpu() {
+            Ok(_) => assert!(made.is_ok()),
+            Err(why) => {
+                let error = made.err().unwrap();
+                assert!(error.is::<Unfit>());
+                assert_eq!(error.to_string(), *why);
+                assert!(!why.contains('\n'));
+            }
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! What the engine needs of the GPU's memory, from names and shapes alone.
+
+use golden::{
+    Config, Error, Weights,
+    config::Mixer,
+    engine::{Demand, Memory},
+    names::{self, Role},
+};
+
+use super::{
+    Format, PIECE, Unfit,
+    scratch::Room,
+    states::{Sizes, capacity},
+    weights::{block, kept},
+};
+use crate::cuda::{
+    device::{self, Device},
+    engine::Stored,
+};
+
+/// What an engine of these weights in that format needs of the GPU to be asked this: nothing is read.
+///
+/// # Errors
+/// If there is no such format, or a weight is missing.
+pub fn memory(weights: &dyn Weights, format: &str, demand: &Demand) -> Result<Memory, Error> {
+    let format = Format::of(format)?;
+    let c = weights.config();
+    let sizes = Sizes::of(c, format.element());
+    let full = c.layer_types.iter().filter(|mixer| **mixer == Mixer::Full).count();
+    let linear = c.layer_types.len() - full;
+    let state = product(&[linear, sizes.conv + sizes.recurrent, demand.sequences]);
+    let cache =
+        |tokens, layers| product(&[2, layers, capacity(tokens), sizes.row, demand.sequences]);
+    Ok(Memory {
+        mapped: 0,
+        owned: self::weights(weights, format)?,
+        state,
+        cache: cache(demand.context, full).saturating_add(cache(demand.drafts, 1)),
+        scratch: scratch(c, format, demand),
+    })
+}
+
+fn scratch(c: &Config, format: Format, demand: &Demand) -> u64 {
+    let (rows, sequences) = (demand.fed.clamp(1, PIECE), demand.sequences.max(1));
+    Room::of(c, format.element(), (rows, sequences)).all()
+}
+
+/// Bytes of all weights.
+pub(super) fn weights(weights: &dyn Weights, format: Format) -> Result<u64, Error> {
+    let has_mtp = weights.meta(names::MTP_FC).is_some();
+    let block = block(weights);
+    let mut all = 0;
+    for entry in names::entries(weights.config(), has_mtp) {
+        let elements = entry.elements();
+        all += match entry.role {
+            Role::Embedding | Role::LmHead | Role::In | Role::Out | Role::Router => {
+                let stored = kept(weights, format, &entry.name)?;
+                let (rows, columns) = (entry.shape[0], entry.shape[1..].iter().product::<usize>());
+                let scales = rows.div_ceil(block[0]) * columns.div_ceil(block[1]) * 4;
+                let scales = if stored == Stored::Fp8 { scales } else { 0 };
+                elements * stored.size() as u64 + scales as u64
+            }
+            Role::Norm | Role::GatedNorm | Role::ALog | Role::DtBias | Role::Conv => 4 * elements,
+        };
+    }
+    Ok(all)
+}
+
+/// Refuses weights that do not fit.
+pub(super) fn fits_weights(device: &Device, needs: u64) -> Result<(), Error> {
+    let free = device.free()?;
+    if needs <= free {
+        return Ok(());
+    }
+    Err(Unfit(format!(
+        "memory of the GPU: weights need {:.1} GiB, {:.1} GiB are free; fewer layers or experts, or weights in \
+         FP8, would fit",
+        gib(needs),
+        gib(free)
+    ))
+    .into())
+}
+
+/// What was asked for and did not fit.
+pub(super) fn unfit(device: &Device, (what, needs): (&str, Option<u64>), error: Error) -> Error {
+    let full = error
+        .downcast_ref::<device::Error>()
+        .is_some_and(|error| error.to_string().contains("OUT_OF_MEMORY"));
+    match device.free() {
+        Ok(free) if full => {
+            let needs = needs.map_or("do not fit".to_owned(), |needs| {
+                format!("need {:.1} GiB more", gib(needs))
+            });
+            Unfit(format!("memory of the GPU: {what} {needs}, {:.1} GiB are free", gib(free)))
+                .into()
+        }
+        _ => error,
+    }
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
+}
+
+fn product(sizes: &[usize]) -> u64 {
+    sizes.iter().fold(1, |all, &n| all.saturating_mul(n as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use golden::{
+        config::Preset,
+        engine::{Demand, Narrowed},
+        synthetic::Synthetic,
+    };
+
+    use super::memory;
+
+    const DEMAND: Demand = Demand {
+        sequences: 2,
+        context: 300,
+        fed: 9,
+        logits: 1,
+        hidden: 0,
+        drafts: 0,
+        narrowed: Narrowed::Owned,
+    };
+
+    #[test]
+    fn memory_is_that_of_the_checkpoint_and_of_states() {
+        let official: Synthetic = "synthetic:official,dtype=fp8".parse().unwrap();
+        let stated = memory(&official, "bf16", &DEMAND).unwrap();
+        // 80 GB of FP8 and what stays in bf16.
+        assert!((79..84).contains(&(stated.owned / 1_000_000_000)), "{}", stated.owned);
+        assert_eq!(stated.state, 2 * 36 * (2 * 8192 * 3 + 4 * 32 * 128 * 128));
+        assert_eq!(stated.cache, 2 * 2 * 12 * 512 * 2 * 256 * 2);
+        let wide = memory(&official, "f32", &DEMAND).unwrap();
+        assert_eq!(wide.owned, stated.owned);
+        let tiny = Synthetic::new(Preset::Tiny.config(None, None).unwrap(), 0);
+        assert!(memory(&tiny, "int8", &DEMAND).is_err());
+        let most = Demand { context: usize::MAX, ..DEMAND };
+        assert_eq!(memory(&tiny, "f32", &most).unwrap().must_fit(), u64::MAX);
+    }
+}

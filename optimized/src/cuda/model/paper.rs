@@ -1,0 +1,248 @@
+//! A step on paper: on any machine every launch of the engine is bound to its kernel's signature, and the
+//! buffers are as large as the shapes there say.
+
+use std::collections::BTreeMap;
+
+use golden::{
+    Config,
+    config::{Mixer, Mlp, Preset},
+};
+use kernels::{Build, Kind, Parameter, Size};
+
+use super::{
+    pass::{Layers, Pass},
+    scratch::{LOGITS, Room, Scratch},
+    seen::Looked,
+    states::{Cache, LayerState, Linear, Sizes},
+    told::Told,
+    weights::{Layer, MixerWeights, MlpWeights, Swiglu},
+};
+use crate::cuda::{
+    device::{Buffer, Error},
+    engine::{Element, Matrix, Ops, Stored},
+    launch::{Arg, Call, Launches, argument, bind, entry},
+};
+
+/// Where the address of a buffer has its number.
+const NUMBER: u32 = 40;
+
+/// Takes launches, and looks at them.
+#[derive(Default)]
+struct Paper {
+    /// Bytes of every buffer.
+    buffers: Vec<usize>,
+    /// Sizes that no argument tells.
+    known: BTreeMap<&'static str, usize>,
+    seen: BTreeMap<&'static str, usize>,
+}
+
+impl Paper {
+    fn room(&mut self, len: usize) -> Buffer {
+        self.buffers.push(len.max(1));
+        Buffer::on_paper((self.buffers.len() as u64) << NUMBER, len.max(1))
+    }
+
+    fn matrices(&mut self, count: usize, [rows, columns]: [usize; 2], stored: Stored) -> Matrix {
+        let elements = count * rows * columns;
+        let weights = self.room(elements * stored.size());
+        let block = if stored == Stored::Fp8 { [128, 128] } else { [1, 1] };
+        let blocks = count * rows.div_ceil(block[0]) * columns.div_ceil(block[1]);
+        let scales = (stored == Stored::Fp8).then(|| self.room(4 * blocks));
+        Matrix { weights, scales, stored, rows, columns, block }
+    }
+
+    fn swiglu(&mut self, count: usize, [d, f]: [usize; 2], stored: Stored) -> Swiglu {
+        [[f, d], [f, d], [d, f]].map(|shape| self.matrices(count, shape, stored))
+    }
+
+    fn layer(&mut self, c: &Config, mixer: Mixer, mlp: Mlp, stored: Stored) -> Layer {
+        let (d, h, value) = (c.hidden_size, c.head_dim, c.linear_value_dim());
+        let whole = if stored == Stored::Fp8 { Stored::Bf16 } else { stored };
+        let (hv, conv) = (c.linear_num_value_heads, c.conv_dim());
+        let mixer = match mixer {
+            Mixer::Linear => MixerWeights::Linear {
+                qkvz: self.matrices(1, [conv + value, d], stored),
+                ba: self.matrices(1, [2 * hv, d], whole),
+                conv: self.room(4 * conv * c.linear_conv_kernel_dim),
+                a_log: self.room(4 * hv),
+                dt_bias: self.room(4 * hv),
+                norm: self.room(4 * c.linear_value_head_dim),
+                out: self.matrices(1, [d, value], stored),
+            },
+            Mixer::Full => {
+                let (q, kv) = (c.num_attention_heads * h, c.num_key_value_heads * h);
+                MixerWeights::Full {
+                    q: self.matrices(1, [2 * q, d], stored),
+                    k: self.matrices(1, [kv, d], stored),
+                    v: self.matrices(1, [kv, d], stored),
+                    o: self.matrices(1, [d, q], stored),
+                    q_norm: self.room(4 * h),
+                    k_norm: self.room(4 * h),
+                }
+            }
+        };
+        let mlp = match mlp {
+            Mlp::Dense => MlpWeights::Dense(self.swiglu(1, [d, c.intermediate_size], stored)),
+            Mlp::Sparse => MlpWeights::Sparse {
+                router: self.matrices(1, [c.num_experts, d], whole),
+                experts: self.swiglu(c.num_experts, [d, c.moe_intermediate_size], stored),
+                shared: self.swiglu(1, [d, c.shared_expert_intermediate_size], stored),
+                shared_gate: self.matrices(1, [1, d], whole),
+            },
+        };
+        Layer { input_norm: self.room(4 * d), mixer, post_norm: self.room(4 * d), mlp }
+    }
+
+    fn states(
+        &mut self,
+        c: &Config,
+        element: Element,
+        (s, capacity): (usize, usize),
+    ) -> Vec<LayerState> {
+        let sizes = Sizes::of(c, element);
+        let state = |mixer: &Mixer| match mixer {
+            Mixer::Linear => LayerState::Linear(Linear {
+                conv: self.room(s * sizes.conv),
+                recurrent: self.room(s * sizes.recurrent),
+            }),
+            Mixer::Full => {
+                let all = s * capacity * sizes.row;
+                LayerState::Full(Cache { k: self.room(all), v: self.room(all), capacity })
+            }
+        };
+        c.layer_types.iter().map(state).collect()
+    }
+
+    /// Bytes behind an address, of which a parameter may have so many.
+    fn behind(&self, address: u64) -> usize {
+        let (number, offset) = (address >> NUMBER, address & ((1 << NUMBER) - 1));
+        self.buffers[number as usize - 1] - offset as usize
+    }
+
+    /// Bytes that a parameter's shape says, if it does.
+    fn needs(&self, parameter: &Parameter, call: &Call<'_>) -> Option<usize> {
+        let (Kind::Input(element) | Kind::Output(element)) = &parameter.kind else { return None };
+        let number = |letter: &str| {
+            let told = call.args.iter().find(|(name, _)| *name == letter);
+            match told {
+                Some((_, Arg::Int(n))) => Some(*n),
+                _ => self.known.get(letter).copied(),
+            }
+        };
+        let size = |size: &Size| match size {
+            Size::Plus(letter, more) => number(letter)?.checked_add_signed(*more as isize),
+            Size::Over(letter, by) => Some(number(letter)? / *by as usize),
+            Size::Is(n) => Some(*n as usize),
+            Size::Some => None,
+        };
+        if parameter.shape.is_empty() {
+            return None;
+        }
+        let elements = parameter.shape.iter().map(size).product::<Option<usize>>()?;
+        Some(elements * bytes(element, call.build)?)
+    }
+}
+
+/// Bytes of an element.
+fn bytes(element: &str, build: Build) -> Option<usize> {
+    match element {
+        "E" => bytes(build.activations, build),
+        "W" => bytes(build.weights?, build),
+        "f32" | "float" | "int" | "unsigned" => Some(4),
+        "bf16" | "f16" => Some(2),
+        "long long" => Some(8),
+        "unsigned char" | "Fp8" => Some(1),
+        _ => None,
+    }
+}
+
+impl Launches for Paper {
+    fn launch(&mut self, call: &Call<'_>) -> Result<(), Error> {
+        let entry = entry(call.source, call.entry)?;
+        bind(&entry, call.args).map_err(Error::Compile)?;
+        // What a GPU of this kind has of threads, blocks and shared memory.
+        assert!((1..=1024).contains(&call.threads), "{}: {} threads", call.entry, call.threads);
+        assert!(call.shared <= 232_448, "{}: {} bytes", call.entry, call.shared);
+        assert!(call.grid[1..].iter().all(|&n| n <= 65_535), "{}: {:?}", call.entry, call.grid);
+        for parameter in &entry.parameters {
+            let Some(Arg::At(address)) = argument(parameter, call.args) else { continue };
+            let (name, needs) = (&parameter.name, self.needs(parameter, call));
+            if address == 0 {
+                continue;
+            }
+            assert!(address.is_multiple_of(2), "{}: {name} at an odd address", call.entry);
+            let (needs, has) = (needs.unwrap_or(0), self.behind(address));
+            assert!(needs <= has, "{}: {name} has {has} bytes, needs {needs}", call.entry);
+            *self.seen.entry(call.entry).or_default() += usize::from(0 < needs);
+        }
+        Ok(())
+    }
+}
+
+/// Every launch of a step of so many tokens of each sequence.
+fn walk(c: &Config, (element, stored): (Element, Stored), lengths: &[usize]) -> Paper {
+    let mut paper = Paper::default();
+    let (n, s) = (lengths.iter().sum::<usize>(), lengths.len());
+    let kinds = c.layer_types.iter().zip(&c.mlp_types);
+    let all: Vec<Layer> = kinds.map(|(&mixer, &mlp)| paper.layer(c, mixer, mlp, stored)).collect();
+    let whole = if stored == Stored::Fp8 { Stored::Bf16 } else { stored };
+    let shape = [c.vocab_size, c.hidden_size];
+    let (embedding, head) = (paper.matrices(1, shape, whole), paper.matrices(1, shape, whole));
+    let (final_norm, inv_freq) =
+        (paper.room(4 * shape[1]), paper.room(4 * c.rope.inv_freq().len()));
+    let capacity = lengths.iter().max().unwrap_or(&0) + 3;
+    let states = paper.states(c, element, (s, capacity));
+    let room = Room { c, element, n, sequences: s };
+    let mut scratch = Scratch::make(&mut |name| Ok(paper.room(room.bytes(name)))).unwrap();
+    paper.known = [("N", n), ("S", s)].into_iter().collect();
+    let one_each = lengths.iter().all(|&length| length == 1);
+    let told = Told { address: scratch.told.address(), n, s, one_each };
+    let mut ops = Ops { stream: &mut paper, element };
+    let rows = n.min(LOGITS);
+    ops.gather(&scratch.last, &scratch.normed, told.asked(), (rows, shape[1] * element.size()))
+        .unwrap();
+    ops.wide(&scratch.logits, &scratch.last, &head, rows).unwrap();
+    let mut pass =
+        Pass { ops, device: None, config: c, scratch: &mut scratch, inv_freq: &inv_freq, told };
+    let layers = Layers { embedding: &embedding, all: &all, final_norm: &final_norm };
+    pass.walk(&layers, &states, None, &mut Looked::nothing()).unwrap();
+    paper
+}
+
+#[test]
+fn every_launch_is_as_its_kernel_says() {
+    let official = Preset::Official.config(Some(4), None).unwrap();
+    let [tiny, ragged] =
+        [Preset::Tiny, Preset::Ragged].map(|preset| preset.config(None, None).unwrap());
+    let wide = (Element::F32, Stored::F32);
+    let halves = (Element::Bf16, Stored::Bf16);
+    let codes = (Element::Bf16, Stored::Fp8);
+    for (config, all) in [
+        (&tiny, &[wide, halves, (Element::F32, Stored::F16)][..]),
+        (&ragged, &[wide, halves, (Element::F32, Stored::Fp8)]),
+        (&official, &[halves, codes, (Element::F32, Stored::Fp8)]),
+    ] {
+        for &kinds in all {
+            for lengths in [&[1][..], &[1, 1, 1], &[2], &[5, 0, 1], &[9], &[40], &[2048], &[700, 3]]
+            {
+                let paper = walk(config, kinds, lengths);
+                let seen = |entry| paper.seen.get(entry).copied().unwrap_or(0);
+                for entry in ["engine_embedding", "engine_norm", "engine_delta_in", "engine_route"]
+                {
+                    assert!(0 < seen(entry), "{entry}: {:?}", paper.seen);
+                }
+                assert_eq!(0 < seen("engine_conv_state"), lengths.iter().any(|&n| n != 1));
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "needs")]
+fn a_buffer_that_is_too_small_is_seen() {
+    let mut paper = Paper::default();
+    let (o, x) = (paper.room(8 * 64 * 4), paper.room(8 * 64 * 2));
+    let weight = paper.matrices(1, [64, 64], Stored::F32);
+    let mut ops = Ops { stream: &mut paper, element: Element::F32 };
+    ops.linear(&o, &x, &weight, 8).unwrap();
+}

@@ -1,0 +1,355 @@
+//! The weights of the model on the device, by layer.
+//!
+//! Matrices stay as the checkpoint has them, experts of a layer one after another; FP8 codes with their
+//! scales in f32. What a source makes up is made on the device.
+
+use std::sync::Arc;
+
+use golden::{
+    Config, Dtype, Error, Weights,
+    config::{Mixer, Mlp},
+    fp8, names,
+    weights::RawTensor,
+};
+use zerocopy::IntoBytes;
+
+use super::{Format, seen};
+use crate::cuda::{
+    device::{Buffer, Device},
+    engine::{Element, Made, Matrix, Ops, Stored},
+};
+
+/// The weights of a decoder layer.
+pub(super) struct Layer {
+    pub(super) input_norm: Buffer,
+    pub(super) mixer: MixerWeights,
+    pub(super) post_norm: Buffer,
+    pub(super) mlp: MlpWeights,
+}
+
+pub(super) enum MixerWeights {
+    Linear {
+        qkvz: Matrix,
+        ba: Matrix,
+        /// `[C, W]`.
+        conv: Buffer,
+        a_log: Buffer,
+        dt_bias: Buffer,
+        norm: Buffer,
+        out: Matrix,
+    },
+    Full {
+        q: Matrix,
+        k: Matrix,
+        v: Matrix,
+        o: Matrix,
+        q_norm: Buffer,
+        k_norm: Buffer,
+    },
+}
+
+/// Gate, up and down projections.
+pub(super) type Swiglu = [Matrix; 3];
+
+#[expect(clippy::large_enum_variant, reason = "there is one per layer")]
+pub(super) enum MlpWeights {
+    Dense(Swiglu),
+    Sparse { router: Matrix, experts: Swiglu, shared: Swiglu, shared_gate: Matrix },
+}
+
+pub(super) struct Mtp {
+    pub(super) norm_embedding: Buffer,
+    pub(super) norm_hidden: Buffer,
+    pub(super) fc: Matrix,
+    pub(super) layer: Layer,
+    pub(super) norm: Buffer,
+}
+
+impl Layer {
+    /// Bytes of every matrix that a token reads, with `active` experts of all, and how many weights they
+    /// have.
+    pub(super) fn read(&self, active: usize) -> [u64; 2] {
+        let mut all = [0, 0];
+        let mut add = |matrix: &Matrix, times: usize, of: usize| {
+            all[0] += (matrix.bytes() / of * times) as u64;
+            all[1] += (matrix.rows * matrix.columns * times) as u64;
+        };
+        match &self.mixer {
+            MixerWeights::Linear { qkvz, ba, out, .. } => {
+                [qkvz, ba, out].into_iter().for_each(|matrix| add(matrix, 1, 1));
+            }
+            MixerWeights::Full { q, k, v, o, .. } => {
+                [q, k, v, o].into_iter().for_each(|matrix| add(matrix, 1, 1));
+            }
+        }
+        match &self.mlp {
+            MlpWeights::Dense(all) => all.iter().for_each(|matrix| add(matrix, 1, 1)),
+            MlpWeights::Sparse { router, experts, shared, shared_gate } => {
+                [router, shared_gate].into_iter().for_each(|matrix| add(matrix, 1, 1));
+                shared.iter().for_each(|matrix| add(matrix, 1, 1));
+                experts.iter().for_each(|matrix| add(matrix, active, router.rows));
+            }
+        }
+        all
+    }
+}
+
+/// What a matrix is kept as.
+///
+/// # Errors
+/// If it is of no float type.
+pub(super) fn kept(weights: &dyn Weights, format: Format, name: &str) -> Result<Stored, Error> {
+    let meta = weights.meta(name).ok_or_else(|| format!("{name}: missing"))?;
+    let narrowed = format == Format::Bf16 && names::is_projection(name);
+    Ok(match meta.dtype {
+        Dtype::F32 | Dtype::F16 if narrowed => Stored::Bf16,
+        Dtype::Bf16 => Stored::Bf16,
+        Dtype::F16 => Stored::F16,
+        Dtype::Fp8 if block(weights).iter().all(|n| n.is_power_of_two()) => Stored::Fp8,
+        // FP8 in blocks of other sizes is rare: what they hold is widened.
+        Dtype::F32 | Dtype::Fp8 => Stored::F32,
+        other => return Err(format!("{name}: {other} where a float type was expected").into()),
+    })
+}
+
+pub(super) fn block(weights: &dyn Weights) -> [usize; 2] {
+    weights.config().fp8.as_ref().map_or([1, 1], |fp8| fp8.weight_block_size)
+}
+
+/// Puts weights on the device.
+pub(super) struct Loader<'a> {
+    pub(super) weights: &'a dyn Weights,
+    pub(super) config: &'a Config,
+    pub(super) format: Format,
+    pub(super) device: Arc<Device>,
+    pub(super) ops: Ops<'a>,
+    /// Told of matrices that are there; says whether to go on.
+    pub(super) tell: &'a mut dyn FnMut(u64) -> bool,
+}
+
+impl Loader<'_> {
+    /// Numbers in f32.
+    pub(super) fn numbers(&mut self, numbers: &[f32]) -> Result<Buffer, Error> {
+        let device = &self.device;
+        let mut buffer = device.room(4 * numbers.len())?;
+        device.put_at(numbers.as_bytes(), &mut buffer, 0)?;
+        Ok(buffer)
+    }
+
+    /// A small tensor, widened.
+    pub(super) fn vector(&mut self, name: &str) -> Result<Buffer, Error> {
+        let raw = self.weights.fetch(name)?;
+        let wide = raw.widen();
+        let wide =
+            wide.ok_or_else(|| format!("{name}: {} where a float type was expected", raw.dtype))?;
+        self.numbers(&wide)
+    }
+
+    pub(super) fn matrix(&mut self, name: &str) -> Result<Matrix, Error> {
+        self.matrices(&[name.to_owned()])
+    }
+
+    /// Matrices of one shape, one after another.
+    fn matrices(&mut self, names: &[String]) -> Result<Matrix, Error> {
+        let weights = self.weights;
+        let first = names.first().ok_or("no matrices")?;
+        let mut stored = kept(weights, self.format, first)?;
+        let shape = weights.meta(first).ok_or_else(|| format!("{first}: missing"))?.shape;
+        let (rows, columns) = (shape[0], shape[1..].iter().product::<usize>());
+        for name in names {
+            if kept(weights, self.format, name)? != stored {
+                stored = Stored::F32;
+            }
+        }
+        let block = if stored == Stored::Fp8 { block(weights) } else { [1, 1] };
+        let (size, scales) = (
+            rows * columns * stored.size(),
+            rows.div_ceil(block[0]) * columns.div_ceil(block[1]) * 4,
+        );
+        let mut matrix = Matrix {
+            weights: self.device.room(names.len() * size)?,
+            scales: None,
+            stored,
+            rows,
+            columns,
+            block,
+        };
+        if stored == Stored::Fp8 {
+            matrix.scales = Some(self.device.room(names.len() * scales)?);
+        }
+        for (i, name) in names.iter().enumerate() {
+            self.fill(&mut matrix, (name, i), (size, scales))?;
+            if !(self.tell)(size as u64) {
+                return Err(golden::engine::INTERRUPTED.into());
+            }
+        }
+        Ok(matrix)
+    }
+
+    /// The `i`th matrix, of so many bytes of weights and scales.
+    fn fill(
+        &mut self,
+        matrix: &mut Matrix,
+        (name, i): (&str, usize),
+        (size, scales): (usize, usize),
+    ) -> Result<(), Error> {
+        let scales_name = names::scale_of(name);
+        let stored = matrix.stored;
+        let coded = self.weights.meta(name).is_some_and(|meta| meta.dtype == Dtype::Fp8);
+        if let (Some(recipe), true) = (self.weights.recipe(name), coded == (stored == Stored::Fp8))
+        {
+            let (o, count) = ((&matrix.weights, i * size), matrix.rows * matrix.columns);
+            self.ops.synthesise(o, Made::Weights(stored), &recipe, count)?;
+            if let Some(buffer) = &matrix.scales {
+                let missing = || format!("{scales_name}: missing");
+                let recipe = self.weights.recipe(&scales_name).ok_or_else(missing)?;
+                self.ops.synthesise((buffer, i * scales), Made::Scales, &recipe, scales / 4)?;
+            }
+            return Ok(());
+        }
+        let raw = self.weights.fetch(name)?;
+        let as_it_is = match stored {
+            Stored::F32 => raw.dtype == Dtype::F32,
+            Stored::Bf16 => raw.dtype == Dtype::Bf16,
+            Stored::F16 => raw.dtype == Dtype::F16,
+            Stored::Fp8 => true,
+        };
+        let device = self.device.clone();
+        if as_it_is {
+            device.put_at(&raw.data, &mut matrix.weights, i * size)?;
+        } else {
+            let wide = self.widened(name, &raw)?;
+            let as_kept = if stored == Stored::Bf16 { Element::Bf16 } else { Element::F32 };
+            device.put_at(&seen::stored(&wide, as_kept), &mut matrix.weights, i * size)?;
+        }
+        if let Some(buffer) = &mut matrix.scales {
+            let raw = self.weights.fetch(&scales_name)?;
+            let wide = raw.widen().ok_or_else(|| format!("{scales_name}: {}", raw.dtype))?;
+            device.put_at(wide.as_bytes(), buffer, i * scales)?;
+        }
+        // What was read is let go before the next one.
+        device.wait()?;
+        Ok(())
+    }
+
+    /// The numbers of a matrix.
+    fn widened(&self, name: &str, raw: &RawTensor<'_>) -> Result<Vec<f32>, Error> {
+        if let Some(wide) = raw.widen() {
+            return Ok(wide);
+        }
+        if raw.dtype != Dtype::Fp8 {
+            return Err(format!("{name}: {} where a float type was expected", raw.dtype).into());
+        }
+        let scales_name = names::scale_of(name);
+        let scales = self.weights.fetch(&scales_name)?.widen();
+        let scales = scales.ok_or_else(|| format!("{scales_name}: no numbers"))?;
+        let [down, across] = block(self.weights);
+        let columns = raw.shape[1..].iter().product::<usize>();
+        let wide = |(i, &code): (usize, &u8)| {
+            let at = i / columns / down * columns.div_ceil(across) + i % columns / across;
+            fp8::to_f32(code) * scales[at]
+        };
+        Ok(raw.data.iter().enumerate().map(wide).collect())
+    }
+
+    pub(super) fn layer(&mut self, prefix: &str, mixer: Mixer, mlp: Mlp) -> Result<Layer, Error> {
+        let weight = |name: &str| format!("{prefix}.{name}.weight");
+        let mixer = match mixer {
+            Mixer::Linear => MixerWeights::Linear {
+                qkvz: self.matrix(&weight("linear_attn.in_proj_qkvz"))?,
+                ba: self.matrix(&weight("linear_attn.in_proj_ba"))?,
+                conv: self.vector(&weight("linear_attn.conv1d"))?,
+                a_log: self.vector(&format!("{prefix}.linear_attn.A_log"))?,
+                dt_bias: self.vector(&format!("{prefix}.linear_attn.dt_bias"))?,
+                norm: self.vector(&weight("linear_attn.norm"))?,
+                out: self.matrix(&weight("linear_attn.out_proj"))?,
+            },
+            Mixer::Full => MixerWeights::Full {
+                q: self.matrix(&weight("self_attn.q_proj"))?,
+                k: self.matrix(&weight("self_attn.k_proj"))?,
+                v: self.matrix(&weight("self_attn.v_proj"))?,
+                o: self.matrix(&weight("self_attn.o_proj"))?,
+                q_norm: self.vector(&weight("self_attn.q_norm"))?,
+                k_norm: self.vector(&weight("self_attn.k_norm"))?,
+            },
+        };
+        let mlp = match mlp {
+            Mlp::Dense => MlpWeights::Dense(self.swiglu(prefix, "", 1)?),
+            Mlp::Sparse => MlpWeights::Sparse {
+                router: self.matrix(&weight("mlp.gate"))?,
+                experts: self.swiglu(prefix, "experts.#.", self.config.num_experts)?,
+                shared: self.swiglu(prefix, "shared_expert.", 1)?,
+                shared_gate: self.matrix(&weight("mlp.shared_expert_gate"))?,
+            },
+        };
+        Ok(Layer {
+            input_norm: self.vector(&weight("input_layernorm"))?,
+            mixer,
+            post_norm: self.vector(&weight("post_attention_layernorm"))?,
+            mlp,
+        })
+    }
+
+    /// The projections of `count` experts, whose number stands for `#` in their names.
+    fn swiglu(&mut self, prefix: &str, of: &str, count: usize) -> Result<Swiglu, Error> {
+        let mut one = |projection: &str| {
+            let name = |e: usize| {
+                let of = of.replace('#', &e.to_string());
+                format!("{prefix}.mlp.{of}{projection}.weight")
+            };
+            self.matrices(&(0..count).map(name).collect::<Vec<_>>())
+        };
+        Ok([one("gate_proj")?, one("up_proj")?, one("down_proj")?])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use golden::{Weights, names, synthetic::Synthetic};
+
+    use super::{Format, Loader};
+    use crate::cuda::{
+        device::Buffer,
+        engine::Ops,
+        gpu,
+        launch::{Kernels, Stream},
+        model::on,
+    };
+
+    /// On a machine without a GPU there is nothing to compare.
+    #[test]
+    fn what_the_gpu_makes_is_what_the_processor_makes() {
+        if gpu().is_err() {
+            return;
+        }
+        for dtype in ["f32", "f16", "bf16", "fp8"] {
+            let weights: Synthetic = format!("synthetic:ragged,dtype={dtype}").parse().unwrap();
+            let config = weights.config().clone();
+            for entry in names::entries(&config, true) {
+                if entry.shape.len() != 2 {
+                    continue;
+                }
+                let same = |name: &str, made: &Buffer| {
+                    let here = weights.fetch(name).unwrap().data.into_owned();
+                    let mut there = vec![0; here.len()];
+                    on(|context| Ok(context.device.get(made, &mut there)?)).unwrap();
+                    assert_eq!(here, there, "{name} in {dtype}");
+                };
+                let mut kernels = Kernels::default();
+                let matrix = on(|context| {
+                    let format = Format::F32;
+                    let device = context.device.clone();
+                    let stream = &mut Stream { context, kernels: &mut kernels };
+                    let ops = Ops { stream, element: format.element() };
+                    let (weights, config, tell) = (&weights, &config, &mut |_| true);
+                    Loader { weights, config, format, device, ops, tell }.matrix(&entry.name)
+                });
+                let matrix = matrix.unwrap();
+                same(&entry.name, &matrix.weights);
+                if let Some(scales) = &matrix.scales {
+                    same(&names::scale_of(&entry.name), scales);
+                }
+            }
+        }
+    }
+}
