@@ -17,6 +17,7 @@
 // of d as operands. The state that is carried is f32. q, k and v are operands as they are stored.
 
 const int CHUNK = 64;
+const float SCALE = 0.08838834764831845f;  // K^-1/2
 const int TILE = CHUNK * 128;        // bytes of 64 rows of 64 numbers
 const int HALF = 2 * TILE;           // keys, queries, and the second halves of their columns
 const int RECORD = 2 * TILE + 1024;  // T, P, and the factors of a chunk
@@ -44,9 +45,10 @@ template <int BY> __device__ inline void copy_pieces(unsigned to, const bf16* fr
         }
 }
 
-// Blocks of 16x16 of the lower triangle of A, and of its inverse in their place: on the diagonal in f32, transposed
-// and in rows of 20 so that lanes meet in no bank; below it, and of the inverse, in f16.
-const int DIAGONAL = 16 * 20 * 4, BLOCK = 16 * 16 * 2, BLOCKS = 4 * DIAGONAL + 6 * BLOCK;
+// Blocks of 16x16 of the lower triangle of A, and of its inverse in their place, in f16. Of a block on the diagonal
+// first the two of 8x8 on its diagonal, in f32, transposed and in rows of 12 so that lanes meet in no bank, and
+// behind them the one below.
+const int CORNER = 8 * 12 * 4, DIAGONAL = 2 * CORNER + 128, BLOCK = 16 * 16 * 2, BLOCKS = 4 * DIAGONAL + 6 * BLOCK;
 
 __device__ inline unsigned block_at(int i, int j)
 {
@@ -56,7 +58,7 @@ __device__ inline unsigned block_at(int i, int j)
 // Gates and writes of a chunk, as lanes of every warp of four hold them.
 struct Gates {
     float low, high;  // of rows lane and lane + 32
-    float write;      // beta of row lane % 16 of those of the warp
+    bf16 write;       // beta of row lane % 16 of those of the warp
 };
 
 // Those of a chunk of so many rows, whose gates and betas of a head begin there.
@@ -65,13 +67,14 @@ __device__ inline Gates gates_of(const float* g, const bf16* beta, int HV, int n
     const int lane = threadIdx.x % 32, of_warp = threadIdx.x / 32 % 4 * 16 + lane % 16;
     const int back = plant == GATE_OFF_BY_ONE, from = number == 0 ? back : 0;
     const int forgotten = plant == DECAY_DROPPED_AT_EACH_CHUNK;
-    float gate[2] = {}, write = 0;
+    float gate[2] = {};
+    bf16 write = {};
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int row = lane + 32 * i;
         if (max(from, forgotten) <= row && row < rows) gate[i] = g[(row - back) * HV];
     }
-    if (of_warp < rows) write = load(beta[of_warp * HV]);
+    if (of_warp < rows) write = beta[of_warp * HV];
     return {gate[0], gate[1], write};
 }
 
@@ -87,21 +90,39 @@ __device__ inline void multiply(float (&z)[2][4], const unsigned (&a)[4], const 
     mma_f16(z[0], a, b[0], b[1]), mma_f16(z[1], a, b[2], b[3]);
 }
 
-// A row of the inverse of I + a block of the diagonal, from its end on: t (I + A) is a row of I.
-__device__ inline void invert_row(float (&t)[16], const float* block, int row)
+// A row of the inverse of I + a corner of the diagonal, from its end on: t (I + A) is a row of I.
+__device__ inline void invert_row(float (&t)[8], const float* corner, int row)
 {
 #pragma unroll
-    for (int j = 15; 0 <= j; j--) {
+    for (int j = 7; 0 <= j; j--) {
         float even = j == row, odd = 0;
 #pragma unroll
-        for (int k = 12; (j + 1) / 4 * 4 <= k; k -= 4) {
-            const float4 a = *(const float4*)&block[j * 20 + k];
+        for (int k = 4; (j + 1) / 4 * 4 <= k; k -= 4) {
+            const float4 a = *(const float4*)&corner[j * 12 + k];
             odd -= a.w * t[k + 3];
             if (j < k + 2) even -= a.z * t[k + 2];
             if (j < k + 1) odd -= a.y * t[k + 1];
             if (j < k) even -= a.x * t[k];
         }
         t[j] = even + odd;
+    }
+}
+
+// Squares of 16 rows of a tile and its other half from `row` on: of rows r and r + 8, r = lane / 4. They are the
+// diagonals of products of 8 rows with themselves.
+__device__ inline void sum_squares(float (&squares)[2], unsigned at, int row, int lane)
+{
+    float z[2][2][4] = {};
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        unsigned x[4];
+        load_rows(x, at + i / 4 * HALF + swizzled(row + lane % 16, i % 4 * 2 + lane / 16));
+        mma_bf16(z[0][i % 2], x, x[0], x[2]), mma_bf16(z[1][i % 2], x, x[1], x[3]);
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const float first = z[i][0][2 * i] + z[i][1][2 * i], second = z[i][0][2 * i + 1] + z[i][1][2 * i + 1];
+        squares[i] = __shfl_sync(~0u, lane / 4 % 2 ? second : first, lane / 4 * 4 + lane / 8);
     }
 }
 
@@ -114,32 +135,30 @@ struct Place {
     float *pasts, *writes;    // of every token; the next chunk has others
 };
 
-// T, P and the factors of a chunk, by a warpgroup, whose barrier it is. Queries are read no more when `asked` is
-// called, all rows of T and P are there for reads by wgmma and bulk copies when all threads have come back.
-template <class Asked>
-__device__ inline void make_record(const Place& at, Gates gates, int rows, float eps, int barrier, int plant, Asked asked)
+// a b' of two tiles and their other halves, begun.
+__device__ inline void begin_scores(float (&scores)[32], unsigned a, unsigned b)
 {
-    const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, r = lane / 4, c = lane % 4 * 2;
-    const unsigned long long key_tile = tile(at.keys), query_tile = tile(at.queries);
-    float kk[32];
+    const unsigned long long a_tile = tile(a), b_tile = tile(b);
     wgmma_begin();
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         const int part = i / 4 * HALF + i % 4 * 32;
-        wgmma_tiles(kk, on(key_tile, part), on(key_tile, part), i);
+        wgmma_tiles(scores, on(a_tile, part), on(b_tile, part), i);
     }
     wgmma_end_group();
+}
 
-    // Lengths of queries, on the diagonals of products of 8 rows with themselves.
-    const int row16 = lane % 16, piece16 = lane / 16;
-    float qq[2][4] = {};
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        unsigned x[4];
-        load_rows(x, at.queries + i / 4 * HALF + swizzled(16 * warp + row16, i % 4 * 2 + piece16));
-        mma_bf16(qq[0], x, x[0], x[2]), mma_bf16(qq[1], x, x[1], x[3]);
-    }
-
+// T, P and the factors of a chunk, by a warpgroup, whose barrier it is. K K' has been begun, and the squares of keys
+// and queries of rows r and r + 8 of those of the warp are known. Keys and queries are read no more when `asked` is
+// called, and K K' of the next chunk may be begun by `next`. All rows of T and P are there for reads by wgmma and
+// bulk copies when all threads have come back.
+template <class Asked, class Next>
+__device__ inline void make_record(const Place& at, float (&kk)[32], float (&key)[2], float (&query)[2], Gates gates,
+                                   int rows, float eps, int barrier, int plant, Asked asked, Next next)
+{
+    int thread = threadIdx.x;
+    asm volatile("" : "+r"(thread));  // What follows from it is made anew for every chunk, rather than kept.
+    const int warp = thread / 32 % 4, lane = thread % 32, r = lane / 4, c = lane % 4 * 2;
     // Sums of gates in units of log 2, of which exp takes differences. A gate below -104 leaves nothing.
     const float unit = 1.44269504f;
     float low = fmaxf(gates.low, -104) * unit, high = fmaxf(gates.high, -104) * unit;
@@ -151,23 +170,18 @@ __device__ inline void make_record(const Place& at, Gates gates, int rows, float
     high += __shfl_sync(~0u, low, 31);
     const float last = __shfl_sync(~0u, high, 31), here = warp < 2 ? low : high;
 
-    // Rows of this thread: r and r + 8 of those of its warp. Squares stand in one lane of the four of a row.
-    wgmma_wait<0>();
-    there(kk);
-    float diagonal[2] = {}, sum[2], before[2], key[2], query[2], write[2];
-#pragma unroll
-    for (int b = 0; b < 8; b++)
-        if (b / 2 == warp) diagonal[b % 2] = r % 2 ? kk[4 * b + b % 2 * 2 + 1] : kk[4 * b + b % 2 * 2];
+    // Rows of this thread: r and r + 8 of those of its warp.
+    const float own_write = load(gates.write);
+    float sum[2], before[2], write[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        const int row = 16 * warp + r + 8 * i, from = lane / 4 * 4 + lane / 8;
-        const float kept = __shfl_sync(~0u, diagonal[i], from);
-        const float asks = __shfl_sync(~0u, r % 2 ? qq[i][2 * i + 1] : qq[i][2 * i], from);
-        key[i] = row < rows ? inverse_norm(kept, eps, plant) : 0;
-        query[i] = row < rows ? inverse_norm(asks, eps, plant) : 0;
-        if (plant != QUERY_NOT_SCALED) query[i] *= 0.08838834764831845f;
+        const int row = 16 * warp + r + 8 * i;
+        if (plant == HONEST) key[i] = rsqrtf(key[i] + eps), query[i] = rsqrtf(query[i] + eps) * SCALE;
+        else key[i] = inverse_norm(key[i], eps, plant), query[i] = inverse_norm(query[i], eps, plant);
+        if (plant != HONEST && plant != QUERY_NOT_SCALED) query[i] *= SCALE;
+        if (rows <= row) key[i] = query[i] = 0;
         before[i] = sum[i] = __shfl_sync(~0u, here, row % 32);
-        write[i] = __shfl_sync(~0u, gates.write, r + 8 * i);
+        write[i] = __shfl_sync(~0u, own_write, r + 8 * i);
     }
     if (plant == PREDICTION_BEFORE_DECAY)
 #pragma unroll
@@ -176,7 +190,7 @@ __device__ inline void make_record(const Place& at, Gates gates, int rows, float
             const float a = __shfl_sync(~0u, low, row & 31), b = __shfl_sync(~0u, high, row & 31);
             before[i] = row < 0 ? 0 : row < 32 ? a : b;
         }
-    if (lane < 16) at.writes[16 * warp + lane] = gates.write;
+    if (lane < 16) at.writes[16 * warp + lane] = own_write;
     // Of the four lanes of a row each has a factor.
     float* const factors = (float*)at.factors + lane % 4 * CHUNK + 16 * warp + r;
 #pragma unroll
@@ -189,10 +203,14 @@ __device__ inline void make_record(const Place& at, Gates gates, int rows, float
         factors[8 * i] = power_of_two(lane % 4 < 2 ? lower : upper) * times;
         if (lane % 4 == 0) at.pasts[16 * warp + r + 8 * i] = sum[i] - log_of_two(key[i]);
     }
+    const int row16 = lane % 16, piece16 = lane / 16;
     some_wait(barrier, 128);
+    wgmma_wait<0>();
+    there(kk);
 
     const unsigned blocks = shared_address(at.blocks), own = row16 * 32 + ((piece16 ^ row16 / 4 % 2) << 4);
-    float* const corner = (float*)(at.blocks + warp * DIAGONAL);
+    unsigned char* const diagonal = at.blocks + warp * DIAGONAL;
+    float* const corners = (float*)diagonal;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         if (plant == NO_DELTA_RULE) key[i] = 0;
@@ -214,39 +232,48 @@ __device__ inline void make_record(const Place& at, Gates gates, int rows, float
                        packed_f16(a[1][0], a[1][1]), packed_f16(a[1][2], a[1][3]));
         } else {
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                corner[(c + i) * 20 + r] = a[0][i], corner[(c + i) * 20 + r + 8] = a[0][2 + i];
-                corner[(8 + c + i) * 20 + r + 8] = a[1][2 + i];
-            }
+            for (int i = 0; i < 2; i++)
+                corners[(c + i) * 12 + r] = a[0][i], corners[CORNER / 4 + (c + i) * 12 + r] = a[1][2 + i];
+            ((unsigned*)(diagonal + 2 * CORNER))[lane] = packed_f16(a[0][2], a[0][3]);
         }
     }
     float qk[32];
-    wgmma_begin();
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        const int part = i / 4 * HALF + i % 4 * 32;
-        wgmma_tiles(qk, on(query_tile, part), on(key_tile, part), i);
-    }
-    wgmma_end_group();
+    begin_scores(qk, at.queries, at.keys);
 
+    // The inverse of the block of the diagonal: [T1 0; -T2 A T1, T2], of 8 to 16.
     __syncwarp();
-    if (lane < 16) {
-        float t[16];
-        invert_row(t, corner, lane);
-        __syncwarp(0xffff);
-        const int row = 16 * warp + lane;
+    const unsigned here16 = blocks + warp * DIAGONAL, corner = lane % 8 * 32 + (lane % 8 / 4 << 4);
+    float t[8];
+    if (lane < 16) invert_row(t, corners + lane / 8 * (CORNER / 4), lane % 8);
+    __syncwarp();
+    if (lane < 24) {
+        // Of the other lanes, zeros above T2.
+        const int row = lane % 16, part = lane < 8 ? 0 : 1;
+        float4 e = make_float4(0, 0, 0, 0), f = e;
+        if (lane < 16) e = *(const float4*)&at.writes[16 * warp + 8 * part], f = *(const float4*)&at.writes[16 * warp + 8 * part + 4];
+        else
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const float* x = t + 8 * i;
-            const float4 e = *(const float4*)&at.writes[16 * warp + 8 * i];
-            const float4 f = *(const float4*)&at.writes[16 * warp + 8 * i + 4];
-            store_4(blocks + warp * DIAGONAL + lane * 32 + ((i ^ lane / 4 % 2) << 4), packed_f16(x[0], x[1]),
-                    packed_f16(x[2], x[3]), packed_f16(x[4], x[5]), packed_f16(x[6], x[7]));
-            store_4(at.t + swizzled(row, 2 * warp + i), packed(x[0] * e.x, x[1] * e.y), packed(x[2] * e.z, x[3] * e.w),
-                    packed(x[4] * f.x, x[5] * f.y), packed(x[6] * f.z, x[7] * f.w));
-        }
+            for (int j = 0; j < 8; j++) t[j] = 0;
+        store_4(here16 + row * 32 + ((part ^ row / 4 % 2) << 4), packed_f16(t[0], t[1]), packed_f16(t[2], t[3]),
+                packed_f16(t[4], t[5]), packed_f16(t[6], t[7]));
+        store_4(at.t + swizzled(16 * warp + row, 2 * warp + part), packed(t[0] * e.x, t[1] * e.y),
+                packed(t[2] * e.z, t[3] * e.w), packed(t[4] * f.x, t[5] * f.y), packed(t[6] * f.z, t[7] * f.w));
     }
     __syncwarp();
+    {
+        // Four matrices, of which T2 alone is as it stands, and the others are not needed: what is 0 is their part.
+        unsigned left[4], right[4];
+        load_rows(left, here16 + own);
+        load_transposed(right, lane < 8 ? here16 + 2 * CORNER + lane * 16 : here16 + corner);
+        float z[4] = {}, y[4] = {};
+        const unsigned a[4] = {left[3], 0, 0, 0};
+        mma_f16(z, a, right[0], 0);
+        const unsigned x[4] = {packed_f16(z[0], z[1]), 0, 0, 0};
+        mma_f16(y, x, right[1], 0);
+        const float2 e = *(const float2*)&at.writes[16 * warp + c];
+        store_1(here16 + (8 + r) * 32 + (((8 + r) / 4 % 2) << 4) + 2 * c, packed_f16(-y[0], -y[1]));
+        store_1(at.t + swizzled(16 * warp + 8 + r, 2 * warp) + 2 * c, packed(-y[0] * e.x, -y[1] * e.y));
+    }
     wgmma_wait<0>();
     there(qk);
     asked();
@@ -302,6 +329,7 @@ __device__ inline void make_record(const Place& at, Gates gates, int rows, float
         store_rows(at.p + place, packed(x[0][0], x[0][1]), packed(x[0][2], x[0][3]), packed(x[1][0], x[1][1]),
                    packed(x[1][2], x[1][3]));
     }
+    next();
     some_wait(barrier, 128);
 
     // And of 32 to 64: a warp has a block.

@@ -39,7 +39,6 @@ __device__ inline void step(Walker& x, float (&answer)[32], unsigned keys, unsig
     const unsigned asked_at = said_at + CHUNK * 4, kept_at = asked_at + CHUNK * 4;
     const unsigned long long key_tile = tile(keys), query_tile = on(key_tile, TILE);
     const int none = plant < 0;  // zero, which the compiler is not to know
-    narrow(x);
     float d[32];  // first what the state says
     wgmma_begin();
 #pragma unroll
@@ -74,7 +73,7 @@ __device__ inline void step(Walker& x, float (&answer)[32], unsigned keys, unsig
     wgmma_end_group();
 
     const float decay = shared_2(factors + 3 * CHUNK * 4).x;
-    if (decay != 1)
+    if (__any_sync(~0u, decay != 1))
 #pragma unroll
         for (int j = 0; j < 64; j++) x.state[j] *= decay;
     wgmma_wait<1>();

@@ -164,6 +164,11 @@ __device__ inline uint4 shared_4(unsigned at)
     return x;
 }
 
+__device__ inline void store_1(unsigned at, unsigned x)
+{
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(x) : "memory");
+}
+
 __device__ inline void store_4(unsigned at, unsigned a, unsigned b, unsigned c, unsigned d)
 {
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");

@@ -2,7 +2,7 @@
 // ../gated_delta_rule.cu, how in ../common/delta_chunk.cuh.
 //
 // gated_delta_rule_chunk_prepare: T and P of every chunk, and factors of its tokens, all chunks at once. Grid
-//     (HK, slots, ceil(HV / HK / 2)), 256 threads, 68608 bytes of dynamic shared memory; a slot is a chunk, and
+//     (HK, slots, ceil(HV / HK / 2)), 256 threads, 65536 bytes of dynamic shared memory; a slot is a chunk, and
 //     there are 65535 at most. `work` takes slots * HV * 17408 bytes, aligned to 16.
 // gated_delta_rule_chunk_walk: the states and answers, chunk after chunk. Grid (S x HV, 2), 256 threads and 185344
 //     bytes: heads have a block for half of their columns each, as few sequences leave multiprocessors without work
@@ -10,7 +10,7 @@
 //     Both take chunks [first, first + chunks) of every sequence; slots are then S * chunks. Every cut but the first
 //     has state_out for its state_in. With chunks = 0 they take all, and slots are N / 64 + S.
 
-#include "common/delta_walk.cuh"
+#include "common/delta_chunk.cuh"
 
 extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prepare(
     unsigned char* __restrict__ work,          // [slots, HV, 17408]
@@ -70,7 +70,11 @@ extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prep
     copies_wait<0>();
     writes_to_async();
     __syncthreads();
-    make_record(place, gates, rows, eps, 1 + group, plant, [] { __syncthreads(); });
+    float kk[32], key[2], query[2];
+    begin_scores(kk, base, base);
+    sum_squares(key, base, thread / 32 % 4 * 16, thread % 32);
+    sum_squares(query, base + TILE, thread / 32 % 4 * 16, thread % 32);
+    make_record(place, kk, key, query, gates, rows, eps, 1 + group, plant, [] { __syncthreads(); }, [] {});
     some_wait(1 + group, 128);
     if (mine && thread % 128 == 0) {
         unsigned char* to = work + ((size_t)slot * HV + h) * RECORD;
@@ -82,7 +86,7 @@ extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prep
 }
 
 const int STAGES = 3, STAGE = 4 * TILE + RECORD + TILE;
-const int ANSWER_ROW = 144, ANSWERS = CHUNK * ANSWER_ROW;  // a row of 128 bytes, apart in banks
+const int ANSWER_ROW = 144;  // a row of 128 bytes, apart in banks
 
 extern "C" __global__ __launch_bounds__(256, 1) void gated_delta_rule_chunk_walk(
     bf16* __restrict__ o,                      // [N, HV, V]
@@ -178,25 +182,118 @@ extern "C" __global__ __launch_bounds__(256, 1) void gated_delta_rule_chunk_walk
         return;
     }
 
+    // A warpgroup has 64 columns of the state, transposed: rows of a thread are columns `row` and row + 8 of
+    // the state, and in a chunk of v and o; its columns are 8 b + c and the next, channels of k or tokens.
     const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-    const size_t own = (size_t)blockIdx.x * DIM * DIM + column + 16 * warp + lane / 4;
-    Walker walker;
-    begin(walker, state_in + own, plant == INITIAL_STATE_IGNORED && first == 0);
+    const int c = lane % 4 * 2, row = column + 16 * warp + lane / 4;
+    const size_t own = (size_t)blockIdx.x * DIM * DIM + row;
+    float state[64];
+#pragma unroll
+    for (int i = 0; i < 64; i++) {
+        const int channel = i / 4 * 8 + c + i % 2;
+        state[i] = plant == INITIAL_STATE_IGNORED && first == 0 ? 0 : state_in[own + channel * DIM + i / 2 % 2 * 8];
+    }
 
-    const unsigned put_at = answers + (lane / 16 * 8 + lane % 8) * ANSWER_ROW + (2 * warp + lane / 8 % 2) * 16;
-    const unsigned own_pieces = 4 * TILE + RECORD + swizzled(lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2);
+    const unsigned put_at = answers + (lane / 16 * 8 + lane % 8) * ANSWER_ROW +
+                             (2 * warp + lane / 8 % 2) * 16;
+    const unsigned own_pieces = swizzled(lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2);
+
+    unsigned s16[32];
+#pragma unroll
+    for (int j = 0; j < 32; j++) s16[j] = packed(state[2 * j], state[2 * j + 1]);
     int stage = 0, parity = 0;
     for (int i = first; i < to; i++) {
-        const unsigned keys = base + stage * STAGE;
-        float answer[32];
+        const unsigned keys = base + stage * STAGE, t = keys + 4 * TILE, p = t + TILE;
+        const unsigned values = t + RECORD + own_pieces;
+        const unsigned said_at = p + TILE + c * 4, asked_at = said_at + CHUNK * 4, kept_at = asked_at + CHUNK * 4;
         barrier_wait(full + 8 * stage, parity);
-        step<1>(walker, answer, keys, keys + own_pieces, keys + 4 * TILE, keys + 6 * TILE, plant, [] {});
+
+        const float decay = shared_2(p + TILE + 3 * CHUNK * 4).x;
+        unsigned value[4][4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) load_transposed(value[j], values + j * 2048);
+        float2 said[8], asked[8], kept[8];
+#pragma unroll
+        for (int b = 0; b < 8; b++) said[b] = shared_2(said_at + b * 32);
+
+        const unsigned long long key_tile = tile(keys), query_tile = on(key_tile, TILE);
+        float x[32], answer[32];
+        wgmma_begin();
+#pragma unroll
+        for (int j = 0; j < 8; j++) wgmma_64(x, s16 + 4 * j, on(key_tile, j / 4 * HALF + j % 4 * 32), j);
+        wgmma_end_group();
+#pragma unroll
+        for (int j = 0; j < 64; j++) state[j] *= decay;
+        if (plant == STATE_IN_BF16)
+#pragma unroll
+            for (int j = 0; j < 64; j++) state[j] = rounded<bf16>(state[j]);
+
+        unsigned x16[16];
+        wgmma_wait<0>();
+        there(x);
+#pragma unroll
+        for (int b = 0; b < 8; b++) {
+            const unsigned low = value[b / 2][b % 2 * 2], high = value[b / 2][b % 2 * 2 + 1];
+            x16[2 * b] = packed(first_of(low) - said[b].x * x[4 * b],
+                                second_of(low) - said[b].y * x[4 * b + 1]);
+            x16[2 * b + 1] = packed(first_of(high) - said[b].x * x[4 * b + 2],
+                                    second_of(high) - said[b].y * x[4 * b + 3]);
+        }
+#pragma unroll
+        for (int b = 0; b < 8; b++) kept[b] = shared_2(kept_at + b * 32), asked[b] = shared_2(asked_at + b * 32);
+        float d[32];
+        wgmma_begin();
+#pragma unroll
+        for (int j = 0; j < 4; j++) wgmma_64(d, x16 + 4 * j, on(tile(t), j * 32), j);
+        wgmma_end_group();
+#pragma unroll
+        for (int j = 0; j < 8; j++) wgmma_64(answer, s16 + 4 * j, on(query_tile, j / 4 * HALF + j % 4 * 32), j);
+        wgmma_end_group();
+
+        unsigned d16[16], kept16[16];
+        wgmma_wait<1>();
+        there(d);
+#pragma unroll
+        for (int b = 0; b < 8; b++) {
+            kept16[2 * b] = packed(kept[b].x * d[4 * b], kept[b].y * d[4 * b + 1]);
+            kept16[2 * b + 1] = packed(kept[b].x * d[4 * b + 2], kept[b].y * d[4 * b + 3]);
+        }
+        wgmma_begin();
+#pragma unroll
+        for (int j = 0; j < 4; j++) wgmma_128<1>(state, kept16 + 4 * j, on(tile(keys, HALF), j * 2048), 1);
+        wgmma_end_group();
+#pragma unroll
+        for (int j = 0; j < 16; j++) d16[j] = packed(d[2 * j], d[2 * j + 1]);
+        wgmma_wait<1>();
+        there(answer);
+#pragma unroll
+        for (int b = 0; b < 8; b++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) answer[4 * b + j] *= j % 2 ? asked[b].y : asked[b].x;
+        wgmma_begin();
+#pragma unroll
+        for (int j = 0; j < 4; j++) wgmma_64(answer, d16 + 4 * j, on(tile(p), j * 32), 1);
+        wgmma_end_group();
+        wgmma_wait<1>();
+        there(state);
+#pragma unroll
+        for (int j = 0; j < 32; j++) s16[j] = packed(state[2 * j], state[2 * j + 1]);
+        wgmma_wait<0>();
+        there(answer);
         if (lane == 0) arrive(empty + 8 * stage);
         if (++stage == STAGES) stage = 0, parity ^= 1;
+
         barrier_wait(taken, (i - first - 1) & 1);
-        put_answer(put_at, 16 * ANSWER_ROW, answer);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const float* y = answer + 8 * j;
+            store_transposed(put_at + j * 16 * ANSWER_ROW, packed(y[0], y[1]), packed(y[2], y[3]), packed(y[4], y[5]),
+                             packed(y[6], y[7]));
+        }
         __syncwarp();
         if (lane == 0) arrive(answered);
     }
-    end(walker, state_out + own);
+
+#pragma unroll
+    for (int i = 0; i < 64; i++) state_out[own + (i / 4 * 8 + c + i % 2) * DIM + i / 2 % 2 * 8] = state[i];
 }

@@ -32,6 +32,8 @@ extern "C" __global__ __launch_bounds__(512, 1) void gated_delta_rule_fused(
     const unsigned base = shared_address(tiles), records = base + STAGES * STAGE;
     const unsigned answers = records + RECORDS * 2 * TILE;
     unsigned char* const after = tiles + STAGES * STAGE + RECORDS * 2 * TILE + 2 * TILE;
+    float* const floats = (float*)(after + RECORDS * sizeof(Factors) + BLOCKS);  // pasts, and writes twice
+    float* const squares = floats + 3 * CHUNK;                                  // of keys and queries, for each stage
     const unsigned full = shared_address(barriers), empty = full + 8 * STAGES;
     const unsigned ready = empty + 8 * STAGES, read = ready + 8 * RECORDS;
     const int s = blockIdx.x / HV, h = blockIdx.x % HV, head = h / (HV / HK);
@@ -53,36 +55,58 @@ extern "C" __global__ __launch_bounds__(512, 1) void gated_delta_rule_fused(
 
     const int role = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
     if (role == 0) {
-        registers_down<24>();
+        registers_down<32>();
         const int thread = threadIdx.x, row = thread / 16, piece = thread % 16;
-        const size_t stride = (size_t)HK * DIM, stride_v = (size_t)HV * DIM;
+        size_t stride = (size_t)HK * DIM, stride_v = (size_t)HV * DIM;
         const size_t at = ((begins + row) * HK + head) * DIM + piece * 8;
         const bf16 *key = k + at, *query = q + at, *value = v + ((begins + row) * HV + h) * DIM + piece * 8;
         const unsigned swizzle = swizzled(row, piece % 8);
         const unsigned to_key = base + piece / 8 * HALF + swizzle, to_value = base + (4 + piece / 8) * TILE + swizzle;
+        // Squares of the rows of this thread, whose lanes are 16: of what they add, each keeps a half, three times.
+        auto measure = [&](unsigned from, float* to) {
+            float x[8];
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                const uint4 y = shared_4(from + j * 1024);
+                x[j] = first_of(y.x) * first_of(y.x) + second_of(y.x) * second_of(y.x);
+                x[j] += first_of(y.y) * first_of(y.y) + second_of(y.y) * second_of(y.y);
+                x[j] += first_of(y.z) * first_of(y.z) + second_of(y.z) * second_of(y.z);
+                x[j] += first_of(y.w) * first_of(y.w) + second_of(y.w) * second_of(y.w);
+            }
+            int of = 0;
+#pragma unroll
+            for (int many = 4; 0 < many; many /= 2) {
+                const bool upper = piece & 2 * many;
+                of += upper ? many : 0;
+#pragma unroll
+                for (int j = 0; j < many; j++) {
+                    const float mine = upper ? x[j + many] : x[j], other = upper ? x[j] : x[j + many];
+                    x[j] = mine + __shfl_xor_sync(~0u, other, 2 * many);
+                }
+            }
+            x[0] += __shfl_xor_sync(~0u, x[0], 1);
+            if (piece % 2 == 0) to[row + 8 * of] = x[0];
+        };
         int stage = 0, parity = 1;
         for (int i = 0; i < all; i++) {
             const long long left = length - (long long)i * CHUNK;
             const int rows = left < CHUNK ? (int)left : CHUNK, offset = stage * STAGE;
             barrier_wait(empty + 8 * stage, parity);
+            asm volatile("" : "+l"(stride), "+l"(stride_v));  // Multiples of them are made anew, rather than kept.
             copy_pieces<8>(to_key + offset, key, stride, row, rows);
             copy_pieces<8>(to_key + offset + TILE, query, stride, row, rows);
             copy_pieces<8>(to_value + offset, value, stride_v, row, rows);
             copies_end_group();
             key += CHUNK * stride, query += CHUNK * stride, value += CHUNK * stride_v;
-            // The chunk before is told of, when this one has been asked for.
-            if (0 < i) {
-                copies_wait<1>();
-                writes_to_async();
-                arrive(full + 8 * (stage ? stage - 1 : STAGES - 1));
-            }
+            copies_wait<0>();
+            writes_to_async();
+            measure(to_key + offset, squares + stage * 2 * CHUNK);
+            measure(to_key + offset + TILE, squares + stage * 2 * CHUNK + CHUNK);
+            arrive(full + 8 * stage);
             if (++stage == STAGES) stage = 0, parity ^= 1;
         }
-        copies_wait<0>();
-        writes_to_async();
-        if (0 < all) arrive(full + 8 * (stage ? stage - 1 : STAGES - 1));
     } else if (role == 1) {
-        registers_down<88>();
+        registers_down<96>();
         auto rows_of = [&](int i) {
             const long long left = length - (long long)i * CHUNK;
             return left < CHUNK ? (int)left : CHUNK;
@@ -91,28 +115,39 @@ extern "C" __global__ __launch_bounds__(512, 1) void gated_delta_rule_fused(
             const size_t at = (size_t)(begins + (long long)i * CHUNK) * HV + h;
             return gates_of(g + at, beta + at, HV, i, rows_of(i), plant);
         };
-        Gates gates = {};
-        if (0 < all) gates = gates_at(0);
-        float* const floats = (float*)(after + RECORDS * sizeof(Factors) + BLOCKS);
+        if (all == 0) return;
+        Gates gates = gates_at(0);
+        float kk[32];
+        barrier_wait(full, 0);
+        begin_scores(kk, base, base);
         int stage = 0, parity = 0;
         for (int i = 0; i < all; i++) {
             const int buffer = i % RECORDS;
-            const Gates now = gates;
-            if (i + 1 < all) gates = gates_at(i + 1);
             const unsigned keys = base + stage * STAGE, record = records + buffer * 2 * TILE;
             const Place place = {keys, keys + TILE, record, record + TILE, (Factors*)after + buffer,
                                  after + RECORDS * sizeof(Factors), floats, floats + (1 + buffer) * CHUNK};
-            barrier_wait(full + 8 * stage, parity);
+            float key[2], query[2];
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const float* of_row = squares + stage * 2 * CHUNK + 16 * warp + lane / 4 + 8 * j;
+                key[j] = of_row[0], query[j] = of_row[CHUNK];
+            }
             barrier_wait(read + 8 * buffer, i / RECORDS % 2 ^ 1);
-            make_record(place, now, rows_of(i), eps, 1, plant, [&] {
+            make_record(place, kk, key, query, gates, rows_of(i), eps, 1, plant, [&] {
                 if (lane == 0) arrive(empty + 8 * stage);
+                if (i + 1 < all) gates = gates_at(i + 1);
+                if (++stage == STAGES) stage = 0, parity ^= 1;
+            }, [&] {
+                if (i + 1 < all) barrier_wait(full + 8 * stage, parity);
+                begin_scores(kk, base + stage * STAGE, base + stage * STAGE);  // of the last for nobody
             });
             __syncwarp();
             if (lane == 0) arrive(ready + 8 * buffer);
-            if (++stage == STAGES) stage = 0, parity ^= 1;
         }
+        wgmma_wait<0>();
+        there(kk);
     } else {
-        registers_up<200>();
+        registers_up<192>();
         const int group = role - 2;
         const size_t own = (size_t)blockIdx.x * DIM * DIM + group * 64 + 16 * warp + lane / 4;
         Walker walker;
@@ -136,6 +171,7 @@ extern "C" __global__ __launch_bounds__(512, 1) void gated_delta_rule_fused(
             const unsigned keys = base + stage * STAGE, record = records + buffer * 2 * TILE;
             const unsigned factors = shared_address(after) + buffer * sizeof(Factors);
             float answer[32];
+            narrow(walker);
             barrier_wait(full + 8 * stage, parity);
             barrier_wait(ready + 8 * buffer, i / RECORDS % 2);
             step<0>(walker, answer, keys, keys + (4 + group) * TILE + own_pieces, record, factors, plant, [&] {
