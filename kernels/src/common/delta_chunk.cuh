@@ -55,27 +55,39 @@ __device__ inline unsigned block_at(int i, int j)
     return i == j ? i * DIAGONAL : 4 * DIAGONAL + (i * (i - 1) / 2 + j) * BLOCK;
 }
 
-// Gates and writes of a chunk, as lanes of every warp of four hold them.
-struct Gates {
-    float low, high;  // of rows lane and lane + 32
-    bf16 write;       // beta of row lane % 16 of those of the warp
+// What is known of the tokens of a chunk, when it is there. Rows behind the end of a sequence have gates and betas 0.
+struct Tokens {
+    float sums[CHUNK];     // G, in units of log 2
+    float writes[CHUNK];   // beta
+    float squares[CHUNK];  // of queries, summed
 };
 
-// Those of a chunk of so many rows, whose gates and betas of a head begin there.
-__device__ inline Gates gates_of(const float* g, const bf16* beta, int HV, int number, int rows, int plant)
+// G and beta of a chunk of so many rows, whose gates and betas of a head begin there, by the first two warps of four.
+// A gate below -104 leaves nothing.
+__device__ inline void tell(Tokens& x, const float* g, const bf16* beta, int HV, int number, int rows, int plant)
 {
-    const int lane = threadIdx.x % 32, of_warp = threadIdx.x / 32 % 4 * 16 + lane % 16;
-    const int back = plant == GATE_OFF_BY_ONE, from = number == 0 ? back : 0;
-    const int forgotten = plant == DECAY_DROPPED_AT_EACH_CHUNK;
-    float gate[2] = {};
-    bf16 write = {};
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+    if (warp == 0) {
+        const int back = plant == GATE_OFF_BY_ONE, from = number == 0 ? back : 0;
+        const int forgotten = plant == DECAY_DROPPED_AT_EACH_CHUNK;
+        float gate[2] = {};
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        const int row = lane + 32 * i;
-        if (max(from, forgotten) <= row && row < rows) gate[i] = g[(row - back) * HV];
+        for (int i = 0; i < 2; i++) {
+            const int row = lane + 32 * i;
+            if (max(from, forgotten) <= row && row < rows) gate[i] = g[(row - back) * HV];
+        }
+        const float unit = 1.44269504f;
+        float low = fmaxf(gate[0], -104) * unit, high = fmaxf(gate[1], -104) * unit;
+#pragma unroll
+        for (int by = 1; by < 32; by *= 2) {
+            const float a = __shfl_up_sync(~0u, low, by), b = __shfl_up_sync(~0u, high, by);
+            if (by <= lane) low += a, high += b;
+        }
+        x.sums[lane] = low, x.sums[lane + 32] = high + __shfl_sync(~0u, low, 31);
+    } else if (warp == 1) {
+#pragma unroll
+        for (int row = lane; row < CHUNK; row += 32) x.writes[row] = row < rows ? load(beta[row * HV]) : 0;
     }
-    if (of_warp < rows) write = beta[of_warp * HV];
-    return {gate[0], gate[1], write};
 }
 
 // A block of 16x16 as a factor, or as four of 8x8 to be stored.
@@ -108,22 +120,35 @@ __device__ inline void invert_row(float (&t)[8], const float* corner, int row)
     }
 }
 
-// Squares of 16 rows of a tile and its other half from `row` on: of rows r and r + 8, r = lane / 4. They are the
-// diagonals of products of 8 rows with themselves.
-__device__ inline void sum_squares(float (&squares)[2], unsigned at, int row, int lane)
+// Sums of squares of ROWS rows of 128 numbers, `step` bytes apart, of which each of 16 lanes has a piece at `from`.
+// What the lanes add is halved among them while it can be; row j is `stride` j after `to`, and after `also`.
+template <int ROWS>
+__device__ inline void sum_squares(float* to, float* also, int stride, unsigned from, int step, int piece)
 {
-    float z[2][2][4] = {};
+    float x[ROWS];
+    uint4 next = shared_4(from);
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        unsigned x[4];
-        load_rows(x, at + i / 4 * HALF + swizzled(row + lane % 16, i % 4 * 2 + lane / 16));
-        mma_bf16(z[0][i % 2], x, x[0], x[2]), mma_bf16(z[1][i % 2], x, x[1], x[3]);
+    for (int j = 0; j < ROWS; j++) {
+        const uint4 y = next;
+        if (j + 1 < ROWS) next = shared_4(from + (j + 1) * step);
+        x[j] = first_of(y.x) * first_of(y.x) + second_of(y.x) * second_of(y.x);
+        x[j] += first_of(y.y) * first_of(y.y) + second_of(y.y) * second_of(y.y);
+        x[j] += first_of(y.z) * first_of(y.z) + second_of(y.z) * second_of(y.z);
+        x[j] += first_of(y.w) * first_of(y.w) + second_of(y.w) * second_of(y.w);
     }
+    int row = 0, many = ROWS;
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        const float first = z[i][0][2 * i] + z[i][1][2 * i], second = z[i][0][2 * i + 1] + z[i][1][2 * i + 1];
-        squares[i] = __shfl_sync(~0u, lane / 4 % 2 ? second : first, lane / 4 * 4 + lane / 8);
+    for (int by = 8; 0 < by; by /= 2) {
+        const bool upper = piece & by;
+        many /= 2;
+        if (many) row += upper ? many : 0;
+#pragma unroll
+        for (int j = 0; j < (many ? many : 1); j++) {
+            const float mine = many && upper ? x[j + many] : x[j], other = many && !upper ? x[j + many] : x[j];
+            x[j] = mine + __shfl_xor_sync(~0u, other, by);
+        }
     }
+    if (piece % (16 / ROWS) == 0) to[row * stride] = also[row * stride] = x[0];
 }
 
 // Where a warpgroup makes the record of a chunk.
@@ -132,7 +157,8 @@ struct Place {
     unsigned t, p;            // tiles of T and P
     Factors* factors;
     unsigned char* blocks;    // of A and its inverse
-    float *pasts, *writes;    // of every token; the next chunk has others
+    const Tokens* tokens;
+    float* pasts;             // G - log2 |k|^-1 of every token
 };
 
 // a b' of two tiles and their other halves, begun.
@@ -148,84 +174,82 @@ __device__ inline void begin_scores(float (&scores)[32], unsigned a, unsigned b)
     wgmma_end_group();
 }
 
-// T, P and the factors of a chunk, by a warpgroup, whose barrier it is. K K' has been begun, and the squares of keys
-// and queries of rows r and r + 8 of those of the warp are known. Keys and queries are read no more when `asked` is
-// called, and K K' of the next chunk may be begun by `next`. All rows of T and P are there for reads by wgmma and
-// bulk copies when all threads have come back.
+// T, P and the factors of a chunk, by a warpgroup, whose barrier it is. K K' has been begun. Keys and queries are read
+// no more when `asked` is called, and K K' of the next chunk may be begun by `next`. All rows of T and P are there for
+// reads by wgmma and bulk copies when all threads have come back.
 template <class Asked, class Next>
-__device__ inline void make_record(const Place& at, float (&kk)[32], float (&key)[2], float (&query)[2], Gates gates,
-                                   int rows, float eps, int barrier, int plant, Asked asked, Next next)
+__device__ inline void make_record(const Place& at, float (&kk)[32], int rows, float eps, int barrier, int plant, Asked asked,
+                                   Next next)
 {
     int thread = threadIdx.x;
     asm volatile("" : "+r"(thread));  // What follows from it is made anew for every chunk, rather than kept.
     const int warp = thread / 32 % 4, lane = thread % 32, r = lane / 4, c = lane % 4 * 2;
-    // Sums of gates in units of log 2, of which exp takes differences. A gate below -104 leaves nothing.
-    const float unit = 1.44269504f;
-    float low = fmaxf(gates.low, -104) * unit, high = fmaxf(gates.high, -104) * unit;
-#pragma unroll
-    for (int by = 1; by < 32; by *= 2) {
-        const float a = __shfl_up_sync(~0u, low, by), b = __shfl_up_sync(~0u, high, by);
-        if (by <= lane) low += a, high += b;
-    }
-    high += __shfl_sync(~0u, low, 31);
-    const float last = __shfl_sync(~0u, high, 31), here = warp < 2 ? low : high;
-
-    // Rows of this thread: r and r + 8 of those of its warp.
-    const float own_write = load(gates.write);
-    float sum[2], before[2], write[2];
+    // Rows of this thread: r and r + 8 of those of its warp. The squares of keys stand in one lane of the four of a row.
+    const float last = at.tokens->sums[CHUNK - 1];
+    float key[2], query[2], sum[2], before[2], write[2], diagonal[2] = {};
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int row = 16 * warp + r + 8 * i;
-        if (plant == HONEST) key[i] = rsqrtf(key[i] + eps), query[i] = rsqrtf(query[i] + eps) * SCALE;
-        else key[i] = inverse_norm(key[i], eps, plant), query[i] = inverse_norm(query[i], eps, plant);
-        if (plant != HONEST && plant != QUERY_NOT_SCALED) query[i] *= SCALE;
-        if (rows <= row) key[i] = query[i] = 0;
-        before[i] = sum[i] = __shfl_sync(~0u, here, row % 32);
-        write[i] = __shfl_sync(~0u, own_write, r + 8 * i);
+        query[i] = at.tokens->squares[row], write[i] = at.tokens->writes[row];
+        before[i] = sum[i] = at.tokens->sums[row];
+        if (plant == PREDICTION_BEFORE_DECAY) before[i] = row == 0 ? 0 : at.tokens->sums[row - 1];
     }
-    if (plant == PREDICTION_BEFORE_DECAY)
+    wgmma_wait<0>();
+    there(kk);
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const int row = 16 * warp + r + 8 * i - 1;
-            const float a = __shfl_sync(~0u, low, row & 31), b = __shfl_sync(~0u, high, row & 31);
-            before[i] = row < 0 ? 0 : row < 32 ? a : b;
+    for (int b = 0; b < 8; b++)
+        if (b / 2 == warp) diagonal[b % 2] = r % 2 ? kk[4 * b + b % 2 * 2 + 1] : kk[4 * b + b % 2 * 2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const float squares = __shfl_sync(~0u, diagonal[i], lane / 4 * 4 + lane / 8), asks = query[i];
+        key[i] = rsqrtf(squares + eps), query[i] = rsqrtf(asks + eps) * SCALE;
+        if (plant != HONEST) {
+            key[i] = inverse_norm(squares, eps, plant), query[i] = inverse_norm(asks, eps, plant);
+            if (plant != QUERY_NOT_SCALED) query[i] *= SCALE;
         }
-    if (lane < 16) at.writes[16 * warp + lane] = own_write;
+        if (rows <= 16 * warp + r + 8 * i) key[i] = query[i] = 0;
+    }
+    float past[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        past[i] = log_of_two(key[i]);
+        if (lane % 4 == 0) at.pasts[16 * warp + r + 8 * i] = sum[i] - past[i];
+    }
+    some_wait(barrier, 128);
+
     // Of the four lanes of a row each has a factor.
     float* const factors = (float*)at.factors + lane % 4 * CHUNK + 16 * warp + r;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const float upper = lane % 2 ? last : last - sum[i], lower = lane % 2 ? sum[i] : before[i];
-        float says = plant == NO_DELTA_RULE ? 0 : key[i];
-        // T has beta, which what is said then must not have.
-        if (plant == BETA_ON_VALUE_ONLY) says /= fmaxf(write[i], 1e-20f);
-        const float times = lane % 4 == 3 ? 1 : lane % 4 == 2 ? key[i] : lane % 4 == 1 ? query[i] : says;
+        const float times = lane % 4 == 3 ? 1 : lane % 4 == 1 ? query[i] : key[i];
         factors[8 * i] = power_of_two(lane % 4 < 2 ? lower : upper) * times;
-        if (lane % 4 == 0) at.pasts[16 * warp + r + 8 * i] = sum[i] - log_of_two(key[i]);
     }
-    const int row16 = lane % 16, piece16 = lane / 16;
-    some_wait(barrier, 128);
-    wgmma_wait<0>();
-    there(kk);
+    if (plant == NO_DELTA_RULE || plant == BETA_ON_VALUE_ONLY)  // (T has beta, which what is said then must not have.)
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            if (lane % 4 == 0) factors[8 * i] *= plant == NO_DELTA_RULE ? 0 : 1 / fmaxf(write[i], 1e-20f);
 
-    const unsigned blocks = shared_address(at.blocks), own = row16 * 32 + ((piece16 ^ row16 / 4 % 2) << 4);
-    unsigned char* const diagonal = at.blocks + warp * DIAGONAL;
-    float* const corners = (float*)diagonal;
+    // What A has of a row, among the exponents.
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        if (plant == NO_DELTA_RULE) key[i] = 0;
-        if (plant != BETA_ON_VALUE_ONLY) key[i] *= write[i];
+        before[i] += plant == BETA_ON_VALUE_ONLY ? past[i] : past[i] + log_of_two(write[i]);
+        if (plant == NO_DELTA_RULE) before[i] = log_of_two(0);
     }
+    const int row16 = lane % 16, piece16 = lane / 16;
+    const unsigned blocks = shared_address(at.blocks), own = row16 * 32 + ((piece16 ^ row16 / 4 % 2) << 4);
+    unsigned char* const corner_at = at.blocks + warp * DIAGONAL;
+    float* const corners = (float*)corner_at;
 #pragma unroll
     for (int b = 0; b < 4; b++) {
         if (warp < b) break;
         float a[2][4];
 #pragma unroll
         for (int n = 0; n < 2; n++) {
-            const float2 past = *(const float2*)&at.pasts[16 * b + 8 * n + c];
+            const float2 then = *(const float2*)&at.pasts[16 * b + 8 * n + c];
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                a[n][i] = kk[8 * b + 4 * n + i] * key[i / 2] * power_of_two(before[i / 2] - (i % 2 ? past.y : past.x));
+                a[n][i] = kk[8 * b + 4 * n + i] * power_of_two(before[i / 2] - (i % 2 ? then.y : then.x));
         }
         if (b < warp) {
             store_rows(blocks + block_at(warp, b) + own, packed_f16(a[0][0], a[0][1]), packed_f16(a[0][2], a[0][3]),
@@ -234,7 +258,7 @@ __device__ inline void make_record(const Place& at, float (&kk)[32], float (&key
 #pragma unroll
             for (int i = 0; i < 2; i++)
                 corners[(c + i) * 12 + r] = a[0][i], corners[CORNER / 4 + (c + i) * 12 + r] = a[1][2 + i];
-            ((unsigned*)(diagonal + 2 * CORNER))[lane] = packed_f16(a[0][2], a[0][3]);
+            ((unsigned*)(corner_at + 2 * CORNER))[lane] = packed_f16(a[0][2], a[0][3]);
         }
     }
     float qk[32];
@@ -250,7 +274,7 @@ __device__ inline void make_record(const Place& at, float (&kk)[32], float (&key
         // Of the other lanes, zeros above T2.
         const int row = lane % 16, part = lane < 8 ? 0 : 1;
         float4 e = make_float4(0, 0, 0, 0), f = e;
-        if (lane < 16) e = *(const float4*)&at.writes[16 * warp + 8 * part], f = *(const float4*)&at.writes[16 * warp + 8 * part + 4];
+        if (lane < 16) e = *(const float4*)&at.tokens->writes[16 * warp + 8 * part], f = *(const float4*)&at.tokens->writes[16 * warp + 8 * part + 4];
         else
 #pragma unroll
             for (int j = 0; j < 8; j++) t[j] = 0;
@@ -270,7 +294,7 @@ __device__ inline void make_record(const Place& at, float (&kk)[32], float (&key
         mma_f16(z, a, right[0], 0);
         const unsigned x[4] = {packed_f16(z[0], z[1]), 0, 0, 0};
         mma_f16(y, x, right[1], 0);
-        const float2 e = *(const float2*)&at.writes[16 * warp + c];
+        const float2 e = *(const float2*)&at.tokens->writes[16 * warp + c];
         store_1(here16 + (8 + r) * 32 + (((8 + r) / 4 % 2) << 4) + 2 * c, packed_f16(-y[0], -y[1]));
         store_1(at.t + swizzled(16 * warp + 8 + r, 2 * warp) + 2 * c, packed(-y[0] * e.x, -y[1] * e.y));
     }
@@ -284,7 +308,7 @@ __device__ inline void make_record(const Place& at, float (&kk)[32], float (&key
         unsigned x[4];
 #pragma unroll
         for (int n = 0; n < 2; n++) {
-            const float2 e = *(const float2*)&at.writes[16 * j + 8 * n + c];
+            const float2 e = *(const float2*)&at.tokens->writes[16 * j + 8 * n + c];
             x[2 * n] = packed(-y[n][0] * e.x, -y[n][1] * e.y), x[2 * n + 1] = packed(-y[n][2] * e.x, -y[n][3] * e.y);
         }
         store_rows(at.t + swizzled(16 * i + row16, 2 * j + piece16), x[0], x[1], x[2], x[3]);
@@ -319,13 +343,15 @@ __device__ inline void make_record(const Place& at, float (&kk)[32], float (&key
         float x[2][4];
 #pragma unroll
         for (int n = 0; n < 2; n++) {
-            const float2 past = *(const float2*)&at.pasts[16 * b + 8 * n + c];
+            const float2 then = *(const float2*)&at.pasts[16 * b + 8 * n + c];
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                x[n][i] = qk[8 * b + 4 * n + i] * power_of_two(sum[i / 2] - (i % 2 ? past.y : past.x));
-                if (b == warp && r + i / 2 * 8 + least <= 8 * n + c + i % 2) x[n][i] = 0;
-            }
+            for (int i = 0; i < 4; i++)
+                x[n][i] = qk[8 * b + 4 * n + i] * power_of_two(sum[i / 2] - (i % 2 ? then.y : then.x));
         }
+        if (b == warp)
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                if (r + i / 2 % 2 * 8 + least <= i / 4 * 8 + c + i % 2) x[i / 4][i % 4] = 0;
         store_rows(at.p + place, packed(x[0][0], x[0][1]), packed(x[0][2], x[0][3]), packed(x[1][0], x[1][1]),
                    packed(x[1][2], x[1][3]));
     }

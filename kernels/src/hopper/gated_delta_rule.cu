@@ -2,7 +2,7 @@
 // ../gated_delta_rule.cu, how in ../common/delta_chunk.cuh.
 //
 // gated_delta_rule_chunk_prepare: T and P of every chunk, and factors of its tokens, all chunks at once. Grid
-//     (HK, slots, ceil(HV / HK / 2)), 256 threads, 65536 bytes of dynamic shared memory; a slot is a chunk, and
+//     (HK, slots, ceil(HV / HK / 2)), 256 threads, 65792 bytes of dynamic shared memory; a slot is a chunk, and
 //     there are 65535 at most. `work` takes slots * HV * 17408 bytes, aligned to 16.
 // gated_delta_rule_chunk_walk: the states and answers, chunk after chunk. Grid (S x HV, 2), 256 threads and 185344
 //     bytes: heads have a block for half of their columns each, as few sequences leave multiprocessors without work
@@ -58,23 +58,23 @@ extern "C" __global__ __launch_bounds__(256, 3) void gated_delta_rule_chunk_prep
     // A warpgroup has a value head; one that is left over does the last again, for nobody.
     const bool mine = pair * 2 + group < per;
     const int h = head * per + (mine ? pair * 2 + group : per - 1);
-    const size_t first_of_head = (size_t)begin * HV + h;
-    const Gates gates = gates_of(g + first_of_head, beta + first_of_head, HV, chunk, rows, plant);
     unsigned char* const after = tiles + 4 * TILE + 2 * TILE;
     Factors* const factors = (Factors*)after + group;
     unsigned char* const blocks = after + 2 * sizeof(Factors) + group * BLOCKS;
-    float* const floats = (float*)(after + 2 * sizeof(Factors) + 2 * BLOCKS) + group * 2 * CHUNK;
+    Tokens* const tokens = (Tokens*)(after + 2 * sizeof(Factors) + 2 * BLOCKS);
+    float* const pasts = (float*)(tokens + 2) + group * CHUNK;
     // P comes where queries were.
     const unsigned t = base + 4 * TILE + group * TILE, p = base + TILE + group * HALF;
-    const Place place = {base, base + TILE, t, p, factors, blocks, floats, floats + CHUNK};
+    const Place place = {base, base + TILE, t, p, factors, blocks, tokens + group, pasts};
+    const size_t of_head = (size_t)begin * HV + h;
+    tell(tokens[group], g + of_head, beta + of_head, HV, chunk, rows, plant);
     copies_wait<0>();
+    sum_squares<4>(tokens[0].squares + row, tokens[1].squares + row, 16, to + TILE, 16 * 128, piece);
     writes_to_async();
     __syncthreads();
-    float kk[32], key[2], query[2];
+    float kk[32];
     begin_scores(kk, base, base);
-    sum_squares(key, base, thread / 32 % 4 * 16, thread % 32);
-    sum_squares(query, base + TILE, thread / 32 % 4 * 16, thread % 32);
-    make_record(place, kk, key, query, gates, rows, eps, 1 + group, plant, [] { __syncthreads(); }, [] {});
+    make_record(place, kk, rows, eps, 1 + group, plant, [] { __syncthreads(); }, [] {});
     some_wait(1 + group, 128);
     if (mine && thread % 128 == 0) {
         unsigned char* to = work + ((size_t)slot * HV + h) * RECORD;

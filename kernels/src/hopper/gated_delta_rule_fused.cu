@@ -32,8 +32,8 @@ extern "C" __global__ __launch_bounds__(512, 1) void gated_delta_rule_fused(
     const unsigned base = shared_address(tiles), records = base + STAGES * STAGE;
     const unsigned answers = records + RECORDS * 2 * TILE;
     unsigned char* const after = tiles + STAGES * STAGE + RECORDS * 2 * TILE + 2 * TILE;
-    float* const floats = (float*)(after + RECORDS * sizeof(Factors) + BLOCKS);  // pasts, and writes twice
-    float* const squares = floats + 3 * CHUNK;                                  // of keys and queries, for each stage
+    Tokens* const tokens = (Tokens*)(after + RECORDS * sizeof(Factors) + BLOCKS);
+    float* const pasts = (float*)(tokens + STAGES);
     const unsigned full = shared_address(barriers), empty = full + 8 * STAGES;
     const unsigned ready = empty + 8 * STAGES, read = ready + 8 * RECORDS;
     const int s = blockIdx.x / HV, h = blockIdx.x % HV, head = h / (HV / HK);
@@ -62,31 +62,6 @@ extern "C" __global__ __launch_bounds__(512, 1) void gated_delta_rule_fused(
         const bf16 *key = k + at, *query = q + at, *value = v + ((begins + row) * HV + h) * DIM + piece * 8;
         const unsigned swizzle = swizzled(row, piece % 8);
         const unsigned to_key = base + piece / 8 * HALF + swizzle, to_value = base + (4 + piece / 8) * TILE + swizzle;
-        // Squares of the rows of this thread, whose lanes are 16: of what they add, each keeps a half, three times.
-        auto measure = [&](unsigned from, float* to) {
-            float x[8];
-#pragma unroll
-            for (int j = 0; j < 8; j++) {
-                const uint4 y = shared_4(from + j * 1024);
-                x[j] = first_of(y.x) * first_of(y.x) + second_of(y.x) * second_of(y.x);
-                x[j] += first_of(y.y) * first_of(y.y) + second_of(y.y) * second_of(y.y);
-                x[j] += first_of(y.z) * first_of(y.z) + second_of(y.z) * second_of(y.z);
-                x[j] += first_of(y.w) * first_of(y.w) + second_of(y.w) * second_of(y.w);
-            }
-            int of = 0;
-#pragma unroll
-            for (int many = 4; 0 < many; many /= 2) {
-                const bool upper = piece & 2 * many;
-                of += upper ? many : 0;
-#pragma unroll
-                for (int j = 0; j < many; j++) {
-                    const float mine = upper ? x[j + many] : x[j], other = upper ? x[j] : x[j + many];
-                    x[j] = mine + __shfl_xor_sync(~0u, other, 2 * many);
-                }
-            }
-            x[0] += __shfl_xor_sync(~0u, x[0], 1);
-            if (piece % 2 == 0) to[row + 8 * of] = x[0];
-        };
         int stage = 0, parity = 1;
         for (int i = 0; i < all; i++) {
             const long long left = length - (long long)i * CHUNK;
@@ -98,10 +73,12 @@ extern "C" __global__ __launch_bounds__(512, 1) void gated_delta_rule_fused(
             copy_pieces<8>(to_value + offset, value, stride_v, row, rows);
             copies_end_group();
             key += CHUNK * stride, query += CHUNK * stride, value += CHUNK * stride_v;
+            const size_t of_head = (size_t)(begins + (long long)i * CHUNK) * HV + h;
+            tell(tokens[stage], g + of_head, beta + of_head, HV, i, rows, plant);
             copies_wait<0>();
             writes_to_async();
-            measure(to_key + offset, squares + stage * 2 * CHUNK);
-            measure(to_key + offset + TILE, squares + stage * 2 * CHUNK + CHUNK);
+            float* const squares = tokens[stage].squares + row;
+            sum_squares<8>(squares, squares, 8, to_key + offset + TILE, 8 * 128, piece);
             arrive(full + 8 * stage);
             if (++stage == STAGES) stage = 0, parity ^= 1;
         }
@@ -111,38 +88,25 @@ extern "C" __global__ __launch_bounds__(512, 1) void gated_delta_rule_fused(
             const long long left = length - (long long)i * CHUNK;
             return left < CHUNK ? (int)left : CHUNK;
         };
-        auto gates_at = [&](int i) {
-            const size_t at = (size_t)(begins + (long long)i * CHUNK) * HV + h;
-            return gates_of(g + at, beta + at, HV, i, rows_of(i), plant);
-        };
         if (all == 0) return;
-        Gates gates = gates_at(0);
         float kk[32];
         barrier_wait(full, 0);
         begin_scores(kk, base, base);
-        int stage = 0, parity = 0;
+        int stage = 0, parity = 0, buffer = 0, turn = 0;
         for (int i = 0; i < all; i++) {
-            const int buffer = i % RECORDS;
             const unsigned keys = base + stage * STAGE, record = records + buffer * 2 * TILE;
             const Place place = {keys, keys + TILE, record, record + TILE, (Factors*)after + buffer,
-                                 after + RECORDS * sizeof(Factors), floats, floats + (1 + buffer) * CHUNK};
-            float key[2], query[2];
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                const float* of_row = squares + stage * 2 * CHUNK + 16 * warp + lane / 4 + 8 * j;
-                key[j] = of_row[0], query[j] = of_row[CHUNK];
-            }
-            barrier_wait(read + 8 * buffer, i / RECORDS % 2 ^ 1);
-            make_record(place, kk, key, query, gates, rows_of(i), eps, 1, plant, [&] {
-                if (lane == 0) arrive(empty + 8 * stage);
-                if (i + 1 < all) gates = gates_at(i + 1);
-                if (++stage == STAGES) stage = 0, parity ^= 1;
-            }, [&] {
+                                 after + RECORDS * sizeof(Factors), tokens + stage, pasts};
+            barrier_wait(read + 8 * buffer, turn ^ 1);
+            const int left = stage;
+            if (++stage == STAGES) stage = 0, parity ^= 1;
+            make_record(place, kk, rows_of(i), eps, 1, plant, [] {}, [&] {
                 if (i + 1 < all) barrier_wait(full + 8 * stage, parity);
                 begin_scores(kk, base + stage * STAGE, base + stage * STAGE);  // of the last for nobody
             });
             __syncwarp();
-            if (lane == 0) arrive(ready + 8 * buffer);
+            if (lane == 0) arrive(ready + 8 * buffer), arrive(empty + 8 * left);
+            if (++buffer == RECORDS) buffer = 0, turn ^= 1;
         }
         wgmma_wait<0>();
         there(kk);
@@ -165,20 +129,20 @@ extern "C" __global__ __launch_bounds__(512, 1) void gated_delta_rule_fused(
             }
         };
         const unsigned own_pieces = swizzled(lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2);
-        int stage = 0, parity = 0;
+        int stage = 0, parity = 0, buffer = 0, turn = 0;
         for (int i = 0; i < all; i++) {
-            const int buffer = i % RECORDS;
             const unsigned keys = base + stage * STAGE, record = records + buffer * 2 * TILE;
             const unsigned factors = shared_address(after) + buffer * sizeof(Factors);
             float answer[32];
             narrow(walker);
             barrier_wait(full + 8 * stage, parity);
-            barrier_wait(ready + 8 * buffer, i / RECORDS % 2);
+            barrier_wait(ready + 8 * buffer, turn);
             step<0>(walker, answer, keys, keys + (4 + group) * TILE + own_pieces, record, factors, plant, [&] {
                 if (0 < i) send(CHUNK);
             });
             if (lane == 0) arrive(empty + 8 * stage), arrive(read + 8 * buffer);
             if (++stage == STAGES) stage = 0, parity ^= 1;
+            if (++buffer == RECORDS) buffer = 0, turn ^= 1;
             put_answer(own_answers + own_pieces, 2048, answer);
             __syncwarp();
         }
