@@ -11,10 +11,11 @@
 //   o  = exp(G) (Q S) + P d
 //   S <- exp(G_last) S + (exp(G_last - G) K)' d
 //
-// Rounding: factors, norms, gates, A and every sum are f32 (the lengths of keys and queries and all products
-// summed by tensor cores); a decay is 2 to a difference of two sums of gates of the chunk. In f16: the operands
-// that make (I + A)^-1 of its inverted blocks of 16, which are f32. In bf16: T and P; S, X, d and what is kept
-// of d as operands. The state that is carried is f32. q, k and v are operands as they are stored.
+// Rounding: factors, norms, gates, A and every sum are f32 (the lengths of keys and all products summed by tensor
+// cores); a decay is 2 to a difference of two sums of gates of the chunk, and what a row of A is multiplied with
+// stands among the exponents, too. In f16: the operands that make (I + A)^-1 of its inverted blocks of 8, which are
+// f32. In bf16: T and P; S, X, d and what is kept of d as operands. The state that is carried is f32. q, k and v are
+// operands as they are stored.
 
 const int CHUNK = 64;
 const float SCALE = 0.08838834764831845f;  // K^-1/2
@@ -178,13 +179,13 @@ __device__ inline void begin_scores(float (&scores)[32], unsigned a, unsigned b)
 // no more when `asked` is called, and K K' of the next chunk may be begun by `next`. All rows of T and P are there for
 // reads by wgmma and bulk copies when all threads have come back.
 template <class Asked, class Next>
-__device__ inline void make_record(const Place& at, float (&kk)[32], int rows, float eps, int barrier, int plant, Asked asked,
-                                   Next next)
+__device__ inline void make_record(const Place& at, float (&kk)[32], int rows, float eps, int barrier, int plant,
+                                   Asked asked, Next next)
 {
     int thread = threadIdx.x;
     asm volatile("" : "+r"(thread));  // What follows from it is made anew for every chunk, rather than kept.
     const int warp = thread / 32 % 4, lane = thread % 32, r = lane / 4, c = lane % 4 * 2;
-    // Rows of this thread: r and r + 8 of those of its warp. The squares of keys stand in one lane of the four of a row.
+    // Rows of this thread: r and r + 8 of those of its warp. Squares of keys stand in one lane of the four of a row.
     const float last = at.tokens->sums[CHUNK - 1];
     float key[2], query[2], sum[2], before[2], write[2], diagonal[2] = {};
 #pragma unroll
@@ -274,7 +275,8 @@ __device__ inline void make_record(const Place& at, float (&kk)[32], int rows, f
         // Of the other lanes, zeros above T2.
         const int row = lane % 16, part = lane < 8 ? 0 : 1;
         float4 e = make_float4(0, 0, 0, 0), f = e;
-        if (lane < 16) e = *(const float4*)&at.tokens->writes[16 * warp + 8 * part], f = *(const float4*)&at.tokens->writes[16 * warp + 8 * part + 4];
+        const float4* const writes = (const float4*)&at.tokens->writes[16 * warp + 8 * part];
+        if (lane < 16) e = writes[0], f = writes[1];
         else
 #pragma unroll
             for (int j = 0; j < 8; j++) t[j] = 0;

@@ -2,20 +2,21 @@
 
 // A walk over the chunks of the gated delta rule: a warpgroup has 64 columns of the state, transposed. Rows of a
 // thread are columns r and r + 8 of the state, and in a chunk of v and o; its columns are 8 b + c and the next,
-// channels of k or tokens.
+// channels of k or tokens. It is written for 192 registers: what is said, what is written and the answer are never
+// in more than 64 of them.
 
 struct Walker {
-    float state[64];    // of channels below 64, and of the others
+    float state[64];
     unsigned state16[32];  // as operands
 };
 
 __device__ inline void narrow(Walker& x)
 {
 #pragma unroll
-    for (int j = 0; j < 32; j++) x.state16[j] = packed(x.state[2*j], x.state[2*j+1]);
+    for (int j = 0; j < 32; j++) x.state16[j] = packed(x.state[2 * j], x.state[2 * j + 1]);
 }
 
-// State of a head from `row` on, which is a column; the rest of it is left to the warpgroup's other threads.
+// Columns of the state of a head, from the thread's first on.
 __device__ inline void begin(Walker& x, const float* state, bool ignored)
 {
 #pragma unroll
@@ -29,17 +30,17 @@ __device__ inline void end(const Walker& x, float* state)
     for (int i = 0; i < 64; i++) state[(i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2) * DIM + i / 2 % 2 * 8] = x.state[i];
 }
 
-// A chunk: its answer, and the state after it. `values` are where the matrices of a lane begin in the tile of the
-// warpgroup; `meanwhile` is done while the first products are under way.
-template <int UNDER_WAY, class Meanwhile>
+// A chunk: its answer, and the state after it, of which operands have been made. `values` are where the matrices of
+// a lane begin in the tile of the warpgroup; `meanwhile` is done while the first products are under way.
+template <class Meanwhile>
 __device__ inline void step(Walker& x, float (&answer)[32], unsigned keys, unsigned values, unsigned record,
                             unsigned factors, int plant, Meanwhile meanwhile)
 {
     const unsigned t = record, p = t + TILE, said_at = factors + threadIdx.x % 4 * 8;
     const unsigned asked_at = said_at + CHUNK * 4, kept_at = asked_at + CHUNK * 4;
     const unsigned long long key_tile = tile(keys), query_tile = on(key_tile, TILE);
-    const int none = plant < 0;  // zero, which the compiler is not to know
-    float d[32];  // first what the state says
+    const int none = plant < 0;  // 0, which the compiler is not to know: d then stays where it is
+    float d[32];                 // first what the state says
     wgmma_begin();
 #pragma unroll
     for (int j = 0; j < 8; j++) wgmma_64(d, x.state16 + 4 * j, on(key_tile, j / 4 * HALF + j % 4 * 32), j);
@@ -50,9 +51,8 @@ __device__ inline void step(Walker& x, float (&answer)[32], unsigned keys, unsig
     meanwhile();
 
     unsigned x16[16];
-    wgmma_wait<UNDER_WAY>();
-    there(d);
-    if (UNDER_WAY == 0) there(answer);
+    wgmma_wait<0>();
+    there(d), there(answer);
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         unsigned value[4];
@@ -73,7 +73,7 @@ __device__ inline void step(Walker& x, float (&answer)[32], unsigned keys, unsig
     wgmma_end_group();
 
     const float decay = shared_2(factors + 3 * CHUNK * 4).x;
-    if (__any_sync(~0u, decay != 1))
+    if (__any_sync(~0u, decay != 1))  // (so that their registers stay theirs)
 #pragma unroll
         for (int j = 0; j < 64; j++) x.state[j] *= decay;
     wgmma_wait<1>();

@@ -217,16 +217,16 @@ __device__ inline void wgmma_tiles(float (&d)[32], unsigned long long a, unsigne
                  : "l"(a), "l"(b), "r"(add));
 }
 
-// The same with a, four registers of every thread; d [64, 64]; the rows of b run along what is summed over, or ACROSS it.
-template <int ACROSS = 0> __device__ inline void wgmma_64(float (&d)[32], const unsigned* a, unsigned long long b, int add)
+// The same with a, four registers of every thread; d [64, 64].
+__device__ inline void wgmma_64(float (&d)[32], const unsigned* a, unsigned long long b, int add)
 {
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
                  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
                  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-                 "{%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}"
+                 "{%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}"
                  : MMA_32(d, 0)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(ACROSS));
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
 }
 
 // d [64, 128]; the rows of b run along what is summed over, or ACROSS it.
@@ -251,16 +251,7 @@ __device__ inline unsigned packed_f16(float first, float second)
     return both;
 }
 
-// d += a b over 16 products: d [16, 8], of one warp.
-__device__ inline void mma_bf16(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1)
-{
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : MMA_4(d, 0)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// The same, factors in f16.
+// d += a b over 16 products: d [16, 8], of one warp, factors in f16.
 __device__ inline void mma_f16(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1)
 {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "

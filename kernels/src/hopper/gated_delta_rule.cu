@@ -2,7 +2,7 @@
 // ../gated_delta_rule.cu, how in ../common/delta_chunk.cuh.
 //
 // gated_delta_rule_chunk_prepare: T and P of every chunk, and factors of its tokens, all chunks at once. Grid
-//     (HK, slots, ceil(HV / HK / 2)), 256 threads, 65792 bytes of dynamic shared memory; a slot is a chunk, and
+//     (HK, slots, ceil(HV / HK / 2)), 256 threads, 66560 bytes of dynamic shared memory; a slot is a chunk, and
 //     there are 65535 at most. `work` takes slots * HV * 17408 bytes, aligned to 16.
 // gated_delta_rule_chunk_walk: the states and answers, chunk after chunk. Grid (S x HV, 2), 256 threads and 185344
 //     bytes: heads have a block for half of their columns each, as few sequences leave multiprocessors without work
@@ -194,8 +194,7 @@ extern "C" __global__ __launch_bounds__(256, 1) void gated_delta_rule_chunk_walk
         state[i] = plant == INITIAL_STATE_IGNORED && first == 0 ? 0 : state_in[own + channel * DIM + i / 2 % 2 * 8];
     }
 
-    const unsigned put_at = answers + (lane / 16 * 8 + lane % 8) * ANSWER_ROW +
-                             (2 * warp + lane / 8 % 2) * 16;
+    const unsigned put_at = answers + (lane / 16 * 8 + lane % 8) * ANSWER_ROW + (2 * warp + lane / 8 % 2) * 16;
     const unsigned own_pieces = swizzled(lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2);
 
     unsigned s16[32];
@@ -203,7 +202,8 @@ extern "C" __global__ __launch_bounds__(256, 1) void gated_delta_rule_chunk_walk
     for (int j = 0; j < 32; j++) s16[j] = packed(state[2 * j], state[2 * j + 1]);
     int stage = 0, parity = 0;
     for (int i = first; i < to; i++) {
-        const unsigned keys = base + stage * STAGE, t = keys + 4 * TILE, p = t + TILE;
+        // All lanes have it, which the compiler is told, for descriptors.
+        const unsigned keys = __shfl_sync(~0u, base + stage * STAGE, 0), t = keys + 4 * TILE, p = t + TILE;
         const unsigned values = t + RECORD + own_pieces;
         const unsigned said_at = p + TILE + c * 4, asked_at = said_at + CHUNK * 4, kept_at = asked_at + CHUNK * 4;
         barrier_wait(full + 8 * stage, parity);
@@ -222,11 +222,9 @@ extern "C" __global__ __launch_bounds__(256, 1) void gated_delta_rule_chunk_walk
 #pragma unroll
         for (int j = 0; j < 8; j++) wgmma_64(x, s16 + 4 * j, on(key_tile, j / 4 * HALF + j % 4 * 32), j);
         wgmma_end_group();
+        if (__any_sync(~0u, decay != 1))  // (so that their registers stay theirs)
 #pragma unroll
-        for (int j = 0; j < 64; j++) state[j] *= decay;
-        if (plant == STATE_IN_BF16)
-#pragma unroll
-            for (int j = 0; j < 64; j++) state[j] = rounded<bf16>(state[j]);
+            for (int j = 0; j < 64; j++) state[j] *= decay;
 
         unsigned x16[16];
         wgmma_wait<0>();
@@ -234,10 +232,9 @@ extern "C" __global__ __launch_bounds__(256, 1) void gated_delta_rule_chunk_walk
 #pragma unroll
         for (int b = 0; b < 8; b++) {
             const unsigned low = value[b / 2][b % 2 * 2], high = value[b / 2][b % 2 * 2 + 1];
-            x16[2 * b] = packed(first_of(low) - said[b].x * x[4 * b],
-                                second_of(low) - said[b].y * x[4 * b + 1]);
-            x16[2 * b + 1] = packed(first_of(high) - said[b].x * x[4 * b + 2],
-                                    second_of(high) - said[b].y * x[4 * b + 3]);
+            x16[2 * b] = packed(first_of(low) - said[b].x * x[4 * b], second_of(low) - said[b].y * x[4 * b + 1]);
+            x16[2 * b + 1] =
+                packed(first_of(high) - said[b].x * x[4 * b + 2], second_of(high) - said[b].y * x[4 * b + 3]);
         }
 #pragma unroll
         for (int b = 0; b < 8; b++) kept[b] = shared_2(kept_at + b * 32), asked[b] = shared_2(asked_at + b * 32);
@@ -276,6 +273,9 @@ extern "C" __global__ __launch_bounds__(256, 1) void gated_delta_rule_chunk_walk
         wgmma_end_group();
         wgmma_wait<1>();
         there(state);
+        if (plant == STATE_IN_BF16)
+#pragma unroll
+            for (int j = 0; j < 64; j++) state[j] = rounded<bf16>(state[j]);
 #pragma unroll
         for (int j = 0; j < 32; j++) s16[j] = packed(state[2 * j], state[2 * j + 1]);
         wgmma_wait<0>();

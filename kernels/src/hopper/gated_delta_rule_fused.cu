@@ -2,9 +2,9 @@
 // in ../gated_delta_rule.cu, how in ../common/delta_chunk.cuh.
 //
 // gated_delta_rule_fused: a block has a head of a sequence. Of its warpgroups one loads, one makes T, P and factors
-//     of a chunk while the two others, which have half of the columns each, walk the chunk before. Grid S x HV, 512
-//     threads, 219136 bytes of dynamic shared memory; no memory between. For so many sequences that all
-//     multiprocessors have a block; of fewer, gated_delta_rule.cu is faster. state_out may be state_in.
+//     of a chunk, and two, which have half of the columns each, walk the chunk before. Grid S x HV, 512 threads,
+//     208896 bytes of dynamic shared memory; no memory between. For so many sequences that most multiprocessors have
+//     a block; of fewer, gated_delta_rule.cu is faster. state_out may be state_in. Bits are those of that file.
 
 #include "common/delta_walk.cuh"
 
@@ -55,7 +55,7 @@ extern "C" __global__ __launch_bounds__(512, 1) void gated_delta_rule_fused(
 
     const int role = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
     if (role == 0) {
-        registers_down<32>();
+        registers_down<40>();
         const int thread = threadIdx.x, row = thread / 16, piece = thread % 16;
         size_t stride = (size_t)HK * DIM, stride_v = (size_t)HV * DIM;
         const size_t at = ((begins + row) * HK + head) * DIM + piece * 8;
@@ -83,7 +83,7 @@ extern "C" __global__ __launch_bounds__(512, 1) void gated_delta_rule_fused(
             if (++stage == STAGES) stage = 0, parity ^= 1;
         }
     } else if (role == 1) {
-        registers_down<96>();
+        registers_down<88>();
         auto rows_of = [&](int i) {
             const long long left = length - (long long)i * CHUNK;
             return left < CHUNK ? (int)left : CHUNK;
@@ -137,7 +137,7 @@ extern "C" __global__ __launch_bounds__(512, 1) void gated_delta_rule_fused(
             narrow(walker);
             barrier_wait(full + 8 * stage, parity);
             barrier_wait(ready + 8 * buffer, turn);
-            step<0>(walker, answer, keys, keys + (4 + group) * TILE + own_pieces, record, factors, plant, [&] {
+            step(walker, answer, keys, keys + (4 + group) * TILE + own_pieces, record, factors, plant, [&] {
                 if (0 < i) send(CHUNK);
             });
             if (lane == 0) arrive(empty + 8 * stage), arrive(read + 8 * buffer);
