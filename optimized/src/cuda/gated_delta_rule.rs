@@ -130,6 +130,7 @@ const WHOLE: &[Number] = &[("first", |_| 0), ("chunks", |_| 0)];
 fn in_chunks(_: &Spec<Case>) -> Plan {
     let sites = [Site::WyInverse, Site::WyValues, Site::WyScores];
     let plan = Plan { form: Form::Prefixed(64), dot: Grid::Bf16, output: Grid::Bf16, ..Plan::F32 };
+    let plan = plan.truncated(16);
     sites.into_iter().fold(plan, |plan, site| plan.round(site, Grid::Bf16))
 }
 
