@@ -102,6 +102,7 @@ pub mod hopper {
         ALL: HOPPER in "hopper/";
         LINEAR = "linear" of READ,
         GATED_DELTA_RULE = "gated_delta_rule" of ONE,
+        GATED_DELTA_RULE_FUSED = "gated_delta_rule_fused" of ONE,
         GATED_DELTA_RULE_FEW = "gated_delta_rule_few" of WIDE,
         ATTENTION_DECODE = "attention_decode" of ONE,
         ATTENTION_PREFILL = "attention_prefill" of ONE,
@@ -126,7 +127,9 @@ pub fn sources() -> impl Iterator<Item = &'static Source> {
 const HEADERS: &[(&str, &str)] = &[
     ("common/activation.cuh", include_str!("common/activation.cuh")),
     ("common/block.cuh", include_str!("common/block.cuh")),
+    ("common/delta_chunk.cuh", include_str!("common/delta_chunk.cuh")),
     ("common/delta_rule.cuh", include_str!("common/delta_rule.cuh")),
+    ("common/delta_walk.cuh", include_str!("common/delta_walk.cuh")),
     ("common/fp8.cuh", include_str!("common/fp8.cuh")),
     ("common/gemm.cuh", include_str!("common/gemm.cuh")),
     ("common/gemv.cuh", include_str!("common/gemv.cuh")),
