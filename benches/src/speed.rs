@@ -262,7 +262,7 @@ pub fn run(
 
 /// The states of every depth, in their order. They grow from one depth to the next, so that pages of keys
 /// and values are shared.
-fn states(engine: &mut dyn Engine, depths: &[Depth]) -> Result<Vec<Snapshot>, Error> {
+pub(crate) fn states(engine: &mut dyn Engine, depths: &[Depth]) -> Result<Vec<Snapshot>, Error> {
     let mut order: Vec<usize> = (0..depths.len()).collect();
     order.sort_by_key(|&i| (depths[i].fed, depths[i].tokens));
     let mut kept = vec![Snapshot(0); depths.len()];
@@ -283,7 +283,7 @@ fn states(engine: &mut dyn Engine, depths: &[Depth]) -> Result<Vec<Snapshot>, Er
 }
 
 /// So many more tokens.
-fn deepen(engine: &mut dyn Engine, more: Depth) -> Result<(), Error> {
+pub(crate) fn deepen(engine: &mut dyn Engine, more: Depth) -> Result<(), Error> {
     if more.tokens == 0 {
         return Ok(());
     }
@@ -296,7 +296,7 @@ fn deepen(engine: &mut dyn Engine, more: Depth) -> Result<(), Error> {
 }
 
 /// Some text.
-fn token(engine: &dyn Engine, i: usize) -> u32 {
+pub(crate) fn token(engine: &dyn Engine, i: usize) -> u32 {
     ((i * 7919 + 13) % engine.config().vocab_size) as u32
 }
 
