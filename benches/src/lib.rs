@@ -4,6 +4,7 @@ mod answer;
 pub mod ask;
 pub mod bisect;
 pub mod bound;
+pub mod ceilings;
 pub mod clock;
 pub mod dear;
 mod drawn;

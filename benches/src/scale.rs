@@ -18,7 +18,7 @@ pub use self::{
 use crate::{
     clock::time,
     forget_peak, held,
-    speed::{Ceilings, Depth, Samples, deepen, states, token},
+    speed::{Ceilings, Depth, Samples, deepen, factors, states, token},
 };
 
 /// What is asked.
@@ -83,17 +83,21 @@ pub struct Scaled {
     pub fit: Option<Fit>,
     /// `a + b T` bytes, of at least three contexts.
     pub memory: Option<Curve>,
-    /// Bytes of states and caches that a token reads more for each before it.
-    pub grown: f64,
+    /// What each token before costs a token more.
+    pub grown: Grown,
     /// In the order of their contexts; `None` if there are too few to tell.
     pub cliffs: Option<Vec<Cliff>>,
 }
 
-impl Scaled {
-    /// Seconds that a token of context adds if its bytes are all there is to it.
-    pub fn expected(&self) -> f64 {
-        self.grown / self.read.median
-    }
+/// What each token before costs a token more, at the least.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Grown {
+    /// Bytes of states and caches.
+    pub bytes: f64,
+    /// Seconds that reading these takes, at the pace that memory was read at.
+    pub read: f64,
+    /// Seconds that its products take, at the pace that these were measured at; `None` of a GPU.
+    pub multiplied: Option<f64>,
 }
 
 /// Asks an engine at each context; `tell` is told how many turns of how many are done.
@@ -112,11 +116,11 @@ pub fn run(
         done += 1;
         if tell(done, turns) { Ok(()) } else { Err(Error::from(INTERRUPTED)) }
     };
-    let traffic = |tokens: usize| {
-        let traffic = engine.traffic(tokens);
-        traffic.map(|traffic| traffic.states as f64).ok_or("the engine tells no traffic")
-    };
-    let grown = (traffic(1 << 20)? - traffic(0)?) / f64::from(1 << 20);
+    let traffic = |tokens: usize| engine.traffic(tokens).ok_or("the engine tells no traffic");
+    let (none, many) = (traffic(0)?, traffic(1 << 20)?);
+    let each = |none: u64, many: u64| (many - none) as f64 / f64::from(1 << 20);
+    let bytes = each(none.states, many.states);
+    let operations = each(none.attention, many.attention);
     // The first round warms up, and shows how much memory is held.
     let memory = memories(engine, options, &mut ready)?;
     let kept = Kept::new(engine, options)?;
@@ -145,16 +149,22 @@ pub fn run(
         });
     let points: Vec<Point> = points.collect();
     let (fit, cliffs) = fit(&points, curve::noise(&by_rounds));
+    let roof = ceilings.roof();
+    let products = roof.of(factors(&engine.plan())[1]);
     let memory: Option<Vec<_>> =
         points.iter().map(|point| Some((point.context, point.memory? as f64))).collect();
     Ok(Scaled {
         engine: engine.name(),
-        read: ceilings.roof().read,
+        read: roof.read,
         fit,
         memory: memory.filter(|all| 3 <= all.len()).and_then(|all| Curve::through(&all, 1, 0.0)),
         cliffs: (CONTEXTS <= points.len()).then_some(cliffs),
         points,
-        grown,
+        grown: Grown {
+            bytes,
+            read: bytes / roof.read.median,
+            multiplied: products.map(|pace| operations / pace.median),
+        },
     })
 }
 
@@ -267,7 +277,7 @@ mod tests {
 
     use golden::{Weights, synthetic::Synthetic};
 
-    use super::{Options, fit, run};
+    use super::{Grown, Options, fit, run};
     use crate::scale::Point;
 
     fn point(context: usize, seconds: f64) -> Point {
@@ -315,7 +325,9 @@ mod tests {
         let c = engine.config();
         let full = c.layer_types.iter().filter(|mixer| **mixer == golden::config::Mixer::Full);
         let token = 2 * c.num_key_value_heads * c.head_dim * 2 * full.count();
-        assert!((scaled.grown - token as f64).abs() < 1e-6, "{} for {token}", scaled.grown);
+        let Grown { bytes, read, multiplied } = scaled.grown;
+        assert!((bytes - token as f64).abs() < 1e-6, "{bytes} for {token}");
+        assert!(0.0 < read && multiplied.is_some_and(|seconds| 0.0 < seconds));
         assert!(engine.lengths().is_empty());
         let mut ended = 0;
         let cut = run(&mut *engine, &options, &mut |done, _| {

@@ -83,7 +83,7 @@ pub struct Roof {
 
 impl Roof {
     /// Of products that read their factors so.
-    fn of(&self, factors: Activations) -> Option<Samples> {
+    pub(crate) fn of(&self, factors: Activations) -> Option<Samples> {
         let [f32, bf16, int8] = self.products?;
         Some(match factors {
             Activations::F32 => f32,
@@ -170,7 +170,7 @@ impl Row {
 }
 
 /// How the products of a plan read their factors, and how those of attention do.
-fn factors(plan: &Plan) -> [Activations; 2] {
+pub(crate) fn factors(plan: &Plan) -> [Activations; 2] {
     let paired = plan.round.get(&Site::Queries) == Some(&Grid::Bf16);
     [plan.activations, if paired { Activations::Bf16 } else { Activations::F32 }]
 }

@@ -8,6 +8,7 @@
 mod bench;
 mod bisect;
 mod block;
+mod ceilings;
 mod chat;
 mod check;
 mod child;
@@ -263,7 +264,7 @@ fn run(cli: &Cli, settings: &[InForce], out: &Out) -> (&'static str, anyhow::Res
     match &cli.command {
         None => ("tour", tour::run(settings, out)),
         Some(Command::List(args)) => ("list", list::run(args, out)),
-        Some(Command::Doctor(args)) => ("doctor", Ok(doctor::run(args, settings, out))),
+        Some(Command::Doctor(args)) => ("doctor", doctor::run(args, settings, out)),
         Some(Command::Child(args)) => ("child", Ok(child::run(args))),
         Some(Command::Kernel(args)) => ("kernel", kernel_cmd::run(args, out)),
         Some(Command::Check(args)) => ("check", check::run(args, out)),
