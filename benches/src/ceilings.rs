@@ -3,6 +3,8 @@
 //! All kinds are asked in turns: what a busy neighbour takes, it takes from all of them, and the most that was seen
 //! is what the machine can do.
 
+use std::cell::RefCell;
+
 use golden::{Error, engine::INTERRUPTED};
 use optimized::{
     cpu::roof::Work,
@@ -86,11 +88,13 @@ pub fn measure(
     rounds: usize,
     tell: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<Vec<Ceiling>, Error> {
-    let mut all = processor(rounds, 2 * rounds * OF_PROCESSOR.len(), tell)?;
+    let of_processor = rounds * OF_PROCESSOR.len();
+    let all = of_processor + if gpu().is_ok() { rounds * OF_GPU.len() } else { 0 };
+    let mut ceilings = processor(rounds, &mut |done| tell(done, all))?;
     if gpu().is_ok() {
-        all.extend(of_gpu(rounds, tell)?);
+        ceilings.extend(of_gpu(rounds, &mut |done| tell(of_processor + done, all))?);
     }
-    Ok(all)
+    Ok(ceilings)
 }
 
 const OF_PROCESSOR: [(Kind, Work); 6] = [
@@ -102,34 +106,26 @@ const OF_PROCESSOR: [(Kind, Work); 6] = [
     (Kind::Int8, Work::Int8),
 ];
 
-fn processor(
-    rounds: usize,
-    of: usize,
-    tell: &mut dyn FnMut(usize, usize) -> bool,
-) -> Result<Vec<Ceiling>, Error> {
-    let of = if gpu().is_ok() { of } else { of / 2 };
-    let machine = std::cell::RefCell::new(Machine::new());
-    let once = |(kind, work): (Kind, Work)| -> (Kind, Once<'_>) {
+const OF_GPU: [Kind; 3] = [Kind::Read, Kind::Copy, Kind::Tensor];
+
+fn processor(rounds: usize, tell: &mut dyn FnMut(usize) -> bool) -> Result<Vec<Ceiling>, Error> {
+    let machine = RefCell::new(Machine::new());
+    let once = |(kind, work)| -> (Kind, Once<'_>) {
         let machine = &machine;
         (kind, Box::new(move || Ok(machine.borrow_mut().at(work))))
     };
-    in_turns(false, OF_PROCESSOR.map(once).into(), rounds, &mut |done| tell(done, of))
+    in_turns(false, OF_PROCESSOR.into_iter().map(once).collect(), rounds, tell)
 }
 
-fn of_gpu(
-    rounds: usize,
-    tell: &mut dyn FnMut(usize, usize) -> bool,
-) -> Result<Vec<Ceiling>, Error> {
-    let half = rounds * OF_PROCESSOR.len();
-    let (mut memory, mut copies, mut products) =
-        (roof::Memory::new()?, roof::Copies::new()?, Products::new()?);
-    let once: Vec<(Kind, Once<'_>)> = vec![
-        (Kind::Read, Box::new(|| paced(|| memory.read()))),
-        (Kind::Copy, Box::new(|| paced(|| copies.copy()))),
-        (Kind::Tensor, Box::new(|| paced(|| products.multiply()))),
+fn of_gpu(rounds: usize, tell: &mut dyn FnMut(usize) -> bool) -> Result<Vec<Ceiling>, Error> {
+    let (mut memory, mut copies) = (roof::Memory::new()?, roof::Copies::new()?);
+    let mut products = Products::new()?;
+    let once: [Once<'_>; 3] = [
+        Box::new(|| paced(|| memory.read())),
+        Box::new(|| paced(|| copies.copy())),
+        Box::new(|| paced(|| products.multiply())),
     ];
-    let each = half / (rounds * once.len()).max(1);
-    in_turns(true, once, rounds, &mut |done| tell(half + done * each, 2 * half))
+    in_turns(true, OF_GPU.into_iter().zip(once).collect(), rounds, tell)
 }
 
 /// How much in a second.
@@ -169,11 +165,13 @@ fn in_turns(
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::{Kind, Once, in_turns, measure};
 
     #[test]
     fn kinds_are_asked_in_turns_and_the_first_round_is_not_counted() {
-        let asked = std::cell::RefCell::new(Vec::new());
+        let asked = RefCell::new(Vec::new());
         let kind = |kind: Kind, first: f64| -> (Kind, Once<'_>) {
             let asked = &asked;
             let mut next = first;

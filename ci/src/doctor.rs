@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::{ceilings, config::InForce, exit::Exit, files, out::Out};
 
-#[derive(Debug, Default, clap::Args)]
+#[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Measure what the machine does at most: memory and products, of the GPU too. Kept for `karat inspect --here`
     #[arg(long)]

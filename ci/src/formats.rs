@@ -388,8 +388,10 @@ fn formats_under(
                 format.told[i].also(text, &right[i], emulated);
             }
         }
-        for (&i, text) in over.iter().zip(&texts).filter(|(i, _)| !format.told[**i].ok()) {
-            format.told[i].follow(judge, text, &right[i], &watch).map_err(blame)?;
+        for (&i, text) in over.iter().zip(&texts) {
+            if !format.told[i].ok() {
+                format.told[i].follow(judge, text, &right[i], &watch).map_err(blame)?;
+            }
         }
     }
     Ok(formats)

@@ -168,9 +168,7 @@ impl Asked<'_> {
             }
         })?;
         let states: Vec<u64> = memory.iter().map(|memory| memory.state + memory.cache).collect();
-        for line in said(&part.said(), &scaled) {
-            out.line(&line);
-        }
+        out.line(&said(&part.said(), &scaled));
         out.table(
             &["context", "ms per token", "of the curve", "memory, MiB", "states, MiB"],
             &cells(&scaled, &states),
@@ -281,10 +279,11 @@ fn fitted(fit: &scale::Fit, grown: &Grown) -> Json {
 }
 
 /// What stands above the table.
-fn said(part: &str, scaled: &Scaled) -> [String; 1] {
+fn said(part: &str, scaled: &Scaled) -> String {
     let [min, median, max] =
-        [scaled.read.min, scaled.read.median, scaled.read.max].map(|x| x * 1e-9);
-    [format!("{}, {part}; memory is read at {median:.0} [{min:.0}..{max:.0}] GB/s", scaled.engine)]
+        [scaled.read.min, scaled.read.median, scaled.read.max].map(|pace| pace * 1e-9);
+    let read = format!("{median:.0} [{min:.0}..{max:.0}] GB/s");
+    format!("{}, {part}; memory is read at {read}", scaled.engine)
 }
 
 fn cells(scaled: &Scaled, states: &[u64]) -> Vec<Vec<String>> {

@@ -45,8 +45,7 @@ pub(super) fn solve(columns: &[Vec<f64>], y: &[f64]) -> Option<Solved> {
             }
         }
         let size = dot(&rest, &rest).sqrt();
-        // Written so that no number is no size.
-        if !(APART * dot(column, column).sqrt() < size) {
+        if size.is_nan() || size <= APART * dot(column, column).sqrt() {
             return None;
         }
         r[j][j] = size;
