@@ -93,14 +93,15 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let parts = parts(args, &weights)?;
     let kept: Vec<_> = args.kv_cache.iter().copied().map(Some).collect();
     let kept = if kept.is_empty() { vec![None] } else { kept };
+    let number = |name| kept.iter().map(move |&kept| Number { name, kept });
+    let numbers = args.number.iter().map(String::as_str).flat_map(number);
+    let asked = |number| parts.iter().map(move |part| Asked { args, part, number });
+    let all: Vec<Asked<'_>> = numbers.flat_map(asked).collect();
+    // What cannot be asked is refused before anything runs.
+    all.iter().try_for_each(|asked| asked.fitting(&[0]).map(drop))?;
     let mut exit = Exit::Ok;
-    for name in &args.number {
-        for &kept in &kept {
-            for part in &parts {
-                let asked = Asked { args, part, number: Number { name, kept } };
-                exit = exit.gravest(asked.run(out)?);
-            }
-        }
+    for asked in &all {
+        exit = exit.gravest(asked.run(out)?);
     }
     Ok(exit)
 }
