@@ -8,11 +8,13 @@
 mod bench;
 mod bisect;
 mod block;
+mod ceilings;
 mod chat;
 mod check;
 mod child;
 mod compare;
 mod config;
+mod count;
 mod derivation;
 mod doctor;
 mod ended;
@@ -36,6 +38,7 @@ mod paths;
 mod ready;
 mod same;
 mod sanitize;
+mod scale;
 mod schema;
 mod support;
 mod synth;
@@ -128,6 +131,8 @@ enum Command {
     Bisect(bisect::Args),
     /// Say how fast a model is, beside what the machine can do
     Bench(bench::Args),
+    /// Say how the time and the memory of a token grow with the context, and whether they fall off a cliff
+    Scale(scale::Args),
     /// Say what a model loses in fewer bits, and whether that is what its formats have to lose
     Formats(formats::Args),
     /// Recordings of the official implementation: record, verify, status, diff, accept
@@ -259,7 +264,7 @@ fn run(cli: &Cli, settings: &[InForce], out: &Out) -> (&'static str, anyhow::Res
     match &cli.command {
         None => ("tour", tour::run(settings, out)),
         Some(Command::List(args)) => ("list", list::run(args, out)),
-        Some(Command::Doctor(args)) => ("doctor", Ok(doctor::run(args, settings, out))),
+        Some(Command::Doctor(args)) => ("doctor", doctor::run(args, settings, out)),
         Some(Command::Child(args)) => ("child", Ok(child::run(args))),
         Some(Command::Kernel(args)) => ("kernel", kernel_cmd::run(args, out)),
         Some(Command::Check(args)) => ("check", check::run(args, out)),
@@ -268,6 +273,7 @@ fn run(cli: &Cli, settings: &[InForce], out: &Out) -> (&'static str, anyhow::Res
         Some(Command::Invariance(args)) => ("invariance", invariance::run(args, out)),
         Some(Command::Bisect(args)) => ("bisect", bisect::run(args, out)),
         Some(Command::Bench(args)) => ("bench", bench::run(args, out)),
+        Some(Command::Scale(args)) => ("scale", scale::run(args, out)),
         Some(Command::Formats(args)) => ("formats", formats::run(args, out)),
         Some(Command::Golden(args)) => ("golden", golden_cmd::run(args, out)),
         Some(Command::Compare(args)) => ("compare", compare::run(args, out)),

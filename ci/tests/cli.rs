@@ -17,4 +17,5 @@ mod cli {
     mod ops;
     mod paths;
     mod recordings;
+    mod scale;
 }

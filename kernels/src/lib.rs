@@ -80,6 +80,7 @@ sources! {
     SAMPLING = "sampling" of WIDE,
     FP8_DEQUANT = "fp8_dequant" of WIDE,
     ENGINE = "engine" of MODELS,
+    PEAK = "peak" of &[("bf16", "bf16")],
 }
 
 /// What the whole model is computed in: activations, and weights as a checkpoint has them.
@@ -108,6 +109,7 @@ pub mod hopper {
         ATTENTION_PREFILL = "attention_prefill" of ONE,
         MOE_ROUTER = "moe_router" of ONE,
         MOE_EXPERTS = "moe_experts" of READ,
+        PEAK = "peak" of ONE,
     }
 
     const ONE: &[(&str, &str)] = &[("bf16", "bf16")];
