@@ -23,8 +23,8 @@ pub fn quantile(samples: &[f64], share: f64) -> f64 {
     let Some(last) = samples.len().checked_sub(1) else { return f64::NAN };
     let at = share.clamp(0.0, 1.0) * last as f64;
     let (_, &mut below, above) = samples.select_nth_unstable_by(at as usize, f64::total_cmp);
-    let above = above.iter().copied().min_by(f64::total_cmp).unwrap_or(below);
-    below + (above - below) * at.fract()
+    let above = above.iter().copied().min_by(f64::total_cmp).filter(|_| 0.0 < at.fract());
+    above.map_or(below, |above| below + (above - below) * at.fract())
 }
 
 /// How likely a standard normal number is above `z`.

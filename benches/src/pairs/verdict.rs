@@ -200,14 +200,14 @@ mod tests {
     fn verdicts_are_those_of_what_was_drawn() {
         let mut rng = Rng::keyed("verdicts", 1);
         let rule = Rule::over(0.005);
-        for (ratio, want) in [
-            (1.05, Verdict::Slower),
-            (0.95, Verdict::Faster),
-            (1.0, Verdict::Same),
-            (1.021, Verdict::Ambiguous),
+        for (ratio, spread, want) in [
+            (1.05, 0.05, Verdict::Slower),
+            (0.95, 0.05, Verdict::Faster),
+            (1.0, 0.05, Verdict::Same),
+            (1.0, 0.5, Verdict::Ambiguous),
         ] {
             for seed in 0..20 {
-                let judged = paired(&launches(&mut rng, 3, 240, ratio, 0.05), &rule, seed);
+                let judged = paired(&launches(&mut rng, 3, 240, ratio, spread), &rule, seed);
                 assert_eq!(judged.verdict, want, "{ratio}: {judged:?}");
             }
         }

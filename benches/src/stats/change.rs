@@ -48,6 +48,14 @@ pub fn change_points(series: &[f64], level: f64, seed: u64) -> Vec<Change> {
         }
     }
     found.sort_by_key(|(at, _)| *at);
+    // A point that was found first parted several changes at once: now each has its own stretch.
+    for i in 0..found.len() {
+        let from = i.checked_sub(1).map_or(0, |before| found[before].0);
+        let to = found.get(i + 1).map_or(series.len(), |after| after.0);
+        if let Some((parted, _)) = parted(&series[from..to]) {
+            found[i].0 = from + parted;
+        }
+    }
     let ends: Vec<usize> =
         found.iter().map(|(at, _)| *at).chain(std::iter::once(series.len())).collect();
     let mut start = 0;

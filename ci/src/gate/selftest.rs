@@ -32,6 +32,7 @@ const EQUAL: f64 = 0.03;
 const CASE: &str = "linear/N80-M256-D256@cpu/portable";
 
 #[derive(Clone, Copy, Debug, clap::Args)]
+#[group(skip)]
 pub(crate) struct Args {
     /// Show that the gate is to be believed: slow-downs of 5 % planted, and pairs with nothing planted
     #[arg(long)]
