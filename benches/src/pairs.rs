@@ -206,6 +206,19 @@ fn told(reply: &Value) -> Told {
     }
 }
 
+/// Sets both sides on one processor where each computes on one thread: they never run at once, and one
+/// processor may have a busier neighbour than another. It is the one on which the system has put A.
+fn together(sides: &mut [Side; 2], builds: &[Build; 2]) -> Result<(), Stopped> {
+    if builds.iter().any(|build| build.threads != Some(1)) {
+        return Ok(());
+    }
+    let processor = sides[0].ask(&json!({"ask": "where"}))?["processor"].take();
+    for side in sides {
+        side.ask(&json!({"ask": "pin", "processor": processor}))?;
+    }
+    Ok(())
+}
+
 /// Runs one launch. Answers that are red, on either side, end it: then there are no quads.
 ///
 /// # Errors
@@ -229,6 +242,7 @@ pub fn launch(
         let warm = side.ask(&json!({"ask": "warm"}))?;
         group = group.max(warm["group"].as_u64().unwrap_or(1) as usize);
     }
+    together(&mut sides, builds)?;
     let mut quads: Vec<(f64, [f64; 4])> = Vec::with_capacity(plan.quads);
     for quad in 0..plan.quads {
         if !go_on() {

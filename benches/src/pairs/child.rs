@@ -8,7 +8,10 @@ use std::{
 };
 
 use golden::Error;
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::{
+    process::{Pid, Signal, set_parent_process_death_signal},
+    thread::{CpuSet, sched_getcpu, sched_setaffinity},
+};
 use serde_json::{Value, json};
 
 use super::PROTOCOL;
@@ -59,7 +62,16 @@ fn answer(request: &Value, ready: &mut Option<Box<dyn Timed>>) -> Result<Value, 
             json!({"ns": turn.ns, "chain": turn.chain})
         }
         "left" => outcome(&timed.left()),
-        other => return Err(format!("ask {other:?} is none of load, warm, turn and left").into()),
+        "where" => json!({"processor": sched_getcpu()}),
+        "pin" => {
+            pin(number("processor"));
+            json!({})
+        }
+        other => {
+            return Err(
+                format!("ask {other:?} is none of load, warm, where, pin, turn and left").into()
+            );
+        }
     })
 }
 
@@ -96,6 +108,20 @@ fn load(request: &Value, ready: &mut Option<Box<dyn Timed>>) -> Result<Value, Er
     said["flops"] = cost.flops.into();
     *ready = Some(timed);
     Ok(said)
+}
+
+/// Sets every thread of this process on a processor. That the system does not let it makes times noisier,
+/// not wrong.
+fn pin(processor: usize) {
+    let mut set = CpuSet::new();
+    set.set(processor);
+    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().filter_map(Result::ok);
+    for thread in threads {
+        let id = thread.file_name().to_str().and_then(|name| name.parse().ok());
+        if let Some(id) = id.and_then(Pid::from_raw) {
+            let _ = sched_setaffinity(Some(id), &set);
+        }
+    }
 }
 
 fn outcome(outcome: &Outcome) -> Value {

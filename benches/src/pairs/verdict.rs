@@ -142,16 +142,22 @@ pub(crate) fn decided(
 }
 
 /// How far launches in which nothing changed are off, taken so many together: the 99 % quantile over
-/// draws of as many from them.
+/// draws of as many of them. Of few launches no more are taken together than half: fewer are further
+/// off.
 pub fn floor(launches: &[Vec<f64>], together: usize, seed: u64) -> f64 {
     /// Draws of launches.
     const DRAWS: usize = 1000;
     let mut rng = golden::Rng::keyed("floor", seed);
+    let together = together.min(launches.len() / 2).max(1);
+    let mut order: Vec<usize> = (0..launches.len()).collect();
     let off: Vec<f64> = (0..DRAWS)
         .map(|_| {
-            let drawn: Vec<f64> = (0..together)
-                .flat_map(|_| launches[rng.below(launches.len())].iter().copied())
-                .collect();
+            // None is drawn twice: one bad launch is one bad launch.
+            for i in 0..together {
+                order.swap(i, i + rng.below(launches.len() - i));
+            }
+            let drawn: Vec<f64> =
+                order[..together].iter().flat_map(|&at| launches[at].iter().copied()).collect();
             (median(&drawn).exp() - 1.0).abs()
         })
         .collect();
@@ -249,7 +255,7 @@ mod tests {
     #[test]
     fn a_floor_is_what_nothing_looks_like() {
         let mut rng = Rng::keyed("floors", 3);
-        let same = launches(&mut rng, 60, 60, 1.0, 0.1);
+        let same = launches(&mut rng, 120, 60, 1.0, 0.1);
         // The median of 180 has a spread of 1.2533 * 0.1 / sqrt(180), and its 99 % quantile is 2.576 of these.
         let got = floor(&same, 3, 0);
         let want = 1.2533 * 0.1 / 180.0_f64.sqrt() * 2.576;
