@@ -31,6 +31,11 @@ const WARM: Duration = Duration::from_millis(300);
 /// If standard input or output are not what a host gives.
 pub fn serve() -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
+    // On one of the threads that kernels use: handing work over to them is no part of it.
+    rayon::scope(|_| answers())
+}
+
+fn answers() -> io::Result<()> {
     let reply = |value: &Value| {
         let mut out = io::stdout().lock();
         out.write_all(format!("{value}\n").as_bytes()).and_then(|()| out.flush())

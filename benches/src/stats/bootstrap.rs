@@ -24,36 +24,29 @@ impl Interval {
     }
 }
 
-/// Where the median of all groups together lies. Each group is drawn from itself: none gains by
-/// chance on another.
+/// Where the median of all groups together lies. Groups are drawn again, then samples of each: one start
+/// of a program is not another, and many samples of few starts do not make it sure.
 pub fn median_interval(groups: &[Vec<f64>], level: f64, seed: u64) -> Interval {
     let mut rng = Rng::keyed("median_interval", seed);
-    let mut all = Vec::with_capacity(groups.iter().map(Vec::len).sum());
+    let drawn: Vec<f64> = (0..AGAIN).map(|_| median(&drawn_again(groups, &mut rng))).collect();
+    Interval::of(&drawn, level)
+}
+
+/// Where the ratio of two medians lies, of `b` over that of `a`: samples that are not paired.
+pub fn ratio_interval(a: &[Vec<f64>], b: &[Vec<f64>], level: f64, seed: u64) -> Interval {
+    let mut rng = Rng::keyed("ratio_interval", seed);
     let drawn: Vec<f64> = (0..AGAIN)
-        .map(|_| {
-            all.clear();
-            groups.iter().for_each(|group| again(group, &mut rng, &mut all));
-            median(&all)
-        })
+        .map(|_| median(&drawn_again(b, &mut rng)) / median(&drawn_again(a, &mut rng)))
         .collect();
     Interval::of(&drawn, level)
 }
 
-/// Where the ratio of two medians lies, of `b` over that of `a`: samples that are not paired. Groups
-/// are drawn too, as one start of a program is not another.
-pub fn ratio_interval(a: &[Vec<f64>], b: &[Vec<f64>], level: f64, seed: u64) -> Interval {
-    let mut rng = Rng::keyed("ratio_interval", seed);
-    let mut side = |groups: &[Vec<f64>]| {
-        let mut all = Vec::new();
-        for _ in groups {
-            again(&groups[rng.below(groups.len())], &mut rng, &mut all);
-        }
-        median(&all)
-    };
-    let drawn: Vec<f64> = (0..AGAIN).map(|_| side(b) / side(a)).collect();
-    Interval::of(&drawn, level)
-}
-
-fn again(group: &[f64], rng: &mut Rng, into: &mut Vec<f64>) {
-    into.extend(group.iter().map(|_| group[rng.below(group.len())]));
+/// As many groups, and as many samples of each.
+fn drawn_again(groups: &[Vec<f64>], rng: &mut Rng) -> Vec<f64> {
+    let mut all = Vec::new();
+    for _ in groups {
+        let group = &groups[rng.below(groups.len())];
+        all.extend(group.iter().map(|_| group[rng.below(group.len())]));
+    }
+    all
 }

@@ -79,6 +79,20 @@ pub(super) fn run(name: &str, args: &Args, out: &Out) -> anyhow::Result<Exit> {
             *row = Row::without(was.case, Verdict::Withheld, reason, Exit::Ok);
         }
     }
+    // What could not be run here then, and cannot now, is no news.
+    let before = rows.len();
+    let mut then = kept.iter();
+    rows.retain(|row| {
+        let idle = |was: &Timed<'_>| ["skipped", "unsupported"].contains(&was.checked);
+        let still = row.reason.as_deref().is_some_and(|reason| reason.starts_with("not run"));
+        !(then.next().is_some_and(idle) && still)
+    });
+    if rows.len() < before {
+        out.line(&format!("not run, neither then nor now: {} cases", before - rows.len()));
+    }
+    if rows.is_empty() {
+        return Err(fail(Exit::Unfit, "nothing that was selected can be run here"));
+    }
     sampling::allow(&mut rows, &policy, out);
     sampling::tell(&rows, args.strict, out)
 }
