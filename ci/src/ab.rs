@@ -138,9 +138,15 @@ fn listed(program: &Path, selection: &Selection) -> anyhow::Result<BTreeSet<Stri
         _ => return Err(fail(Exit::Unfit, format!("{name}: is no karat: {}", output.status))),
     }
     let text = String::from_utf8_lossy(&output.stdout);
-    let cases = text.lines().filter_map(|line| {
-        let line: Value = serde_json::from_str(line).ok()?;
-        line["case"].as_str().map(str::to_owned)
-    });
-    Ok(cases.filter(|case| !case.contains("@reference/")).collect())
+    let all: Vec<String> = text
+        .lines()
+        .filter_map(|line| {
+            let line: Value = serde_json::from_str(line).ok()?;
+            line["case"].as_str().map(str::to_owned)
+        })
+        .collect();
+    if all.is_empty() {
+        return Err(fail(Exit::Unfit, format!("{name}: is no karat: it lists nothing")));
+    }
+    Ok(all.into_iter().filter(|case| !case.contains("@reference/")).collect())
 }
