@@ -21,6 +21,9 @@ use super::stopped;
 /// What is planted.
 const EXTRA: f64 = 0.05;
 
+/// Times of a turn: few, as all trials together are to take minutes.
+const CALLS: usize = 3;
+
 /// Launches of a trial, and those from which the floor is found.
 const LAUNCHES: usize = 3;
 const BEFORE: usize = 24;
@@ -57,7 +60,7 @@ pub(super) fn run(args: Args, quads: u32, out: &Out) -> anyhow::Result<Exit> {
     };
     let mut go_on = || !out::interrupted();
     let mut one = |builds: &[Build; 2], judged: bool| -> anyhow::Result<_> {
-        let plan = Plan { quads: quads as usize, calls: crate::bench::ops::CALLS, judged };
+        let plan = Plan { quads: quads as usize, calls: CALLS, judged };
         let found = launch(CASE, builds, plan, &mut go_on).map_err(stopped)?;
         bar.inc(1);
         if let Some(red) = found.sides.iter().find(|side| !side.passed()) {
