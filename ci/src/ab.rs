@@ -49,8 +49,8 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let policy = args.policy.as_deref().map(Policy::read).transpose()?.unwrap_or_default();
     // Both are refused before the first is built.
     args.selection.filter()?;
-    let a = revision::side(&args.a, "a", args.profile, out)?;
-    let b = revision::side(&args.b, "b", args.profile, out)?;
+    let a = revision::side(&args.a, args.profile, out)?;
+    let b = revision::side(&args.b, args.profile, out)?;
     let plant = args.plant.clone().unwrap_or_default();
     let builds = builds([&a.program, &b.program], plant);
     let [of_a, of_b] = [listed(&a.program, &args.selection)?, listed(&b.program, &args.selection)?];

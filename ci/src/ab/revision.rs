@@ -1,4 +1,7 @@
-//! Builds of revisions: each in a worktree of its own under `target/karat/ab`, kept by commit.
+//! Builds of revisions, in a worktree under `target/karat/ab`, kept by commit.
+//!
+//! One worktree is moved from revision to revision: programs then hold the same paths, and the second build
+//! compiles only what differs.
 
 use std::{
     fs,
@@ -45,9 +48,8 @@ impl Profile {
     }
 }
 
-/// The program of a revision, or of a file that is one: built if it has to be, in the worktree of that
-/// name.
-pub(super) fn side(rev: &str, tree: &str, profile: Profile, out: &Out) -> anyhow::Result<Side> {
+/// The program of a revision, or of a file that is one; built if it has to be.
+pub(super) fn side(rev: &str, profile: Profile, out: &Out) -> anyhow::Result<Side> {
     let path = Path::new(rev);
     if path.is_file() {
         let program = fs::canonicalize(path).map_err(|e| refuse(format!("{rev}: {e}")))?;
@@ -69,7 +71,7 @@ pub(super) fn side(rev: &str, tree: &str, profile: Profile, out: &Out) -> anyhow
         out.note(&format!("{name}: built before"));
         return Ok(Side { program: kept, name });
     }
-    let worktree = home.join(tree);
+    let worktree = home.join("tree");
     check_out(&worktree, &commit)?;
     let target = home.join("target");
     build(&worktree, &target, profile, &name, out)?;
