@@ -165,7 +165,7 @@ pub(crate) fn turn(
 /// pace: a clock that was throttled, or somebody else who was served.
 pub fn throttled(chains: &[f64]) -> Vec<bool> {
     let usual = median(chains);
-    chains.iter().map(|&chain| !(0.75 * chain <= usual)).collect()
+    chains.iter().map(|&chain| chain.is_nan() || usual < 0.75 * chain).collect()
 }
 
 #[cfg(test)]

@@ -43,7 +43,7 @@ pub fn signed_rank(samples: &[f64], about: f64) -> Ranks {
 
 /// Both sides of the normal law, half a step nearer to the middle.
 fn two(off: f64, spread: f64) -> Ranks {
-    if !(0.0 < spread) {
+    if spread <= 0.0 || spread.is_nan() {
         return Ranks { above: 1.0, below: 1.0 };
     }
     Ranks { above: above((off - 0.5) / spread), below: above((-off - 0.5) / spread) }
