@@ -25,6 +25,7 @@ pub mod judge;
 pub mod kernels;
 pub mod mutate;
 mod number;
+pub mod pairs;
 pub mod paths;
 pub mod plan;
 pub mod registry;
@@ -37,11 +38,16 @@ mod sequence;
 pub mod shrink;
 pub mod speed;
 mod spread;
+pub mod stats;
+pub mod timing;
 pub mod trace;
+pub mod turns;
 pub mod verify;
 mod way;
 
-pub use host::{available_memory, forget_peak, host, peak_memory, pin_threads, use_threads};
+pub use host::{
+    available_memory, caches, forget_peak, host, peak_memory, pin_threads, use_threads,
+};
 pub use number::Number;
 pub use optimized::{
     cpu::model::{Kept, Loading, Store, StoreError},

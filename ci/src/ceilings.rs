@@ -9,21 +9,12 @@ use serde_json::{Value, json};
 use crate::{
     exit::{Exit, fail, of_engine},
     files,
+    machine::Machine,
     out::{self, Out},
 };
 
-/// What tells one machine from another as far as speed goes.
-fn fingerprint() -> String {
-    let host = benches::host();
-    let gpu = benches::gpu().as_ref().map_or("", |gpu| gpu.name.as_str());
-    // A kernel keeps some memory for itself, not always as much.
-    let gib = (host.memory as f64 / f64::from(1 << 30)).round();
-    let text = format!("{}|{}|{gib}|{}|{gpu}", host.cpu, host.threads, host.features.join(" "));
-    blake3::hash(text.as_bytes()).to_hex()[..16].to_owned()
-}
-
 fn place() -> PathBuf {
-    files::cache_dir().join("ceilings").join(fingerprint()).with_extension("json")
+    files::cache_dir().join("ceilings").join(Machine::here().fingerprint).with_extension("json")
 }
 
 /// What was measured here before; nothing of a file that is none.
@@ -83,7 +74,7 @@ fn row(all: &[Ceiling]) -> Value {
         json!({"device": device(ceiling), "of": ceiling.kind.name(), "unit": unit,
             "min": ceiling.pace.min, "median": ceiling.pace.median, "max": ceiling.pace.max})
     };
-    json!({"schema": "karat.result/1", "kind": "ceilings", "fingerprint": fingerprint(), "cpu": host.cpu,
+    json!({"schema": "karat.result/1", "kind": "ceilings", "fingerprint": Machine::here().fingerprint, "cpu": host.cpu,
         "threads": host.threads, "gpu": benches::gpu().as_ref().ok().map(|gpu| &*gpu.name),
         "version": env!("CARGO_PKG_VERSION"), "ceilings": all.iter().map(one).collect::<Vec<_>>()})
 }

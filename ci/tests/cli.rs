@@ -12,6 +12,7 @@ mod cli {
     mod config;
     mod contract;
     mod formats;
+    mod gate;
     pub(crate) mod home;
     mod model;
     mod ops;
