@@ -16,7 +16,8 @@ impl Machine {
     pub(crate) fn here() -> Machine {
         let host = benches::host();
         let gpu = benches::gpu().as_ref().ok().map(|gpu| gpu.name.clone());
-        let gib = host.memory.div_ceil(1 << 30);
+        // A kernel keeps some memory for itself, not always as much.
+        let gib = (host.memory as f64 / f64::from(1 << 30)).round();
         let name = format!(
             "{}, {} threads, {gib} GiB{}",
             host.cpu,

@@ -11,11 +11,13 @@ mod bench;
 mod bisect;
 mod block;
 mod calibrate;
+mod ceilings;
 mod chat;
 mod check;
 mod child;
 mod compare;
 mod config;
+mod count;
 mod derivation;
 mod doctor;
 mod ended;
@@ -46,6 +48,7 @@ mod results;
 mod same;
 mod sampling;
 mod sanitize;
+mod scale;
 mod schema;
 mod support;
 mod synth;
@@ -139,6 +142,8 @@ enum Command {
     Bisect(bisect::Args),
     /// Say how fast ways to compute ops are, or a model is, beside what the machine can do
     Bench(bench::Args),
+    /// Say how the time and the memory of a token grow with the context, and whether they fall off a cliff
+    Scale(scale::Args),
     /// Run turns of a problem; `gate`, `ab` and `calibrate` start such processes
     #[command(hide = true)]
     Turns(turns::Args),
@@ -286,7 +291,7 @@ fn run(cli: &Cli, settings: &[InForce], out: &Out) -> (&'static str, anyhow::Res
     match &cli.command {
         None => ("tour", tour::run(settings, out)),
         Some(Command::List(args)) => ("list", list::run(args, out)),
-        Some(Command::Doctor(args)) => ("doctor", Ok(doctor::run(args, settings, out))),
+        Some(Command::Doctor(args)) => ("doctor", doctor::run(args, settings, out)),
         Some(Command::Child(args)) => ("child", Ok(child::run(args))),
         Some(Command::Turns(_)) => ("turns", Ok(turns::run(cli.global.threads))),
         Some(Command::Kernel(args)) => ("kernel", kernel_cmd::run(args, out)),
@@ -296,6 +301,7 @@ fn run(cli: &Cli, settings: &[InForce], out: &Out) -> (&'static str, anyhow::Res
         Some(Command::Invariance(args)) => ("invariance", invariance::run(args, out)),
         Some(Command::Bisect(args)) => ("bisect", bisect::run(args, out)),
         Some(Command::Bench(args)) => ("bench", bench::run(args, out)),
+        Some(Command::Scale(args)) => ("scale", scale::run(args, out)),
         Some(Command::Ab(args)) => ("ab", ab::run(args, out)),
         Some(Command::Calibrate(args)) => ("calibrate", calibrate::run(args, out)),
         Some(Command::Baseline(args)) => ("baseline", baseline::run(args, out)),

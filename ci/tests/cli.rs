@@ -18,4 +18,5 @@ mod cli {
     mod ops;
     mod paths;
     mod recordings;
+    mod scale;
 }

@@ -11,6 +11,7 @@ use golden::{
 use serde_json::json;
 
 use crate::{
+    count::tokens,
     exit::{Exit, fail, of_engine, refuse},
     fit,
     out::{self, Out},
@@ -24,7 +25,13 @@ pub(crate) struct Args {
     #[arg(long, env = "KARAT_MODEL")]
     pub(super) model: Option<String>,
     /// What computes: cpu, the fast kernels of this machine, or cuda, its GPU
-    #[arg(long, default_value = "cpu", env = "KARAT_ENGINE", value_parser = ["cpu", "cuda"])]
+    #[arg(
+        long,
+        visible_alias = "device",
+        default_value = "cpu",
+        env = "KARAT_ENGINE",
+        value_parser = ["cpu", "cuda"]
+    )]
     engine: String,
     /// What projections of the engine are kept in, of cuda f32 or bf16; several are asked in turns
     #[arg(long, value_delimiter = ',', default_value = "bf16", value_name = "f32,bf16,int8,int4")]
@@ -40,10 +47,10 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 64, value_name = "N")]
     decode: usize,
     /// Tokens that the states hold before; those states are made up
-    #[arg(long, value_delimiter = ',', default_value = "0", value_name = "N,N,…")]
+    #[arg(long, value_delimiter = ',', default_value = "0", value_name = "N,Nk,NM,…", value_parser = tokens)]
     depth: Vec<usize>,
     /// The same, but the states come from feeding so many tokens, as a check of those that are made up
-    #[arg(long, value_delimiter = ',', value_name = "N,N,…")]
+    #[arg(long, value_delimiter = ',', value_name = "N,Nk,NM,…", value_parser = tokens)]
     fed: Vec<usize>,
     /// How often each is asked, beside a first time that is not counted
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]

@@ -2,7 +2,6 @@
 
 use benches::{
     plan::Job,
-    report::Outcome,
     roofline::Bound,
     timing::{self, Options, Timing},
 };
@@ -96,16 +95,14 @@ struct Told<'a> {
 
 impl<'a> Told<'a> {
     fn new(out: &'a Out, away: Option<usize>) -> Told<'a> {
-        let counts = Counts { rows: 0, passed: 0, skipped: 0 };
+        let counts = Counts::default();
         Told { out, away, rows: Vec::new(), skips: Skips::default(), counts, exit: Exit::Ok }
     }
 
     fn add(&mut self, job: &Job, timing: &Timing) {
         self.out.json(&row(job, timing, self.away));
-        self.counts.rows += 1;
-        self.counts.passed += usize::from(matches!(timing.checked, Outcome::Passed(_)));
+        self.counts.add(&timing.checked);
         let skipped = self.skips.add(&timing.checked, job.entry.name(), &job.variant);
-        self.counts.skipped += usize::from(skipped);
         let exit = ended::exit(&timing.checked, &job.variant);
         self.exit = self.exit.gravest(exit);
         if skipped {
@@ -152,10 +149,10 @@ impl<'a> Told<'a> {
         self.skips.tell("problem", self.out);
         self.out.line(&self.counts.told(" and timed"));
         let exit = self.counts.exit(self.exit, None, self.out);
-        let Counts { rows, passed, skipped } = self.counts;
+        let Counts { rows, passed, skipped, unsupported } = self.counts;
         self.out.json(
             &json!({"schema": "karat.result/1", "kind": "summary", "rows": rows, "passed": passed,
-            "skipped": skipped, "exit": exit as u8}),
+            "skipped": skipped, "unsupported": unsupported, "exit": exit as u8}),
         );
         Ok(exit)
     }
