@@ -3,7 +3,7 @@
 mod model;
 pub(crate) mod ops;
 
-use crate::{exit::Exit, out::Out};
+use crate::{exit::Exit, list::Device, out::Out};
 
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -19,13 +19,23 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Say how fast a model is; the same as bench --model
-    Model(model::Args),
+    Model {
+        #[command(flatten)]
+        args: model::Args,
+        /// The same as --engine
+        #[arg(long, value_enum)]
+        device: Option<Device>,
+    },
 }
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     match &args.command {
-        Some(Command::Model(args)) => model::run(args, out),
-        None if args.model.model.is_some() && !args.ops.named() => model::run(&args.model, out),
+        Some(Command::Model { args, device }) => {
+            model::run(&args.on(device.map(Device::name)), out)
+        }
+        None if args.model.model.is_some() && !args.ops.named() => {
+            model::run(&args.model.on(args.ops.device()), out)
+        }
         None => ops::run(&args.ops, out),
     }
 }

@@ -97,9 +97,11 @@ impl Selection {
         Filter::new(&self.filter, self.expression.as_deref()).map_err(refuse)
     }
 
-    /// Whether problems are named, by words or an expression.
+    /// Whether problems are named on the command line, by words or an expression.
     pub(crate) fn names(&self) -> bool {
-        !self.filter.is_empty() || self.expression.is_some()
+        let words = std::env::var("KARAT_FILTER").unwrap_or_default();
+        let of_environment = words.split(' ').eq(self.filter.iter().map(String::as_str));
+        (!self.filter.is_empty() && !of_environment) || self.expression.is_some()
     }
 
     /// Which problems there are.

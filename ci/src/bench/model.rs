@@ -18,20 +18,14 @@ use crate::{
     ready::Ready,
 };
 
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub(crate) struct Args {
     /// A checkpoint folder, or synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S]
     #[arg(long, env = "KARAT_MODEL")]
     pub(super) model: Option<String>,
     /// What computes: cpu, the fast kernels of this machine, or cuda, its GPU
-    #[arg(
-        long,
-        visible_alias = "device",
-        default_value = "cpu",
-        env = "KARAT_ENGINE",
-        value_parser = ["cpu", "cuda"]
-    )]
+    #[arg(long, default_value = "cpu", env = "KARAT_ENGINE", value_parser = ["cpu", "cuda"])]
     engine: String,
     /// What projections of the engine are kept in, of cuda f32 or bf16; several are asked in turns
     #[arg(long, value_delimiter = ',', default_value = "bf16", value_name = "f32,bf16,int8,int4")]
@@ -60,6 +54,12 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// The same on a device, if one is named: its engine has its name.
+    pub(super) fn on(&self, device: Option<&str>) -> Args {
+        let engine = device.unwrap_or(&self.engine).to_owned();
+        Args { engine, ..self.clone() }
+    }
+
     /// The engines that are asked.
     fn numbers(&self) -> Vec<Number<'_>> {
         let kept: Vec<_> = self.kv_cache.iter().copied().map(Some).collect();

@@ -37,6 +37,11 @@ impl Args {
     pub(super) fn named(&self) -> bool {
         self.selection.names()
     }
+
+    /// The device that is meant, if one is.
+    pub(super) fn device(&self) -> Option<&'static str> {
+        self.selection.device()
+    }
 }
 
 /// The jobs that can be timed: the reference and foreign kernels are none of them.

@@ -1,7 +1,7 @@
 //! `bench` of ops, `calibrate`, `baseline`, `gate`, `ab` and `history`. No test depends on how fast
 //! anything is: what is planted is three times the work again, what is proven has wide margins.
 
-use std::fs;
+use std::{fs, process::Command};
 
 use serde_json::{Value, json};
 
@@ -318,4 +318,79 @@ fn history_tells_where_times_change() {
         home.says(2, args, &["history.jsonl:8", "cut off"]);
         assert_eq!(fs::read_to_string(&place).unwrap(), cut);
     }
+}
+
+/// A repository whose program stands in for karat: it is built in a second, and hands over to the one that
+/// is tested.
+struct Repository(Home);
+
+impl Repository {
+    fn new() -> Repository {
+        let repository = Repository(home());
+        repository.git(&["init", "--quiet"]);
+        let write = |name: &str, text: &str| {
+            let path = repository.0.path(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write(".gitignore", "target\n");
+        write("Cargo.toml", "[workspace]\nresolver = \"3\"\nmembers = [\"ci\"]\n");
+        write("Cargo.lock", "version = 4\n\n[[package]]\nname = \"ci\"\nversion = \"0.0.0\"\n");
+        write(
+            "ci/Cargo.toml",
+            "[package]\nname = \"ci\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n\
+             [[bin]]\nname = \"karat\"\npath = \"main.rs\"\n",
+        );
+        repository
+    }
+
+    fn git(&self, args: &[&str]) {
+        let who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"];
+        let ran = Command::new("git").args(who).args(args).current_dir(self.0.path(".")).output();
+        let ran = ran.unwrap();
+        assert!(ran.status.success(), "{args:?}: {ran:?}");
+    }
+
+    /// A revision whose program does this.
+    fn commit(&self, main: &str) {
+        fs::write(self.0.path("ci/main.rs"), format!("fn main() {{ {main} }}\n")).unwrap();
+        self.git(&["add", "-A"]);
+        self.git(&["commit", "--quiet", "-m", "next"]);
+    }
+}
+
+#[test]
+fn revisions_are_built_beside_the_repository_and_kept() {
+    let repository = Repository::new();
+    let hands_over = |first: &str| {
+        let karat = env!("CARGO_BIN_EXE_karat");
+        format!(
+            "{first} use std::os::unix::process::CommandExt; let all = std::env::args_os().skip(1); \
+             let e = std::process::Command::new({karat:?}).args(all).exec(); panic!(\"{{e}}\");"
+        )
+    };
+    repository.commit(&hands_over(""));
+    let old = "if std::env::args().nth(1).as_deref() == Some(\"turns\") { std::process::exit(2) }";
+    repository.commit(&hands_over(old));
+    repository.commit(&hands_over("let _ = 2;"));
+    repository.commit("this does not compile");
+    let home = &repository.0;
+    let args = |a, b| {
+        let ab = ["ab", a, b, CASE, "--policy", "gate.toml", "--profile", "dev"];
+        [&ab[..], &FEW, &["--quiet", "--format", "jsonl"]].concat()
+    };
+    fs::write(home.path("dirty"), "what is not committed is nobody's business").unwrap();
+    let ran = home.karat(&args("HEAD~3", "HEAD~1"));
+    assert_eq!((ran.code, &rows(&ran)[0]["verdict"]), (0, &"same".into()), "{ran:?}");
+    assert_eq!(home.names("target/karat/ab/bin").len(), 2);
+    assert!(home.path("dirty").exists());
+    // From before there were turns; one that cannot be built; one that is not there.
+    home.says(9, &args("HEAD~2", "HEAD~1"), &["does not know `karat turns`"]);
+    home.says(2, &args("HEAD~3", "HEAD"), &["HEAD (", "it cannot be built"]);
+    home.says(2, &args("HEAD~9", "HEAD~1"), &["HEAD~9", "neither a revision"]);
+    // What was built before is not built again: there is nothing left to build it from.
+    fs::remove_dir_all(home.path("target/karat/ab/tree")).unwrap();
+    fs::remove_dir_all(home.path("target/karat/ab/target")).unwrap();
+    assert_eq!(home.karat(&args("HEAD~3", "HEAD~1")).code, 0);
+    assert!(!home.path("target/karat/ab/tree").exists());
 }
