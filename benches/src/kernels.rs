@@ -25,7 +25,7 @@ pub fn compiler_in(folder: &Path) -> Result<(), String> {
 /// # Errors
 /// One line, and what the compiler said, of the first that does not compile.
 pub fn resources(words: &[String]) -> Result<Vec<Used>, String> {
-    let all = kernels::SOURCES.par_iter().map(cuda::resources);
+    let all = kernels::sources().par_bridge().map(cuda::resources);
     let all: Vec<Vec<Used>> = all.collect::<Result<_, _>>()?;
     let named = |used: &Used| words.iter().all(|word| used.entry.contains(word.as_str()));
     Ok(all.into_iter().flatten().filter(named).collect())

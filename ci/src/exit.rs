@@ -35,6 +35,26 @@ pub(crate) enum Exit {
 }
 
 impl Exit {
+    /// The end that a code of another run of karat tells; `None` of a run that was killed.
+    pub(crate) fn of(code: Option<i32>) -> Option<Exit> {
+        const ALL: [Exit; 13] = [
+            Exit::Ok,
+            Exit::Internal,
+            Exit::Refused,
+            Exit::Wrong,
+            Exit::Nothing,
+            Exit::Slower,
+            Exit::Ambiguous,
+            Exit::Baseline,
+            Exit::Recording,
+            Exit::Unfit,
+            Exit::Crashed,
+            Exit::Cheat,
+            Exit::Interrupted,
+        ];
+        ALL.into_iter().find(|&exit| Some(exit as i32) == code)
+    }
+
     /// The gravest of several, in the order 130, 1, 2, 11, 3, 10, 8, 7, 9, 5, 6, 4, 0.
     pub(crate) fn gravest(self, other: Exit) -> Exit {
         const ORDER: [Exit; 13] = [

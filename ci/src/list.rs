@@ -50,6 +50,27 @@ pub(crate) enum Device {
     Cuda,
 }
 
+impl SetName {
+    /// As it is typed.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            SetName::Smoke => "smoke",
+            SetName::Ci => "ci",
+            SetName::Nightly => "nightly",
+        }
+    }
+}
+
+impl Device {
+    /// As it is typed, and as names of variants begin.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Device::Cpu => "cpu",
+            Device::Cuda => "cuda",
+        }
+    }
+}
+
 impl From<SetName> for Set {
     fn from(name: SetName) -> Set {
         match name {
@@ -92,10 +113,7 @@ impl Selection {
 
     /// The device that is meant, if one is.
     pub(crate) fn device(&self) -> Option<&'static str> {
-        self.device.map(|device| match device {
-            Device::Cpu => "cpu",
-            Device::Cuda => "cuda",
-        })
+        self.device.map(Device::name)
     }
 
     /// The words, for recordings.

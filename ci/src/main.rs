@@ -35,6 +35,7 @@ mod out;
 mod paths;
 mod ready;
 mod same;
+mod sanitize;
 mod schema;
 mod support;
 mod synth;
@@ -151,6 +152,8 @@ enum Command {
     Synth(synth::Args),
     /// Plant faults and count those found; draw honest kernels anew and count false alarms
     Mutate(mutate::Args),
+    /// Run kernels under the sanitizers of CUDA: memcheck, racecheck, initcheck, synccheck
+    Sanitize(sanitize::Args),
     /// Print the JSON schema of results, goldens or verdicts
     Schema(schema::Args),
     /// Print completions for a shell
@@ -274,6 +277,7 @@ fn run(cli: &Cli, settings: &[InForce], out: &Out) -> (&'static str, anyhow::Res
         Some(Command::Inspect(args)) => ("inspect", inspect::run(args, out)),
         Some(Command::Synth(args)) => ("synth", synth::run(args, out)),
         Some(Command::Mutate(args)) => ("mutate", mutate::run(args, out)),
+        Some(Command::Sanitize(args)) => ("sanitize", sanitize::run(args, out)),
         Some(Command::Schema(args)) => ("schema", schema::run(args, out)),
         Some(Command::Completions { shell }) => ("completions", Ok(completions(*shell, out))),
         Some(Command::Explain(args)) => ("explain", explain::run(args, out)),

@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::{
     exit::{Exit, fail},
     files, golden_cmd,
-    list::SetName,
+    list::{Device, SetName},
     out::{self, Out},
 };
 
@@ -21,6 +21,9 @@ use crate::{
 pub(crate) struct Args {
     /// Words that must be in op@variant+fault
     filter: Vec<String>,
+    /// Only faults of what runs on this device
+    #[arg(long, value_enum, env = "KARAT_DEVICE")]
+    device: Option<Device>,
     /// Problems that hunt the faults
     #[arg(long, value_enum, default_value = "ci", env = "KARAT_SET")]
     set: SetName,
@@ -45,14 +48,23 @@ struct State {
     alarms: Vec<String>,
 }
 
+impl Args {
+    /// Words that must be in op@variant+fault.
+    fn words(&self) -> Vec<String> {
+        let device = self.device.map(|device| format!("@{}/", device.name()));
+        self.filter.iter().cloned().chain(device).collect()
+    }
+}
+
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
+    let words = args.words();
     benches::bound::keep_in(&files::cache_dir().join("bounds"));
     let set: Set = args.set.into();
-    let mutants = mutate::mutants(&args.filter);
+    let mutants = mutate::mutants(&words);
     let wiring: Vec<(&str, &str)> = benches::plants()
         .filter(|(name, _)| {
             let id = format!("model@reference/f32+{name}");
-            args.filter.iter().all(|word| id.contains(word.as_str()))
+            words.iter().all(|word| id.contains(word.as_str()))
         })
         .collect();
     let planted = mutants.len() + wiring.len();
@@ -96,8 +108,9 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     }
     let mut exit = if survivors.is_empty() { Exit::Ok } else { Exit::Wrong };
     out.line(&format!("{killed} of {planted} planted faults found"));
-    exit = exit.gravest(guarded(args, out)?);
-    let (honest, alarms) = if args.selftest { selftest(args, out)? } else { (0, Vec::new()) };
+    exit = exit.gravest(guarded(&words, out)?);
+    let (honest, alarms) =
+        if args.selftest { selftest(args, &words, out)? } else { (0, Vec::new()) };
     if !alarms.is_empty() {
         exit = exit.gravest(Exit::Wrong);
     }
@@ -120,10 +133,10 @@ fn wiring_killer(name: &str) -> anyhow::Result<Option<String>> {
 }
 
 /// Spoiled answers and inputs drawn anew, op by op, over the smoke set.
-fn guarded(args: &Args, out: &Out) -> anyhow::Result<Exit> {
+fn guarded(words: &[String], out: &Out) -> anyhow::Result<Exit> {
     let ops: Vec<_> = ops()
         .iter()
-        .filter(|op| args.filter.iter().all(|word| op.name().contains(word.as_str())))
+        .filter(|op| words.iter().all(|word| op.name().contains(word.as_str())))
         .collect();
     let bar = out.bar(ops.len() as u64, "sabotage", false);
     let (mut spoiled, mut exit) = (0, Exit::Ok);
@@ -157,11 +170,11 @@ fn guarded(args: &Args, out: &Out) -> anyhow::Result<Exit> {
 }
 
 /// Fresh seeds of every op and honest variant; goes on where an interrupted one stopped.
-fn selftest(args: &Args, out: &Out) -> anyhow::Result<(usize, Vec<String>)> {
+fn selftest(args: &Args, words: &[String], out: &Out) -> anyhow::Result<(usize, Vec<String>)> {
     const STEP: u64 = 4;
-    let all = mutate::honest(&args.filter);
+    let all = mutate::honest(words);
     let path = files::cache_dir().join("mutate-selftest.json");
-    let of = format!("{} {:?} {}", benches::bound::version(), args.filter, all.len());
+    let of = format!("{} {words:?} {}", benches::bound::version(), all.len());
     let mut state = State { of: of.clone(), ..State::default() };
     if !args.fresh
         && let Some(kept) = read(&path).filter(|kept| kept.of == of && kept.seeds < args.seeds)

@@ -13,57 +13,77 @@ use std::{collections::BTreeSet, fmt::Write};
 /// The targets of portable entries: plain f32 code, on every architecture from Ampere on.
 pub const PORTABLE: &[&str] = &["sm_80", "sm_90a", "sm_100a"];
 
+/// The target of entries that use what Hopper alone has: warp-group products, bulk copies.
+pub const HOPPER: &[&str] = &["sm_90a"];
+
 /// The kernels of an op.
 #[derive(Clone, Copy, Debug)]
 pub struct Source {
-    /// The op.
+    /// The op, and what for, where an op has several sources.
     pub op: &'static str,
     /// The file, as messages name it.
     pub file: &'static str,
     /// What it is compiled for.
     pub targets: &'static [&'static str],
+    /// What its tensors may be stored in: activations, and weight matrices where those are of a type of
+    /// their own.
+    stored: &'static [(&'static str, &'static str)],
     text: &'static str,
 }
 
+/// Activations and weights of one type.
+const WIDE: &[(&str, &str)] = &[("f32", "f32"), ("bf16", "bf16"), ("f16", "f16")];
+
+/// The same, and narrowed weights.
+const NARROW: &[(&str, &str)] = &[
+    ("f32", "f32"),
+    ("bf16", "bf16"),
+    ("f16", "f16"),
+    ("f32", "Fp8"),
+    ("f32", "Int8"),
+    ("f32", "Int4"),
+];
+
 macro_rules! sources {
-    ($($source:ident = $op:literal,)*) => {
+    ($all:ident: $targets:ident in $folder:literal; $($source:ident = $op:literal of $stored:expr,)*) => {
         $(
             #[doc = concat!("`", $op, "`.")]
             pub const $source: Source = Source {
                 op: $op,
-                file: concat!("kernels/src/", $op, ".cu"),
-                targets: PORTABLE,
-                text: include_str!(concat!($op, ".cu")),
+                file: concat!("kernels/src/", $folder, $op, ".cu"),
+                targets: $targets,
+                stored: $stored,
+                text: include_str!(concat!($folder, $op, ".cu")),
             };
         )*
 
-        /// Every source: ops in the model's order, then what the whole model needs beside them.
-        pub const SOURCES: &[Source] = &[$($source,)*];
+        pub(crate) const $all: &[Source] = &[$($source,)*];
     };
 }
 
 sources! {
-    EMBEDDING = "embedding",
-    RMS_NORM = "rms_norm",
-    LINEAR = "linear",
-    CAUSAL_CONV1D = "causal_conv1d",
-    L2_NORM = "l2_norm",
-    GDN_GATES = "gdn_gates",
-    GATED_DELTA_RULE = "gated_delta_rule",
-    RMS_NORM_GATED = "rms_norm_gated",
-    ROPE = "rope",
-    ATTENTION = "attention",
-    MOE_ROUTER = "moe_router",
-    MOE_EXPERTS = "moe_experts",
-    SHARED_EXPERT = "shared_expert",
-    LM_HEAD = "lm_head",
-    SAMPLING = "sampling",
-    FP8_DEQUANT = "fp8_dequant",
-    ENGINE = "engine",
+    PLAIN: PORTABLE in "";
+    EMBEDDING = "embedding" of WIDE,
+    RMS_NORM = "rms_norm" of WIDE,
+    LINEAR = "linear" of NARROW,
+    CAUSAL_CONV1D = "causal_conv1d" of WIDE,
+    L2_NORM = "l2_norm" of WIDE,
+    GDN_GATES = "gdn_gates" of WIDE,
+    GATED_DELTA_RULE = "gated_delta_rule" of WIDE,
+    RMS_NORM_GATED = "rms_norm_gated" of WIDE,
+    ROPE = "rope" of WIDE,
+    ATTENTION = "attention" of WIDE,
+    MOE_ROUTER = "moe_router" of WIDE,
+    MOE_EXPERTS = "moe_experts" of NARROW,
+    SHARED_EXPERT = "shared_expert" of NARROW,
+    LM_HEAD = "lm_head" of NARROW,
+    SAMPLING = "sampling" of WIDE,
+    FP8_DEQUANT = "fp8_dequant" of WIDE,
+    ENGINE = "engine" of MODELS,
 }
 
 /// What the whole model is computed in: activations, and weights as a checkpoint has them.
-const OF_MODELS: [(&str, &str); 8] = [
+const MODELS: &[(&str, &str)] = &[
     ("f32", "f32"),
     ("f32", "bf16"),
     ("f32", "f16"),
@@ -74,14 +94,47 @@ const OF_MODELS: [(&str, &str); 8] = [
     ("bf16", "Fp8"),
 ];
 
+/// Kernels for Hopper.
+pub mod hopper {
+    use super::{HOPPER, Source, WIDE};
+
+    sources! {
+        ALL: HOPPER in "hopper/";
+        LINEAR = "linear" of READ,
+        GATED_DELTA_RULE = "gated_delta_rule" of ONE,
+        GATED_DELTA_RULE_FEW = "gated_delta_rule_few" of WIDE,
+        ATTENTION_DECODE = "attention_decode" of ONE,
+        ATTENTION_PREFILL = "attention_prefill" of ONE,
+        MOE_ROUTER = "moe_router" of ONE,
+        MOE_EXPERTS = "moe_experts" of READ,
+    }
+
+    const ONE: &[(&str, &str)] = &[("bf16", "bf16")];
+
+    /// Weights as tensor cores read them, or in FP8.
+    const READ: &[(&str, &str)] =
+        &[("bf16", "bf16"), ("f32", "bf16"), ("f32", "Fp8"), ("bf16", "Fp8")];
+}
+
+/// Every source: ops in the model's order, then what the whole model needs beside them; the portable ones
+/// first.
+pub fn sources() -> impl Iterator<Item = &'static Source> {
+    PLAIN.iter().chain(hopper::ALL)
+}
+
 /// Headers, by the one name under which they are included.
 const HEADERS: &[(&str, &str)] = &[
     ("common/activation.cuh", include_str!("common/activation.cuh")),
     ("common/block.cuh", include_str!("common/block.cuh")),
     ("common/fp8.cuh", include_str!("common/fp8.cuh")),
+    ("common/gemm.cuh", include_str!("common/gemm.cuh")),
+    ("common/gemv.cuh", include_str!("common/gemv.cuh")),
+    ("common/grouped_attention.cuh", include_str!("common/grouped_attention.cuh")),
+    ("common/mma.cuh", include_str!("common/mma.cuh")),
     ("common/order.cuh", include_str!("common/order.cuh")),
     ("common/stored.cuh", include_str!("common/stored.cuh")),
     ("common/weight.cuh", include_str!("common/weight.cuh")),
+    ("common/wgmma.cuh", include_str!("common/wgmma.cuh")),
 ];
 
 /// What tensors of a build are stored in, as the text names it.
@@ -120,25 +173,18 @@ impl Source {
         i32::try_from(at).ok()
     }
 
-    /// Whether weight matrices may be narrowed.
+    /// Whether weight matrices have a type of their own.
     pub fn narrow(&self) -> bool {
-        self.text.contains("#include \"common/weight.cuh\"")
+        self.stored.iter().any(|(activations, weights)| activations != weights)
     }
 
     /// What it can be compiled for.
     pub fn builds(&self) -> Vec<Build> {
-        if self.op == ENGINE.op {
-            let of = |(activations, weights)| Build { activations, weights: Some(weights) };
-            return OF_MODELS.map(of).to_vec();
-        }
-        let wide = ["f32", "bf16", "f16"];
-        let of = |activations, weights| Build {
+        let of = |&(activations, weights): &(&'static str, &'static str)| Build {
             activations,
             weights: Some(weights).filter(|_| self.narrow()),
         };
-        let narrow = ["Fp8", "Int8", "Int4"].map(|weights| of("f32", weights));
-        let narrow = narrow.into_iter().filter(|_| self.narrow());
-        wide.map(|stored| of(stored, stored)).into_iter().chain(narrow).collect()
+        self.stored.iter().map(of).collect()
     }
 }
 
@@ -162,11 +208,11 @@ fn splice(file: &str, from: &str, seen: &mut BTreeSet<&'static str>, to: &mut St
 
 #[cfg(test)]
 mod tests {
-    use super::{HEADERS, SOURCES};
+    use super::{HEADERS, PLAIN, Source, sources};
 
     #[test]
     fn every_line_is_told_of_its_own_file() {
-        for source in SOURCES {
+        for source in sources() {
             let text = source.text();
             let (mut file, mut number) = (String::new(), 0);
             for line in text.lines() {
@@ -189,12 +235,15 @@ mod tests {
 
     #[test]
     fn entries_are_named_after_their_op_and_told_at_the_head_of_the_file() {
-        for source in SOURCES {
+        for source in sources() {
             let entries = source.entries();
             assert!(!entries.is_empty(), "{}", source.file);
             let head = source.text.split("\n\n").next().unwrap();
             for entry in entries {
-                assert!(entry.name.starts_with(&format!("{}_", source.op)), "{}", entry.name);
+                let of_op = |plain: &Source| {
+                    source.op.starts_with(plain.op) && entry.name.starts_with(plain.op)
+                };
+                assert!(PLAIN.iter().any(of_op), "{}", entry.name);
                 assert!(head.contains(&format!("// {}:", entry.name)), "{}", entry.name);
             }
         }

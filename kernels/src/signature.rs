@@ -84,9 +84,12 @@ impl Size {
 
 /// Every kernel of a text.
 pub(crate) fn entries(file: &str, text: &str) -> Vec<Entry> {
-    let declared = text.split("extern \"C\" __global__ void ").skip(1);
+    let declared = text.split("extern \"C\" __global__ ").skip(1);
     let entry = |text: &str| {
-        let (name, rest) = text.split_once('(').unwrap_or_else(|| panic!("{file}: no parameters"));
+        // Between them may stand how large a block or a cluster is.
+        let (head, rest) =
+            text.split_once("(\n").unwrap_or_else(|| panic!("{file}: no parameters"));
+        let name = head.rsplit(' ').next().unwrap_or(head);
         let all = rest.split("\n{").next().unwrap_or(rest);
         let lines = all.lines().filter(|line| !line.trim().is_empty());
         let parameters =
@@ -123,7 +126,7 @@ mod tests {
     fn a_signature_is_read_as_it_is_written() {
         let text = "\
 // x_naive: one thread.
-extern \"C\" __global__ void x_naive(
+extern \"C\" __global__ void __launch_bounds__(256, 1) x_naive(
     float* __restrict__ state_out,             // [S, W - 1]
     const long long* __restrict__ cu_seqlens,  // [S + 1] first rows
     const E* __restrict__ state_in,            // [ceil(M / 2), 1], or none

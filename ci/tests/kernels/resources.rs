@@ -22,31 +22,33 @@ fn what_kernels_take() {
     let args = ["kernel", "resources", "--format", "jsonl", "--nvrtc", &folder];
     let ran = Home::new().karat(&args);
     assert_eq!(ran.code, 0, "{ran:?}");
-    let mut all: BTreeMap<(usize, String), Vec<String>> = BTreeMap::new();
+    let mut all: BTreeMap<(usize, String), BTreeMap<String, String>> = BTreeMap::new();
     let mut targets = Vec::new();
     let mut order = Vec::new();
     for line in ran.lines() {
         let text = |name: &str| line[name].as_str().unwrap().to_owned();
         let (target, kernel) =
-            (text("target"), format!("{:<28}{}", text("kernel"), text("stored")));
+            (text("target"), format!("{:<31}{}", text("kernel"), text("stored")));
         if !targets.contains(&target) {
-            targets.push(target);
+            targets.push(target.clone());
         }
         if !order.contains(&kernel) {
             order.push(kernel.clone());
         }
         let at = order.iter().position(|known| *known == kernel).unwrap();
         let used = ["registers", "shared", "stack", "spilled"].map(|name| line[name].to_string());
-        all.entry((at, kernel)).or_default().push(used.join(" "));
+        all.entry((at, kernel)).or_default().insert(target, used.join(" "));
     }
     assert_eq!(targets, ["sm_80", "sm_90a", "sm_100a"]);
     let mut table = "registers, bytes of shared memory, stack and spills\n".to_owned();
     let wide = |text: &String| format!("{text:<14}");
     let head = targets.iter().map(wide).collect::<Vec<_>>().concat();
-    let _ = writeln!(table, "{:<38}{}", "", head.trim_end());
+    let _ = writeln!(table, "{:<41}{}", "", head.trim_end());
     for ((_, kernel), used) in &all {
-        let used = used.iter().map(wide).collect::<Vec<_>>().concat();
-        let _ = writeln!(table, "{kernel:<38}{}", used.trim_end());
+        let none = "-".to_owned();
+        let used = targets.iter().map(|target| wide(used.get(target).unwrap_or(&none)));
+        let used = used.collect::<Vec<_>>().concat();
+        let _ = writeln!(table, "{kernel:<41}{}", used.trim_end());
     }
     insta::assert_snapshot!("resources", table);
 }

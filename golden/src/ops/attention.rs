@@ -123,6 +123,11 @@ impl Op for Attention {
                 new((1, 65, 130, 16, 2, 64)).dtype(Dtype::Bf16),
                 new((4, 33, 70, 4, 2, 32)).fill("packed").dtype(Dtype::Bf16),
                 new((1, 65, 130, 4, 2, 32)).dtype(Dtype::F16),
+                // Tensor cores want the model's channels.
+                new((2, 1, 300, 16, 2, 256)).dtype(Dtype::Bf16),
+                new((1, 3, 200, 8, 1, 256)).dtype(Dtype::Bf16),
+                new((1, 50, 131, 16, 2, 256)).dtype(Dtype::Bf16),
+                new((3, 12, 40, 8, 1, 256)).fill("packed").dtype(Dtype::Bf16),
             ]);
         }
         if set >= Set::Nightly {

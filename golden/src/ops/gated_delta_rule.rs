@@ -187,6 +187,11 @@ impl Op for GatedDeltaRule {
             specs.push(new((1, 129, 2, 4, 32, 32)).dtype(Dtype::F16));
             let stored = |case| new(case).dtype(Dtype::Bf16);
             specs.push(stored((1, 129, 2, 4, 32, 32)));
+            // Tensor cores want the model's channels.
+            specs.push(stored((1, 200, 1, 2, 128, 128)));
+            specs.extend(
+                FILLS[1..].iter().map(|fill| stored((2, 70, 1, 2, 128, 128)).fill(fill.name)),
+            );
             specs.extend(
                 FILLS[1..].iter().map(|fill| stored((2, 130, 2, 4, 32, 24)).fill(fill.name)),
             );

@@ -84,7 +84,9 @@ impl Op for Linear {
             specs.extend([(65, 33, 127), (2, 512, 2048), (128, 64, 256)].map(new));
             specs.extend([(5, 64, 64), (65, 33, 127)].map(|case| new(case).dtype(Dtype::Bf16)));
             specs.push(new((5, 64, 64)).fill("outlier").dtype(Dtype::Bf16));
+            specs.push(new((140, 200, 72)).dtype(Dtype::Bf16));
             specs.push(new((7, 40, 51)).dtype(Dtype::F16));
+            specs.push(new((130, 300, 272)).weights(Narrow::Fp8));
             for narrow in Narrow::ALL {
                 let cases = [(1, 48, 64), (3, 17, 33), (13, 100, 300)];
                 specs.extend(cases.map(|case| new(case).weights(narrow)));

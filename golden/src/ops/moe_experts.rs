@@ -110,9 +110,11 @@ impl Op for MoeExperts {
                 new((130, 32, 8, 2, 24)).fill("hot-expert"),
                 new((65, 32, 16, 3, 24)).dtype(Dtype::Bf16),
                 new((9, 16, 16, 3, 8)).fill("empty-experts").dtype(Dtype::Bf16),
+                new((130, 72, 16, 3, 40)).dtype(Dtype::Bf16),
                 new((33, 32, 16, 3, 24)).dtype(Dtype::F16),
                 new((9, 16, 16, 3, 8)).fill("outlier").dtype(Dtype::F16),
             ]);
+            specs.push(new((33, 144, 4, 2, 144)).weights(Narrow::Fp8));
             for narrow in Narrow::ALL {
                 specs.push(new((1, 64, 16, 4, 48)).weights(narrow));
                 specs.push(new((65, 72, 8, 2, 40)).weights(narrow).fill("hot-expert"));

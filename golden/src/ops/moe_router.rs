@@ -106,6 +106,7 @@ impl Op for MoeRouter {
                 new((130, 64, 512, 10)),
                 new((33, 64, 64, 8)).dtype(Dtype::Bf16),
                 new((9, 16, 16, 3)).fill("ties").dtype(Dtype::Bf16),
+                new((70, 136, 52, 6)).dtype(Dtype::Bf16),
                 new((33, 64, 60, 4)).dtype(Dtype::F16),
             ]);
         }

@@ -1,8 +1,15 @@
 //! CUDA variants of `attention`.
 
-use golden::{Plan, Variant, ops::attention::Attention};
+use golden::{
+    Claims, Dtype, Plan, Plant, Spec, Variant,
+    ops::attention::{Attention, Case},
+    plan::{Grid, Site},
+};
 
-use super::kernel::{CUT_ANYWHERE, Cuda, Launch, chosen};
+use super::{
+    entry::{Launch, MULTIPROCESSORS, Scratch, Sizes, pieces},
+    kernel::{CLAIMS, CUT_ANYWHERE, Cuda, any, chosen},
+};
 use crate::cpu::attention::PLANTS;
 
 /// Every CUDA variant, plainest first.
@@ -11,12 +18,26 @@ pub fn variants() -> &'static [&'static dyn Variant<Attention>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<Attention>] = &[&Cuda {
+const VARIANTS: &[&dyn Variant<Attention>] = &[
+    &NAIVE,
+    &DECODE_1,
+    &DECODE_4,
+    &DECODE_8,
+    &PAIRS_1,
+    &PAIRS_4,
+    &PAIRS_8,
+    &PREFILL,
+    &PREFILL_PARTS,
+];
+
+const NAIVE: Cuda<Attention> = Cuda {
     name: "cuda/naive",
     source: kernels::ATTENTION,
     launches: &[Launch::blocks("attention_naive", |n| [n.of("N") * n.of("HQ"), 1, 1])
-        .threads(128)
+        .threads(|_| 128)
         .sharing(|n| 4 * (2 * n.of("H") + 128))],
+    scratch: &[],
+    unfit: any,
     plan: |spec| Plan::stored(spec.dtype),
     claims: CUT_ANYWHERE,
     plants: &chosen(
@@ -38,4 +59,195 @@ const VARIANTS: &[&dyn Variant<Attention>] = &[&Cuda {
             "scores-in-bf16",
         ],
     ),
-}];
+};
+
+/// One query of a sequence, its keys shared by many blocks: by how many depends on the batch.
+const DECODE_1: Cuda<Attention> = Cuda {
+    name: "cuda/decode1",
+    source: kernels::hopper::ATTENTION_DECODE,
+    launches: &[Launch::blocks("attention_decode_1", |n| decode_grid(n, 1, 8))
+        .threads(|_| 128)
+        .sharing(|_| 99_520)],
+    scratch: &[
+        Scratch::new("parts", |n| decode_parts(n, 1, 8)),
+        Scratch::zero("tickets", |n| decode_tickets(n, 1, 8)),
+    ],
+    unfit: |spec| few(spec, 1),
+    plan,
+    claims: Claims { batch_invariant: false, ..CLAIMS },
+    // One query has no next key.
+    plants: &chosen(
+        &HOPPER_PLANTS,
+        [
+            "scale-missing",
+            "mask-hides-self",
+            "kv-head-modulo",
+            "gate-missing",
+            "sum-not-rescaled",
+            "last-part-dropped",
+        ],
+    ),
+};
+
+/// Up to four consecutive queries.
+const DECODE_4: Cuda<Attention> = Cuda {
+    name: "cuda/decode4",
+    launches: &[Launch::blocks("attention_decode_4", |n| decode_grid(n, 4, 8)).sharing(|_| 185_088)],
+    scratch: &[
+        Scratch::new("parts", |n| decode_parts(n, 4, 8)),
+        Scratch::zero("tickets", |n| decode_tickets(n, 4, 8)),
+    ],
+    unfit: |spec| few(spec, 4),
+    plants: &HOPPER_PLANTS,
+    ..DECODE_1
+};
+
+/// Up to eight.
+const DECODE_8: Cuda<Attention> = Cuda {
+    name: "cuda/decode8",
+    launches: &[Launch::blocks("attention_decode_8", |n| decode_grid(n, 8, 8)).sharing(|_| 206_336)],
+    scratch: &[
+        Scratch::new("parts", |n| decode_parts(n, 8, 8)),
+        Scratch::zero("tickets", |n| decode_tickets(n, 8, 8)),
+    ],
+    unfit: |spec| few(spec, 64),
+    plants: &HOPPER_PLANTS,
+    ..DECODE_1
+};
+
+/// The same, two blocks to a cluster: where there are many sequences.
+const PAIRS_1: Cuda<Attention> = Cuda {
+    name: "cuda/decode1-pairs",
+    launches: &[Launch::blocks("attention_decode_pairs_1", |n| decode_grid(n, 1, 2))
+        .threads(|_| 128)
+        .sharing(|_| 99_520)],
+    scratch: &[
+        Scratch::new("parts", |n| decode_parts(n, 1, 2)),
+        Scratch::zero("tickets", |n| decode_tickets(n, 1, 2)),
+    ],
+    ..DECODE_1
+};
+
+const PAIRS_4: Cuda<Attention> = Cuda {
+    name: "cuda/decode4-pairs",
+    launches: &[
+        Launch::blocks("attention_decode_pairs_4", |n| decode_grid(n, 4, 2)).sharing(|_| 185_088)
+    ],
+    scratch: &[
+        Scratch::new("parts", |n| decode_parts(n, 4, 2)),
+        Scratch::zero("tickets", |n| decode_tickets(n, 4, 2)),
+    ],
+    ..DECODE_4
+};
+
+const PAIRS_8: Cuda<Attention> = Cuda {
+    name: "cuda/decode8-pairs",
+    launches: &[
+        Launch::blocks("attention_decode_pairs_8", |n| decode_grid(n, 8, 2)).sharing(|_| 206_336)
+    ],
+    scratch: &[
+        Scratch::new("parts", |n| decode_parts(n, 8, 2)),
+        Scratch::zero("tickets", |n| decode_tickets(n, 8, 2)),
+    ],
+    ..DECODE_8
+};
+
+/// Many queries.
+const PREFILL: Cuda<Attention> = Cuda {
+    name: "cuda/prefill",
+    source: kernels::hopper::ATTENTION_PREFILL,
+    launches: &[prefill().passing(&[("PARTS", |_| 1)])],
+    scratch: &[Scratch::new("parts", |_| 0), Scratch::zero("tickets", |_| 8)],
+    unfit,
+    plan,
+    claims: CLAIMS,
+    plants: {
+        // Without parts the last is not dropped.
+        let [all @ .., _] = &HOPPER_PLANTS;
+        all
+    },
+};
+
+/// Many queries, whose keys several blocks share.
+const PREFILL_PARTS: Cuda<Attention> = Cuda {
+    name: "cuda/prefill-parts",
+    launches: &[
+        prefill().passing(&[("PARTS", |_| PARTS)]),
+        Launch::blocks("attention_join", |n| [n.of("N"), n.of("HKV"), 1])
+            .passing(&[("PARTS", |_| PARTS)]),
+    ],
+    scratch: &[
+        Scratch::new("parts", |n| (n.of("N") / 16 + n.of("S")) * n.of("HKV") * PARTS * 128 * 1040),
+        Scratch::zero("tickets", |_| 8),
+    ],
+    plants: &HOPPER_PLANTS,
+    ..PREFILL
+};
+
+const PARTS: i64 = 4;
+
+const fn prefill() -> Launch {
+    Launch::blocks("attention_prefill", |n| [n.of(MULTIPROCESSORS), 1, 1])
+        .threads(|_| 384)
+        .sharing(|_| 229_632)
+}
+
+/// Probabilities meet values in bf16.
+fn plan(spec: &Spec<Case>) -> Plan {
+    Plan::stored(spec.dtype).round(Site::Probabilities, Grid::Bf16)
+}
+
+const HOPPER_PLANTS: [Plant; 7] = {
+    let [a, b, c, d, e, f] = chosen(
+        PLANTS,
+        [
+            "scale-missing",
+            "mask-sees-next",
+            "mask-hides-self",
+            "kv-head-modulo",
+            "gate-missing",
+            "sum-not-rescaled",
+        ],
+    );
+    let last = Plant {
+        name: "last-part-dropped",
+        what: "of the parts into which keys are split the last is not joined",
+        cite: "https://github.com/Dao-AILab/flash-attention/issues/1863",
+    };
+    [a, b, c, d, e, f, last]
+};
+
+fn unfit(spec: &Spec<Case>) -> Option<&'static str> {
+    let Case { hq, hkv, h, .. } = spec.case;
+    let fits = spec.dtype == Dtype::Bf16 && h == 256 && hq == 8 * hkv;
+    (!fits).then_some("is for bf16, heads of 256, eight queries' to a key's")
+}
+
+/// The same of kernels for so many tokens of a sequence.
+fn few(spec: &Spec<Case>, most: usize) -> Option<&'static str> {
+    let few = spec.case.t <= most && (!spec.is("packed") || 1 < most);
+    unfit(spec).or((!few).then_some("is for fewer tokens"))
+}
+
+/// Groups of consecutive queries, of so many each, at the most.
+fn groups(n: &Sizes, each: i64) -> i64 {
+    n.of("S") * pieces(n.of("N"), each)
+}
+
+/// Clusters of so many blocks that share the keys of a group.
+fn clusters(n: &Sizes, each: i64, blocks: i64) -> i64 {
+    let groups = (groups(n, each) * n.of("HKV")).max(1);
+    (n.of(MULTIPROCESSORS) / blocks / groups).clamp(1, 14)
+}
+
+fn decode_grid(n: &Sizes, each: i64, blocks: i64) -> [i64; 3] {
+    [blocks * clusters(n, each, blocks), n.of("HKV"), groups(n, each)]
+}
+
+fn decode_parts(n: &Sizes, each: i64, blocks: i64) -> i64 {
+    groups(n, each) * n.of("HKV") * clusters(n, each, blocks) * 8 * each * 1040
+}
+
+fn decode_tickets(n: &Sizes, each: i64, blocks: i64) -> i64 {
+    groups(n, each) * n.of("HKV") * blocks * 4
+}

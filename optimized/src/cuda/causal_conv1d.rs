@@ -2,7 +2,10 @@
 
 use golden::{Variant, ops::causal_conv1d::CausalConv1d};
 
-use super::kernel::{CUT_ANYWHERE, Cuda, Launch, chosen, threads};
+use super::{
+    entry::{Launch, threads},
+    kernel::{CUT_ANYWHERE, Cuda, any, chosen},
+};
 use crate::cpu::causal_conv1d::{PLANTS, plan};
 
 /// Every CUDA variant, plainest first.
@@ -18,6 +21,8 @@ const VARIANTS: &[&dyn Variant<CausalConv1d>] = &[&Cuda {
         Launch::blocks("causal_conv1d_naive", |n| threads(n.of("N") * n.of("C"))),
         Launch::blocks("causal_conv1d_state_naive", |n| threads(n.of("S") * n.of("C"))),
     ],
+    scratch: &[],
+    unfit: any,
     plan,
     claims: CUT_ANYWHERE,
     plants: &chosen(

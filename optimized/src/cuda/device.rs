@@ -214,6 +214,12 @@ impl Device {
         Ok(self.context.total_mem()? as u64)
     }
 
+    /// How many multiprocessors it has.
+    pub(crate) fn multiprocessors(&self) -> Result<u32, Error> {
+        let what = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        Ok(self.context.attribute(what)? as u32)
+    }
+
     /// What the compiler calls it: `sm_90a`. From Hopper on the `a` opens what is of this
     /// architecture alone (wgmma, TMA).
     pub(crate) fn target(&self) -> Result<String, Error> {

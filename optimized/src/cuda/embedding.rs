@@ -2,7 +2,10 @@
 
 use golden::{Plan, Variant, ops::embedding::Embedding};
 
-use super::kernel::{CLAIMS, Cuda, Launch, chosen, threads};
+use super::{
+    entry::{Launch, threads},
+    kernel::{CLAIMS, Cuda, any, chosen},
+};
 use crate::cpu::embedding::PLANTS;
 
 /// Every CUDA variant, plainest first.
@@ -15,6 +18,8 @@ const VARIANTS: &[&dyn Variant<Embedding>] = &[&Cuda {
     name: "cuda/naive",
     source: kernels::EMBEDDING,
     launches: &[Launch::blocks("embedding_naive", |n| threads(n.of("N") * n.of("D")))],
+    scratch: &[],
+    unfit: any,
     plan: |spec| Plan::stored(spec.dtype),
     claims: CLAIMS,
     plants: &chosen(

@@ -2,7 +2,10 @@
 
 use golden::{Plan, Variant, ops::fp8_dequant::Fp8Dequant};
 
-use super::kernel::{CLAIMS, Cuda, Launch, chosen, threads};
+use super::{
+    entry::{Launch, threads},
+    kernel::{CLAIMS, Cuda, any, chosen},
+};
 use crate::cpu::fp8_dequant::PLANTS;
 
 /// Every CUDA variant, plainest first.
@@ -15,6 +18,8 @@ const VARIANTS: &[&dyn Variant<Fp8Dequant>] = &[&Cuda {
     name: "cuda/naive",
     source: kernels::FP8_DEQUANT,
     launches: &[Launch::blocks("fp8_dequant_naive", |n| threads(n.of("M") * n.of("D")))],
+    scratch: &[],
+    unfit: any,
     plan: |spec| Plan::stored(spec.dtype),
     claims: CLAIMS,
     plants: &chosen(

@@ -1,8 +1,15 @@
 //! CUDA variants of `gated_delta_rule`.
 
-use golden::{Plan, Variant, ops::gated_delta_rule::GatedDeltaRule};
+use golden::{
+    Claims, Dtype, Plan, Spec, Variant,
+    ops::gated_delta_rule::{Case, GatedDeltaRule},
+    plan::{Form, Grid, Site},
+};
 
-use super::kernel::{CUT_ANYWHERE, Cuda, Launch, chosen};
+use super::{
+    entry::{Launch, MULTIPROCESSORS, Number, Scratch, Sizes},
+    kernel::{CLAIMS, CUT_ANYWHERE, Cuda, any, chosen},
+};
 use crate::cpu::gated_delta_rule::plants::RECURRENT;
 
 /// Every CUDA variant, plainest first.
@@ -11,33 +18,129 @@ pub fn variants() -> &'static [&'static dyn Variant<GatedDeltaRule>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<GatedDeltaRule>] = &[&Cuda {
-    name: "cuda/naive",
-    source: kernels::GATED_DELTA_RULE,
-    launches: &[Launch::blocks("gated_delta_rule_naive", |n| {
-        [n.of("S") * n.of("HV"), n.of("V").div_euclid(64) + i64::from(n.of("V") % 64 != 0), 1]
-    })
-    .threads(64)
-    .sharing(|n| 4 * 2 * n.of("K"))],
-    plan: |spec| Plan::stored(spec.dtype),
-    claims: CUT_ANYWHERE,
-    plants: &chosen(
-        RECURRENT,
-        [
-            "decay-dropped-at-each-chunk",
-            "gate-off-by-one",
-            "no-delta-rule",
-            "beta-on-value-only",
-            "heads-interleaved",
-            "eps-on-mean",
-            "eps-outside-root",
-            "not-normed",
-            "query-not-scaled",
-            "state-in-bf16",
-            "beta-in-bf16",
-            "initial-state-ignored",
-            "prediction-before-decay",
-            "answer-before-write",
+const VARIANTS: &[&dyn Variant<GatedDeltaRule>] = &[
+    &Cuda {
+        name: "cuda/naive",
+        source: kernels::GATED_DELTA_RULE,
+        launches: &[Launch::blocks("gated_delta_rule_naive", |n| {
+            [n.of("S") * n.of("HV"), n.of("V").div_euclid(64) + i64::from(n.of("V") % 64 != 0), 1]
+        })
+        .threads(|_| 64)
+        .sharing(|n| 4 * 2 * n.of("K"))],
+        scratch: &[],
+        unfit: any,
+        plan: |spec| Plan::stored(spec.dtype),
+        claims: CUT_ANYWHERE,
+        plants: &chosen(
+            RECURRENT,
+            [
+                "decay-dropped-at-each-chunk",
+                "gate-off-by-one",
+                "no-delta-rule",
+                "beta-on-value-only",
+                "heads-interleaved",
+                "eps-on-mean",
+                "eps-outside-root",
+                "not-normed",
+                "query-not-scaled",
+                "state-in-bf16",
+                "beta-in-bf16",
+                "initial-state-ignored",
+                "prediction-before-decay",
+                "answer-before-write",
+            ],
+        ),
+    },
+    &Cuda {
+        name: "cuda/chunk",
+        source: kernels::hopper::GATED_DELTA_RULE,
+        launches: &[
+            Launch::blocks("gated_delta_rule_chunk_prepare", |n| {
+                let pairs = (n.of("HV") / n.of("HK") + 1) / 2;
+                [n.of("HK"), slots(n), pairs]
+            })
+            .sharing(|_| 57_344)
+            .passing(WHOLE),
+            Launch::blocks("gated_delta_rule_chunk_walk", |n| {
+                [n.of("S") * n.of("HV"), if few(n) { 2 } else { 1 }, 1]
+            })
+            .threads(|n| if few(n) { 256 } else { 384 })
+            .sharing(|n| if few(n) { 184_320 } else { 217_088 })
+            .passing(WHOLE),
         ],
-    ),
-}];
+        scratch: &[Scratch::new("work", |n| slots(n) * n.of("HV") * 17_408)],
+        unfit,
+        plan: |_| {
+            let sites = [Site::WyInverse, Site::WyValues, Site::WyScores];
+            let plan =
+                Plan { form: Form::Prefixed(64), dot: Grid::Bf16, output: Grid::Bf16, ..Plan::F32 };
+            sites.into_iter().fold(plan, |plan, site| plan.round(site, Grid::Bf16))
+        },
+        claims: Claims { cuts: Some(64), ..CLAIMS },
+        plants: &chosen(
+            RECURRENT,
+            [
+                "decay-dropped-at-each-chunk",
+                "gate-off-by-one",
+                "no-delta-rule",
+                "beta-on-value-only",
+                "eps-on-mean",
+                "eps-outside-root",
+                "not-normed",
+                "query-not-scaled",
+                "state-in-bf16",
+                "initial-state-ignored",
+                "prediction-before-decay",
+                "answer-before-write",
+            ],
+        ),
+    },
+    &Cuda {
+        name: "cuda/few",
+        source: kernels::hopper::GATED_DELTA_RULE_FEW,
+        launches: &[Launch::blocks("gated_delta_rule_few", |n| [n.of("S") * n.of("HV"), 4, 1])
+            .threads(|_| 128)],
+        scratch: &[],
+        unfit: |spec: &Spec<Case>| {
+            let fits = (spec.case.k, spec.case.v) == (128, 128);
+            (!fits).then_some("is for K = V = 128")
+        },
+        plan: |spec| Plan::stored(spec.dtype),
+        claims: CUT_ANYWHERE,
+        plants: &chosen(
+            RECURRENT,
+            [
+                "decay-dropped-at-each-chunk",
+                "gate-off-by-one",
+                "no-delta-rule",
+                "beta-on-value-only",
+                "eps-on-mean",
+                "eps-outside-root",
+                "not-normed",
+                "query-not-scaled",
+                "state-in-bf16",
+                "initial-state-ignored",
+                "prediction-before-decay",
+                "answer-before-write",
+            ],
+        ),
+    },
+];
+
+/// Chunks in all, at the most.
+fn slots(n: &Sizes) -> i64 {
+    n.of("N") / 64 + n.of("S")
+}
+
+/// Every chunk of a sequence.
+const WHOLE: &[Number] = &[("first", |_| 0), ("chunks", |_| 0)];
+
+/// Whether heads have a block for half of their columns each, so that more multiprocessors have work.
+fn few(n: &Sizes) -> bool {
+    2 * n.of("S") * n.of("HV") <= n.of(MULTIPROCESSORS)
+}
+
+fn unfit(spec: &Spec<Case>) -> Option<&'static str> {
+    let fits = spec.dtype == Dtype::Bf16 && (spec.case.k, spec.case.v) == (128, 128);
+    (!fits).then_some("is for bf16, K = V = 128")
+}

@@ -2,7 +2,10 @@
 
 use golden::{Plan, Variant, ops::gdn_gates::GdnGates};
 
-use super::kernel::{CLAIMS, Cuda, Launch, chosen, threads};
+use super::{
+    entry::{Launch, threads},
+    kernel::{CLAIMS, Cuda, any, chosen},
+};
 use crate::cpu::gdn_gates::PLANTS;
 
 /// Every CUDA variant, plainest first.
@@ -15,6 +18,8 @@ const VARIANTS: &[&dyn Variant<GdnGates>] = &[&Cuda {
     name: "cuda/naive",
     source: kernels::GDN_GATES,
     launches: &[Launch::blocks("gdn_gates_naive", |n| threads(n.of("N") * n.of("HV")))],
+    scratch: &[],
+    unfit: any,
     plan: |_| Plan::F32,
     claims: CLAIMS,
     plants: &chosen(

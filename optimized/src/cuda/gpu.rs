@@ -26,6 +26,8 @@ pub struct Gpu {
     pub target: String,
     /// Its memory, in bytes.
     pub memory: u64,
+    /// How many multiprocessors it has.
+    pub multiprocessors: u32,
 }
 
 /// The GPU, or why this machine runs no kernel of ours. Looked for once.
@@ -61,7 +63,7 @@ fn look() -> Result<Gpu, Error> {
              take an older libnvrtc"
         )));
     }
-    Ok(Gpu { name, target, memory })
+    Ok(Gpu { name, target, memory, multiprocessors: device.multiprocessors()? })
 }
 
 /// What is loaded.
@@ -80,11 +82,11 @@ impl Context {
 
     /// The kernels of a source.
     pub(super) fn module(&mut self, source: &Source, build: Build) -> Result<Arc<Module>, Error> {
-        if let Some(module) = self.modules.get(&(source.op, build)) {
+        if let Some(module) = self.modules.get(&(source.file, build)) {
             return Ok(module.clone());
         }
         let module = self.device.load(&cubin::cubin(source, &build, &self.target)?)?;
-        self.modules.insert((source.op, build), module.clone());
+        self.modules.insert((source.file, build), module.clone());
         Ok(module)
     }
 }

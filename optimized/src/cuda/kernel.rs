@@ -1,7 +1,7 @@
 //! What every CUDA variant shares: parameters of its kernels are bound by name, tensors go to the device
 //! with guard bands, and stay there.
 
-use std::{collections::BTreeMap, marker::PhantomData};
+use std::marker::PhantomData;
 
 use golden::{
     Claims, Dtype, Error, Host, Narrow, Op, Plan, Plant, Prepared, Spec, Tensors, Variant, View,
@@ -14,6 +14,7 @@ use ndarray::{ArrayD, ArrayView1};
 
 use super::{
     device::{self, Function, Shape, Value},
+    entry::{ACTIVATION_BYTES, Launch, MULTIPROCESSORS, Scratch, Sizes, WEIGHT_BYTES},
     gpu::{Context, gpu, lost, with},
     narrow::Codes,
     place::Place,
@@ -26,10 +27,19 @@ pub(super) struct Cuda<O: Op> {
     pub(super) source: Source,
     /// What is launched, in order.
     pub(super) launches: &'static [Launch],
+    /// What kernels keep for one another.
+    pub(super) scratch: &'static [Scratch],
+    /// Why it does not compute a problem, if so.
+    pub(super) unfit: fn(&Spec<O::Case>) -> Option<&'static str>,
     /// How it rounds.
     pub(super) plan: fn(&Spec<O::Case>) -> Plan,
     pub(super) claims: Claims,
     pub(super) plants: &'static [Plant],
+}
+
+/// Every problem.
+pub(super) fn any<C>(_: &Spec<C>) -> Option<&'static str> {
+    None
 }
 
 /// What the naive kernels promise: every element is computed by one block in one order, whatever else is
@@ -38,53 +48,6 @@ pub(super) const CLAIMS: Claims = Claims { deterministic: true, batch_invariant:
 
 /// The same of those that walk a sequence from its first token on, and keep all that they carry.
 pub(super) const CUT_ANYWHERE: Claims = Claims { cuts: Some(1), ..CLAIMS };
-
-/// How a kernel is launched.
-pub(super) struct Launch {
-    pub(super) entry: &'static str,
-    /// Blocks.
-    pub(super) grid: fn(&Sizes) -> [i64; 3],
-    /// Threads of a block.
-    pub(super) threads: u32,
-    /// Bytes of dynamic shared memory.
-    pub(super) shared: fn(&Sizes) -> i64,
-}
-
-/// Threads of a block, where nothing speaks for fewer.
-pub(super) const THREADS: i64 = 256;
-
-impl Launch {
-    /// One block for each of so many.
-    pub(super) const fn blocks(entry: &'static str, grid: fn(&Sizes) -> [i64; 3]) -> Launch {
-        Launch { entry, grid, threads: THREADS as u32, shared: |_| 0 }
-    }
-
-    /// With dynamic shared memory.
-    pub(super) const fn sharing(self, shared: fn(&Sizes) -> i64) -> Launch {
-        Launch { shared, ..self }
-    }
-
-    /// With so many threads.
-    pub(super) const fn threads(self, threads: u32) -> Launch {
-        Launch { threads, ..self }
-    }
-}
-
-/// Blocks for one thread for each of so many.
-pub(super) fn threads(n: i64) -> [i64; 3] {
-    [n.div_euclid(THREADS) + i64::from(n % THREADS != 0), 1, 1]
-}
-
-/// Sizes by their letter, as the shapes of the tensors have them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Sizes(BTreeMap<String, i64>);
-
-impl Sizes {
-    /// One of them.
-    pub(super) fn of(&self, letter: &str) -> i64 {
-        *self.0.get(letter).unwrap_or_else(|| panic!("no tensor tells {letter}"))
-    }
-}
 
 /// Of a table of faults those of these names.
 pub(super) const fn chosen<const N: usize>(all: &[Plant], names: [&str; N]) -> [Plant; N] {
@@ -122,6 +85,13 @@ impl<O: Op> Variant<O> for Cuda<O> {
         };
         if let Some(why) = lost() {
             return Some(why);
+        }
+        if let Some(why) = (self.unfit)(spec) {
+            return Some(why.to_owned());
+        }
+        let targets = self.source.targets;
+        if targets != kernels::PORTABLE && !targets.contains(&gpu.target.as_str()) {
+            return Some(format!("is for {}; {} is {}", targets.join(", "), gpu.name, gpu.target));
         }
         let needs = O::cost(spec).bytes + ROOM;
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
@@ -199,13 +169,15 @@ struct Loaded<O: Op> {
     id: String,
     source: Source,
     build: Build,
-    launches: &'static [Launch],
+    launches: Vec<&'static Launch>,
+    scratch: &'static [Scratch],
     entries: Vec<Entry>,
     shapes: Shapes,
     scalars: Vec<(&'static str, f64)>,
     plant: i32,
     inputs: Vec<Block>,
     outputs: Vec<Block>,
+    between: Vec<Block>,
     there: There,
     op: PhantomData<fn() -> O>,
 }
@@ -221,7 +193,7 @@ struct Shapes {
 /// What is on the device.
 #[derive(Default)]
 struct There {
-    /// Of inputs, then of outputs.
+    /// Of inputs, then of outputs, then of scratch memory.
     places: Vec<Place>,
     launches: Vec<(Function, Shape, Vec<Value>)>,
 }
@@ -248,20 +220,33 @@ impl<O: Op> Loaded<O> {
         let build =
             Build { activations: stored, weights: Some(weights).filter(|_| source.narrow()) };
         let all = source.entries();
-        let entry = |launch: &Launch| {
+        let launches: Vec<&Launch> =
+            kernel.launches.iter().filter(|launch| (launch.of)(&build)).collect();
+        let entry = |launch: &&Launch| {
             let found = all.iter().find(|entry| entry.name == launch.entry);
             found.cloned().ok_or_else(|| format!("{}: no kernel {}", source.file, launch.entry))
         };
-        let entries = kernel.launches.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
+        let entries = launches.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
 
         let plan = kernel.plan(spec);
         let unwritten = O::unwritten(spec, inputs);
         let shape = |(name, view): &(&'static str, View<'_>)| (*name, view.shape().to_vec());
+        let mut sizes = Sizes::default();
+        if let Ok(gpu) = gpu() {
+            sizes.0.insert(MULTIPROCESSORS.to_owned(), i64::from(gpu.multiprocessors));
+        }
+        let bytes = |stored: &str| match stored {
+            "f32" => 4,
+            "bf16" | "f16" => 2,
+            _ => 1,
+        };
+        sizes.0.insert(WEIGHT_BYTES.to_owned(), build.weights.map_or(0, bytes));
+        sizes.0.insert(ACTIVATION_BYTES.to_owned(), bytes(build.activations));
         let mut shapes = Shapes {
             inputs: inputs.tensors().iter().map(shape).collect(),
             outputs: unwritten.tensors().iter().map(shape).collect(),
             narrow: spec.weights,
-            sizes: Sizes::default(),
+            sizes,
         };
         for entry in &entries {
             shapes.read(entry)?;
@@ -281,23 +266,30 @@ impl<O: Op> Loaded<O> {
             };
             Block::new(Layout { name, dtype, shape: view.shape().to_vec() })
         };
+        let between = |scratch: &Scratch| {
+            let bytes = (scratch.bytes)(&shapes.sizes) as usize;
+            Block::new(Layout { name: scratch.name, dtype: Dtype::U8, shape: vec![bytes] })
+        };
+        let between = kernel.scratch.iter().map(between).collect();
         let mut loaded = Loaded {
             id: format!("{}/{spec}@{}", O::NAME, kernel.name),
             source,
             build,
-            launches: kernel.launches,
+            launches,
+            scratch: kernel.scratch,
             entries,
             shapes,
             scalars: inputs.scalars(),
             plant,
             inputs: blocks,
             outputs: unwritten.tensors().iter().map(output).collect(),
+            between,
             there: There::default(),
             op: PhantomData,
         };
         // What is wrong with a signature is wrong on every machine.
-        for entry in &loaded.entries {
-            loaded.values(entry, &|_| Value::Address(0))?;
+        for (launch, entry) in loaded.launches.iter().zip(&loaded.entries) {
+            loaded.values(launch, entry, &|_| Value::Address(0))?;
         }
         loaded.there = with(&loaded.id, |context| loaded.bring(context))?;
         Ok(loaded)
@@ -306,10 +298,12 @@ impl<O: Op> Loaded<O> {
     /// What is passed to a kernel.
     fn values(
         &self,
+        launch: &Launch,
         entry: &Entry,
         address: &dyn Fn(usize) -> Value,
     ) -> Result<Vec<Value>, String> {
-        let values = entry.parameters.iter().map(|parameter| self.value(parameter, address));
+        let value = |parameter| self.value(launch, parameter, address);
+        let values = entry.parameters.iter().map(value);
         values.collect::<Result<_, _>>().map_err(|why| format!("{}: {why}", entry.name))
     }
 
@@ -318,7 +312,7 @@ impl<O: Op> Loaded<O> {
         let module = context.module(&self.source, self.build)?;
         let device = &context.device;
         let mut places = Vec::new();
-        for block in self.inputs.iter().chain(&self.outputs) {
+        for block in self.inputs.iter().chain(&self.outputs).chain(&self.between) {
             let mut place = Place::new(device, block)?;
             place.put(device, block)?;
             places.push(place);
@@ -326,7 +320,7 @@ impl<O: Op> Loaded<O> {
         let address = |at: usize| Value::Address(places[at].address(device));
         let mut launches = Vec::new();
         for (launch, entry) in self.launches.iter().zip(&self.entries) {
-            let values = self.values(entry, &address).map_err(device::Error::Compile)?;
+            let values = self.values(launch, entry, &address).map_err(device::Error::Compile)?;
             let function = module.function(&entry.name)?;
             let sizes: Vec<usize> = values.iter().map(|value| value.size()).collect();
             if let Some(taken) =
@@ -340,7 +334,7 @@ impl<O: Op> Loaded<O> {
             let shared = ((launch.shared)(&self.shapes.sizes) as u32).next_multiple_of(16);
             launches.push((
                 function,
-                Shape { grid, block: [launch.threads, 1, 1], shared },
+                Shape { grid, block: [(launch.threads)(&self.shapes.sizes) as u32, 1, 1], shared },
                 values,
             ));
         }
@@ -351,6 +345,7 @@ impl<O: Op> Loaded<O> {
     /// without.
     fn value(
         &self,
+        launch: &Launch,
         parameter: &Parameter,
         address: &dyn Fn(usize) -> Value,
     ) -> Result<Value, String> {
@@ -370,7 +365,18 @@ impl<O: Op> Loaded<O> {
             let known = known.contains(&name.trim_end_matches("_scales"));
             if known { Ok(Value::Address(0)) } else { Err(format!("no tensor {name}")) }
         };
+        let between = |name: &str| self.scratch.iter().position(|scratch| scratch.name == name);
         match kind {
+            Kind::Input(_) | Kind::Output(_) if let Some(at) = between(name) => {
+                Ok(address(self.inputs.len() + self.outputs.len() + at))
+            }
+            // What an earlier launch answered.
+            Kind::Input(element)
+                if self.outputs.iter().any(|o| o.layout.name == *name)
+                    && !self.inputs.iter().any(|x| x.layout.name == *name) =>
+            {
+                find(&self.outputs, element, &[], self.inputs.len())
+            }
             Kind::Input(element) => {
                 find(&self.inputs, element, <O::Inputs<f32> as Tensors>::names(), 0)
             }
@@ -380,8 +386,10 @@ impl<O: Op> Loaded<O> {
             }
             Kind::Int if name == "plant" => Ok(Value::I32(self.plant)),
             Kind::Int => {
+                let own = launch.numbers.iter().find(|(known, _)| known == name);
+                let own = own.map(|(_, number)| number(&self.shapes.sizes));
                 let size = self.shapes.sizes.0.get(name).copied();
-                let value = size.or_else(|| scalar().map(|x| x as i64));
+                let value = own.or(size).or_else(|| scalar().map(|x| x as i64));
                 let value = value.ok_or_else(|| format!("no size or scalar {name}"))?;
                 let fits = i32::try_from(value).map(Value::I32);
                 fits.map_err(|_| format!("{name} is {value}, too large for int"))
@@ -524,10 +532,12 @@ impl Named for Held<'_> {
 
 impl<O: Op> Prepared<O> for Loaded<O> {
     fn poison(&mut self) -> Result<(), Error> {
-        self.outputs.iter_mut().for_each(Block::poison);
+        self.outputs.iter_mut().chain(&mut self.between).for_each(Block::poison);
+        let zero = self.scratch.iter().zip(&mut self.between).filter(|(scratch, _)| scratch.zero);
+        zero.for_each(|(_, block)| block.data_mut().fill(0));
         let places = &mut self.there.places[self.inputs.len()..];
         with(&self.id, |context| {
-            let mut all = places.iter_mut().zip(&self.outputs);
+            let mut all = places.iter_mut().zip(self.outputs.iter().chain(&self.between));
             all.try_for_each(|(place, block)| place.put(&context.device, block))
         })
     }
@@ -555,13 +565,14 @@ impl<O: Op> Prepared<O> for Loaded<O> {
     fn outputs(&mut self) -> Result<O::Outputs<f32>, Error> {
         let places = &self.there.places[self.inputs.len()..];
         with(&self.id, |context| {
-            let mut all = places.iter().zip(&mut self.outputs);
+            let mut all = places.iter().zip(self.outputs.iter_mut().chain(&mut self.between));
             all.try_for_each(|(place, block)| place.get(&context.device, block))
         })?;
         Ok(O::Outputs::read(&self.named(&self.outputs))?)
     }
 
     fn strayed(&mut self) -> Result<Option<String>, Error> {
-        Ok(self.inputs.iter().chain(&self.outputs).find_map(Block::strayed))
+        let all = self.inputs.iter().chain(&self.outputs).chain(&self.between);
+        Ok(all.into_iter().find_map(Block::strayed))
     }
 }

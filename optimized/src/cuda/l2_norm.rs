@@ -2,7 +2,10 @@
 
 use golden::{Plan, Variant, ops::l2_norm::L2Norm};
 
-use super::kernel::{CLAIMS, Cuda, Launch, chosen};
+use super::{
+    entry::Launch,
+    kernel::{CLAIMS, Cuda, any, chosen},
+};
 use crate::cpu::l2_norm::PLANTS;
 
 /// Every CUDA variant, plainest first.
@@ -15,6 +18,8 @@ const VARIANTS: &[&dyn Variant<L2Norm>] = &[&Cuda {
     name: "cuda/naive",
     source: kernels::L2_NORM,
     launches: &[Launch::blocks("l2_norm_naive", |n| [n.of("N"), 1, 1])],
+    scratch: &[],
+    unfit: any,
     plan: |spec| Plan::stored(spec.dtype),
     claims: CLAIMS,
     plants: &chosen(

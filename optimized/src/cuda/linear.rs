@@ -1,8 +1,18 @@
 //! CUDA variants of `linear`.
 
-use golden::{Plan, Variant, ops::linear::Linear};
+use golden::{
+    Claims, Plan, Spec, Variant,
+    ops::linear::{Case, Linear},
+};
 
-use super::kernel::{CLAIMS, Cuda, Launch, chosen, threads};
+use super::{
+    entry::{
+        ACTIVATION_BYTES, Launch, MULTIPROCESSORS, Scratch, Sizes, THREADS, WEIGHT_BYTES, pieces,
+        threads,
+    },
+    hopper::{LAST_BLOCK_DROPPED, SCALE_OF_NEIGHBOUR, TILE_SHARED, tile_threads, unread},
+    kernel::{CLAIMS, Cuda, any, chosen},
+};
 use crate::cpu::linear::PLANTS;
 
 /// Every CUDA variant, plainest first.
@@ -11,10 +21,14 @@ pub fn variants() -> &'static [&'static dyn Variant<Linear>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<Linear>] = &[&Cuda {
+const VARIANTS: &[&dyn Variant<Linear>] = &[&NAIVE, &GEMV, &GEMV_32, &GEMM];
+
+const NAIVE: Cuda<Linear> = Cuda {
     name: "cuda/naive",
     source: kernels::LINEAR,
     launches: &[Launch::blocks("linear_naive", |n| threads(n.of("N") * n.of("M")))],
+    scratch: &[],
+    unfit: any,
     plan: |spec| Plan::stored(spec.dtype),
     claims: CLAIMS,
     plants: &chosen(
@@ -28,4 +42,62 @@ const VARIANTS: &[&dyn Variant<Linear>] = &[&Cuda {
             "last-token-stale",
         ],
     ),
-}];
+};
+
+/// Few rows: weights are read once for eight of them.
+const GEMV: Cuda<Linear> = Cuda {
+    name: "cuda/gemv",
+    source: kernels::hopper::LINEAR,
+    launches: &[Launch::blocks("linear_gemv", |n| {
+        // Blocks of codes take twice as many rows where there are enough of these.
+        let twice = n.of(WEIGHT_BYTES) == 1 && 12_288 <= n.of("M");
+        [pieces(n.of("M"), if twice { 32 } else { 16 }), pieces(n.of("N"), 8), 1]
+    })
+    .threads(gemv_threads)
+    // 128 bytes of weights a thread, and 16 of each of three pieces of activations.
+    .sharing(|n| gemv_threads(n) * (128 + 3 * 16))],
+    scratch: &[],
+    unfit,
+    plan: |spec| Plan::stored(spec.dtype),
+    // Activations in f32 are summed in another order of one or two rows than of more.
+    claims: Claims { batch_invariant: false, ..CLAIMS },
+    plants: &[LAST_BLOCK_DROPPED, PLANTS[3], PLANTS[4], SCALE_OF_NEIGHBOUR, PLANTS[5]],
+};
+
+/// The same of 32 rows.
+const GEMV_32: Cuda<Linear> = Cuda {
+    name: "cuda/gemv32",
+    launches: &[Launch::blocks("linear_gemv_32", |n| {
+        [pieces(n.of("M"), 16), pieces(n.of("N"), 32), 1]
+    })
+    .sharing(|_| THREADS * (128 + 3 * 64))],
+    claims: CLAIMS,
+    ..GEMV
+};
+
+/// Many rows.
+const GEMM: Cuda<Linear> = Cuda {
+    name: "cuda/gemm",
+    launches: &[
+        Launch::blocks("linear_split", |n| threads(n.of("N") * n.of("D")))
+            .of(|build| build.activations == "f32"),
+        Launch::blocks("linear_gemm", |n| [n.of(MULTIPROCESSORS), 1, 1])
+            .threads(tile_threads)
+            .sharing(|_| TILE_SHARED),
+    ],
+    scratch: &[Scratch::new("pieces", |n| {
+        if n.of(ACTIVATION_BYTES) == 4 { 6 * n.of("N") * n.of("D") } else { 0 }
+    })],
+    claims: CLAIMS,
+    plants: &[LAST_BLOCK_DROPPED, PLANTS[4], SCALE_OF_NEIGHBOUR, PLANTS[5]],
+    ..GEMV
+};
+
+/// Many rows of weights need few warps each.
+fn gemv_threads(n: &Sizes) -> i64 {
+    if 6400 <= n.of("M") { 128 } else { 512 }
+}
+
+fn unfit(spec: &Spec<Case>) -> Option<&'static str> {
+    unread(spec, &[spec.case.d])
+}

@@ -2,7 +2,10 @@
 
 use golden::{Plan, Variant, ops::lm_head::LmHead};
 
-use super::kernel::{CLAIMS, Cuda, Launch, chosen, threads};
+use super::{
+    entry::{Launch, threads},
+    kernel::{CLAIMS, Cuda, any, chosen},
+};
 use crate::cpu::lm_head::PLANTS;
 
 /// Every CUDA variant, plainest first.
@@ -15,6 +18,8 @@ const VARIANTS: &[&dyn Variant<LmHead>] = &[&Cuda {
     name: "cuda/naive",
     source: kernels::LM_HEAD,
     launches: &[Launch::blocks("lm_head_naive", |n| threads(n.of("N") * n.of("M")))],
+    scratch: &[],
+    unfit: any,
     plan: |_| Plan::F32,
     claims: CLAIMS,
     plants: &chosen(

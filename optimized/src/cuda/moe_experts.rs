@@ -1,8 +1,16 @@
 //! CUDA variants of `moe_experts`.
 
-use golden::{Plan, Variant, ops::moe_experts::MoeExperts};
+use golden::{
+    Dtype, Plan, Plant, Variant,
+    ops::moe_experts::MoeExperts,
+    plan::{Grid, Site},
+};
 
-use super::kernel::{CLAIMS, Cuda, Launch, chosen};
+use super::{
+    entry::{ACTIVATION_BYTES, Launch, MULTIPROCESSORS, Scratch, Sizes, pieces, threads},
+    hopper::{LAST_BLOCK_DROPPED, SCALE_OF_NEIGHBOUR, TILE_SHARED, tile_threads, unread},
+    kernel::{CLAIMS, Cuda, any, chosen},
+};
 use crate::cpu::moe_experts::PLANTS;
 
 /// Every CUDA variant, plainest first.
@@ -11,11 +19,15 @@ pub fn variants() -> &'static [&'static dyn Variant<MoeExperts>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<MoeExperts>] = &[&Cuda {
+const VARIANTS: &[&dyn Variant<MoeExperts>] = &[&NAIVE, &GEMV, &GEMM];
+
+const NAIVE: Cuda<MoeExperts> = Cuda {
     name: "cuda/naive",
     source: kernels::MOE_EXPERTS,
     launches: &[Launch::blocks("moe_experts_naive", |n| [n.of("N"), 1, 1])
         .sharing(|n| 4 * (n.of("F") + n.of("D")))],
+    scratch: &[],
+    unfit: any,
     plan: |spec| Plan::stored(spec.dtype),
     claims: CLAIMS,
     plants: &chosen(
@@ -33,4 +45,97 @@ const VARIANTS: &[&dyn Variant<MoeExperts>] = &[&Cuda {
             "hidden-in-f16",
         ],
     ),
-}];
+};
+
+/// Few tokens: the experts of each are read for it.
+const GEMV: Cuda<MoeExperts> = Cuda {
+    name: "cuda/gemv",
+    source: kernels::hopper::MOE_EXPERTS,
+    launches: &[
+        Launch::blocks("moe_experts_gemv_up", |n| [pieces(n.of("F"), 8), pairs(n), 1])
+            .threads(|_| 128)
+            .sharing(|_| 16_384),
+        Launch::blocks("moe_experts_gemv_down", |n| [pieces(n.of("D"), 16), n.of("N"), 1])
+            .threads(down_threads)
+            .sharing(|n| 128 * (down_threads(n) + n.of("A"))),
+    ],
+    scratch: &[Scratch::new("hidden", |n| 6 * pairs(n) * n.of("F"))],
+    unfit: |spec| unread(spec, &[spec.case.d, spec.case.f]),
+    plan: |spec| Plan::stored(spec.dtype),
+    claims: CLAIMS,
+    plants: &HOPPER_PLANTS,
+};
+
+/// Many tokens: sorted by their experts.
+const GEMM: Cuda<MoeExperts> = Cuda {
+    name: "cuda/gemm",
+    launches: &[
+        Launch::blocks("moe_experts_count", |n| [chunks(n), 1, 1])
+            .threads(|_| 512)
+            .sharing(|n| 4 * n.of("EXPERTS")),
+        Launch::blocks("moe_experts_offsets", |_| [1, 1, 1]).threads(|_| 1024),
+        Launch::blocks("moe_experts_place", |n| [chunks(n), 1, 1]).threads(|_| 512),
+        Launch::blocks("moe_experts_split", |n| threads(n.of("N") * n.of("D")))
+            .of(|build| build.activations == "f32"),
+        Launch::blocks("moe_experts_gemm_up", |n| [n.of(MULTIPROCESSORS), 1, 1])
+            .threads(tile_threads)
+            .sharing(|_| TILE_SHARED),
+        Launch::blocks("moe_experts_gemm_down", |n| [n.of(MULTIPROCESSORS), 1, 1])
+            .threads(tile_threads)
+            .sharing(|_| TILE_SHARED),
+        Launch::blocks("moe_experts_combine", |n| [n.of("N"), 1, 1]),
+    ],
+    scratch: &[
+        Scratch::new("counts", |n| 4 * chunks(n) * n.of("EXPERTS")),
+        Scratch::new("offsets", |n| 4 * (n.of("EXPERTS") + 1)),
+        Scratch::new("tiles", |n| 8 * (pieces(pairs(n), 128) + n.of("EXPERTS"))),
+        Scratch::new("n_tiles", |_| 4),
+        Scratch::new("order", |n| 4 * pairs(n)),
+        Scratch::new("pieces", |n| {
+            if n.of(ACTIVATION_BYTES) == 4 { 6 * n.of("N") * n.of("D") } else { 0 }
+        }),
+        Scratch::new("passed", |n| {
+            let pieces = if n.of(ACTIVATION_BYTES) == 4 { 3 } else { 1 };
+            2 * pieces * pairs(n) * n.of("F")
+        }),
+        Scratch::new("parts", |n| n.of(ACTIVATION_BYTES) * pairs(n) * n.of("D")),
+    ],
+    unfit: |spec| {
+        let many = (1024 < spec.case.e).then_some("is for 1024 experts at most");
+        many.or(unread(spec, &[spec.case.d, spec.case.f]))
+    },
+    plan: |spec| {
+        let plan = Plan::stored(spec.dtype);
+        if spec.dtype == Dtype::Bf16 {
+            plan.round(Site::ExpertHidden, Grid::Bf16).round(Site::ExpertOut, Grid::Bf16)
+        } else {
+            plan
+        }
+    },
+    ..GEMV
+};
+
+const HOPPER_PLANTS: [Plant; 5] = {
+    let [a, b] = chosen(PLANTS, ["weights-not-applied", "gate-up-swapped"]);
+    let shifted = Plant {
+        name: "rows-of-expert-shifted",
+        what: "some experts' rows are read one off",
+        cite: "https://github.com/vllm-project/vllm/issues/27168",
+    };
+    [a, LAST_BLOCK_DROPPED, shifted, SCALE_OF_NEIGHBOUR, b]
+};
+
+/// Slots of all tokens.
+fn pairs(n: &Sizes) -> i64 {
+    n.of("N") * n.of("A")
+}
+
+/// Pairs are sorted so many together.
+fn chunks(n: &Sizes) -> i64 {
+    pieces(pairs(n), 1024)
+}
+
+fn down_threads(n: &Sizes) -> i64 {
+    let experts = if n.of("N") == 1 { 64 } else { 32 };
+    (experts * n.of("A")).min(640)
+}

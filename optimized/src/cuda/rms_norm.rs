@@ -2,7 +2,10 @@
 
 use golden::{Variant, ops::rms_norm::RmsNorm};
 
-use super::kernel::{CLAIMS, Cuda, Launch, chosen};
+use super::{
+    entry::Launch,
+    kernel::{CLAIMS, Cuda, any, chosen},
+};
 use crate::cpu::rms_norm::{PLANTS, plan};
 
 /// Every CUDA variant, plainest first.
@@ -15,6 +18,8 @@ const VARIANTS: &[&dyn Variant<RmsNorm>] = &[&Cuda {
     name: "cuda/naive",
     source: kernels::RMS_NORM,
     launches: &[Launch::blocks("rms_norm_naive", |n| [n.of("N"), 1, 1])],
+    scratch: &[],
+    unfit: any,
     plan,
     claims: CLAIMS,
     plants: &chosen(

@@ -2,7 +2,10 @@
 
 use golden::{Plan, Variant, ops::rms_norm_gated::RmsNormGated};
 
-use super::kernel::{CLAIMS, Cuda, Launch, chosen};
+use super::{
+    entry::Launch,
+    kernel::{CLAIMS, Cuda, any, chosen},
+};
 use crate::cpu::rms_norm_gated::PLANTS;
 
 /// Every CUDA variant, plainest first.
@@ -15,6 +18,8 @@ const VARIANTS: &[&dyn Variant<RmsNormGated>] = &[&Cuda {
     name: "cuda/naive",
     source: kernels::RMS_NORM_GATED,
     launches: &[Launch::blocks("rms_norm_gated_naive", |n| [n.of("N"), 1, 1])],
+    scratch: &[],
+    unfit: any,
     plan: |spec| Plan::stored(spec.dtype),
     claims: CLAIMS,
     plants: &chosen(

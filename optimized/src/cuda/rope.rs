@@ -2,7 +2,10 @@
 
 use golden::{Plan, Variant, ops::rope::Rope};
 
-use super::kernel::{CLAIMS, Cuda, Launch, chosen, threads};
+use super::{
+    entry::{Launch, threads},
+    kernel::{CLAIMS, Cuda, any, chosen},
+};
 use crate::cpu::rope::PLANTS;
 
 /// Every CUDA variant, plainest first.
@@ -15,6 +18,8 @@ const VARIANTS: &[&dyn Variant<Rope>] = &[&Cuda {
     name: "cuda/naive",
     source: kernels::ROPE,
     launches: &[Launch::blocks("rope_naive", |n| threads(n.of("N") * n.of("HQ") * n.of("H")))],
+    scratch: &[],
+    unfit: any,
     plan: |spec| Plan::stored(spec.dtype),
     claims: CLAIMS,
     plants: &chosen(

@@ -2,7 +2,10 @@
 
 use golden::{Plan, Variant, ops::sampling::Sampling};
 
-use super::kernel::{CLAIMS, Cuda, Launch, chosen};
+use super::{
+    entry::Launch,
+    kernel::{CLAIMS, Cuda, any, chosen},
+};
 use crate::cpu::sampling::PLANTS;
 
 /// Every CUDA variant, plainest first.
@@ -15,6 +18,8 @@ const VARIANTS: &[&dyn Variant<Sampling>] = &[&Cuda {
     name: "cuda/naive",
     source: kernels::SAMPLING,
     launches: &[Launch::blocks("sampling_naive", |n| [n.of("N"), 1, 1])],
+    scratch: &[],
+    unfit: any,
     plan: |_| Plan::F32,
     claims: CLAIMS,
     plants: &chosen(

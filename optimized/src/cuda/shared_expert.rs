@@ -2,7 +2,10 @@
 
 use golden::{Plan, Variant, ops::shared_expert::SharedExpert};
 
-use super::kernel::{CLAIMS, Cuda, Launch, chosen};
+use super::{
+    entry::Launch,
+    kernel::{CLAIMS, Cuda, any, chosen},
+};
 use crate::cpu::shared_expert::PLANTS;
 
 /// Every CUDA variant, plainest first.
@@ -17,6 +20,8 @@ const VARIANTS: &[&dyn Variant<SharedExpert>] = &[&Cuda {
     launches: &[
         Launch::blocks("shared_expert_naive", |n| [n.of("N"), 1, 1]).sharing(|n| 4 * n.of("F"))
     ],
+    scratch: &[],
+    unfit: any,
     plan: |spec| Plan::stored(spec.dtype),
     claims: CLAIMS,
     plants: &chosen(

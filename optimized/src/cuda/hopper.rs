@@ -1,0 +1,39 @@
+//! What variants for Hopper share: the pipeline of products in `kernels/src/common/gemm.cuh`.
+
+use golden::{Case, Dtype, Narrow, Plant, Spec};
+
+use super::entry::{Sizes, WEIGHT_BYTES};
+
+/// Bytes of shared memory of a block of the pipeline.
+pub(super) const TILE_SHARED: i64 = 231_424;
+
+/// Threads of a block of the pipeline; where weights are codes, two more warps in four write them out.
+pub(super) fn tile_threads(n: &Sizes) -> i64 {
+    if n.of(WEIGHT_BYTES) == 1 { 512 } else { 384 }
+}
+
+/// Why products of so many channels are not those that the pipeline reads, if so.
+pub(super) fn unread(spec: &Spec<impl Case>, channels: &[usize]) -> Option<&'static str> {
+    let whole = |by: usize| channels.iter().all(|n| n.is_multiple_of(by));
+    match spec.weights {
+        None if spec.dtype == Dtype::Bf16 => {
+            (!whole(8)).then_some("is for channels in multiples of 8")
+        }
+        Some(Narrow::Fp8) if spec.dtype != Dtype::F16 => {
+            (!whole(16)).then_some("is for channels in multiples of 16")
+        }
+        _ => Some("is for weights in bf16 or FP8"),
+    }
+}
+
+pub(super) const LAST_BLOCK_DROPPED: Plant = Plant {
+    name: "last-block-dropped",
+    what: "the last 64 input channels are not summed",
+    cite: "https://github.com/huggingface/transformers/issues/40963",
+};
+
+pub(super) const SCALE_OF_NEIGHBOUR: Plant = Plant {
+    name: "scale-of-neighbour",
+    what: "a block of 128 rows of codes is scaled as the next one",
+    cite: "https://github.com/sgl-project/sglang/issues/9942",
+};
