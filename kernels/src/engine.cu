@@ -156,7 +156,7 @@ __device__ inline unsigned char fp8_of(int n)
     return (n < 0 ? 0x80 : 0) | ((step - 1) * 8 + steps);
 }
 
-// What `kind` says: 0 f32, 1 bf16, 2 f16, 3 codes of FP8, 4 their scales.
+// What `kind` says: 0 f32, 1 bf16, 2 f16, 3 codes of FP8, 4 their scales, 5 the same in bf16, which they are.
 extern "C" __global__ void engine_synthesise(
     unsigned char* __restrict__ o,  // elements of that kind
     int key_low,
@@ -179,7 +179,9 @@ extern "C" __global__ void engine_synthesise(
     if (kind == 1) ((bf16*)o)[i] = store<bf16>(value);
     if (kind == 2) ((f16*)o)[i] = store<f16>(value);
     if (kind == 3) o[i] = fp8_of(n);
-    if (kind == 4) ((float*)o)[i] = __fmul_rn((float)(4 + (int)(h & 7)), unit);
+    const float scale = __fmul_rn((float)(4 + (int)(h & 7)), unit);
+    if (kind == 4) ((float*)o)[i] = scale;
+    if (kind == 5) ((bf16*)o)[i] = store<bf16>(scale);
 }
 
 extern "C" __global__ void engine_embedding(
@@ -238,23 +240,28 @@ extern "C" __global__ void engine_read(
 
 // --- The residual stream ---
 
-// x <- x + add (or add alone, if it begins the stream), o = x rsqrt(mean(x^2) + eps) (1 + weight).
+// x <- x + what is added (or that alone, if it begins the stream), o = x rsqrt(mean(x^2) + eps) (1 + weight).
 extern "C" __global__ void engine_norm(
     E* __restrict__ o,                 // [N, ...] rows `stride` apart
     float* __restrict__ x_out,         // [N, D]
     const float* __restrict__ add,     // [N, D], or none
+    const E* __restrict__ narrow,      // [N, D], or none
+    const E* __restrict__ more,        // [N, D], or none
     const float* __restrict__ weight,  // [D]
     float eps,
     int begins,
     int stride,
     int D)
 {
-    float* x = x_out + (size_t)blockIdx.x * D;
-    if (add) add += (size_t)blockIdx.x * D;
+    const size_t row = (size_t)blockIdx.x * D;
+    float* x = x_out + row;
     float squares = 0;
     for (int d = threadIdx.x; d < D; d += blockDim.x) {
         float value = begins ? 0 : x[d];
-        if (add) x[d] = value = begins ? add[d] : value + add[d];
+        if (add) value += add[row + d];
+        if (narrow) value += load(narrow[row + d]);
+        if (more) value += load(more[row + d]);
+        if (add || narrow || more) x[d] = value;
         squares += value * value;
     }
     const float scale = rsqrtf(block_sum(squares) / D + eps);

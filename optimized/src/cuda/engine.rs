@@ -1,6 +1,10 @@
 //! The kernels of `engine.cu`, and those of ops that the engine launches, each as a function: what it takes,
 //! and how many threads do it.
 
+mod fast;
+
+pub(super) use fast::{Fast, Sorted};
+
 use kernels::{ATTENTION, Build, ENGINE, GATED_DELTA_RULE, Source};
 
 use super::{
@@ -66,6 +70,8 @@ pub(super) struct Matrix {
     pub(super) weights: Buffer,
     /// Of FP8, one of each block.
     pub(super) scales: Option<Buffer>,
+    /// The same in bf16, if they are such numbers.
+    pub(super) halves: Option<Buffer>,
     pub(super) stored: Stored,
     pub(super) rows: usize,
     pub(super) columns: usize,
@@ -84,6 +90,8 @@ impl Matrix {
 pub(super) enum Made {
     Weights(Stored),
     Scales,
+    /// The same in bf16.
+    Halves,
 }
 
 /// Threads of a block, and warps.
@@ -96,6 +104,17 @@ const ROWS: usize = 4;
 const MOST_WARPS: usize = 16;
 /// Threads of a block that does a head of attention.
 const HEAD: usize = 128;
+
+/// What is added to the residual stream.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Added<'a> {
+    /// In f32.
+    pub(super) wide: Option<&'a Buffer>,
+    /// In E.
+    pub(super) narrow: [Option<&'a Buffer>; 2],
+    /// Whether there was nothing before.
+    pub(super) begins: bool,
+}
 
 /// Experts of some tokens.
 #[derive(Clone, Copy)]
@@ -110,6 +129,8 @@ pub(super) struct Experts<'a> {
 pub(super) struct Ops<'a> {
     pub(super) stream: &'a mut dyn Launches,
     pub(super) element: Element,
+    /// Kernels for Hopper, if they are used where they can be.
+    pub(super) fast: Option<Fast>,
 }
 
 /// The sizes of a layer of the delta rule.
@@ -169,6 +190,7 @@ impl Ops<'_> {
             Made::Weights(Stored::F16) => 2,
             Made::Weights(Stored::Fp8) => 3,
             Made::Scales => 4,
+            Made::Halves => 5,
         };
         let half = |x: u64, up: u32| Int((x >> up & 0xffff_ffff) as usize);
         self.engine(
@@ -207,23 +229,25 @@ impl Ops<'_> {
         self.engine("engine_embedding", Some(table.stored), (each(n * d), THREADS, 0), &args)
     }
 
-    /// `x <- x + add`, or `add` where it begins the stream; the norm of it in rows of `o`, `stride` apart,
-    /// from element `from` on.
+    /// `x <- x + what is added`, or that alone where it begins the stream; the norm of it in rows of `o`,
+    /// `stride` apart, from element `from` on.
     pub(super) fn norm(
         &mut self,
         (o, from, stride): (&Buffer, usize, usize),
         x: &Buffer,
-        add: Option<(&Buffer, bool)>,
+        add: Added<'_>,
         weight: &Buffer,
         (n, d, eps): (usize, usize, f32),
     ) -> Result<(), Error> {
         let args = [
             ("o", At(o.address() + (from * self.element.size()) as u64)),
             ("x", at(x)),
-            ("add", maybe(add.map(|(add, _)| add))),
+            ("add", maybe(add.wide)),
+            ("narrow", maybe(add.narrow[0])),
+            ("more", maybe(add.narrow[1])),
             ("weight", at(weight)),
             ("eps", Float(eps)),
-            ("begins", Int(usize::from(add.is_some_and(|(_, begins)| begins)))),
+            ("begins", Int(usize::from(add.begins))),
             ("stride", Int(stride)),
             ("D", Int(d)),
         ];
@@ -238,6 +262,9 @@ impl Ops<'_> {
         weight: &Matrix,
         n: usize,
     ) -> Result<(), Error> {
+        if self.reads(weight) {
+            return self.fast_linear(o, x, weight, n);
+        }
         let to = (at(o), At(0), true);
         self.project(to, x, weight, n)
     }
@@ -262,6 +289,9 @@ impl Ops<'_> {
         weight: &Matrix,
         n: usize,
     ) -> Result<(), Error> {
+        if self.decides(weight) {
+            return self.fast_decision(o, x, weight, n);
+        }
         let to = (At(0), at(o), false);
         self.project(to, x, weight, n)
     }
@@ -349,13 +379,16 @@ impl Ops<'_> {
     /// The delta rule; states go on where they are.
     pub(super) fn delta_rule(
         &mut self,
-        o: &Buffer,
-        state: &Buffer,
+        (o, state, work): (&Buffer, &Buffer, &Buffer),
         [q, k, v, g, beta]: [&Buffer; 5],
         cu: Arg,
-        s: usize,
+        (n, s, one_each): (usize, usize, bool),
         c: Delta,
     ) -> Result<(), Error> {
+        if self.fast.is_some() {
+            let reads = [q, k, v, g, beta];
+            return self.fast_delta((o, state, work), reads, cu, (n, s, one_each), c);
+        }
         /// eps of the norms of queries and keys.
         const EPS: f32 = 1e-6;
         let args = [
@@ -437,11 +470,15 @@ impl Ops<'_> {
     pub(super) fn attention(
         &mut self,
         o: &Buffer,
-        [q, k, v, gate]: [&Buffer; 4],
+        [q, k, v, gate, parts, tickets]: [&Buffer; 6],
         (cu_q, cu_k): (Arg, Arg),
-        (n, s): (usize, usize),
+        (n, s, one_each): (usize, usize, bool),
         c: Heads,
     ) -> Result<(), Error> {
+        if self.fast.is_some() {
+            let reads = [q, k, v, gate, parts, tickets];
+            return self.fast_attention(o, reads, (cu_q, cu_k), (s, one_each), c);
+        }
         let args = [
             ("o", at(o)),
             ("q", at(q)),

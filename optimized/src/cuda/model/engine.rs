@@ -3,7 +3,7 @@
 use golden::{
     Claims, Config, Engine, Error, Plan, Rng,
     engine::{LinearState, Listener, Rows, Snapshot, Step, Traffic, Want},
-    plan::{Grid, Site},
+    plan::{Form, Grid, Site},
 };
 use half::bf16;
 use ndarray::{Array2, Array3, Array4, Axis, Slice};
@@ -31,11 +31,12 @@ impl Engine for Model {
     }
 
     fn plan(&self) -> Plan {
-        plan(self.format)
+        plan(self.format, self.fast.is_some())
     }
 
     fn claims(&self) -> Claims {
-        Claims { deterministic: true, batch_invariant: true, cuts: Some(1) }
+        let plain = self.fast.is_none();
+        Claims { deterministic: true, batch_invariant: plain, cuts: plain.then_some(1) }
     }
 
     fn forces(&self) -> bool {
@@ -82,7 +83,7 @@ impl Engine for Model {
                 device.put_at(&drawn(TURN * width, 1.0, element), rows, 0)?;
             }
             let stream = &mut Stream { context, kernels: &mut model.kernels };
-            let mut ops = Ops { stream, element };
+            let mut ops = Ops { stream, element, fast: None };
             for layer in &mut model.states.layers {
                 match layer {
                     LayerState::Full(cache) => {
@@ -234,8 +235,8 @@ impl Engine for Model {
     }
 }
 
-/// How a format rounds.
-fn plan(format: Format) -> Plan {
+/// How a format rounds, on plain kernels or on those for Hopper.
+fn plan(format: Format, fast: bool) -> Plan {
     match format {
         Format::F32 => Plan::F32,
         Format::Bf16 => {
@@ -249,7 +250,21 @@ fn plan(format: Format) -> Plan {
                 Site::Rope,
                 Site::ExpertHidden,
             ];
-            sites.iter().fold(Plan::F32, |plan, &site| plan.round(site, Grid::Bf16))
+            let plan = sites.iter().fold(Plan::F32, |plan, &site| plan.round(site, Grid::Bf16));
+            if !fast {
+                return plan;
+            }
+            // Of many tokens chunks are multiplied in bf16, and what experts come to is stored.
+            let sites = [
+                Site::Probabilities,
+                Site::WyInverse,
+                Site::WyValues,
+                Site::WyScores,
+                Site::ExpertOut,
+                Site::MoeOut,
+            ];
+            let plan = Plan { form: Form::Prefixed(64), dot: Grid::Bf16, ..plan };
+            sites.iter().fold(plan, |plan, &site| plan.round(site, Grid::Bf16))
         }
     }
 }

@@ -8,7 +8,7 @@ use golden::{
 };
 
 use super::{
-    Format, PIECE, Unfit,
+    Format, PIECE, Unfit, fast,
     scratch::Room,
     states::{GRAIN, Sizes},
     weights::{block, kept},
@@ -46,7 +46,7 @@ pub fn memory(weights: &dyn Weights, format: &str, demand: &Demand) -> Result<Me
 fn scratch(c: &Config, format: Format, demand: &Demand) -> u64 {
     let rows = demand.fed.clamp(1, PIECE).next_power_of_two();
     let sequences = demand.sequences.max(1).next_power_of_two();
-    Room { c, element: format.element(), n: rows, sequences }.all()
+    Room { c, element: format.element(), fast: fast(c, format), n: rows, sequences }.all()
 }
 
 /// Bytes of all weights.

@@ -10,7 +10,7 @@ use golden::{
 use kernels::{Build, Kind, Parameter, Size};
 
 use super::{
-    pass::{Layers, Pass},
+    pass::{Layers, Pass, Pending},
     scratch::{LOGITS, Room, Scratch},
     seen::Looked,
     states::{Cache, LayerState, Linear, Sizes},
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::cuda::{
     device::{Buffer, Error},
-    engine::{Element, Matrix, Ops, Stored},
+    engine::{Element, Fast, Matrix, Ops, Stored},
     launch::{Arg, Call, Launches, argument, bind, entry},
 };
 
@@ -48,7 +48,8 @@ impl Paper {
         let block = if stored == Stored::Fp8 { [128, 128] } else { [1, 1] };
         let blocks = count * rows.div_ceil(block[0]) * columns.div_ceil(block[1]);
         let scales = (stored == Stored::Fp8).then(|| self.room(4 * blocks));
-        Matrix { weights, scales, stored, rows, columns, block }
+        let halves = (stored == Stored::Fp8).then(|| self.room(2 * blocks));
+        Matrix { weights, scales, halves, stored, rows, columns, block }
     }
 
     fn swiglu(&mut self, count: usize, [d, f]: [usize; 2], stored: Stored) -> Swiglu {
@@ -180,7 +181,12 @@ impl Launches for Paper {
 }
 
 /// Every launch of a step of so many tokens of each sequence.
-fn walk(c: &Config, (element, stored): (Element, Stored), lengths: &[usize]) -> Paper {
+fn walk(
+    c: &Config,
+    (element, stored): (Element, Stored),
+    fast: Option<Fast>,
+    lengths: &[usize],
+) -> Paper {
     let mut paper = Paper::default();
     let (n, s) = (lengths.iter().sum::<usize>(), lengths.len());
     let kinds = c.layer_types.iter().zip(&c.mlp_types);
@@ -192,18 +198,25 @@ fn walk(c: &Config, (element, stored): (Element, Stored), lengths: &[usize]) -> 
         (paper.room(4 * shape[1]), paper.room(4 * c.rope.inv_freq().len()));
     let capacity = lengths.iter().max().unwrap_or(&0) + 3;
     let states = paper.states(c, element, (s, capacity));
-    let room = Room { c, element, n, sequences: s };
+    let room = Room { c, element, fast, n, sequences: s };
     let mut scratch = Scratch::make(&mut |name| Ok(paper.room(room.bytes(name)))).unwrap();
     paper.known = [("N", n), ("S", s)].into_iter().collect();
     let one_each = lengths.iter().all(|&length| length == 1);
     let told = Told { address: scratch.told.address(), n, s, one_each };
-    let mut ops = Ops { stream: &mut paper, element };
+    let mut ops = Ops { stream: &mut paper, element, fast };
     let rows = n.min(LOGITS);
     ops.gather(&scratch.last, &scratch.normed, told.asked(), (rows, shape[1] * element.size()))
         .unwrap();
     ops.wide(&scratch.logits, &scratch.last, &head, rows).unwrap();
-    let mut pass =
-        Pass { ops, device: None, config: c, scratch: &mut scratch, inv_freq: &inv_freq, told };
+    let mut pass = Pass {
+        ops,
+        device: None,
+        config: c,
+        scratch: &mut scratch,
+        inv_freq: &inv_freq,
+        told,
+        pending: Pending::Wide,
+    };
     let layers = Layers { embedding: &embedding, all: &all, final_norm: &final_norm };
     pass.walk(&layers, &states, None, &mut Looked::nothing()).unwrap();
     paper
@@ -225,7 +238,7 @@ fn every_launch_is_as_its_kernel_says() {
         for &kinds in all {
             for lengths in [&[1][..], &[1, 1, 1], &[2], &[5, 0, 1], &[9], &[40], &[2048], &[700, 3]]
             {
-                let paper = walk(config, kinds, lengths);
+                let paper = walk(config, kinds, None, lengths);
                 let seen = |entry| paper.seen.get(entry).copied().unwrap_or(0);
                 for entry in ["engine_embedding", "engine_norm", "engine_delta_in", "engine_route"]
                 {
@@ -238,11 +251,32 @@ fn every_launch_is_as_its_kernel_says() {
 }
 
 #[test]
+fn kernels_for_hopper_are_as_they_say() {
+    let official = Preset::Official.config(Some(4), None).unwrap();
+    assert!(Fast::fits(&official, Element::Bf16, "sm_90a"));
+    let fast = Some(Fast { multiprocessors: 132 });
+    for stored in [Stored::Bf16, Stored::Fp8] {
+        for lengths in [&[1][..], &[1, 1, 1], &[2], &[5, 0, 1], &[9], &[40], &[2048], &[700, 3]] {
+            let paper = walk(&official, (Element::Bf16, stored), fast, lengths);
+            let seen = |entry| paper.seen.get(entry).copied().unwrap_or(0);
+            let (n, one_each) =
+                (lengths.iter().sum::<usize>(), lengths.iter().all(|&length| length == 1));
+            assert_eq!(0 < seen("attention_decode_1"), one_each);
+            assert_eq!(0 < seen("attention_prefill"), !one_each);
+            assert_eq!(0 < seen("gated_delta_rule_few"), one_each);
+            assert_eq!(0 < seen("gated_delta_rule_chunk_walk"), !one_each);
+            assert_eq!(0 < seen("linear_gemm"), 32 < n);
+            assert_eq!(0 < seen("moe_experts_gemm_down"), 8 < n);
+        }
+    }
+}
+
+#[test]
 #[should_panic(expected = "needs")]
 fn a_buffer_that_is_too_small_is_seen() {
     let mut paper = Paper::default();
     let (o, x) = (paper.room(8 * 64 * 4), paper.room(8 * 64 * 2));
     let weight = paper.matrices(1, [64, 64], Stored::F32);
-    let mut ops = Ops { stream: &mut paper, element: Element::F32 };
+    let mut ops = Ops { stream: &mut paper, element: Element::F32, fast: None };
     ops.linear(&o, &x, &weight, 8).unwrap();
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::cuda::{
     device::{Buffer, Device},
-    engine::{Delta, Element, Experts, Heads, Matrix, Ops},
+    engine::{Added, Delta, Element, Experts, Heads, Matrix, Ops, Sorted},
 };
 
 /// A piece on its way through the layers.
@@ -28,6 +28,19 @@ pub(super) struct Pass<'a> {
     pub(super) scratch: &'a mut Scratch,
     pub(super) inv_freq: &'a Buffer,
     pub(super) told: Told,
+    /// Where that is which is added to the stream next.
+    pub(super) pending: Pending,
+}
+
+/// Where what is added to the residual stream is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pending {
+    /// In f32.
+    Wide,
+    /// In E.
+    Narrow,
+    /// In E, in two parts.
+    Both,
 }
 
 /// What a piece goes through.
@@ -55,7 +68,7 @@ impl<'a> Pass<'a> {
         self.ops.embedding(&self.scratch.x, self.told.ids(), layers.embedding, n)?;
         self.see_wide(looked, ("embedding", "o"), &[n, d], |r| &mut r.x)?;
         let first = layers.all.first().map_or(layers.final_norm, |layer| &layer.input_norm);
-        self.norm(None, first, eps)?;
+        self.norm(first, eps)?;
         for (i, (layer, state)) in layers.all.iter().zip(states).enumerate() {
             if looked.listens && listener.as_mut().is_some_and(|go_on| !go_on(i)) {
                 return Err(INTERRUPTED.into());
@@ -116,16 +129,11 @@ impl<'a> Pass<'a> {
         looked.seen.see(device, name, shape, of(self.scratch), Element::F32)
     }
 
-    pub(super) fn norm(
-        &mut self,
-        add: Option<&Buffer>,
-        weight: &Buffer,
-        eps: f32,
-    ) -> Result<(), Error> {
+    /// The norm of the stream.
+    pub(super) fn norm(&mut self, weight: &Buffer, eps: f32) -> Result<(), Error> {
         let (n, d) = (self.told.n, self.config.hidden_size);
         let r = &*self.scratch;
-        let add = add.map(|add| (add, false));
-        Ok(self.ops.norm((&r.normed, 0, d), &r.x, add, weight, (n, d, eps))?)
+        Ok(self.ops.norm((&r.normed, 0, d), &r.x, Added::default(), weight, (n, d, eps))?)
     }
 
     /// `x <- x + added`, a residual of that name, and its norm; in one pass where nobody looks.
@@ -138,13 +146,37 @@ impl<'a> Pass<'a> {
         let (n, d) = (self.told.n, self.config.hidden_size);
         let eps = self.config.rms_norm_eps as f32;
         let r = &*self.scratch;
-        let add = Some((&r.added, false));
+        let add = match self.pending {
+            Pending::Wide => Added { wide: Some(&r.added), ..Added::default() },
+            Pending::Narrow => Added { narrow: [Some(&r.narrow), None], ..Added::default() },
+            Pending::Both => Added { narrow: [Some(&r.narrow), Some(&r.more)], ..Added::default() },
+        };
         self.ops.norm((&r.normed, 0, d), &r.x, add, weight, (n, d, eps))?;
         if looked.seen.looks() {
             self.see_wide(looked, (RESIDUAL, tensor), &[n, d], |r| &mut r.x)?;
-            self.norm(None, weight, eps)?;
+            self.norm(weight, eps)?;
         }
         Ok(())
+    }
+
+    /// The projection that is added to the stream next.
+    fn out(
+        &mut self,
+        (op, tensor): (&'static str, &'static str),
+        x: fn(&Scratch) -> &Buffer,
+        weight: &Matrix,
+        looked: &mut Looked<'_>,
+    ) -> Result<(), Error> {
+        let n = self.told.n;
+        let (r, shape) = (&*self.scratch, [n, weight.rows]);
+        if self.ops.reads(weight) {
+            self.pending = Pending::Narrow;
+            self.ops.linear(&r.narrow, x(r), weight, n)?;
+            return self.see(looked, (op, tensor), &shape, |r| &mut r.narrow);
+        }
+        self.pending = Pending::Wide;
+        self.ops.widened(&r.added, x(r), weight, n)?;
+        self.see_wide(looked, (op, tensor), &shape, |r| &mut r.added)
     }
 
     /// `linear_attn` over the new rows; the states go on.
@@ -184,15 +216,14 @@ impl<'a> Pass<'a> {
         }
         let gv = [n, delta.hv, delta.v];
         let reads = [&r.q, &r.k, &r.v, &r.g, &r.beta];
-        self.ops.delta_rule(&r.mixed, &state.recurrent, reads, cu, s, delta)?;
+        let own = (&r.mixed, &state.recurrent, &r.work);
+        self.ops.delta_rule(own, reads, cu, (n, s, self.told.one_each), delta)?;
         self.see(looked, ("gated_delta_rule", "o"), &gv, |r| &mut r.mixed)?;
         let (r, eps) = (&*self.scratch, c.rms_norm_eps as f32);
         let heads = (n * delta.hv, delta.v);
         self.ops.gated_norm(&r.gated, [&r.mixed, &r.z, norm], eps, heads)?;
         self.see(looked, ("rms_norm_gated", "norm"), &gv, |r| &mut r.gated)?;
-        let r = &*self.scratch;
-        self.ops.widened(&r.added, &r.gated, out, n)?;
-        self.see_wide(looked, ("linear", "out_proj"), &[n, out.rows], |r| &mut r.added)
+        self.out(("linear", "out_proj"), |r| &r.gated, out, looked)
     }
 
     /// `self_attn` over the new rows, whose keys and values are added to the caches.
@@ -227,12 +258,10 @@ impl<'a> Pass<'a> {
             (n, turned, eps, factor),
             heads,
         )?;
-        let reads = [&r.queries, &cache.k, &cache.v, &r.open];
-        self.ops.attention(&r.attended, reads, told.cu_gaps(), (n, s), heads)?;
+        let reads = [&r.queries, &cache.k, &cache.v, &r.open, &r.parts, &r.tickets];
+        self.ops.attention(&r.attended, reads, told.cu_gaps(), (n, s, told.one_each), heads)?;
         self.see(looked, ("attention", "o"), &[n, hq, h], |r| &mut r.attended)?;
-        let r = &*self.scratch;
-        self.ops.widened(&r.added, &r.attended, o, n)?;
-        self.see_wide(looked, ("linear", "o_proj"), &[n, o.rows], |r| &mut r.added)
+        self.out(("linear", "o_proj"), |r| &r.attended, o, looked)
     }
 
     /// The sparse or dense MLP.
@@ -244,6 +273,7 @@ impl<'a> Pass<'a> {
     ) -> Result<Option<Routing>, Error> {
         let c = self.config;
         let (n, d) = (self.told.n, c.hidden_size);
+        self.pending = Pending::Wide;
         let (active, experts) = (c.num_experts_per_tok, c.num_experts);
         let r = &*self.scratch;
         let x = (&r.normed, &r.hidden);
@@ -278,7 +308,23 @@ impl<'a> Pass<'a> {
         let alike = routed.iter().zip(shared).all(|(one, other)| {
             (one.stored, one.rows, one.block) == (other.stored, other.rows, other.block)
         });
-        if alike && !looked.seen.looks() {
+        let sorts = self.ops.sorts(routed, n) && self.ops.sorts(shared, n);
+        if sorts && !looked.seen.looks() {
+            let room = Sorted {
+                counts: &r.counts,
+                offsets: &r.offsets,
+                tiles: &r.tiles,
+                n_tiles: &r.n_tiles,
+                order: &r.order,
+                passed: &r.passed,
+                parts: &r.expert_parts,
+            };
+            let (own, by) = ((routed, experts), (&r.ids, &r.weights));
+            self.ops.fast_experts(&r.narrow, &r.normed, own, by, (n, active), &room)?;
+            let (own, by) = ((shared, 1), (&r.zeros, &r.opens));
+            self.ops.fast_experts(&r.more, &r.normed, own, by, (n, 1), &room)?;
+            self.pending = Pending::Both;
+        } else if alike && !looked.seen.looks() {
             let experts = Experts { routed: chosen, shared: always };
             self.ops.experts(&r.added, x, &experts, n)?;
         } else {

@@ -7,7 +7,7 @@ use zerocopy::IntoBytes;
 use super::seen::numbers;
 use crate::cuda::{
     device::{self, Buffer, Device},
-    engine::Element,
+    engine::{Element, Fast},
 };
 
 /// Rows of logits that are computed at once.
@@ -86,6 +86,26 @@ scratch! {
     hidden,
     /// `[N, 2 D]` E, what the draft head reads.
     pairs,
+    /// `[N, D]` E, what is added to the stream, of kernels that answer so.
+    narrow,
+    /// `[N, D]` E, the other part of it.
+    more,
+    /// Workspace of the delta rule for Hopper.
+    work,
+    /// The same of attention: parts of answers.
+    parts,
+    /// And tickets, which are zero between launches.
+    tickets,
+    /// The same of experts.
+    counts,
+    offsets,
+    tiles,
+    n_tiles,
+    order,
+    passed,
+    expert_parts,
+    /// `[N]` i64: the expert of all tokens.
+    zeros,
     /// `[LOGITS, D]` E, the rows that get logits.
     last,
     /// `[LOGITS, M]` f32.
@@ -103,7 +123,7 @@ impl Scratch {
         &mut self,
         device: &Device,
         c: &Config,
-        element: Element,
+        (element, fast): (Element, Option<Fast>),
         (rows, sequences): (usize, usize),
     ) -> Result<(), device::Error> {
         if rows <= self.rows && sequences <= self.sequences {
@@ -114,7 +134,7 @@ impl Scratch {
         let moved = self.moved + 1;
         // What there was goes first.
         *self = Scratch::none(device)?;
-        let of = Room { c, element, n: rows, sequences };
+        let of = Room { c, element, fast, n: rows, sequences };
         *self = Scratch::make(&mut |name| device.room(of.bytes(name)))?;
         (self.rows, self.sequences, self.moved) = (rows, sequences, moved);
         Ok(())
@@ -176,6 +196,7 @@ impl Scratch {
 pub(super) struct Room<'a> {
     pub(super) c: &'a Config,
     pub(super) element: Element,
+    pub(super) fast: Option<Fast>,
     pub(super) n: usize,
     pub(super) sequences: usize,
 }
@@ -187,7 +208,7 @@ impl Room<'_> {
     }
 
     pub(super) fn bytes(&self, name: &str) -> usize {
-        let Room { c, element, n, sequences } = *self;
+        let Room { c, element, fast, n, sequences } = *self;
         let (d, e) = (c.hidden_size, element.size());
         let key = c.linear_num_key_heads * c.linear_key_head_dim;
         let (hv, value) = (c.linear_num_value_heads, c.linear_value_dim());
@@ -204,6 +225,10 @@ impl Room<'_> {
             "told" => return 8 * (4 * n + 5 * sequences + 3),
             "last" => return LOGITS * d * e,
             "logits" => return LOGITS * c.vocab_size * 4,
+            "narrow" | "more" | "zeros" | "work" | "parts" | "tickets" | "counts" | "offsets"
+            | "tiles" | "n_tiles" | "order" | "passed" | "expert_parts" => {
+                return fast.map_or(0, |fast| self.workspace(fast, name));
+            }
             "x" | "added" => 4 * d,
             "normed" => e * d,
             "pairs" => 2 * e * d,
@@ -224,5 +249,28 @@ impl Room<'_> {
             other => unreachable!("no buffer {other}"),
         };
         n * of_row
+    }
+
+    /// What kernels for Hopper need.
+    fn workspace(&self, fast: Fast, name: &str) -> usize {
+        let Room { c, element, n, sequences, .. } = *self;
+        let hkv = c.num_key_value_heads;
+        let f = c.moe_intermediate_size.max(c.shared_expert_intermediate_size);
+        let sizes = (f, c.hidden_size);
+        let sorted = Fast::sorted(n * c.num_experts_per_tok, c.num_experts, sizes);
+        match name {
+            "narrow" | "more" => n * c.hidden_size * element.size(),
+            "zeros" => 8 * n,
+            "work" => Fast::delta(n, sequences, c.linear_num_value_heads),
+            "parts" => fast.attention(sequences, hkv)[0],
+            "tickets" => fast.attention(sequences, hkv)[1],
+            "counts" => sorted[0],
+            "offsets" => sorted[1],
+            "tiles" => sorted[2],
+            "n_tiles" => sorted[3],
+            "order" => sorted[4],
+            "passed" => sorted[5],
+            _ => sorted[6],
+        }
     }
 }

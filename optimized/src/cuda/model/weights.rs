@@ -170,6 +170,7 @@ impl Loader<'_> {
         let mut matrix = Matrix {
             weights: self.device.room(names.len() * size)?,
             scales: None,
+            halves: None,
             stored,
             rows,
             columns,
@@ -177,6 +178,7 @@ impl Loader<'_> {
         };
         if stored == Stored::Fp8 {
             matrix.scales = Some(self.device.room(names.len() * scales)?);
+            matrix.halves = Some(self.device.room(names.len() * scales / 2)?);
         }
         for (i, name) in names.iter().enumerate() {
             self.fill(&mut matrix, (name, i), (size, scales))?;
@@ -205,6 +207,10 @@ impl Loader<'_> {
                 let missing = || format!("{scales_name}: missing");
                 let recipe = self.weights.recipe(&scales_name).ok_or_else(missing)?;
                 self.ops.synthesise((buffer, i * scales), Made::Scales, &recipe, scales / 4)?;
+                if let Some(buffer) = &matrix.halves {
+                    let o = (buffer, i * scales / 2);
+                    self.ops.synthesise(o, Made::Halves, &recipe, scales / 4)?;
+                }
             }
             return Ok(());
         }
@@ -231,6 +237,16 @@ impl Loader<'_> {
             let raw = self.weights.fetch(&scales_name)?;
             let wide = raw.widen().ok_or_else(|| format!("{scales_name}: {}", raw.dtype))?;
             device.put_at(wide.as_bytes(), buffer, i * scales)?;
+            let halves: Vec<bf16> = wide.iter().map(|&scale| bf16::from_f32(scale)).collect();
+            let same = halves.iter().zip(&wide).all(|(half, wide)| half.to_f32() == *wide);
+            if let Some(buffer) = &mut matrix.halves
+                && same
+            {
+                let bits: Vec<u16> = halves.iter().map(|half| half.to_bits()).collect();
+                device.put_at(bits.as_bytes(), buffer, i * scales / 2)?;
+            } else {
+                matrix.halves = None;
+            }
         }
         // What was read is let go before the next one.
         device.wait()?;
@@ -345,7 +361,7 @@ mod tests {
                     let format = Format::F32;
                     let device = context.device.clone();
                     let stream = &mut Stream { context, kernels: &mut kernels };
-                    let ops = Ops { stream, element: format.element() };
+                    let ops = Ops { stream, element: format.element(), fast: None };
                     let (weights, config, tell) = (&weights, &config, &mut |_| true);
                     Loader { weights, config, format, device, ops, tell }.matrix(&entry.name)
                 });
