@@ -22,119 +22,7 @@
 
 #include "common/activation.cuh"
 #include "common/block.cuh"
-#include "common/weight.cuh"
-
-#define WARP 32
-
-// Eight elements in a row, at an address that is a multiple of their size.
-__device__ inline void eight(const f32* from, float* to)
-{
-    const float4 low = ((const float4*)from)[0], high = ((const float4*)from)[1];
-    to[0] = low.x, to[1] = low.y, to[2] = low.z, to[3] = low.w;
-    to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
-}
-
-__device__ inline void eight(const bf16* from, float* to)
-{
-    const uint4 all = *(const uint4*)from;
-    const unsigned words[4] = {all.x, all.y, all.z, all.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        to[2 * i] = __uint_as_float(words[i] << 16);
-        to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000);
-    }
-}
-
-__device__ inline void eight(const f16* from, float* to)
-{
-    const uint4 all = *(const uint4*)from;
-    const unsigned words[4] = {all.x, all.y, all.z, all.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        to[2 * i] = load(f16{(unsigned short)words[i]});
-        to[2 * i + 1] = load(f16{(unsigned short)(words[i] >> 16)});
-    }
-}
-
-__device__ inline void eight(const Fp8* from, float* to)
-{
-    const uint2 all = *(const uint2*)from;
-    const unsigned words[2] = {all.x, all.y};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const unsigned pair = words[i / 2] >> (16 * (i % 2));
-#if __CUDA_ARCH__ >= 890
-        unsigned halves;
-        asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"((unsigned short)pair));
-        to[2 * i] = load(f16{(unsigned short)halves});
-        to[2 * i + 1] = load(f16{(unsigned short)(halves >> 16)});
-#else
-        to[2 * i] = fp8_value(pair & 0xff);
-        to[2 * i + 1] = fp8_value(pair >> 8 & 0xff);
-#endif
-    }
-}
-
-// A weight without its scale.
-__device__ inline float bare(f32 w) { return w; }
-__device__ inline float bare(bf16 w) { return load(w); }
-__device__ inline float bare(f16 w) { return load(w); }
-__device__ inline float bare(Fp8 w) { return fp8_value(w.code); }
-
-// A row of a weight matrix: what is stored, and of codes the scales of its blocks, whose columns are a power
-// of two.
-struct Row {
-    const W* weights;
-    const float* scales;  // none, or one of each 2^shift columns
-    int shift;
-};
-
-__device__ inline Row row_of(const W* weight, const float* scales, int row, int M, int D, int block_rows, int block_cols, size_t which = 0)
-{
-    const int across = ceil_div(D, block_cols), down = ceil_div(M, block_rows);
-    const float* own = scales ? scales + (which * down + row / block_rows) * across : 0;
-    return {weight + (which * M + row) * D, own, 31 - __clz(block_cols)};
-}
-
-__device__ inline float warp_sum(float x)
-{
-#pragma unroll
-    for (int apart = WARP / 2; 0 < apart; apart /= 2) x += __shfl_xor_sync(~0u, x, apart);
-    return x;
-}
-
-// The part of a lane of the products of a row with T vectors of D, `stride` apart. Every lane takes eight
-// columns in turn; the order does not depend on T.
-template <int T> __device__ void lane_products(float* sums, const Row& row, const E* x, size_t stride, int D)
-{
-    const int lane = threadIdx.x % WARP;
-    const bool aligned = D % 8 == 0 && (!row.scales || 3 <= row.shift);
-    if (aligned) {
-#pragma unroll(T == 1 ? 4 : 1)
-        for (int d = 8 * lane; d < D; d += 8 * WARP) {
-            float w[8];
-            eight(row.weights + d, w);
-            const float scale = row.scales ? row.scales[d >> row.shift] : 1;
-#pragma unroll
-            for (int t = 0; t < T; t++) {
-                float own[8], sum = 0;
-                eight(x + t * stride + d, own);
-#pragma unroll
-                for (int i = 0; i < 8; i++) sum = __fmaf_rn(own[i], w[i], sum);
-                sums[t] = row.scales ? __fmaf_rn(scale, sum, sums[t]) : __fadd_rn(sums[t], sum);
-            }
-        }
-        return;
-    }
-    for (int d = lane; d < D; d += WARP) {
-        float w = bare(row.weights[d]);
-        if (row.scales) w = __fmul_rn(w, row.scales[d >> row.shift]);
-#pragma unroll
-        for (int t = 0; t < T; t++) sums[t] = __fmaf_rn(load(x[t * stride + d]), w, sums[t]);
-    }
-}
-
-// --- Weights and rows ---
+#include "common/rows.cuh"
 
 __device__ inline unsigned long long mix(unsigned long long z)
 {
@@ -238,8 +126,6 @@ extern "C" __global__ void engine_read(
     if (all == 0x9e3779b9) *o = all;  // So that it is read.
 }
 
-// --- The residual stream ---
-
 // x <- x + what is added (or that alone, if it begins the stream), o = x rsqrt(mean(x^2) + eps) (1 + weight).
 extern "C" __global__ void engine_norm(
     E* __restrict__ o,                 // [N, ...] rows `stride` apart
@@ -269,10 +155,10 @@ extern "C" __global__ void engine_norm(
         o[(size_t)blockIdx.x * stride + d] = store<E>(x[d] * scale * (1 + weight[d]));
 }
 
-// --- Projections ---
-
 // Where the result goes: o in E, or `wide` in f32, of which `rounds` says whether it is a number of E.
-template <int T> __device__ void project(E* o, float* wide, int rounds, const E* x, const Row& row, int first, int m, int N, int M, int D)
+template <int T>
+__device__ void project(E* o, float* wide, int rounds, const E* x, const Row& row, int first, int m, int N, int M,
+                        int D)
 {
     float sums[T] = {};
     const int tokens = min(T, N - first);
@@ -333,8 +219,6 @@ extern "C" __global__ void engine_linear_many(
     if (M <= m) return;
     project<8>(o, wide, rounds, x, row_of(weight, scales, m, M, D, block_rows, block_cols), 8 * blockIdx.y, m, N, M, D);
 }
-
-// --- The delta rule's layer ---
 
 // Where a channel of the convolution stands in a row of projections: HK groups of query, key, values, and
 // gates of the values.
@@ -470,8 +354,6 @@ extern "C" __global__ void engine_gated_norm(
     }
 }
 
-// --- The attention layer ---
-
 extern "C" __global__ void engine_attention_in(
     E* __restrict__ q,                        // [N, HQ, H]
     E* __restrict__ gate,                     // [N, HQ, H]
@@ -522,8 +404,6 @@ extern "C" __global__ void engine_attention_in(
         to[c] = store<E>(x);
     }
 }
-
-// --- The sparse layer ---
 
 // A number that is larger where a logit comes earlier: larger first, ties to the lower id, no number last.
 __device__ inline unsigned long long rank_of(float x, int id)

@@ -132,6 +132,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("common/grouped_attention.cuh", include_str!("common/grouped_attention.cuh")),
     ("common/mma.cuh", include_str!("common/mma.cuh")),
     ("common/order.cuh", include_str!("common/order.cuh")),
+    ("common/rows.cuh", include_str!("common/rows.cuh")),
     ("common/stored.cuh", include_str!("common/stored.cuh")),
     ("common/weight.cuh", include_str!("common/weight.cuh")),
     ("common/wgmma.cuh", include_str!("common/wgmma.cuh")),
