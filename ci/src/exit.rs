@@ -35,44 +35,31 @@ pub(crate) enum Exit {
 }
 
 impl Exit {
+    /// All of them, the gravest first.
+    const ORDER: [Exit; 13] = [
+        Exit::Interrupted,
+        Exit::Internal,
+        Exit::Refused,
+        Exit::Cheat,
+        Exit::Wrong,
+        Exit::Crashed,
+        Exit::Recording,
+        Exit::Baseline,
+        Exit::Unfit,
+        Exit::Slower,
+        Exit::Ambiguous,
+        Exit::Nothing,
+        Exit::Ok,
+    ];
+
     /// The end that a code of another run of karat tells; `None` of a run that was killed.
     pub(crate) fn of(code: Option<i32>) -> Option<Exit> {
-        const ALL: [Exit; 13] = [
-            Exit::Ok,
-            Exit::Internal,
-            Exit::Refused,
-            Exit::Wrong,
-            Exit::Nothing,
-            Exit::Slower,
-            Exit::Ambiguous,
-            Exit::Baseline,
-            Exit::Recording,
-            Exit::Unfit,
-            Exit::Crashed,
-            Exit::Cheat,
-            Exit::Interrupted,
-        ];
-        ALL.into_iter().find(|&exit| Some(exit as i32) == code)
+        Exit::ORDER.into_iter().find(|&exit| Some(exit as i32) == code)
     }
 
     /// The gravest of several, in the order 130, 1, 2, 11, 3, 10, 8, 7, 9, 5, 6, 4, 0.
     pub(crate) fn gravest(self, other: Exit) -> Exit {
-        const ORDER: [Exit; 13] = [
-            Exit::Interrupted,
-            Exit::Internal,
-            Exit::Refused,
-            Exit::Cheat,
-            Exit::Wrong,
-            Exit::Crashed,
-            Exit::Recording,
-            Exit::Baseline,
-            Exit::Unfit,
-            Exit::Slower,
-            Exit::Ambiguous,
-            Exit::Nothing,
-            Exit::Ok,
-        ];
-        ORDER.into_iter().find(|&exit| exit == self || exit == other).unwrap_or(self)
+        Exit::ORDER.into_iter().find(|&exit| exit == self || exit == other).unwrap_or(self)
     }
 }
 

@@ -103,11 +103,10 @@ impl Selection {
     }
 
     /// The set as it is typed, where it is not the one that is meant anyway.
-    pub(crate) fn typed(&self) -> &'static str {
+    pub(crate) fn typed(&self) -> String {
         match self.set {
-            SetName::Smoke => "",
-            SetName::Ci => " --set ci",
-            SetName::Nightly => " --set nightly",
+            SetName::Smoke => String::new(),
+            set => format!(" --set {}", set.name()),
         }
     }
 

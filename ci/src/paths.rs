@@ -63,7 +63,7 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
 impl Args {
     /// What has to be typed besides an id to see a path again.
     fn flags(&self) -> String {
-        let flags = self.selection.typed().to_owned() + &self.models.typed();
+        let flags = self.selection.typed() + &self.models.typed();
         let flags = flags + &self.foreign.typed();
         let plant = self.plant.as_ref().map_or(String::new(), |plant| format!(" --plant {plant}"));
         flags + &typed("tokens", &self.tokens, &141) + &plant

@@ -60,8 +60,6 @@ pub struct Recipe {
     pub offset: f32,
     /// A power of two: of elements `2^e`, of scales `2^(e + 7)`.
     pub unit: f32,
-    /// Whether it holds the scales of FP8 codes.
-    pub scales: bool,
 }
 
 /// The same weights, each rounded to a narrower float type: a checkpoint as a model holds it that was

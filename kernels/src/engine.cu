@@ -12,7 +12,8 @@
 // engine_gated_norm:    the gated norm of the delta rule's output; one warp per head.
 // engine_attention_in:  norm and rotation of queries and keys, keys and values into the cache; one block per
 //                       token and head.
-// engine_route:         the experts of a token, and how far the shared one opens; one warp per token.
+// engine_route:         the experts of a token, and how far the shared one opens, which may be a slot behind them,
+//                       of the expert after all others; two warps per token.
 // engine_experts_up:    silu(gate) * up of the experts of a token; one warp per token, expert and channel.
 // engine_experts_down:  their weighted sum, in the order in which they were chosen; one block per token and four
 //                       channels, one warp per expert.
@@ -21,8 +22,20 @@
 // engine_read:          reads memory, to see how fast that is; every thread 16 bytes at a time.
 
 #include "common/activation.cuh"
-#include "common/block.cuh"
+#include "common/early.cuh"
 #include "common/rows.cuh"
+
+// The sum of every thread's x, in one order; once in a kernel, of whole warps.
+__device__ inline float sum_of_block(float x)
+{
+    __shared__ float sums[WARP];
+    x = warp_sum(x);
+    if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = x;
+    __syncthreads();
+    float all = 0;
+    for (int i = 0; i < blockDim.x / WARP; i++) all += sums[i];
+    return all;
+}
 
 __device__ inline unsigned long long mix(unsigned long long z)
 {
@@ -44,7 +57,7 @@ __device__ inline unsigned char fp8_of(int n)
     return (n < 0 ? 0x80 : 0) | ((step - 1) * 8 + steps);
 }
 
-// What `kind` says: 0 f32, 1 bf16, 2 f16, 3 codes of FP8, 4 their scales, 5 the same in bf16, which they are.
+// What `kind` says: 0 f32, 1 bf16, 2 f16, 3 codes of FP8, 4 their scales.
 extern "C" __global__ void engine_synthesise(
     unsigned char* __restrict__ o,  // elements of that kind
     int key_low,
@@ -69,7 +82,6 @@ extern "C" __global__ void engine_synthesise(
     if (kind == 3) o[i] = fp8_of(n);
     const float scale = __fmul_rn((float)(4 + (int)(h & 7)), unit);
     if (kind == 4) ((float*)o)[i] = scale;
-    if (kind == 5) ((bf16*)o)[i] = store<bf16>(scale);
 }
 
 extern "C" __global__ void engine_embedding(
@@ -79,6 +91,8 @@ extern "C" __global__ void engine_embedding(
     int N,
     int D)
 {
+    let_next_start();
+    wait_for_previous();
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     const int n = i / D, d = i % D;
     if (n < N) o[i] = bare(table[ids[n] * D + d]);
@@ -91,6 +105,8 @@ extern "C" __global__ void engine_gather(
     int N,
     int D)
 {
+    let_next_start();
+    wait_for_previous();
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     const int n = i / D, d = i % D;
     if (n < N) o[i] = x[rows[n] * D + d];
@@ -139,20 +155,39 @@ extern "C" __global__ void engine_norm(
     int stride,
     int D)
 {
+    constexpr int KEPT = 8;  // Numbers of a thread that stay in registers.
+    let_next_start();
+    wait_for_previous();
     const size_t row = (size_t)blockIdx.x * D;
-    float* x = x_out + row;
-    float squares = 0;
-    for (int d = threadIdx.x; d < D; d += blockDim.x) {
+    float *x = x_out + row, own[KEPT], squares = 0;
+    const auto value_at = [&](int d) {
         float value = begins ? 0 : x[d];
         if (add) value += add[row + d];
         if (narrow) value += load(narrow[row + d]);
         if (more) value += load(more[row + d]);
-        if (add || narrow || more) x[d] = value;
+        return value;
+    };
+#pragma unroll
+    for (int i = 0; i < KEPT; i++) {
+        const int d = threadIdx.x + i * blockDim.x;
+        own[i] = d < D ? value_at(d) : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < KEPT; i++) squares += own[i] * own[i];
+    for (int d = threadIdx.x + KEPT * blockDim.x; d < D; d += blockDim.x) {
+        const float value = value_at(d);
+        x[d] = value;
         squares += value * value;
     }
-    const float scale = rsqrtf(block_sum(squares) / D + eps);
-    for (int d = threadIdx.x; d < D; d += blockDim.x)
-        o[(size_t)blockIdx.x * stride + d] = store<E>(x[d] * scale * (1 + weight[d]));
+    const float scale = rsqrtf(sum_of_block(squares) / D + eps);
+    E* to = o + (size_t)blockIdx.x * stride;
+#pragma unroll
+    for (int i = 0; i < KEPT; i++) {
+        const int d = threadIdx.x + i * blockDim.x;
+        if (d < D) x[d] = own[i], to[d] = store<E>(own[i] * scale * (1 + weight[d]));
+    }
+    for (int d = threadIdx.x + KEPT * blockDim.x; d < D; d += blockDim.x)
+        to[d] = store<E>(x[d] * scale * (1 + weight[d]));
 }
 
 // Where the result goes: o in E, or `wide` in f32, of which `rounds` says whether it is a number of E.
@@ -266,6 +301,8 @@ extern "C" __global__ void engine_delta_in(
     int V,
     int TAPS)
 {
+    let_next_start();
+    wait_for_previous();
     const int values = HV / HK * V, channels = 2 * HK * K + HV * V, width = HK * (2 * K + 2 * values);
     const int all = channels + HV * V + HV;
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
@@ -342,6 +379,8 @@ extern "C" __global__ void engine_gated_norm(
     int N,
     int V)
 {
+    let_next_start();
+    wait_for_previous();
     const int n = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (N <= n) return;
     const size_t row = (size_t)n * V;
@@ -375,6 +414,8 @@ extern "C" __global__ void engine_attention_in(
     int R)
 {
     extern __shared__ float head[];  // [H]
+    let_next_start();
+    wait_for_previous();
     const int n = blockIdx.x / (HQ + HKV), h = blockIdx.x % (HQ + HKV);
     const bool query = h < HQ;
     const size_t kept = ((size_t)rows[n] * HKV + h - HQ) * H, own = ((size_t)n * HKV + h - HQ) * H;
@@ -383,7 +424,7 @@ extern "C" __global__ void engine_attention_in(
 
     float squares = 0;
     for (int c = threadIdx.x; c < H; c += blockDim.x) squares += load(from[c]) * load(from[c]);
-    const float scale = rsqrtf(block_sum(squares) / H + eps);
+    const float scale = rsqrtf(sum_of_block(squares) / H + eps);
     const float* weight = query ? q_norm : k_norm;
     for (int c = threadIdx.x; c < H; c += blockDim.x) {
         head[c] = rounded<E>(load(from[c]) * scale * (1 + weight[c]));
@@ -405,18 +446,75 @@ extern "C" __global__ void engine_attention_in(
     }
 }
 
-// A number that is larger where a logit comes earlier: larger first, ties to the lower id, no number last.
-__device__ inline unsigned long long rank_of(float x, int id)
+// A number that is larger where a logit comes earlier: larger first, what is no number last; 0 is none.
+__device__ inline unsigned order_of(float x)
 {
-    const unsigned bits = __float_as_uint(x + 0.0f);
-    unsigned order = bits & 0x80000000 ? ~bits : bits | 0x80000000;
-    if (x != x) order = 0;
-    return (unsigned long long)order << 32 | (0xffffffffu - id);
+    const unsigned bits = __float_as_uint(x + 0.0f);  // One zero.
+    return x != x ? 1 : bits & 0x80000000 ? ~bits : bits | 0x80000000;
+}
+
+// The experts of a token by one warp, whose lanes keep SLOTS logits each, or none and read them again. Ties go to
+// the lower id.
+template <int SLOTS>
+__device__ void choose(long long* ids, float* weights, float* margin, const float* row, const long long* forced,
+                       int norm_topk_prob, int A, int EXPERTS)
+{
+    const int lane = threadIdx.x % WARP;
+    unsigned keys[SLOTS ? SLOTS : 1];
+#pragma unroll
+    for (int s = 0; s < SLOTS; s++) keys[s] = s * WARP + lane < EXPERTS ? order_of(row[s * WARP + lane]) : 0;
+    unsigned last = ~0u;
+    int last_id = -1;
+    float largest = 0, before = 0, chosen = 0, all = 0;
+    for (int a = 0; a <= A; a++) {
+        unsigned best = 0;
+        int of_best = 0;
+#pragma unroll
+        for (int s = 0; s < SLOTS; s++)
+            if (best < keys[s]) best = keys[s], of_best = s * WARP + lane;
+        if (SLOTS == 0) {
+            for (int e = lane; e < EXPERTS; e += WARP) {
+                const unsigned key = order_of(row[e]);
+                const bool left = key < last || (key == last && last_id < e);
+                if (left && best < key) best = key, of_best = e;
+            }
+        }
+        const unsigned top = __reduce_max_sync(~0u, best);
+        if (top == 0) {
+            // All have been chosen.
+            if (lane == 0) *margin = INFINITY;
+            break;
+        }
+        const int id = __reduce_min_sync(~0u, best == top ? of_best : EXPERTS);
+        const float x = row[id];
+        if (a == 0) {
+            largest = x;
+            if (!norm_topk_prob) {
+                for (int e = lane; e < EXPERTS; e += WARP) all += expf(row[e] - largest);
+                all = warp_sum(all);
+            }
+        }
+        if (a == A) {
+            if (lane == 0) *margin = before - x;
+            break;
+        }
+#pragma unroll
+        for (int s = 0; s < SLOTS; s++)
+            if (s * WARP + lane == id) keys[s] = 0;
+        last = top, last_id = id, before = x;
+        const int own = forced ? forced[a] : id;
+        const float power = expf(row[own] - largest);
+        chosen += power;
+        if (lane == 0) ids[a] = own, weights[a] = power;
+    }
+    __syncwarp();
+    const float total = norm_topk_prob ? chosen : all;
+    for (int a = lane; a < A; a += WARP) weights[a] /= total;
 }
 
 extern "C" __global__ void engine_route(
-    long long* __restrict__ ids,           // [N, A]
-    float* __restrict__ weights,           // [N, A]
+    long long* __restrict__ ids,           // [N, SLOTS]
+    float* __restrict__ weights,           // [N, SLOTS]
     float* __restrict__ margins,           // [N]
     float* __restrict__ shared,            // [N] how far the shared expert opens
     const float* __restrict__ logits,      // [N, EXPERTS]
@@ -426,59 +524,30 @@ extern "C" __global__ void engine_route(
     int norm_topk_prob,
     int N,
     int A,
+    int SLOTS,
     int EXPERTS,
     int D)
 {
-    const int n = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const int warp = threadIdx.x / WARP, n = blockIdx.x * (blockDim.x / WARP / 2) + warp / 2;
+    let_next_start();
+    wait_for_previous();
     if (N <= n) return;
+    ids += (size_t)n * SLOTS;
+    weights += (size_t)n * SLOTS;
+    if (warp % 2) {
+        float gates[1] = {};
+        lane_products<1>(gates, {gate, 0, 0}, x + (size_t)n * D, D, D);
+        const float open = sigmoid(warp_sum(gates[0]));
+        if (threadIdx.x % WARP) return;
+        shared[n] = open;
+        if (A < SLOTS) ids[A] = EXPERTS, weights[A] = open;
+        return;
+    }
     const float* row = logits + (size_t)n * EXPERTS;
-    ids += (size_t)n * A;
-    weights += (size_t)n * A;
-    float gates[1] = {};
-    lane_products<1>(gates, {gate, 0, 0}, x + (size_t)n * D, D, D);
-    const float open = sigmoid(warp_sum(gates[0]));
-    if (lane == 0) shared[n] = open;
-
-    unsigned long long last = ~0ull;
-    float largest = 0, before = 0, chosen = 0;
-    for (int a = 0; a <= A; a++) {
-        unsigned long long best = 0;
-        for (int e = lane; e < EXPERTS; e += WARP) {
-            const unsigned long long rank = rank_of(row[e], e);
-            if (rank < last && best < rank) best = rank;
-        }
-#pragma unroll
-        for (int apart = WARP / 2; 0 < apart; apart /= 2) {
-            const unsigned long long other = __shfl_xor_sync(~0u, best, apart);
-            if (best < other) best = other;
-        }
-        if (best == 0) {
-            // All have been chosen.
-            if (lane == 0) margins[n] = INFINITY;
-            break;
-        }
-        last = best;
-        const int id = 0xffffffffu - (unsigned)best;
-        const float x = row[id];
-        if (a == 0) largest = x;
-        if (a == A) {
-            if (lane == 0) margins[n] = before - x;
-            break;
-        }
-        before = x;
-        const int own = forced ? forced[(size_t)n * A + a] : id;
-        const float power = expf(row[own] - largest);
-        chosen += power;
-        if (lane == 0) ids[a] = own, weights[a] = power;
-    }
-    float all = 0;
-    if (!norm_topk_prob) {
-        for (int e = lane; e < EXPERTS; e += WARP) all += expf(row[e] - largest);
-        all = warp_sum(all);
-    }
-    const float total = norm_topk_prob ? chosen : all;
-    if (lane == 0)
-        for (int a = 0; a < A; a++) weights[a] /= total;
+    const long long* own = forced ? forced + (size_t)n * A : 0;
+    if (EXPERTS <= 512) choose<16>(ids, weights, margins + n, row, own, norm_topk_prob, A, EXPERTS);
+    else if (EXPERTS <= 1024) choose<32>(ids, weights, margins + n, row, own, norm_topk_prob, A, EXPERTS);
+    else choose<0>(ids, weights, margins + n, row, own, norm_topk_prob, A, EXPERTS);
 }
 
 // Slots of a token are the experts that were chosen, and one more for the shared expert, if it is done along.

@@ -126,6 +126,8 @@ pub fn sources() -> impl Iterator<Item = &'static Source> {
 const HEADERS: &[(&str, &str)] = &[
     ("common/activation.cuh", include_str!("common/activation.cuh")),
     ("common/block.cuh", include_str!("common/block.cuh")),
+    ("common/delta_rule.cuh", include_str!("common/delta_rule.cuh")),
+    ("common/early.cuh", include_str!("common/early.cuh")),
     ("common/fp8.cuh", include_str!("common/fp8.cuh")),
     ("common/gemm.cuh", include_str!("common/gemm.cuh")),
     ("common/gemv.cuh", include_str!("common/gemv.cuh")),
@@ -168,7 +170,8 @@ impl Source {
 
     /// The number of a fault that can be planted, by its name in a table of faults.
     pub fn plant(&self, name: &str) -> Option<i32> {
-        let list = self.text.split_once("enum Plant {")?.1.split_once('}')?.0;
+        let text = self.text();
+        let list = text.split_once("enum Plant {")?.1.split_once('}')?.0;
         let name = name.replace('-', "_").to_uppercase();
         let at = list.split(',').position(|known| known.trim() == name)?;
         i32::try_from(at).ok()

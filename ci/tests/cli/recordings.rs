@@ -52,7 +52,11 @@ fn what_is_lost_in_fewer_bits_is_told() {
     let one = ["golden", "verify", "--engine", "cpu", "--number", "int8"];
     assert_eq!(home.karat(&one).code, 0);
     home.says(2, &["golden", "verify", "--engine", "cpu", "--number", "int3"], &["int3", "int8"]);
-    home.says(2, &["golden", "verify", "--number", "f32,f64"], &["--number", "cpu engine"]);
+    home.says(
+        2,
+        &["golden", "verify", "--number", "f32,f64"],
+        &["--number", "cpu and cuda engines"],
+    );
 }
 
 /// Keys and values in eight bits, with any number, of the only engine that can be told.

@@ -126,7 +126,7 @@ impl Op for Attention {
                 // Tensor cores want the model's channels.
                 new((2, 1, 300, 16, 2, 256)).dtype(Dtype::Bf16),
                 new((1, 3, 200, 8, 1, 256)).dtype(Dtype::Bf16),
-                new((1, 50, 131, 16, 2, 256)).dtype(Dtype::Bf16),
+                new((1, 20, 90, 8, 1, 256)).dtype(Dtype::Bf16),
                 new((3, 12, 40, 8, 1, 256)).fill("packed").dtype(Dtype::Bf16),
             ]);
         }

@@ -188,10 +188,9 @@ impl Op for GatedDeltaRule {
             let stored = |case| new(case).dtype(Dtype::Bf16);
             specs.push(stored((1, 129, 2, 4, 32, 32)));
             // Tensor cores want the model's channels.
-            specs.push(stored((1, 200, 1, 2, 128, 128)));
-            specs.extend(
-                FILLS[1..].iter().map(|fill| stored((2, 70, 1, 2, 128, 128)).fill(fill.name)),
-            );
+            let channels = || stored((1, 70, 1, 1, 128, 128));
+            specs.push(channels());
+            specs.extend(["forget", "same-key"].map(|fill| channels().fill(fill)));
             specs.extend(
                 FILLS[1..].iter().map(|fill| stored((2, 130, 2, 4, 32, 24)).fill(fill.name)),
             );

@@ -86,7 +86,7 @@ impl Op for Linear {
             specs.push(new((5, 64, 64)).fill("outlier").dtype(Dtype::Bf16));
             specs.push(new((140, 200, 72)).dtype(Dtype::Bf16));
             specs.push(new((7, 40, 51)).dtype(Dtype::F16));
-            specs.push(new((130, 300, 272)).weights(Narrow::Fp8));
+            specs.push(new((30, 150, 272)).weights(Narrow::Fp8));
             for narrow in Narrow::ALL {
                 let cases = [(1, 48, 64), (3, 17, 33), (13, 100, 300)];
                 specs.extend(cases.map(|case| new(case).weights(narrow)));

@@ -23,26 +23,10 @@
 // make (I + A)^-1 of its inverted blocks of 16, which are f32. In bf16: T and P; S, X, d and what is kept of d
 // as operands. The state that is carried is f32. q, k and v are operands as they are stored.
 
-#include "common/stored.cuh"
+#include "common/delta_rule.cuh"
 #include "common/mma.cuh"
 
-enum Plant {
-    HONEST,
-    DECAY_DROPPED_AT_EACH_CHUNK,
-    GATE_OFF_BY_ONE,
-    NO_DELTA_RULE,
-    BETA_ON_VALUE_ONLY,
-    EPS_ON_MEAN,
-    EPS_OUTSIDE_ROOT,
-    NOT_NORMED,
-    QUERY_NOT_SCALED,
-    STATE_IN_BF16,
-    INITIAL_STATE_IGNORED,
-    PREDICTION_BEFORE_DECAY,
-    ANSWER_BEFORE_WRITE,
-};
-
-const int CHUNK = 64, DIM = 128;     // K and V
+const int CHUNK = 64;
 const int TILE = CHUNK * 128;        // bytes of 64 rows of 64 numbers
 const int HALF = 2 * TILE;           // keys, queries, and the second halves of their columns
 const int RECORD = 2 * TILE + 1024;  // T, P, and the factors of a chunk
@@ -54,14 +38,6 @@ struct Factors {
     float kept[CHUNK];    // exp(G_last - G) |k|^-1
     float decay[CHUNK];   // exp(G_last), the first alone
 };
-
-__device__ inline float inverse_norm(float squares, float eps, int plant)
-{
-    if (plant == NOT_NORMED) return 1;
-    if (plant == EPS_ON_MEAN) return rsqrtf(squares + DIM * eps);
-    if (plant == EPS_OUTSIDE_ROOT) return 1 / (sqrtf(squares) + eps);
-    return rsqrtf(squares + eps);
-}
 
 // A piece of every BY-th row of a chunk, from `row` on.
 template <int BY> __device__ inline void copy_pieces(unsigned to, const bf16* from, size_t stride, int row, int rows)

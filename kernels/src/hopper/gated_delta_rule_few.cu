@@ -4,33 +4,8 @@
 // gated_delta_rule_few: any number of tokens one by one, meant for 1 to 8. Grid (S x HV, 4), 128 threads. The
 //     state is read once and written once; state_out may be state_in.
 
-#include "common/stored.cuh"
-
-enum Plant {
-    HONEST,
-    DECAY_DROPPED_AT_EACH_CHUNK,
-    GATE_OFF_BY_ONE,
-    NO_DELTA_RULE,
-    BETA_ON_VALUE_ONLY,
-    EPS_ON_MEAN,
-    EPS_OUTSIDE_ROOT,
-    NOT_NORMED,
-    QUERY_NOT_SCALED,
-    STATE_IN_BF16,
-    INITIAL_STATE_IGNORED,
-    PREDICTION_BEFORE_DECAY,
-    ANSWER_BEFORE_WRITE,
-};
-
-const int DIM = 128;  // K and V
-
-__device__ inline float inverse_norm(float squares, float eps, int plant)
-{
-    if (plant == NOT_NORMED) return 1;
-    if (plant == EPS_ON_MEAN) return rsqrtf(squares + DIM * eps);
-    if (plant == EPS_OUTSIDE_ROOT) return 1 / (sqrtf(squares) + eps);
-    return rsqrtf(squares + eps);
-}
+#include "common/delta_rule.cuh"
+#include "common/early.cuh"
 
 // Four numbers of a row, of 16 bits or of 32.
 template <class T> __device__ inline float4 load_4(const T* from)
@@ -180,6 +155,8 @@ extern "C" __global__ __launch_bounds__(128, 7) void gated_delta_rule_few(
     int HV,
     int plant)
 {
+    let_next_start();
+    wait_for_previous();
     const int s = blockIdx.x / HV, h = blockIdx.x % HV;
     const size_t state = (size_t)blockIdx.x * DIM * DIM;
     walk(o, state_out + state, q, k, v, g, beta, state_in + state, cu_seqlens[s], cu_seqlens[s + 1], h, HK, HV, eps,

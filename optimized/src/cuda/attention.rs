@@ -18,17 +18,10 @@ pub fn variants() -> &'static [&'static dyn Variant<Attention>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<Attention>] = &[
-    &NAIVE,
-    &DECODE_1,
-    &DECODE_4,
-    &DECODE_8,
-    &PAIRS_1,
-    &PAIRS_4,
-    &PAIRS_8,
-    &PREFILL,
-    &PREFILL_PARTS,
-];
+const VARIANTS: &[&dyn Variant<Attention>] = {
+    let [one, four, eight, pairs_one, pairs_four, pairs_eight] = &DECODE;
+    &[&NAIVE, one, four, eight, pairs_one, pairs_four, pairs_eight, &PREFILL, &PREFILL_PARTS]
+};
 
 const NAIVE: Cuda<Attention> = Cuda {
     name: "cuda/naive",
@@ -61,96 +54,52 @@ const NAIVE: Cuda<Attention> = Cuda {
     ),
 };
 
-/// One query of a sequence, its keys shared by many blocks: by how many depends on the batch.
-const DECODE_1: Cuda<Attention> = Cuda {
-    name: "cuda/decode1",
-    source: kernels::hopper::ATTENTION_DECODE,
-    launches: &[Launch::blocks("attention_decode_1", |n| decode_grid(n, 1, 8))
-        .threads(|_| 128)
-        .sharing(|_| 99_520)],
-    scratch: &[
-        Scratch::new("parts", |n| decode_parts(n, 1, 8)),
-        Scratch::zero("tickets", |n| decode_tickets(n, 1, 8)),
-    ],
-    unfit: |spec| few(spec, 1),
-    plan,
-    claims: Claims { batch_invariant: false, ..CLAIMS },
-    // One query has no next key.
-    plants: &chosen(
-        &HOPPER_PLANTS,
-        [
-            "scale-missing",
-            "mask-hides-self",
-            "kv-head-modulo",
-            "gate-missing",
-            "sum-not-rescaled",
-            "last-part-dropped",
-        ],
-    ),
-};
+/// Few queries of a sequence, `$each` together in a group, whose keys clusters of `$blocks` blocks share: how many
+/// clusters depends on the batch.
+macro_rules! decode {
+    ($name:literal, $entry:literal, $each:literal queries, $blocks:literal blocks, $threads:literal threads,
+     $shared:literal bytes, up to $most:literal, $plants:expr) => {
+        Cuda {
+            name: $name,
+            source: kernels::hopper::ATTENTION_DECODE,
+            launches: &[Launch::blocks($entry, |n| decode_grid(n, $each, $blocks))
+                .threads(|_| $threads)
+                .sharing(|_| $shared)],
+            scratch: &[
+                Scratch::new("parts", |n| decode_parts(n, $each, $blocks)),
+                Scratch::zero("tickets", |n| decode_tickets(n, $each, $blocks)),
+            ],
+            unfit: |spec| few(spec, $most),
+            plan,
+            claims: Claims { batch_invariant: false, ..CLAIMS },
+            plants: $plants,
+        }
+    };
+}
 
-/// Up to four consecutive queries.
-const DECODE_4: Cuda<Attention> = Cuda {
-    name: "cuda/decode4",
-    launches: &[Launch::blocks("attention_decode_4", |n| decode_grid(n, 4, 8)).sharing(|_| 185_088)],
-    scratch: &[
-        Scratch::new("parts", |n| decode_parts(n, 4, 8)),
-        Scratch::zero("tickets", |n| decode_tickets(n, 4, 8)),
-    ],
-    unfit: |spec| few(spec, 4),
-    plants: &HOPPER_PLANTS,
-    ..DECODE_1
-};
+#[rustfmt::skip]
+const DECODE: [Cuda<Attention>; 6] = [
+    decode!("cuda/decode1", "attention_decode_1", 1 queries, 8 blocks, 128 threads, 99_520 bytes, up to 1, &ONE_PLANTS),
+    decode!("cuda/decode4", "attention_decode_4", 4 queries, 8 blocks, 256 threads, 185_088 bytes, up to 4, &HOPPER_PLANTS),
+    decode!("cuda/decode8", "attention_decode_8", 8 queries, 8 blocks, 256 threads, 206_336 bytes, up to 64, &HOPPER_PLANTS),
+    // Two blocks to a cluster: where there are many sequences.
+    decode!("cuda/decode1-pairs", "attention_decode_pairs_1", 1 queries, 2 blocks, 128 threads, 99_520 bytes, up to 1, &ONE_PLANTS),
+    decode!("cuda/decode4-pairs", "attention_decode_pairs_4", 4 queries, 2 blocks, 256 threads, 185_088 bytes, up to 4, &HOPPER_PLANTS),
+    decode!("cuda/decode8-pairs", "attention_decode_pairs_8", 8 queries, 2 blocks, 256 threads, 206_336 bytes, up to 64, &HOPPER_PLANTS),
+];
 
-/// Up to eight.
-const DECODE_8: Cuda<Attention> = Cuda {
-    name: "cuda/decode8",
-    launches: &[Launch::blocks("attention_decode_8", |n| decode_grid(n, 8, 8)).sharing(|_| 206_336)],
-    scratch: &[
-        Scratch::new("parts", |n| decode_parts(n, 8, 8)),
-        Scratch::zero("tickets", |n| decode_tickets(n, 8, 8)),
+/// One query has no next key.
+const ONE_PLANTS: [Plant; 6] = chosen(
+    &HOPPER_PLANTS,
+    [
+        "scale-missing",
+        "mask-hides-self",
+        "kv-head-modulo",
+        "gate-missing",
+        "sum-not-rescaled",
+        "last-part-dropped",
     ],
-    unfit: |spec| few(spec, 64),
-    plants: &HOPPER_PLANTS,
-    ..DECODE_1
-};
-
-/// The same, two blocks to a cluster: where there are many sequences.
-const PAIRS_1: Cuda<Attention> = Cuda {
-    name: "cuda/decode1-pairs",
-    launches: &[Launch::blocks("attention_decode_pairs_1", |n| decode_grid(n, 1, 2))
-        .threads(|_| 128)
-        .sharing(|_| 99_520)],
-    scratch: &[
-        Scratch::new("parts", |n| decode_parts(n, 1, 2)),
-        Scratch::zero("tickets", |n| decode_tickets(n, 1, 2)),
-    ],
-    ..DECODE_1
-};
-
-const PAIRS_4: Cuda<Attention> = Cuda {
-    name: "cuda/decode4-pairs",
-    launches: &[
-        Launch::blocks("attention_decode_pairs_4", |n| decode_grid(n, 4, 2)).sharing(|_| 185_088)
-    ],
-    scratch: &[
-        Scratch::new("parts", |n| decode_parts(n, 4, 2)),
-        Scratch::zero("tickets", |n| decode_tickets(n, 4, 2)),
-    ],
-    ..DECODE_4
-};
-
-const PAIRS_8: Cuda<Attention> = Cuda {
-    name: "cuda/decode8-pairs",
-    launches: &[
-        Launch::blocks("attention_decode_pairs_8", |n| decode_grid(n, 8, 2)).sharing(|_| 206_336)
-    ],
-    scratch: &[
-        Scratch::new("parts", |n| decode_parts(n, 8, 2)),
-        Scratch::zero("tickets", |n| decode_tickets(n, 8, 2)),
-    ],
-    ..DECODE_8
-};
+);
 
 /// Many queries.
 const PREFILL: Cuda<Attention> = Cuda {
@@ -212,7 +161,7 @@ const HOPPER_PLANTS: [Plant; 7] = {
     let last = Plant {
         name: "last-part-dropped",
         what: "of the parts into which keys are split the last is not joined",
-        cite: "https://github.com/Dao-AILab/flash-attention/issues/1863",
+        cite: "https://github.com/openvinotoolkit/openvino/pull/38034",
     };
     [a, b, c, d, e, f, last]
 };

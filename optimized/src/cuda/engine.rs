@@ -3,7 +3,7 @@
 
 mod fast;
 
-pub(super) use fast::{Fast, Sorted};
+pub(super) use fast::{FEW, Fast, Sorted};
 
 use kernels::{ATTENTION, Build, ENGINE, GATED_DELTA_RULE, Source};
 
@@ -70,8 +70,6 @@ pub(super) struct Matrix {
     pub(super) weights: Buffer,
     /// Of FP8, one of each block.
     pub(super) scales: Option<Buffer>,
-    /// The same in bf16, if they are such numbers.
-    pub(super) halves: Option<Buffer>,
     pub(super) stored: Stored,
     pub(super) rows: usize,
     pub(super) columns: usize,
@@ -83,6 +81,22 @@ impl Matrix {
     pub(super) fn bytes(&self) -> usize {
         self.weights.len() + self.scales.as_ref().map_or(0, Buffer::len)
     }
+
+    /// Whether another one can stand among these.
+    pub(super) fn alike(&self, other: &Matrix) -> bool {
+        let kind = |one: &Matrix| (one.stored, one.rows, one.columns, one.block);
+        kind(self) == kind(other)
+    }
+
+    /// Some of `all` matrices, which are there as long as these are.
+    pub(super) fn some(&self, first: usize, count: usize, all: usize) -> Matrix {
+        let part = |buffer: &Buffer| {
+            let one = buffer.len() / all;
+            buffer.part(first * one, count * one)
+        };
+        let (weights, scales) = (part(&self.weights), self.scales.as_ref().map(part));
+        Matrix { weights, scales, ..*self }
+    }
 }
 
 /// How a kernel of synthetic weights writes its elements.
@@ -90,8 +104,6 @@ impl Matrix {
 pub(super) enum Made {
     Weights(Stored),
     Scales,
-    /// The same in bf16.
-    Halves,
 }
 
 /// Threads of a block, and warps.
@@ -159,7 +171,8 @@ impl Ops<'_> {
         (grid, threads, shared): ([usize; 3], usize, usize),
         args: &[(&'static str, Arg)],
     ) -> Result<(), Error> {
-        let call = Call { source, build, entry, grid, threads, shared, args };
+        let early = self.fast.is_some() && fast::starts_early(entry);
+        let call = Call { source, build, entry, grid, threads, shared, early, args };
         self.stream.launch(&call)
     }
 
@@ -190,7 +203,6 @@ impl Ops<'_> {
             Made::Weights(Stored::F16) => 2,
             Made::Weights(Stored::Fp8) => 3,
             Made::Scales => 4,
-            Made::Halves => 5,
         };
         let half = |x: u64, up: u32| Int((x >> up & 0xffff_ffff) as usize);
         self.engine(
@@ -497,13 +509,14 @@ impl Ops<'_> {
         self.launch((&ATTENTION, build), "attention_naive", shape, &args)
     }
 
-    /// Experts of `n` tokens, or the weights of those that are forced, and how far the shared one opens.
+    /// Experts of `n` tokens, or the weights of those that are forced, and how far the shared one opens: that
+    /// too in the slot behind them, if there is one.
     pub(super) fn route(
         &mut self,
         [ids, weights, margins, shared]: [&Buffer; 4],
         (logits, x, gate): (&Buffer, &Buffer, &Matrix),
         forced: Option<&Buffer>,
-        (n, active, experts): (usize, usize, usize),
+        (n, active, slots, experts): (usize, usize, usize, usize),
         renormalise: bool,
     ) -> Result<(), Error> {
         let args = [
@@ -518,10 +531,12 @@ impl Ops<'_> {
             ("norm_topk_prob", Int(usize::from(renormalise))),
             ("N", Int(n)),
             ("A", Int(active)),
+            ("SLOTS", Int(slots)),
             ("EXPERTS", Int(experts)),
             ("D", Int(gate.columns)),
         ];
-        let shape = ([n.div_ceil(WARPS), 1, 1], THREADS, 0);
+        let threads = (64 * n).min(THREADS);
+        let shape = ([(64 * n).div_ceil(threads.max(1)), 1, 1], threads, 0);
         self.engine("engine_route", Some(gate.stored), shape, &args)
     }
 

@@ -1,7 +1,7 @@
 //! CUDA variants of `gated_delta_rule`.
 
 use golden::{
-    Claims, Dtype, Plan, Spec, Variant,
+    Claims, Dtype, Plan, Plant, Spec, Variant,
     ops::gated_delta_rule::{Case, GatedDeltaRule},
     plan::{Form, Grid, Site},
 };
@@ -77,23 +77,7 @@ const VARIANTS: &[&dyn Variant<GatedDeltaRule>] = &[
             sites.into_iter().fold(plan, |plan, site| plan.round(site, Grid::Bf16))
         },
         claims: Claims { cuts: Some(64), ..CLAIMS },
-        plants: &chosen(
-            RECURRENT,
-            [
-                "decay-dropped-at-each-chunk",
-                "gate-off-by-one",
-                "no-delta-rule",
-                "beta-on-value-only",
-                "eps-on-mean",
-                "eps-outside-root",
-                "not-normed",
-                "query-not-scaled",
-                "state-in-bf16",
-                "initial-state-ignored",
-                "prediction-before-decay",
-                "answer-before-write",
-            ],
-        ),
+        plants: &HOPPER_PLANTS,
     },
     &Cuda {
         name: "cuda/few",
@@ -107,25 +91,28 @@ const VARIANTS: &[&dyn Variant<GatedDeltaRule>] = &[
         },
         plan: |spec| Plan::stored(spec.dtype),
         claims: CUT_ANYWHERE,
-        plants: &chosen(
-            RECURRENT,
-            [
-                "decay-dropped-at-each-chunk",
-                "gate-off-by-one",
-                "no-delta-rule",
-                "beta-on-value-only",
-                "eps-on-mean",
-                "eps-outside-root",
-                "not-normed",
-                "query-not-scaled",
-                "state-in-bf16",
-                "initial-state-ignored",
-                "prediction-before-decay",
-                "answer-before-write",
-            ],
-        ),
+        plants: &HOPPER_PLANTS,
     },
 ];
+
+/// Faults that `kernels/src/common/delta_rule.cuh` knows.
+const HOPPER_PLANTS: [Plant; 12] = chosen(
+    RECURRENT,
+    [
+        "decay-dropped-at-each-chunk",
+        "gate-off-by-one",
+        "no-delta-rule",
+        "beta-on-value-only",
+        "eps-on-mean",
+        "eps-outside-root",
+        "not-normed",
+        "query-not-scaled",
+        "state-in-bf16",
+        "initial-state-ignored",
+        "prediction-before-decay",
+        "answer-before-write",
+    ],
+);
 
 /// Chunks in all, at the most.
 fn slots(n: &Sizes) -> i64 {

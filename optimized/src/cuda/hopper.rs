@@ -2,7 +2,7 @@
 
 use golden::{Case, Dtype, Narrow, Plant, Spec};
 
-use super::entry::{Sizes, WEIGHT_BYTES};
+use super::entry::{ACTIVATION_BYTES, Launch, Scratch, Sizes, WEIGHT_BYTES, threads};
 
 /// Bytes of shared memory of a block of the pipeline.
 pub(super) const TILE_SHARED: i64 = 231_424;
@@ -10,6 +10,20 @@ pub(super) const TILE_SHARED: i64 = 231_424;
 /// Threads of a block of the pipeline; where weights are codes, two more warps in four write them out.
 pub(super) fn tile_threads(n: &Sizes) -> i64 {
     if n.of(WEIGHT_BYTES) == 1 { 512 } else { 384 }
+}
+
+/// Whether activations are f32: tensor cores read them as three pieces in bf16.
+pub(super) fn in_pieces(n: &Sizes) -> bool {
+    n.of(ACTIVATION_BYTES) == 4
+}
+
+/// Those pieces, `[3, N, D]`.
+pub(super) const PIECES: Scratch =
+    Scratch::new("pieces", |n| if in_pieces(n) { 6 * n.of("N") * n.of("D") } else { 0 });
+
+/// The kernel that makes them.
+pub(super) const fn split(entry: &'static str) -> Launch {
+    Launch::blocks(entry, |n| threads(n.of("N") * n.of("D"))).of(|build| build.activations == "f32")
 }
 
 /// Why products of so many channels are not those that the pipeline reads, if so.
@@ -35,5 +49,5 @@ pub(super) const LAST_BLOCK_DROPPED: Plant = Plant {
 pub(super) const SCALE_OF_NEIGHBOUR: Plant = Plant {
     name: "scale-of-neighbour",
     what: "a block of 128 rows of codes is scaled as the next one",
-    cite: "https://github.com/sgl-project/sglang/issues/9942",
+    cite: "https://github.com/ROCm/aiter/issues/5233",
 };

@@ -16,6 +16,7 @@ use super::{
     device::{self, Function, Shape, Value},
     entry::{ACTIVATION_BYTES, Launch, MULTIPROCESSORS, Scratch, Sizes, WEIGHT_BYTES},
     gpu::{Context, gpu, lost, with},
+    launch::entry,
     narrow::Codes,
     place::Place,
 };
@@ -79,15 +80,15 @@ impl<O: Op> Variant<O> for Cuda<O> {
     }
 
     fn skip(&self, _: &Host, spec: &Spec<O::Case>) -> Option<String> {
+        if let Some(why) = (self.unfit)(spec) {
+            return Some(why.to_owned());
+        }
         let gpu = match gpu() {
             Ok(gpu) => gpu,
             Err(why) => return Some(why.clone()),
         };
         if let Some(why) = lost() {
             return Some(why);
-        }
-        if let Some(why) = (self.unfit)(spec) {
-            return Some(why.to_owned());
         }
         let targets = self.source.targets;
         if targets != kernels::PORTABLE && !targets.contains(&gpu.target.as_str()) {
@@ -219,22 +220,18 @@ impl<O: Op> Loaded<O> {
         let source = kernel.source;
         let build =
             Build { activations: stored, weights: Some(weights).filter(|_| source.narrow()) };
-        let all = source.entries();
         let launches: Vec<&Launch> =
             kernel.launches.iter().filter(|launch| (launch.of)(&build)).collect();
-        let entry = |launch: &&Launch| {
-            let found = all.iter().find(|entry| entry.name == launch.entry);
-            found.cloned().ok_or_else(|| format!("{}: no kernel {}", source.file, launch.entry))
-        };
-        let entries = launches.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
+        let entries = launches.iter().map(|launch| entry(&source, launch.entry));
+        let entries = entries.collect::<Result<Vec<_>, _>>()?;
 
         let plan = kernel.plan(spec);
         let unwritten = O::unwritten(spec, inputs);
         let shape = |(name, view): &(&'static str, View<'_>)| (*name, view.shape().to_vec());
         let mut sizes = Sizes::default();
-        if let Ok(gpu) = gpu() {
-            sizes.0.insert(MULTIPROCESSORS.to_owned(), i64::from(gpu.multiprocessors));
-        }
+        // Without a GPU nothing runs: an H200's, so that all else can be looked at.
+        let multiprocessors = gpu().as_ref().map_or(132, |gpu| gpu.multiprocessors);
+        sizes.0.insert(MULTIPROCESSORS.to_owned(), i64::from(multiprocessors));
         let bytes = |stored: &str| match stored {
             "f32" => 4,
             "bf16" | "f16" => 2,
@@ -329,14 +326,10 @@ impl<O: Op> Loaded<O> {
                 let why = format!("{}: takes {taken:?} bytes, got {sizes:?}", entry.name);
                 return Err(device::Error::Compile(why));
             }
-            let grid = (launch.grid)(&self.shapes.sizes).map(|n| n as u32);
-            // The assembler reads four numbers at once, also where fewer are left.
-            let shared = ((launch.shared)(&self.shapes.sizes) as u32).next_multiple_of(16);
-            launches.push((
-                function,
-                Shape { grid, block: [(launch.threads)(&self.shapes.sizes) as u32, 1, 1], shared },
-                values,
-            ));
+            let Launch { grid, threads, shared, .. } = launch;
+            let n = &self.shapes.sizes;
+            let shape = Shape::of(grid(n).map(|n| n as u32), threads(n) as u32, shared(n) as u32);
+            launches.push((function, shape, values));
         }
         Ok(There { places, launches })
     }
@@ -472,9 +465,16 @@ impl Shapes {
             let Codes { codes, scales } = Codes::new(&weights, rows, d, narrow);
             let codes = View::U8(ArrayView1::from(&codes).into_dyn());
             let scales = View::F32(ArrayView1::from(&scales).into_dyn());
+            // As the checkpoint has them, or in bf16, which they are.
+            let wide = |parameter: &Parameter| {
+                parameter.name == scales_of(name)
+                    && parameter.kind == Kind::Input("float".to_owned())
+            };
+            let mut parameters = entries.iter().flat_map(|entry| &entry.parameters);
+            let dtype = if parameters.any(wide) { Dtype::F32 } else { Dtype::Bf16 };
             return vec![
                 stored(name, Dtype::U8, &codes),
-                stored(scales_of(name), Dtype::Bf16, &scales),
+                stored(scales_of(name), dtype, &scales),
             ];
         }
         let dtype = match view {

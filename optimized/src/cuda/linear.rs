@@ -1,16 +1,15 @@
 //! CUDA variants of `linear`.
 
 use golden::{
-    Claims, Plan, Spec, Variant,
+    Claims, Plan, Plant, Spec, Variant,
     ops::linear::{Case, Linear},
 };
 
 use super::{
-    entry::{
-        ACTIVATION_BYTES, Launch, MULTIPROCESSORS, Scratch, Sizes, THREADS, WEIGHT_BYTES, pieces,
-        threads,
+    entry::{Launch, MULTIPROCESSORS, Sizes, THREADS, WEIGHT_BYTES, pieces, threads},
+    hopper::{
+        LAST_BLOCK_DROPPED, PIECES, SCALE_OF_NEIGHBOUR, TILE_SHARED, split, tile_threads, unread,
     },
-    hopper::{LAST_BLOCK_DROPPED, SCALE_OF_NEIGHBOUR, TILE_SHARED, tile_threads, unread},
     kernel::{CLAIMS, Cuda, any, chosen},
 };
 use crate::cpu::linear::PLANTS;
@@ -61,7 +60,7 @@ const GEMV: Cuda<Linear> = Cuda {
     plan: |spec| Plan::stored(spec.dtype),
     // Activations in f32 are summed in another order of one or two rows than of more.
     claims: Claims { batch_invariant: false, ..CLAIMS },
-    plants: &[LAST_BLOCK_DROPPED, PLANTS[3], PLANTS[4], SCALE_OF_NEIGHBOUR, PLANTS[5]],
+    plants: &HOPPER_PLANTS,
 };
 
 /// The same of 32 rows.
@@ -79,18 +78,25 @@ const GEMV_32: Cuda<Linear> = Cuda {
 const GEMM: Cuda<Linear> = Cuda {
     name: "cuda/gemm",
     launches: &[
-        Launch::blocks("linear_split", |n| threads(n.of("N") * n.of("D")))
-            .of(|build| build.activations == "f32"),
+        split("linear_split"),
         Launch::blocks("linear_gemm", |n| [n.of(MULTIPROCESSORS), 1, 1])
             .threads(tile_threads)
             .sharing(|_| TILE_SHARED),
     ],
-    scratch: &[Scratch::new("pieces", |n| {
-        if n.of(ACTIVATION_BYTES) == 4 { 6 * n.of("N") * n.of("D") } else { 0 }
-    })],
+    scratch: &[PIECES],
     claims: CLAIMS,
-    plants: &[LAST_BLOCK_DROPPED, PLANTS[4], SCALE_OF_NEIGHBOUR, PLANTS[5]],
+    plants: {
+        // Tiles do not shift a row.
+        let [all @ .., _] = &HOPPER_PLANTS;
+        all
+    },
     ..GEMV
+};
+
+const HOPPER_PLANTS: [Plant; 5] = {
+    let [scale, token, row] =
+        chosen(PLANTS, ["uniform-scale", "last-token-stale", "last-row-shifted"]);
+    [LAST_BLOCK_DROPPED, SCALE_OF_NEIGHBOUR, scale, token, row]
 };
 
 /// Many rows of weights need few warps each.

@@ -58,7 +58,11 @@ use super::{
 use crate::cpu::model::pieces::{Piece, join, pieces, want_of};
 
 /// Rows that are walked at once.
-pub(super) const PIECE: usize = 2048;
+pub(super) fn piece(fast: Option<Fast>) -> usize {
+    /// By plain kernels.
+    const PIECE: usize = 2048;
+    fast.map_or(PIECE, |_| Fast::PIECE)
+}
 
 /// Why this machine cannot do what is asked, in one line.
 #[derive(Debug)]
@@ -181,7 +185,7 @@ impl Model {
             device,
             kernels,
             format,
-            fast: fast(&config, format),
+            fast: fast(&config, format).ok(),
             embedding,
             layers,
             final_norm,
@@ -223,8 +227,7 @@ impl Model {
             let undo = Undo { before: Vec::new(), tokens, forced_routing };
             self.undo = Some((undo, self.states.save_linear(&self.device)?));
         }
-        let longest = tokens.iter().zip(&self.states.lengths);
-        let longest = longest.map(|(tokens, length)| tokens.len() + length).max().unwrap_or(0);
+        let longest = longest(tokens, &self.states.lengths);
         let row = self.sizes().row;
         self.states.grow(&self.device, row, longest)?;
         let looked = want.taps || want.forced.is_some() || want.forced_routing.is_some();
@@ -232,7 +235,7 @@ impl Model {
         if plain && !tokens.is_empty() && tokens.iter().all(|tokens| tokens.len() == 1) {
             return self.decode(context, tokens, want);
         }
-        let pieces = pieces(tokens, PIECE);
+        let pieces = pieces(tokens, piece(self.fast));
         if let [whole] = &pieces[..] {
             return self.piece(context, whole, want);
         }
@@ -452,8 +455,7 @@ impl Model {
         let (n, d) = (piece.rows.len(), self.config.hidden_size);
         let eps = self.config.rms_norm_eps as f32;
         let asked = piece.asked(answer);
-        let longest = piece.tokens.iter().zip(&self.states.drafts);
-        let longest = longest.map(|(tokens, length)| tokens.len() + length).max().unwrap_or(0);
+        let longest = longest(&piece.tokens, &self.states.drafts);
         let row = self.sizes().row;
         self.states.grow_drafts(&self.device, row, longest)?;
         let drafts = self.states.drafts.clone();
@@ -499,11 +501,19 @@ impl Model {
     }
 }
 
-/// Kernels for Hopper, where the GPU and the model are what they are for.
-fn fast(config: &Config, format: Format) -> Option<Fast> {
-    let gpu = gpu().as_ref().ok()?;
-    let fits = Fast::fits(config, format.element(), &gpu.target);
-    fits.then_some(Fast { multiprocessors: gpu.multiprocessors as usize })
+/// Kernels for Hopper, where the GPU and the model are what they are for; else why they are not.
+fn fast(config: &Config, format: Format) -> Result<Fast, String> {
+    let gpu = gpu().as_ref().map_err(Clone::clone)?;
+    match Fast::unfit(config, format.element(), &gpu.target) {
+        None => Ok(Fast { multiprocessors: gpu.multiprocessors as usize }),
+        Some(why) => Err(why),
+    }
+}
+
+/// Tokens of the longest sequence once these are added.
+fn longest(tokens: &[Vec<u32>], lengths: &[usize]) -> usize {
+    let after = tokens.iter().zip(lengths).map(|(tokens, length)| tokens.len() + length);
+    after.max().unwrap_or(0)
 }
 
 /// Does some work on the device, alone; a fault of the device takes it from this process.

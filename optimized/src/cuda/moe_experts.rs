@@ -7,8 +7,11 @@ use golden::{
 };
 
 use super::{
-    entry::{ACTIVATION_BYTES, Launch, MULTIPROCESSORS, Scratch, Sizes, pieces, threads},
-    hopper::{LAST_BLOCK_DROPPED, SCALE_OF_NEIGHBOUR, TILE_SHARED, tile_threads, unread},
+    entry::{ACTIVATION_BYTES, Launch, MULTIPROCESSORS, Scratch, Sizes, pieces},
+    hopper::{
+        LAST_BLOCK_DROPPED, PIECES, SCALE_OF_NEIGHBOUR, TILE_SHARED, in_pieces, split,
+        tile_threads, unread,
+    },
     kernel::{CLAIMS, Cuda, any, chosen},
 };
 use crate::cpu::moe_experts::PLANTS;
@@ -75,8 +78,7 @@ const GEMM: Cuda<MoeExperts> = Cuda {
             .sharing(|n| 4 * n.of("EXPERTS")),
         Launch::blocks("moe_experts_offsets", |_| [1, 1, 1]).threads(|_| 1024),
         Launch::blocks("moe_experts_place", |n| [chunks(n), 1, 1]).threads(|_| 512),
-        Launch::blocks("moe_experts_split", |n| threads(n.of("N") * n.of("D")))
-            .of(|build| build.activations == "f32"),
+        split("moe_experts_split"),
         Launch::blocks("moe_experts_gemm_up", |n| [n.of(MULTIPROCESSORS), 1, 1])
             .threads(tile_threads)
             .sharing(|_| TILE_SHARED),
@@ -91,13 +93,9 @@ const GEMM: Cuda<MoeExperts> = Cuda {
         Scratch::new("tiles", |n| 8 * (pieces(pairs(n), 128) + n.of("EXPERTS"))),
         Scratch::new("n_tiles", |_| 4),
         Scratch::new("order", |n| 4 * pairs(n)),
-        Scratch::new("pieces", |n| {
-            if n.of(ACTIVATION_BYTES) == 4 { 6 * n.of("N") * n.of("D") } else { 0 }
-        }),
-        Scratch::new("passed", |n| {
-            let pieces = if n.of(ACTIVATION_BYTES) == 4 { 3 } else { 1 };
-            2 * pieces * pairs(n) * n.of("F")
-        }),
+        PIECES,
+        // In pieces too, where activations are.
+        Scratch::new("passed", |n| 2 * if in_pieces(n) { 3 } else { 1 } * pairs(n) * n.of("F")),
         Scratch::new("parts", |n| n.of(ACTIVATION_BYTES) * pairs(n) * n.of("D")),
     ],
     unfit: |spec| {
@@ -120,7 +118,7 @@ const HOPPER_PLANTS: [Plant; 5] = {
     let shifted = Plant {
         name: "rows-of-expert-shifted",
         what: "some experts' rows are read one off",
-        cite: "https://github.com/vllm-project/vllm/issues/27168",
+        cite: "https://github.com/meta-pytorch/applied-ai/issues/25",
     };
     [a, LAST_BLOCK_DROPPED, shifted, SCALE_OF_NEIGHBOUR, b]
 };
@@ -137,5 +135,5 @@ fn chunks(n: &Sizes) -> i64 {
 
 fn down_threads(n: &Sizes) -> i64 {
     let experts = if n.of("N") == 1 { 64 } else { 32 };
-    (experts * n.of("A")).min(640)
+    (experts * n.of("A")).min(704)
 }

@@ -20,7 +20,7 @@ pub(in crate::cuda) struct Fast {
 }
 
 /// Tokens that a matrix is multiplied with at the speed of memory.
-const FEW: usize = 8;
+pub(in crate::cuda) const FEW: usize = 8;
 /// The same, four times as many.
 const SOME: usize = 32;
 /// Shared memory of a block of the pipeline of products.
@@ -34,6 +34,29 @@ const MOST_EXPERTS: usize = 1024;
 /// Pairs of token and expert that are sorted together.
 const PAIRS: usize = 1024;
 
+/// Kernels that may start before what is before them has ended: each waits for it before it reads what others
+/// write, weights and its own arguments apart.
+const EARLY: [&str; 14] = [
+    "attention_decode_1",
+    "engine_attention_in",
+    "engine_delta_in",
+    "engine_embedding",
+    "engine_gated_norm",
+    "engine_gather",
+    "engine_norm",
+    "engine_route",
+    "gated_delta_rule_few",
+    "linear_gemv",
+    "linear_gemv_32",
+    "moe_experts_gemv_down",
+    "moe_experts_gemv_up",
+    "moe_router_gemv",
+];
+
+pub(super) fn starts_early(entry: &str) -> bool {
+    EARLY.contains(&entry)
+}
+
 /// The room that tokens take while they are sorted by their experts.
 pub(in crate::cuda) struct Sorted<'a> {
     pub(in crate::cuda) counts: &'a Buffer,
@@ -46,18 +69,56 @@ pub(in crate::cuda) struct Sorted<'a> {
 }
 
 impl Fast {
-    /// Whether a model is one that they are for.
-    pub(in crate::cuda) fn fits(c: &Config, element: Element, target: &str) -> bool {
-        let heads = c.head_dim == 256 && c.num_attention_heads == 8 * c.num_key_value_heads;
-        let delta = (c.linear_key_head_dim, c.linear_value_head_dim) == (128, 128);
+    /// Why a model is not one that they are for, if so.
+    pub(in crate::cuda) fn unfit(c: &Config, element: Element, target: &str) -> Option<String> {
+        if target != "sm_90a" {
+            return Some(format!("those for Hopper are of sm_90a, this GPU is {target}"));
+        }
+        if element != Element::Bf16 {
+            return Some("those for Hopper are of activations in bf16".to_owned());
+        }
+        let (h, heads, kept) = (c.head_dim, c.num_attention_heads, c.num_key_value_heads);
+        if h != 256 || heads != 8 * kept {
+            return Some(format!(
+                "those for Hopper are of 8 heads of 256 channels to a head of keys, this model has {heads} to \
+                 {kept}, of {h}"
+            ));
+        }
+        let delta = [c.linear_key_head_dim, c.linear_value_head_dim];
+        if delta != [128, 128] {
+            return Some(format!(
+                "those for Hopper are of states of 128 by 128, this model's are {} by {}",
+                delta[0], delta[1]
+            ));
+        }
         let columns = [
             c.hidden_size,
             c.linear_value_dim(),
             c.moe_intermediate_size,
             c.shared_expert_intermediate_size,
         ];
-        let whole = columns.iter().all(|n| n.is_multiple_of(16)) && c.num_experts <= MOST_EXPERTS;
-        target == "sm_90a" && element == Element::Bf16 && heads && delta && whole
+        if let Some(odd) = columns.iter().find(|n| !n.is_multiple_of(16)) {
+            return Some(format!(
+                "those for Hopper are of channels in multiples of 16, this model has {odd}"
+            ));
+        }
+        let experts = c.num_experts;
+        // One more is the shared one.
+        (MOST_EXPERTS <= experts)
+            .then(|| format!("those for Hopper are of fewer than {MOST_EXPERTS} experts, not {experts}"))
+    }
+
+    /// Tokens that are walked at once: as many as give every expert some tiles of them.
+    pub(in crate::cuda) const PIECE: usize = 32_768;
+
+    /// Whether they read a matrix.
+    pub(in crate::cuda) fn reads(weight: &Matrix) -> bool {
+        let known = match weight.stored {
+            Stored::Bf16 => true,
+            Stored::Fp8 => weight.block == [128, 128],
+            Stored::F32 | Stored::F16 => false,
+        };
+        known && weight.columns.is_multiple_of(16)
     }
 
     /// Clusters of eight blocks that share the keys of a sequence.
@@ -84,6 +145,8 @@ impl Fast {
         experts: usize,
         (f, d): (usize, usize),
     ) -> [usize; 7] {
+        // One more is the shared one.
+        let experts = experts + 1;
         let counts = 4 * pairs.div_ceil(PAIRS) * experts;
         let tiles = 8 * (pairs.div_ceil(128) + experts);
         [counts, 4 * (experts + 1), tiles, 4, 4 * pairs, 2 * pairs * f, 2 * pairs * d]
@@ -98,18 +161,12 @@ fn with_gaps(sequences: usize) -> usize {
 impl Ops<'_> {
     /// Whether products with a matrix are those of tensor cores.
     pub(in crate::cuda) fn reads(&self, weight: &Matrix) -> bool {
-        let known = match weight.stored {
-            Stored::Bf16 => true,
-            Stored::Fp8 => weight.halves.is_some() && weight.block == [128, 128],
-            Stored::F32 | Stored::F16 => false,
-        };
-        self.fast.is_some() && known && weight.columns.is_multiple_of(16)
+        self.fast.is_some() && Fast::reads(weight)
     }
 
     /// The same of one whose results stay in f32.
     pub(super) fn decides(&self, weight: &Matrix) -> bool {
-        let few = (2..=MOST_EXPERTS).contains(&weight.rows);
-        self.reads(weight) && weight.stored == Stored::Bf16 && few
+        self.reads(weight) && weight.stored == Stored::Bf16 && 1 < weight.rows
     }
 
     fn multiprocessors(&self) -> usize {
@@ -134,7 +191,7 @@ impl Ops<'_> {
             ("x", at(x)),
             ("pieces", At(0)),
             ("weight", at(&weight.weights)),
-            ("weight_scales", maybe(weight.halves.as_ref())),
+            ("weight_scales", maybe(weight.scales.as_ref())),
             ("N", Int(n)),
             ("M", Int(m)),
             ("D", Int(d)),
@@ -175,7 +232,8 @@ impl Ops<'_> {
         ];
         let source = (&hopper::MOE_ROUTER, Build { activations: "bf16", weights: None });
         if n <= FEW {
-            let shape = ([weight.rows.div_ceil(16), 1, 1], 512, 144 * 512);
+            let threads = if 6400 <= weight.rows { 128 } else { 512 };
+            let shape = ([weight.rows.div_ceil(16), 1, 1], threads, 144 * threads);
             return self.launch(source, "moe_router_gemv", shape, &args);
         }
         let shape = ([self.multiprocessors(), 1, 1], tile_threads(false), TILE_SHARED);
@@ -232,16 +290,16 @@ impl Ops<'_> {
             ("x", at(x)),
             ("pieces", At(0)),
             ("gate_proj", at(&gate.weights)),
-            ("gate_proj_scales", maybe(gate.halves.as_ref())),
+            ("gate_proj_scales", maybe(gate.scales.as_ref())),
             ("up_proj", at(&up.weights)),
-            ("up_proj_scales", maybe(up.halves.as_ref())),
+            ("up_proj_scales", maybe(up.scales.as_ref())),
         ];
         let args = [&args[..], &sorted, &sizes].concat();
         self.launch(source, "moe_experts_gemm_up", shape, &args)?;
         let args = [
             ("parts", at(room.parts)),
             ("down_proj", at(&down.weights)),
-            ("down_proj_scales", maybe(down.halves.as_ref())),
+            ("down_proj_scales", maybe(down.scales.as_ref())),
         ];
         let args = [&args[..], &sorted, &sizes].concat();
         self.launch(source, "moe_experts_gemm_down", shape, &args)?;
@@ -255,9 +313,47 @@ impl Ops<'_> {
         self.launch(source, "moe_experts_combine", ([n, 1, 1], 256, 0), &args)
     }
 
-    /// Whether experts of so many tokens are sorted.
-    pub(in crate::cuda) fn sorts(&self, all: &[Matrix; 3], n: usize) -> bool {
-        FEW < n && all.iter().all(|one| self.reads(one) && one.stored == all[0].stored)
+    /// Experts of a few tokens, each of which is read for its token; in E.
+    pub(in crate::cuda) fn few_experts(
+        &mut self,
+        o: &Buffer,
+        (x, hidden): (&Buffer, &Buffer),
+        all: &[Matrix; 3],
+        (ids, weights): (&Buffer, &Buffer),
+        (n, active): (usize, usize),
+    ) -> Result<(), Error> {
+        /// Threads that `moe_experts_gemv_down` can have.
+        const MOST: usize = 704;
+        let [gate, up, down] = all;
+        let (f, d) = (gate.rows, gate.columns);
+        let source = (&hopper::MOE_EXPERTS, Self::of(gate));
+        let sizes = [("D", Int(d)), ("A", Int(active)), ("F", Int(f))];
+        let between = [("hidden", at(hidden)), ("ids", at(ids))];
+        let args = [
+            ("x", at(x)),
+            ("gate_proj", at(&gate.weights)),
+            ("gate_proj_scales", maybe(gate.scales.as_ref())),
+            ("up_proj", at(&up.weights)),
+            ("up_proj_scales", maybe(up.scales.as_ref())),
+        ];
+        let args = [&args[..], &between, &sizes].concat();
+        let shape = ([f.div_ceil(8), n * active, 1], 128, 16_384);
+        self.launch(source, "moe_experts_gemv_up", shape, &args)?;
+        let args = [
+            ("o", at(o)),
+            ("weights", at(weights)),
+            ("down_proj", at(&down.weights)),
+            ("down_proj_scales", maybe(down.scales.as_ref())),
+        ];
+        let args = [&args[..], &between, &sizes].concat();
+        let threads = (if n == 1 { 64 } else { 32 } * active).min(MOST);
+        let shape = ([d.div_ceil(16), n, 1], threads, 128 * (threads + active));
+        self.launch(source, "moe_experts_gemv_down", shape, &args)
+    }
+
+    /// Whether experts are read by kernels for Hopper.
+    pub(in crate::cuda) fn takes(&self, all: &[Matrix; 3]) -> bool {
+        all.iter().all(|one| self.reads(one) && one.stored == all[0].stored)
     }
 
     /// The delta rule: one token of each sequence, or chunks.
@@ -336,4 +432,24 @@ impl Ops<'_> {
 /// Threads of a block of the pipeline; where weights are codes, two more warps in four write them out.
 fn tile_threads(codes: bool) -> usize {
     if codes { 512 } else { 384 }
+}
+
+#[cfg(test)]
+mod tests {
+    use kernels::sources;
+
+    use super::EARLY;
+
+    #[test]
+    fn what_starts_early_waits() {
+        for entry in EARLY {
+            let texts: Vec<String> = sources().map(kernels::Source::text).collect();
+            let head = format!(" {entry}(\n");
+            let text = texts.iter().find_map(|text| text.split_once(&head)).unwrap().1;
+            let body = text.split("\n}\n").next().unwrap();
+            // Those that call one of these wait in there.
+            let waits = ["wait_for_previous()", "gemv<", "gather(", "decode<1"];
+            assert!(waits.iter().any(|wait| body.contains(wait)), "{entry}");
+        }
+    }
 }

@@ -5,15 +5,16 @@ use golden::{
     engine::{LinearState, Listener, Rows, Snapshot, Step, Traffic, Want},
     plan::{Form, Grid, Site},
 };
-use half::bf16;
 use ndarray::{Array2, Array3, Array4, Axis, Slice};
-use zerocopy::IntoBytes;
 
-use super::{Format, LayerState, Model, PIECE, memory, on, seen::numbers};
+use super::{
+    Format, LayerState, Model, PIECE, memory, on,
+    seen::{numbers, stored},
+};
 use crate::{
     cpu::model::pieces::{join, pieces},
     cuda::{
-        engine::{Element, Ops},
+        engine::{Element, Fast, Ops},
         launch::Stream,
     },
 };
@@ -32,6 +33,17 @@ impl Engine for Model {
 
     fn plan(&self) -> Plan {
         plan(self.format, self.fast.is_some())
+    }
+
+    fn falls_back(&self) -> Option<String> {
+        if let Err(why) = fast(&self.config, self.format) {
+            return Some(why);
+        }
+        let odd: Vec<_> = self.layers.iter().flat_map(Layer::projections).collect();
+        let all = odd.len();
+        let odd = odd.into_iter().filter(|matrix| !Fast::reads(matrix)).count();
+        let of = "those for Hopper are of weights in bf16, or in FP8 in blocks of 128 by 128";
+        (0 < odd).then(|| format!("{of}; {odd} of {all} kinds of projections are not"))
     }
 
     fn claims(&self) -> Claims {
@@ -76,7 +88,7 @@ impl Engine for Model {
             let mut rng = Rng::keyed("pretend", seed);
             let mut drawn = |n: usize, of: f32, element| {
                 let all: Vec<f32> = (0..n).map(|_| of * rng.uniform(-1.0, 1.0)).collect();
-                stored(&all, element)
+                stored(&all, element).into_owned()
             };
             let mut rows = [device.room(TURN * row)?, device.room(TURN * row)?];
             for rows in &mut rows {
@@ -269,17 +281,6 @@ fn plan(format: Format, fast: bool) -> Plan {
     }
 }
 
-/// Numbers as a buffer has them.
-fn stored(x: &[f32], element: Element) -> Vec<u8> {
-    match element {
-        Element::F32 => x.as_bytes().to_vec(),
-        Element::Bf16 => {
-            let narrow: Vec<u16> = x.iter().map(|&x| bf16::from_f32(x).to_bits()).collect();
-            narrow.as_bytes().to_vec()
-        }
-    }
-}
-
 impl Model {
     /// The MTP head over all tokens; logits and hidden states of some.
     fn drafts(
@@ -296,7 +297,7 @@ impl Model {
         }
         self.on(|model, context| {
             let mut step = None;
-            for piece in pieces(tokens, PIECE) {
+            for piece in pieces(tokens, piece(model.fast)) {
                 let own = hidden.slice_axis(Axis(0), Slice::from(piece.rows.clone()));
                 let own: Vec<f32> = own.iter().copied().collect();
                 join(&mut step, model.draft(context, &piece, &own, rows)?)?;

@@ -8,9 +8,9 @@ use golden::{
 };
 
 use super::{
-    Format, PIECE, Unfit, fast,
+    Format, Unfit, fast, piece,
     scratch::Room,
-    states::{GRAIN, Sizes},
+    states::{Sizes, capacity},
     weights::{block, kept},
 };
 use crate::cuda::{
@@ -29,11 +29,8 @@ pub fn memory(weights: &dyn Weights, format: &str, demand: &Demand) -> Result<Me
     let full = c.layer_types.iter().filter(|mixer| **mixer == Mixer::Full).count();
     let linear = c.layer_types.len() - full;
     let state = product(&[linear, sizes.conv + sizes.recurrent, demand.sequences]);
-    let room = |tokens: usize| match tokens {
-        0 => 0,
-        tokens => tokens.saturating_add(tokens / 4).saturating_add(GRAIN) / GRAIN * GRAIN,
-    };
-    let cache = |tokens, layers| product(&[2, layers, room(tokens), sizes.row, demand.sequences]);
+    let cache =
+        |tokens, layers| product(&[2, layers, capacity(tokens), sizes.row, demand.sequences]);
     Ok(Memory {
         mapped: 0,
         owned: self::weights(weights, format)?,
@@ -44,9 +41,9 @@ pub fn memory(weights: &dyn Weights, format: &str, demand: &Demand) -> Result<Me
 }
 
 fn scratch(c: &Config, format: Format, demand: &Demand) -> u64 {
-    let rows = demand.fed.clamp(1, PIECE).next_power_of_two();
-    let sequences = demand.sequences.max(1).next_power_of_two();
-    Room { c, element: format.element(), fast: fast(c, format), n: rows, sequences }.all()
+    let fast = fast(c, format).ok();
+    let (rows, sequences) = (demand.fed.clamp(1, piece(fast)), demand.sequences.max(1));
+    Room::of(c, (format.element(), fast), (rows, sequences)).all()
 }
 
 /// Bytes of all weights.

@@ -48,8 +48,7 @@ impl Paper {
         let block = if stored == Stored::Fp8 { [128, 128] } else { [1, 1] };
         let blocks = count * rows.div_ceil(block[0]) * columns.div_ceil(block[1]);
         let scales = (stored == Stored::Fp8).then(|| self.room(4 * blocks));
-        let halves = (stored == Stored::Fp8).then(|| self.room(2 * blocks));
-        Matrix { weights, scales, halves, stored, rows, columns, block }
+        Matrix { weights, scales, stored, rows, columns, block }
     }
 
     fn swiglu(&mut self, count: usize, [d, f]: [usize; 2], stored: Stored) -> Swiglu {
@@ -84,12 +83,23 @@ impl Paper {
         };
         let mlp = match mlp {
             Mlp::Dense => MlpWeights::Dense(self.swiglu(1, [d, c.intermediate_size], stored)),
-            Mlp::Sparse => MlpWeights::Sparse {
-                router: self.matrices(1, [c.num_experts, d], whole),
-                experts: self.swiglu(c.num_experts, [d, c.moe_intermediate_size], stored),
-                shared: self.swiglu(1, [d, c.shared_expert_intermediate_size], stored),
-                shared_gate: self.matrices(1, [1, d], whole),
-            },
+            Mlp::Sparse => {
+                let (count, f) = (c.num_experts, c.moe_intermediate_size);
+                let router = self.matrices(1, [count, d], whole);
+                let shared_gate = self.matrices(1, [1, d], whole);
+                let mut together = None;
+                let (experts, shared);
+                if f == c.shared_expert_intermediate_size {
+                    let all = self.swiglu(count + 1, [d, f], stored);
+                    experts = all.each_ref().map(|all| all.some(0, count, count + 1));
+                    shared = all.each_ref().map(|all| all.some(count, 1, count + 1));
+                    together = Some(all);
+                } else {
+                    experts = self.swiglu(count, [d, f], stored);
+                    shared = self.swiglu(1, [d, c.shared_expert_intermediate_size], stored);
+                }
+                MlpWeights::Sparse { router, experts, shared, shared_gate, together }
+            }
         };
         Layer { input_norm: self.room(4 * d), mixer, post_norm: self.room(4 * d), mlp }
     }
@@ -253,7 +263,13 @@ fn every_launch_is_as_its_kernel_says() {
 #[test]
 fn kernels_for_hopper_are_as_they_say() {
     let official = Preset::Official.config(Some(4), None).unwrap();
-    assert!(Fast::fits(&official, Element::Bf16, "sm_90a"));
+    assert_eq!(Fast::unfit(&official, Element::Bf16, "sm_90a"), None);
+    let tiny = Preset::Tiny.config(None, None).unwrap();
+    assert!(Fast::unfit(&tiny, Element::Bf16, "sm_90a").is_some_and(|why| why.contains("heads")));
+    assert!(Fast::unfit(&official, Element::F32, "sm_90a").is_some_and(|why| why.contains("bf16")));
+    assert!(
+        Fast::unfit(&official, Element::Bf16, "sm_80").is_some_and(|why| why.contains("sm_80"))
+    );
     let fast = Some(Fast { multiprocessors: 132 });
     for stored in [Stored::Bf16, Stored::Fp8] {
         for lengths in [&[1][..], &[1, 1, 1], &[2], &[5, 0, 1], &[9], &[40], &[2048], &[700, 3]] {
@@ -267,6 +283,8 @@ fn kernels_for_hopper_are_as_they_say() {
             assert_eq!(0 < seen("gated_delta_rule_chunk_walk"), !one_each);
             assert_eq!(0 < seen("linear_gemm"), 32 < n);
             assert_eq!(0 < seen("moe_experts_gemm_down"), 8 < n);
+            assert_eq!(0 < seen("moe_experts_gemv_down"), n <= 8);
+            assert_eq!(seen("engine_experts_up"), 0);
         }
     }
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::cuda::{
     device::{Buffer, Device},
-    engine::{Added, Delta, Element, Experts, Heads, Matrix, Ops, Sorted},
+    engine::{Added, Delta, Element, Experts, FEW, Heads, Matrix, Ops, Sorted},
 };
 
 /// A piece on its way through the layers.
@@ -277,17 +277,20 @@ impl<'a> Pass<'a> {
         let (active, experts) = (c.num_experts_per_tok, c.num_experts);
         let r = &*self.scratch;
         let x = (&r.normed, &r.hidden);
-        let (router, routed, shared, shared_gate) = match mlp {
+        let (router, routed, shared, shared_gate, together) = match mlp {
             MlpWeights::Dense(dense) => {
                 let experts = Experts { routed: None, shared: Some((dense, None)) };
                 self.ops.experts(&r.added, x, &experts, n)?;
                 self.see_wide(looked, ("dense_mlp", "o"), &[n, d], |r| &mut r.added)?;
                 return Ok(None);
             }
-            MlpWeights::Sparse { router, experts, shared, shared_gate } => {
-                (router, experts, shared, shared_gate)
+            MlpWeights::Sparse { router, experts, shared, shared_gate, together } => {
+                (router, experts, shared, shared_gate, together.as_ref())
             }
         };
+        // The shared expert is one more of all, in every token's last slot.
+        let together = together.filter(|all| self.ops.takes(all) && !looked.seen.looks());
+        let slots = active + usize::from(together.is_some());
         self.ops.wide(&r.router, &r.normed, router, n)?;
         self.see_wide(looked, ("moe_router", "logits"), &[n, experts], |r| &mut r.router)?;
         let given = looked.seen.given_ids("moe_router", "ids")?;
@@ -298,27 +301,34 @@ impl<'a> Pass<'a> {
         let r = &*self.scratch;
         let out = [&r.ids, &r.weights, &r.margins, &r.opens];
         let reads = (&r.router, &r.normed, shared_gate);
-        let sizes = (n, active, experts);
+        let sizes = (n, active, slots, experts);
         self.ops.route(out, reads, given.as_ref(), sizes, c.norm_topk_prob)?;
         self.see_wide(looked, ("moe_router", "weights"), &[n, active], |r| &mut r.weights)?;
         let r = &*self.scratch;
         let x = (&r.normed, &r.hidden);
         let chosen = Some((routed, &r.ids, &r.weights, active));
         let always = Some((shared, Some(&r.opens)));
-        let alike = routed.iter().zip(shared).all(|(one, other)| {
-            (one.stored, one.rows, one.block) == (other.stored, other.rows, other.block)
-        });
-        let sorts = self.ops.sorts(routed, n) && self.ops.sorts(shared, n);
-        if sorts && !looked.seen.looks() {
-            let room = Sorted {
-                counts: &r.counts,
-                offsets: &r.offsets,
-                tiles: &r.tiles,
-                n_tiles: &r.n_tiles,
-                order: &r.order,
-                passed: &r.passed,
-                parts: &r.expert_parts,
-            };
+        let alike = routed.iter().zip(shared).all(|(one, other)| one.alike(other));
+        let sorts = FEW < n && self.ops.takes(routed) && self.ops.takes(shared);
+        let room = Sorted {
+            counts: &r.counts,
+            offsets: &r.offsets,
+            tiles: &r.tiles,
+            n_tiles: &r.n_tiles,
+            order: &r.order,
+            passed: &r.passed,
+            parts: &r.expert_parts,
+        };
+        if let Some(all) = together {
+            let by = (&r.ids, &r.weights);
+            if n <= FEW {
+                self.ops.few_experts(&r.narrow, x, all, by, (n, slots))?;
+            } else {
+                let own = (all, experts + 1);
+                self.ops.fast_experts(&r.narrow, &r.normed, own, by, (n, slots), &room)?;
+            }
+            self.pending = Pending::Narrow;
+        } else if sorts && !looked.seen.looks() {
             let (own, by) = ((routed, experts), (&r.ids, &r.weights));
             self.ops.fast_experts(&r.narrow, &r.normed, own, by, (n, active), &room)?;
             let (own, by) = ((shared, 1), (&r.zeros, &r.opens));
@@ -339,7 +349,7 @@ impl<'a> Pass<'a> {
             return Ok(None);
         }
         let device = self.device()?;
-        let ids = self.scratch.ids(device, (n, active))?;
+        let ids = self.scratch.ids(device, (n, active, slots))?;
         let margins = seen::numbers(device, &self.scratch.margins, Element::F32, n)?;
         Ok(Some(Routing { ids, margins }))
     }

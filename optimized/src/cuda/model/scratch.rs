@@ -1,13 +1,13 @@
 //! Room on the device for what a piece computes, used again by every layer.
 
 use golden::{Config, Error, config::Mlp};
-use ndarray::Array2;
+use ndarray::{Array2, s};
 use zerocopy::IntoBytes;
 
-use super::seen::numbers;
+use super::{seen::numbers, told::Told};
 use crate::cuda::{
     device::{self, Buffer, Device},
-    engine::{Element, Fast},
+    engine::{Element, FEW, Fast},
 };
 
 /// Rows of logits that are computed at once.
@@ -75,14 +75,14 @@ scratch! {
     attended,
     /// `[N, EXPERTS]` f32.
     router,
-    /// `[N, A]` i64.
+    /// `[N, A]` i64, or with the shared expert behind them.
     ids,
-    /// `[N, A]` f32.
+    /// `[N, A]` f32, likewise.
     weights,
     /// `[N]` f32 each.
     margins,
     opens,
-    /// `[N, A + 1, F]` E, or what a shared expert or a dense layer needs.
+    /// `[N, A + 1, F]` E, of few tokens three times as much; or what a shared expert or a dense layer needs.
     hidden,
     /// `[N, 2 D]` E, what the draft head reads.
     pairs,
@@ -123,20 +123,18 @@ impl Scratch {
         &mut self,
         device: &Device,
         c: &Config,
-        (element, fast): (Element, Option<Fast>),
+        kinds: (Element, Option<Fast>),
         (rows, sequences): (usize, usize),
     ) -> Result<(), device::Error> {
         if rows <= self.rows && sequences <= self.sequences {
             return Ok(());
         }
-        let rows = rows.max(self.rows).next_power_of_two();
-        let sequences = sequences.max(self.sequences).next_power_of_two();
+        let of = Room::of(c, kinds, (rows.max(self.rows), sequences.max(self.sequences)));
         let moved = self.moved + 1;
         // What there was goes first.
         *self = Scratch::none(device)?;
-        let of = Room { c, element, fast, n: rows, sequences };
         *self = Scratch::make(&mut |name| device.room(of.bytes(name)))?;
-        (self.rows, self.sequences, self.moved) = (rows, sequences, moved);
+        (self.rows, self.sequences, self.moved) = (of.n, of.sequences, moved);
         Ok(())
     }
 
@@ -173,15 +171,16 @@ impl Scratch {
         Ok(if rows.len() == end { all } else { all.select(ndarray::Axis(0), rows) })
     }
 
-    /// The experts of `n` tokens.
+    /// The experts of `n` tokens, of so many slots each.
     pub(super) fn ids(
         &self,
         device: &Device,
-        (n, active): (usize, usize),
+        (n, active, slots): (usize, usize, usize),
     ) -> Result<Array2<i64>, Error> {
-        let mut ids = vec![0_i64; n * active];
+        let mut ids = vec![0_i64; n * slots];
         device.get(&self.ids, ids.as_mut_bytes())?;
-        Ok(Array2::from_shape_vec((n, active), ids)?)
+        let all = Array2::from_shape_vec((n, slots), ids)?;
+        Ok(all.slice_move(s![.., ..active]))
     }
 
     /// The logits at hand.
@@ -201,7 +200,17 @@ pub(super) struct Room<'a> {
     pub(super) sequences: usize,
 }
 
-impl Room<'_> {
+impl<'a> Room<'a> {
+    /// For so many rows of so many sequences, and some more.
+    pub(super) fn of(
+        c: &'a Config,
+        (element, fast): (Element, Option<Fast>),
+        (rows, sequences): (usize, usize),
+    ) -> Room<'a> {
+        let (n, sequences) = (rows.next_power_of_two(), sequences.next_power_of_two());
+        Room { c, element, fast, n, sequences }
+    }
+
     /// Bytes of all of them.
     pub(super) fn all(&self) -> u64 {
         NAMES.iter().map(|name| self.bytes(name) as u64).sum()
@@ -222,7 +231,7 @@ impl Room<'_> {
         };
         let hidden = c.mlp_types.iter().map(|&kind| widest(kind)).max().unwrap_or(0);
         let of_row = match name {
-            "told" => return 8 * (4 * n + 5 * sequences + 3),
+            "told" => return 8 * Told::len(n, sequences),
             "last" => return LOGITS * d * e,
             "logits" => return LOGITS * c.vocab_size * 4,
             "narrow" | "more" | "zeros" | "work" | "parts" | "tickets" | "counts" | "offsets"
@@ -242,10 +251,11 @@ impl Room<'_> {
             "queries" | "open" | "attended" => e * hq,
             "keys" | "values" => e * hkv,
             "router" => 4 * c.num_experts,
-            "ids" => 8 * active,
-            "weights" => 4 * active,
+            "ids" => 8 * (active + 1),
+            "weights" => 4 * (active + 1),
             "margins" | "opens" => 4,
-            "hidden" => e * hidden,
+            // Three pieces of each number, of tokens whose experts are read one by one.
+            "hidden" => return e * hidden * n.max(3 * n.min(FEW)),
             other => unreachable!("no buffer {other}"),
         };
         n * of_row
@@ -257,7 +267,7 @@ impl Room<'_> {
         let hkv = c.num_key_value_heads;
         let f = c.moe_intermediate_size.max(c.shared_expert_intermediate_size);
         let sizes = (f, c.hidden_size);
-        let sorted = Fast::sorted(n * c.num_experts_per_tok, c.num_experts, sizes);
+        let sorted = Fast::sorted(n * (c.num_experts_per_tok + 1), c.num_experts, sizes);
         match name {
             "narrow" | "more" => n * c.hidden_size * element.size(),
             "zeros" => 8 * n,

@@ -1,5 +1,7 @@
 //! Intermediates of a step, told as they are computed, and others put in their place.
 
+use std::borrow::Cow;
+
 use golden::{
     Error,
     engine::Routing,
@@ -66,15 +68,15 @@ pub(super) fn numbers(
     }
 }
 
-fn put(device: &Device, x: &[f32], to: &mut Buffer, element: Element) -> Result<(), Error> {
+/// Numbers as a buffer of the device has them.
+pub(super) fn stored(x: &[f32], element: Element) -> Cow<'_, [u8]> {
     match element {
-        Element::F32 => device.put_at(x.as_bytes(), to, 0)?,
+        Element::F32 => x.as_bytes().into(),
         Element::Bf16 => {
-            let narrow: Vec<u16> = x.iter().map(|&x| bf16::from_f32(x).to_bits()).collect();
-            device.put_at(narrow.as_bytes(), to, 0)?;
+            let narrow: Vec<bf16> = x.iter().map(|&x| bf16::from_f32(x)).collect();
+            narrow.as_bytes().to_vec().into()
         }
     }
-    Ok(device.wait()?)
 }
 
 /// Ids of experts on the device.
@@ -117,7 +119,8 @@ impl Seen<'_> {
         let n = shape.iter().product();
         let mut here = numbers(device, buffer, element, n)?;
         if self.see_here((op, tensor), shape, &mut here)? {
-            put(device, &here, buffer, element)?;
+            device.put_at(&stored(&here, element), buffer, 0)?;
+            device.wait()?;
         }
         Ok(())
     }

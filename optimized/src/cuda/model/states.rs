@@ -72,8 +72,16 @@ pub(super) struct Saved {
     mtp: Option<[Buffer; 2]>,
 }
 
-/// Caches grow by so many tokens at the least.
-pub(super) const GRAIN: usize = 256;
+/// Tokens that a cache has room for where so many are asked for: a quarter more, so that it is not asked
+/// for every token.
+pub(super) fn capacity(tokens: usize) -> usize {
+    /// Caches grow by so many at the least.
+    const GRAIN: usize = 256;
+    /// And by so many at the most.
+    const MOST: usize = 1 << 16;
+    let more = tokens.saturating_add((tokens / 4).min(MOST));
+    more.checked_next_multiple_of(GRAIN).unwrap_or(usize::MAX)
+}
 
 impl States {
     /// Of no sequence.
@@ -251,8 +259,7 @@ impl Cache {
         if tokens <= self.capacity {
             return Ok(false);
         }
-        // A quarter more than is asked, so that it is not asked for every token.
-        let capacity = (tokens + tokens / 4).next_multiple_of(GRAIN);
+        let capacity = capacity(tokens);
         for old in [&mut self.k, &mut self.v] {
             let mut new = device.room(lengths.len() * capacity * row)?;
             for (s, &length) in lengths.iter().enumerate() {

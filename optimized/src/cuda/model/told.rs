@@ -13,6 +13,11 @@ pub(super) struct Told {
 }
 
 impl Told {
+    /// Numbers of all parts.
+    pub(super) fn len(n: usize, s: usize) -> usize {
+        4 * n + 5 * s + 3
+    }
+
     fn part(self, before: usize) -> Arg {
         Arg::At(self.address + 8 * before as u64)
     }
@@ -53,7 +58,7 @@ impl Told {
     ) -> Vec<i64> {
         let n: usize = tokens.iter().map(Vec::len).sum();
         let s = tokens.len();
-        let mut all: Vec<i64> = Vec::with_capacity(4 * n + 5 * s + 3);
+        let mut all: Vec<i64> = Vec::with_capacity(Told::len(n, s));
         all.extend(tokens.iter().flatten().map(|&id| i64::from(id)));
         let each = || tokens.iter().zip(lengths).enumerate();
         for (_, (tokens, &length)) in each() {
@@ -80,7 +85,7 @@ impl Told {
             all.push((i * capacity + length + tokens.len()) as i64);
             all.push(((i + 1) * capacity) as i64);
         }
-        debug_assert_eq!(all.len(), 4 * n + 5 * s + 3);
+        debug_assert_eq!(all.len(), Told::len(n, s));
         all
     }
 }

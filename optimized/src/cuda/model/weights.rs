@@ -11,13 +11,12 @@ use golden::{
     fp8, names,
     weights::RawTensor,
 };
-use half::bf16;
 use zerocopy::IntoBytes;
 
-use super::Format;
+use super::{Format, seen};
 use crate::cuda::{
     device::{Buffer, Device},
-    engine::{Made, Matrix, Ops, Stored},
+    engine::{Element, Made, Matrix, Ops, Stored},
 };
 
 /// The weights of a decoder layer.
@@ -52,10 +51,19 @@ pub(super) enum MixerWeights {
 /// Gate, up and down projections.
 pub(super) type Swiglu = [Matrix; 3];
 
+const PROJECTIONS: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+
 #[expect(clippy::large_enum_variant, reason = "there is one per layer")]
 pub(super) enum MlpWeights {
     Dense(Swiglu),
-    Sparse { router: Matrix, experts: Swiglu, shared: Swiglu, shared_gate: Matrix },
+    Sparse {
+        router: Matrix,
+        experts: Swiglu,
+        shared: Swiglu,
+        shared_gate: Matrix,
+        /// The experts and behind them the shared one, where they are alike: then those are parts of it.
+        together: Option<Swiglu>,
+    },
 }
 
 pub(super) struct Mtp {
@@ -67,6 +75,22 @@ pub(super) struct Mtp {
 }
 
 impl Layer {
+    /// Its projections, those of all experts at once.
+    pub(super) fn projections(&self) -> Vec<&Matrix> {
+        let mut all = match &self.mixer {
+            MixerWeights::Linear { qkvz, out, .. } => vec![qkvz, out],
+            MixerWeights::Full { q, k, v, o, .. } => vec![q, k, v, o],
+        };
+        match &self.mlp {
+            MlpWeights::Dense(dense) => all.extend(dense),
+            MlpWeights::Sparse { router, experts, shared, .. } => {
+                all.push(router);
+                all.extend(experts.iter().chain(shared));
+            }
+        }
+        all
+    }
+
     /// Bytes of every matrix that a token reads, with `active` experts of all, and how many weights they
     /// have.
     pub(super) fn read(&self, active: usize) -> [u64; 2] {
@@ -85,7 +109,7 @@ impl Layer {
         }
         match &self.mlp {
             MlpWeights::Dense(all) => all.iter().for_each(|matrix| add(matrix, 1, 1)),
-            MlpWeights::Sparse { router, experts, shared, shared_gate } => {
+            MlpWeights::Sparse { router, experts, shared, shared_gate, .. } => {
                 [router, shared_gate].into_iter().for_each(|matrix| add(matrix, 1, 1));
                 shared.iter().for_each(|matrix| add(matrix, 1, 1));
                 experts.iter().for_each(|matrix| add(matrix, active, router.rows));
@@ -170,7 +194,6 @@ impl Loader<'_> {
         let mut matrix = Matrix {
             weights: self.device.room(names.len() * size)?,
             scales: None,
-            halves: None,
             stored,
             rows,
             columns,
@@ -178,7 +201,6 @@ impl Loader<'_> {
         };
         if stored == Stored::Fp8 {
             matrix.scales = Some(self.device.room(names.len() * scales)?);
-            matrix.halves = Some(self.device.room(names.len() * scales / 2)?);
         }
         for (i, name) in names.iter().enumerate() {
             self.fill(&mut matrix, (name, i), (size, scales))?;
@@ -207,10 +229,6 @@ impl Loader<'_> {
                 let missing = || format!("{scales_name}: missing");
                 let recipe = self.weights.recipe(&scales_name).ok_or_else(missing)?;
                 self.ops.synthesise((buffer, i * scales), Made::Scales, &recipe, scales / 4)?;
-                if let Some(buffer) = &matrix.halves {
-                    let o = (buffer, i * scales / 2);
-                    self.ops.synthesise(o, Made::Halves, &recipe, scales / 4)?;
-                }
             }
             return Ok(());
         }
@@ -226,27 +244,13 @@ impl Loader<'_> {
             device.put_at(&raw.data, &mut matrix.weights, i * size)?;
         } else {
             let wide = self.widened(name, &raw)?;
-            if stored == Stored::Bf16 {
-                let narrow: Vec<u16> = wide.iter().map(|&w| bf16::from_f32(w).to_bits()).collect();
-                device.put_at(narrow.as_bytes(), &mut matrix.weights, i * size)?;
-            } else {
-                device.put_at(wide.as_bytes(), &mut matrix.weights, i * size)?;
-            }
+            let as_kept = if stored == Stored::Bf16 { Element::Bf16 } else { Element::F32 };
+            device.put_at(&seen::stored(&wide, as_kept), &mut matrix.weights, i * size)?;
         }
         if let Some(buffer) = &mut matrix.scales {
             let raw = self.weights.fetch(&scales_name)?;
             let wide = raw.widen().ok_or_else(|| format!("{scales_name}: {}", raw.dtype))?;
             device.put_at(wide.as_bytes(), buffer, i * scales)?;
-            let halves: Vec<bf16> = wide.iter().map(|&scale| bf16::from_f32(scale)).collect();
-            let same = halves.iter().zip(&wide).all(|(half, wide)| half.to_f32() == *wide);
-            if let Some(buffer) = &mut matrix.halves
-                && same
-            {
-                let bits: Vec<u16> = halves.iter().map(|half| half.to_bits()).collect();
-                device.put_at(bits.as_bytes(), buffer, i * scales / 2)?;
-            } else {
-                matrix.halves = None;
-            }
         }
         // What was read is let go before the next one.
         device.wait()?;
@@ -295,13 +299,8 @@ impl Loader<'_> {
             },
         };
         let mlp = match mlp {
-            Mlp::Dense => MlpWeights::Dense(self.swiglu(prefix, "", 1)?),
-            Mlp::Sparse => MlpWeights::Sparse {
-                router: self.matrix(&weight("mlp.gate"))?,
-                experts: self.swiglu(prefix, "experts.#.", self.config.num_experts)?,
-                shared: self.swiglu(prefix, "shared_expert.", 1)?,
-                shared_gate: self.matrix(&weight("mlp.shared_expert_gate"))?,
-            },
+            Mlp::Dense => MlpWeights::Dense(self.swiglu(prefix, &[String::new()])?),
+            Mlp::Sparse => self.sparse(prefix)?,
         };
         Ok(Layer {
             input_norm: self.vector(&weight("input_layernorm"))?,
@@ -311,16 +310,47 @@ impl Loader<'_> {
         })
     }
 
-    /// The projections of `count` experts, whose number stands for `#` in their names.
-    fn swiglu(&mut self, prefix: &str, of: &str, count: usize) -> Result<Swiglu, Error> {
-        let mut one = |projection: &str| {
-            let name = |e: usize| {
-                let of = of.replace('#', &e.to_string());
-                format!("{prefix}.mlp.{of}{projection}.weight")
+    fn sparse(&mut self, prefix: &str) -> Result<MlpWeights, Error> {
+        let weight = |name: &str| format!("{prefix}.mlp.{name}.weight");
+        let count = self.config.num_experts;
+        let of = |of: &str| PROJECTIONS.map(|projection| weight(&format!("{of}.{projection}")));
+        let kinds = |names: [String; 3]| {
+            let kind = |name: &String| {
+                let shape = self.weights.meta(name).map(|meta| meta.shape);
+                Ok::<_, Error>((kept(self.weights, self.format, name)?, shape))
             };
-            self.matrices(&(0..count).map(name).collect::<Vec<_>>())
+            names.iter().map(kind).collect::<Result<Vec<_>, _>>()
         };
-        Ok([one("gate_proj")?, one("up_proj")?, one("down_proj")?])
+        let mut together = None;
+        let (experts, shared);
+        if kinds(of("experts.0"))? == kinds(of("shared_expert"))? {
+            let mut names: Vec<String> = (0..count).map(|e| format!("experts.{e}")).collect();
+            names.push("shared_expert".to_owned());
+            let all = self.swiglu(prefix, &names)?;
+            experts = all.each_ref().map(|all| all.some(0, count, count + 1));
+            shared = all.each_ref().map(|all| all.some(count, 1, count + 1));
+            together = Some(all);
+        } else {
+            let names: Vec<String> = (0..count).map(|e| format!("experts.{e}")).collect();
+            experts = self.swiglu(prefix, &names)?;
+            shared = self.swiglu(prefix, &["shared_expert".to_owned()])?;
+        }
+        let router = self.matrix(&weight("gate"))?;
+        let shared_gate = self.matrix(&weight("shared_expert_gate"))?;
+        Ok(MlpWeights::Sparse { router, experts, shared, shared_gate, together })
+    }
+
+    /// The projections of experts of these names.
+    fn swiglu(&mut self, prefix: &str, of: &[String]) -> Result<Swiglu, Error> {
+        let mut one = |projection: &str| {
+            let name = |of: &String| match &**of {
+                "" => format!("{prefix}.mlp.{projection}.weight"),
+                of => format!("{prefix}.mlp.{of}.{projection}.weight"),
+            };
+            self.matrices(&of.iter().map(name).collect::<Vec<_>>())
+        };
+        let [gate, up, down] = PROJECTIONS;
+        Ok([one(gate)?, one(up)?, one(down)?])
     }
 }
 
