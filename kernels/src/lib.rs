@@ -80,6 +80,7 @@ sources! {
     SAMPLING = "sampling" of WIDE,
     FP8_DEQUANT = "fp8_dequant" of WIDE,
     ENGINE = "engine" of MODELS,
+    ENGINE_EXPERTS = "engine_experts" of MODELS,
 }
 
 /// What the whole model is computed in: activations, and weights as a checkpoint has them.
@@ -107,6 +108,7 @@ pub mod hopper {
         ATTENTION_PREFILL = "attention_prefill" of ONE,
         MOE_ROUTER = "moe_router" of ONE,
         MOE_EXPERTS = "moe_experts" of READ,
+        ENGINE_DELTA = "engine_delta" of ONE,
     }
 
     const ONE: &[(&str, &str)] = &[("bf16", "bf16")];

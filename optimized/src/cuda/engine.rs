@@ -5,7 +5,7 @@ mod fast;
 
 pub(super) use fast::{FEW, Fast, Sorted};
 
-use kernels::{ATTENTION, Build, ENGINE, GATED_DELTA_RULE, Source};
+use kernels::{ATTENTION, Build, ENGINE, ENGINE_EXPERTS, GATED_DELTA_RULE, Source};
 
 use super::{
     device::{Buffer, Error},
@@ -80,6 +80,17 @@ impl Matrix {
     /// Bytes on the device.
     pub(super) fn bytes(&self) -> usize {
         self.weights.len() + self.scales.as_ref().map_or(0, Buffer::len)
+    }
+
+    /// Some rows of one matrix, whole blocks of them; they are there as long as it is.
+    pub(super) fn rows_of(&self, first: usize, rows: usize) -> Matrix {
+        let part = |buffer: &Buffer, one: usize| {
+            let [from, end] = [first, first + rows].map(|row| row.div_ceil(one) * one);
+            let bytes = buffer.len() / self.rows.div_ceil(one);
+            buffer.part(from / one * bytes, (end - from) / one * bytes)
+        };
+        let scales = self.scales.as_ref().map(|scales| part(scales, self.block[0]));
+        Matrix { weights: part(&self.weights, 1), scales, rows, ..*self }
     }
 
     /// Whether another one can stand among these.
@@ -176,7 +187,7 @@ impl Ops<'_> {
         self.stream.launch(&call)
     }
 
-    /// A kernel of `engine.cu`.
+    /// A kernel of `engine.cu` or `engine_experts.cu`.
     fn engine(
         &mut self,
         entry: &'static str,
@@ -186,7 +197,9 @@ impl Ops<'_> {
     ) -> Result<(), Error> {
         let activations = self.element.name();
         let weights = Some(weights.map_or(activations, Stored::name));
-        self.launch((&ENGINE, Build { activations, weights }), entry, shape, args)
+        let of_experts = entry == "engine_route" || entry.starts_with("engine_experts");
+        let source = if of_experts { &ENGINE_EXPERTS } else { &ENGINE };
+        self.launch((source, Build { activations, weights }), entry, shape, args)
     }
 
     /// Some elements of a synthetic tensor, from byte `start` of a buffer on.
@@ -345,6 +358,8 @@ impl Ops<'_> {
         (n, s, advances): (usize, usize, bool),
         c: Delta,
     ) -> Result<(), Error> {
+        // Of many tokens a thread does some, so that what it has found out of its channel is used again.
+        let together = if n <= 1024 { 1 } else { 16 };
         let mut args = vec![
             ("q", at(q)),
             ("k", at(k)),
@@ -360,12 +375,14 @@ impl Ops<'_> {
             ("state", at(state)),
             ("cu_seqlens", cu),
             ("advances", Int(usize::from(advances))),
+            ("together", Int(together)),
             ("N", Int(n)),
             ("S", Int(s)),
         ];
         args.extend(c.sizes());
         let channels = 2 * c.hk * c.k + 2 * c.hv * c.v + c.hv;
-        self.engine("engine_delta_in", None, (each(n * channels), THREADS, 0), &args)
+        let grid = [n.div_ceil(together), channels.div_ceil(THREADS), 1];
+        self.engine("engine_delta_in", None, (grid, THREADS, 0), &args)
     }
 
     /// The windows after.
@@ -445,11 +462,13 @@ impl Ops<'_> {
         self.engine("engine_gated_norm", None, ([n.div_ceil(WARPS), 1, 1], THREADS, 0), &args)
     }
 
-    /// Queries and their gates, and keys and values where the cache has them.
+    /// Queries and their gates, and keys and values where the cache has them; of projections whose rows are so far
+    /// apart, those of queries and those of keys and values.
     pub(super) fn attention_in(
         &mut self,
         [q, gate, k_cache, v_cache]: [&Buffer; 4],
         [both, keys, values, q_norm, k_norm, inv_freq]: [&Buffer; 6],
+        [of_queries, of_keys]: [usize; 2],
         (positions, rows): (Arg, Arg),
         (n, turned, eps, factor): (usize, usize, f32, f32),
         c: Heads,
@@ -465,6 +484,8 @@ impl Ops<'_> {
             ("q_norm", at(q_norm)),
             ("k_norm", at(k_norm)),
             ("inv_freq", at(inv_freq)),
+            ("of_queries", Int(of_queries)),
+            ("of_keys", Int(of_keys)),
             ("positions", positions),
             ("rows", rows),
             ("eps", Float(eps)),
@@ -510,13 +531,15 @@ impl Ops<'_> {
     }
 
     /// Experts of `n` tokens, or the weights of those that are forced, and how far the shared one opens: that
-    /// too in the slot behind them, if there is one.
+    /// too in the slot behind them, if there is one. Rows of logits are so far apart; where that is further than
+    /// there are experts, what opens the shared one stands behind theirs.
     pub(super) fn route(
         &mut self,
         [ids, weights, margins, shared]: [&Buffer; 4],
         (logits, x, gate): (&Buffer, &Buffer, &Matrix),
         forced: Option<&Buffer>,
-        (n, active, slots, experts): (usize, usize, usize, usize),
+        (n, active, slots): (usize, usize, usize),
+        [experts, of_row]: [usize; 2],
         renormalise: bool,
     ) -> Result<(), Error> {
         let args = [
@@ -529,6 +552,7 @@ impl Ops<'_> {
             ("x", at(x)),
             ("gate", at(&gate.weights)),
             ("norm_topk_prob", Int(usize::from(renormalise))),
+            ("of_row", Int(of_row)),
             ("N", Int(n)),
             ("A", Int(active)),
             ("SLOTS", Int(slots)),

@@ -472,10 +472,7 @@ impl Shapes {
             };
             let mut parameters = entries.iter().flat_map(|entry| &entry.parameters);
             let dtype = if parameters.any(wide) { Dtype::F32 } else { Dtype::Bf16 };
-            return vec![
-                stored(name, Dtype::U8, &codes),
-                stored(scales_of(name), dtype, &scales),
-            ];
+            return vec![stored(name, Dtype::U8, &codes), stored(scales_of(name), dtype, &scales)];
         }
         let dtype = match view {
             View::I64(_) => Dtype::I64,

@@ -31,15 +31,18 @@ const CHUNK: usize = 64;
 const PREPARED: usize = 17_408;
 /// Experts that can be sorted by.
 const MOST_EXPERTS: usize = 1024;
+/// eps of the norms of queries and keys.
+const EPS: f32 = 1e-6;
 /// Pairs of token and expert that are sorted together.
 const PAIRS: usize = 1024;
 
 /// Kernels that may start before what is before them has ended: each waits for it before it reads what others
 /// write, weights and its own arguments apart.
-const EARLY: [&str; 14] = [
+const EARLY: [&str; 15] = [
     "attention_decode_1",
     "engine_attention_in",
     "engine_delta_in",
+    "engine_delta_step",
     "engine_embedding",
     "engine_gated_norm",
     "engine_gather",
@@ -104,8 +107,9 @@ impl Fast {
         }
         let experts = c.num_experts;
         // One more is the shared one.
-        (MOST_EXPERTS <= experts)
-            .then(|| format!("those for Hopper are of fewer than {MOST_EXPERTS} experts, not {experts}"))
+        (MOST_EXPERTS <= experts).then(|| {
+            format!("those for Hopper are of fewer than {MOST_EXPERTS} experts, not {experts}")
+        })
     }
 
     /// Tokens that are walked at once: as many as give every expert some tiles of them.
@@ -365,8 +369,6 @@ impl Ops<'_> {
         (n, s, one_each): (usize, usize, bool),
         c: Delta,
     ) -> Result<(), Error> {
-        /// eps of the norms of queries and keys.
-        const EPS: f32 = 1e-6;
         let build = Build { activations: "bf16", weights: None };
         let heads = [("HK", Int(c.hk)), ("HV", Int(c.hv)), ("cu_seqlens", cu)];
         let reads = [("q", at(q)), ("k", at(k)), ("beta", at(beta))];
@@ -391,6 +393,42 @@ impl Ops<'_> {
             ([s * c.hv, 1, 1], 384, 217_088)
         };
         self.launch(source, "gated_delta_rule_chunk_walk", shape, &args)
+    }
+
+    /// Whether what is between the projections of a layer is one launch, of one token of each sequence.
+    pub(in crate::cuda) fn steps(&self, ba: &Matrix, c: Delta) -> bool {
+        let heads = c.hv == 2 * c.hk && c.taps == 4;
+        heads && self.reads(ba) && ba.stored == Stored::Bf16
+    }
+
+    /// From the wide projection of one token of each sequence, and what the narrow one reads, to the gated norm;
+    /// windows and states go on where they are.
+    pub(in crate::cuda) fn delta_step(
+        &mut self,
+        (o, state, window): (&Buffer, &Buffer, &Buffer),
+        (projected, x, ba): (&Buffer, &Buffer, &Matrix),
+        [conv, a_log, dt_bias, norm]: [&Buffer; 4],
+        (s, norm_eps): (usize, f32),
+        c: Delta,
+    ) -> Result<(), Error> {
+        let args = [
+            ("o", at(o)),
+            ("state_out", at(state)),
+            ("window", at(window)),
+            ("projected", at(projected)),
+            ("x", at(x)),
+            ("ba", at(&ba.weights)),
+            ("conv", at(conv)),
+            ("a_log", at(a_log)),
+            ("dt_bias", at(dt_bias)),
+            ("norm", at(norm)),
+            ("eps", Float(EPS)),
+            ("norm_eps", Float(norm_eps)),
+            ("HK", Int(c.hk)),
+            ("D", Int(ba.columns)),
+        ];
+        let source = (&hopper::ENGINE_DELTA, Build { activations: "bf16", weights: None });
+        self.launch(source, "engine_delta_step", ([8, c.hk, s], 128, 0), &args)
     }
 
     /// Attention: one query of each sequence, or many.

@@ -8,8 +8,9 @@ use golden::{
 use ndarray::{Array2, Array3, Array4, Axis, Slice};
 
 use super::{
-    Format, LayerState, Model, PIECE, memory, on,
+    Format, LayerState, Model, fast, memory, on, piece,
     seen::{numbers, stored},
+    weights::Layer,
 };
 use crate::{
     cpu::model::pieces::{join, pieces},

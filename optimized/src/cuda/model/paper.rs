@@ -71,10 +71,21 @@ impl Paper {
             },
             Mixer::Full => {
                 let (q, kv) = (c.num_attention_heads * h, c.num_key_value_heads * h);
+                let all = self.matrices(1, [2 * q + 2 * kv, d], stored);
+                let whole = [2 * q, kv].iter().all(|n| n.is_multiple_of(all.block[0]));
+                let [own, keys, values] =
+                    [(0, 2 * q), (2 * q, kv), (2 * q + kv, kv)].map(|(first, rows)| {
+                        if whole {
+                            all.rows_of(first, rows)
+                        } else {
+                            self.matrices(1, [rows, d], stored)
+                        }
+                    });
                 MixerWeights::Full {
-                    q: self.matrices(1, [2 * q, d], stored),
-                    k: self.matrices(1, [kv, d], stored),
-                    v: self.matrices(1, [kv, d], stored),
+                    q: own,
+                    k: keys,
+                    v: values,
+                    together: whole.then_some(all),
                     o: self.matrices(1, [d, q], stored),
                     q_norm: self.room(4 * h),
                     k_norm: self.room(4 * h),
@@ -85,8 +96,9 @@ impl Paper {
             Mlp::Dense => MlpWeights::Dense(self.swiglu(1, [d, c.intermediate_size], stored)),
             Mlp::Sparse => {
                 let (count, f) = (c.num_experts, c.moe_intermediate_size);
-                let router = self.matrices(1, [count, d], whole);
-                let shared_gate = self.matrices(1, [1, d], whole);
+                let deciding = self.matrices(1, [count + 1, d], whole);
+                let (router, shared_gate) =
+                    (deciding.rows_of(0, count), deciding.rows_of(count, 1));
                 let mut together = None;
                 let (experts, shared);
                 if f == c.shared_expert_intermediate_size {
@@ -98,7 +110,8 @@ impl Paper {
                     experts = self.swiglu(count, [d, f], stored);
                     shared = self.swiglu(1, [d, c.shared_expert_intermediate_size], stored);
                 }
-                MlpWeights::Sparse { router, experts, shared, shared_gate, together }
+                let deciding = Some(deciding);
+                MlpWeights::Sparse { router, experts, shared, shared_gate, deciding, together }
             }
         };
         Layer { input_norm: self.room(4 * d), mixer, post_norm: self.room(4 * d), mlp }

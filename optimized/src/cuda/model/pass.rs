@@ -200,6 +200,13 @@ impl<'a> Pass<'a> {
         };
         let r = &*self.scratch;
         self.ops.linear(&r.projected, &r.normed, qkvz, n)?;
+        let eps = c.rms_norm_eps as f32;
+        if self.told.one_each && !looked.seen.looks() && self.ops.steps(ba, delta) {
+            let own = (&r.gated, &state.recurrent, &state.conv);
+            let reads = (&r.projected, &r.normed, ba);
+            self.ops.delta_step(own, reads, [conv, a_log, dt_bias, norm], (s, eps), delta)?;
+            return self.out(("linear", "out_proj"), |r| &r.gated, out, looked);
+        }
         self.ops.wide(&r.gates, &r.normed, ba, n)?;
         self.see(looked, ("linear", "in_proj_qkvz"), &[n, qkvz.rows], |r| &mut r.projected)?;
         self.see_wide(looked, ("linear", "in_proj_ba"), &[n, ba.rows], |r| &mut r.gates)?;
@@ -219,7 +226,7 @@ impl<'a> Pass<'a> {
         let own = (&r.mixed, &state.recurrent, &r.work);
         self.ops.delta_rule(own, reads, cu, (n, s, self.told.one_each), delta)?;
         self.see(looked, ("gated_delta_rule", "o"), &gv, |r| &mut r.mixed)?;
-        let (r, eps) = (&*self.scratch, c.rms_norm_eps as f32);
+        let r = &*self.scratch;
         let heads = (n * delta.hv, delta.v);
         self.ops.gated_norm(&r.gated, [&r.mixed, &r.z, norm], eps, heads)?;
         self.see(looked, ("rms_norm_gated", "norm"), &gv, |r| &mut r.gated)?;
@@ -233,7 +240,7 @@ impl<'a> Pass<'a> {
         cache: &states::Cache,
         looked: &mut Looked<'_>,
     ) -> Result<(), Error> {
-        let MixerWeights::Full { q, k, v, o, q_norm, k_norm } = mixer else {
+        let MixerWeights::Full { q, k, v, o, q_norm, k_norm, together } = mixer else {
             return Err("no full layer".into());
         };
         let c = self.config;
@@ -241,19 +248,38 @@ impl<'a> Pass<'a> {
         let heads = Heads { hq: c.num_attention_heads, hkv: c.num_key_value_heads, h: c.head_dim };
         let Heads { hq, hkv, h } = heads;
         let r = &*self.scratch;
-        self.ops.linear(&r.both, &r.normed, q, n)?;
-        self.ops.linear(&r.keys, &r.normed, k, n)?;
-        self.ops.linear(&r.values, &r.normed, v, n)?;
+        let mut reads = None;
+        if let Some(all) = together
+            && !looked.seen.looks()
+        {
+            // A row has queries and their gates, keys, values.
+            self.ops.linear(&r.both, &r.normed, all, n)?;
+            let part = |from: usize, heads: usize| {
+                let size = self.ops.element.size();
+                r.both.part(from * size, (n.max(1) * all.rows - (all.rows - heads * h)) * size)
+            };
+            let (keys, values) = (2 * hq * h, (2 * hq + hkv) * h);
+            reads = Some(([part(0, 2 * hq), part(keys, hkv), part(values, hkv)], [all.rows; 2]));
+        } else {
+            self.ops.linear(&r.both, &r.normed, q, n)?;
+            self.ops.linear(&r.keys, &r.normed, k, n)?;
+            self.ops.linear(&r.values, &r.normed, v, n)?;
+        }
         self.see(looked, ("linear", "q_proj"), &[n, hq, 2 * h], |r| &mut r.both)?;
         self.see(looked, ("linear", "k_proj"), &[n, hkv, h], |r| &mut r.keys)?;
         self.see(looked, ("linear", "v_proj"), &[n, hkv, h], |r| &mut r.values)?;
         let (r, eps) = (&*self.scratch, c.rms_norm_eps as f32);
         let factor = c.rope.yarn.map_or(1.0, |yarn| yarn.attention_factor as f32);
+        let ([both, keys, values], strides) = match &reads {
+            Some((parts, strides)) => (parts.each_ref(), *strides),
+            None => ([&r.both, &r.keys, &r.values], [2 * hq * h, hkv * h]),
+        };
         // Of an odd number of channels the official code turns one more.
         let turned = c.rope.rotary_dim.next_multiple_of(2);
         self.ops.attention_in(
             [&r.queries, &r.open, &cache.k, &cache.v],
-            [&r.both, &r.keys, &r.values, q_norm, k_norm, self.inv_freq],
+            [both, keys, values, q_norm, k_norm, self.inv_freq],
+            strides,
             (told.positions(), told.rows()),
             (n, turned, eps, factor),
             heads,
@@ -277,21 +303,24 @@ impl<'a> Pass<'a> {
         let (active, experts) = (c.num_experts_per_tok, c.num_experts);
         let r = &*self.scratch;
         let x = (&r.normed, &r.hidden);
-        let (router, routed, shared, shared_gate, together) = match mlp {
+        let (router, routed, shared, shared_gate, together, deciding) = match mlp {
             MlpWeights::Dense(dense) => {
                 let experts = Experts { routed: None, shared: Some((dense, None)) };
                 self.ops.experts(&r.added, x, &experts, n)?;
                 self.see_wide(looked, ("dense_mlp", "o"), &[n, d], |r| &mut r.added)?;
                 return Ok(None);
             }
-            MlpWeights::Sparse { router, experts, shared, shared_gate, together } => {
-                (router, experts, shared, shared_gate, together.as_ref())
+            MlpWeights::Sparse { router, experts, shared, shared_gate, together, deciding } => {
+                (router, experts, shared, shared_gate, together.as_ref(), deciding.as_ref())
             }
         };
         // The shared expert is one more of all, in every token's last slot.
         let together = together.filter(|all| self.ops.takes(all) && !looked.seen.looks());
         let slots = active + usize::from(together.is_some());
-        self.ops.wide(&r.router, &r.normed, router, n)?;
+        // What decides is one product, where nobody looks.
+        let deciding = deciding.filter(|_| self.ops.fast.is_some() && !looked.seen.looks());
+        let deciding = deciding.unwrap_or(router);
+        self.ops.wide(&r.router, &r.normed, deciding, n)?;
         self.see_wide(looked, ("moe_router", "logits"), &[n, experts], |r| &mut r.router)?;
         let given = looked.seen.given_ids("moe_router", "ids")?;
         let given = match given.as_ref().or(forced) {
@@ -301,8 +330,8 @@ impl<'a> Pass<'a> {
         let r = &*self.scratch;
         let out = [&r.ids, &r.weights, &r.margins, &r.opens];
         let reads = (&r.router, &r.normed, shared_gate);
-        let sizes = (n, active, slots, experts);
-        self.ops.route(out, reads, given.as_ref(), sizes, c.norm_topk_prob)?;
+        let (sizes, rows) = ((n, active, slots), [experts, deciding.rows]);
+        self.ops.route(out, reads, given.as_ref(), sizes, rows, c.norm_topk_prob)?;
         self.see_wide(looked, ("moe_router", "weights"), &[n, active], |r| &mut r.weights)?;
         let r = &*self.scratch;
         let x = (&r.normed, &r.hidden);

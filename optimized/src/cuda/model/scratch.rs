@@ -64,7 +64,7 @@ scratch! {
     g,
     /// `[N, HV]` E.
     beta,
-    /// `[N, HQ, 2 H]` E.
+    /// `[N, HQ, 2 H]` E, or with keys and values behind it.
     both,
     /// `[N, HKV, H]` E each.
     keys,
@@ -73,7 +73,7 @@ scratch! {
     queries,
     open,
     attended,
-    /// `[N, EXPERTS]` f32.
+    /// `[N, EXPERTS]` f32, or with what opens the shared expert behind them.
     router,
     /// `[N, A]` i64, or with the shared expert behind them.
     ids,
@@ -247,10 +247,10 @@ impl<'a> Room<'a> {
             "v" | "z" | "mixed" | "gated" => e * value,
             "g" => 4 * hv,
             "beta" => e * hv,
-            "both" => 2 * e * hq,
+            "both" => 2 * e * (hq + hkv),
             "queries" | "open" | "attended" => e * hq,
             "keys" | "values" => e * hkv,
-            "router" => 4 * c.num_experts,
+            "router" => 4 * (c.num_experts + 1),
             "ids" => 8 * (active + 1),
             "weights" => 4 * (active + 1),
             "margins" | "opens" => 4,

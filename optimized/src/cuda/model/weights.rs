@@ -45,6 +45,9 @@ pub(super) enum MixerWeights {
         o: Matrix,
         q_norm: Buffer,
         k_norm: Buffer,
+        /// The first three, one behind another, where they are alike but for their rows: then those are parts
+        /// of it.
+        together: Option<Matrix>,
     },
 }
 
@@ -61,6 +64,8 @@ pub(super) enum MlpWeights {
         experts: Swiglu,
         shared: Swiglu,
         shared_gate: Matrix,
+        /// Router and gate, one behind the other, where they are alike: then those are parts of it.
+        deciding: Option<Matrix>,
         /// The experts and behind them the shared one, where they are alike: then those are parts of it.
         together: Option<Swiglu>,
     },
@@ -187,48 +192,100 @@ impl Loader<'_> {
             }
         }
         let block = if stored == Stored::Fp8 { block(weights) } else { [1, 1] };
-        let (size, scales) = (
-            rows * columns * stored.size(),
-            rows.div_ceil(block[0]) * columns.div_ceil(block[1]) * 4,
-        );
-        let mut matrix = Matrix {
-            weights: self.device.room(names.len() * size)?,
-            scales: None,
-            stored,
-            rows,
-            columns,
-            block,
-        };
-        if stored == Stored::Fp8 {
-            matrix.scales = Some(self.device.room(names.len() * scales)?);
-        }
+        let mut matrix = self.room(names.len(), [rows, columns], stored, block)?;
         for (i, name) in names.iter().enumerate() {
-            self.fill(&mut matrix, (name, i), (size, scales))?;
-            if !(self.tell)(size as u64) {
-                return Err(golden::engine::INTERRUPTED.into());
-            }
+            self.fill(&mut matrix, (name, rows), [i * rows, i * rows.div_ceil(block[0])])?;
         }
         Ok(matrix)
     }
 
-    /// The `i`th matrix, of so many bytes of weights and scales.
+    /// Room for matrices of one shape.
+    fn room(
+        &self,
+        count: usize,
+        [rows, columns]: [usize; 2],
+        stored: Stored,
+        block: [usize; 2],
+    ) -> Result<Matrix, Error> {
+        let weights = self.device.room(count * rows * columns * stored.size())?;
+        let scales = count * rows.div_ceil(block[0]) * columns.div_ceil(block[1]) * 4;
+        let scales = (stored == Stored::Fp8).then(|| self.device.room(scales)).transpose()?;
+        Ok(Matrix { weights, scales, stored, rows, columns, block })
+    }
+
+    /// Matrices that read the same, and one of all their rows where they are alike but for these.
+    fn stacked<const N: usize>(
+        &mut self,
+        names: [String; N],
+    ) -> Result<([Matrix; N], Option<Matrix>), Error> {
+        let weights = self.weights;
+        let mut kinds = Vec::new();
+        for name in &names {
+            let stored = kept(weights, self.format, name)?;
+            let shape = weights.meta(name).ok_or_else(|| format!("{name}: missing"))?.shape;
+            kinds.push((stored, shape[0], shape[1..].iter().product::<usize>()));
+        }
+        let (stored, _, columns) = kinds[0];
+        let block = if stored == Stored::Fp8 { block(weights) } else { [1, 1] };
+        let alike = |&(own, rows, across): &(Stored, usize, usize)| {
+            (own, across) == (stored, columns) && rows.is_multiple_of(block[0])
+        };
+        let several = |all: Vec<Matrix>| {
+            let all: Result<[Matrix; N], _> = all.try_into();
+            all.map_err(|_| Error::from("as many matrices as names"))
+        };
+        if !kinds.iter().all(alike) {
+            let all: Vec<_> =
+                names.iter().map(|name| self.matrix(name)).collect::<Result<_, _>>()?;
+            return Ok((several(all)?, None));
+        }
+        let rows = kinds.iter().map(|&(_, rows, _)| rows).sum();
+        let mut all = self.room(1, [rows, columns], stored, block)?;
+        let (mut before, mut parts) = (0, Vec::new());
+        for (name, &(_, rows, _)) in names.iter().zip(&kinds) {
+            self.fill(&mut all, (name, rows), [before, before / block[0]])?;
+            parts.push(all.rows_of(before, rows));
+            before += rows;
+        }
+        Ok((several(parts)?, Some(all)))
+    }
+
+    /// The rows of a tensor, behind so many others, and their blocks behind as many.
     fn fill(
         &mut self,
         matrix: &mut Matrix,
-        (name, i): (&str, usize),
-        (size, scales): (usize, usize),
+        (name, rows): (&str, usize),
+        [before, blocks]: [usize; 2],
+    ) -> Result<(), Error> {
+        let (columns, [down, across]) = (matrix.columns, matrix.block);
+        let row = columns.div_ceil(across) * 4;
+        let (at, count) = (before * columns * matrix.stored.size(), rows * columns);
+        let (scales_at, scales) = (blocks * row, rows.div_ceil(down) * row);
+        self.put(matrix, (name, count, at), (scales, scales_at))?;
+        if !(self.tell)((count * matrix.stored.size()) as u64) {
+            return Err(golden::engine::INTERRUPTED.into());
+        }
+        Ok(())
+    }
+
+    /// So many numbers of a tensor to a byte of a matrix, and bytes of its scales to one of the matrix's.
+    fn put(
+        &mut self,
+        matrix: &mut Matrix,
+        (name, count, at): (&str, usize, usize),
+        (scales, scales_at): (usize, usize),
     ) -> Result<(), Error> {
         let scales_name = names::scale_of(name);
         let stored = matrix.stored;
         let coded = self.weights.meta(name).is_some_and(|meta| meta.dtype == Dtype::Fp8);
         if let (Some(recipe), true) = (self.weights.recipe(name), coded == (stored == Stored::Fp8))
         {
-            let (o, count) = ((&matrix.weights, i * size), matrix.rows * matrix.columns);
+            let o = (&matrix.weights, at);
             self.ops.synthesise(o, Made::Weights(stored), &recipe, count)?;
             if let Some(buffer) = &matrix.scales {
                 let missing = || format!("{scales_name}: missing");
                 let recipe = self.weights.recipe(&scales_name).ok_or_else(missing)?;
-                self.ops.synthesise((buffer, i * scales), Made::Scales, &recipe, scales / 4)?;
+                self.ops.synthesise((buffer, scales_at), Made::Scales, &recipe, scales / 4)?;
             }
             return Ok(());
         }
@@ -241,16 +298,16 @@ impl Loader<'_> {
         };
         let device = self.device.clone();
         if as_it_is {
-            device.put_at(&raw.data, &mut matrix.weights, i * size)?;
+            device.put_at(&raw.data, &mut matrix.weights, at)?;
         } else {
             let wide = self.widened(name, &raw)?;
             let as_kept = if stored == Stored::Bf16 { Element::Bf16 } else { Element::F32 };
-            device.put_at(&seen::stored(&wide, as_kept), &mut matrix.weights, i * size)?;
+            device.put_at(&seen::stored(&wide, as_kept), &mut matrix.weights, at)?;
         }
         if let Some(buffer) = &mut matrix.scales {
             let raw = self.weights.fetch(&scales_name)?;
             let wide = raw.widen().ok_or_else(|| format!("{scales_name}: {}", raw.dtype))?;
-            device.put_at(wide.as_bytes(), buffer, i * scales)?;
+            device.put_at(wide.as_bytes(), buffer, scales_at)?;
         }
         // What was read is let go before the next one.
         device.wait()?;
@@ -289,14 +346,20 @@ impl Loader<'_> {
                 norm: self.vector(&weight("linear_attn.norm"))?,
                 out: self.matrix(&weight("linear_attn.out_proj"))?,
             },
-            Mixer::Full => MixerWeights::Full {
-                q: self.matrix(&weight("self_attn.q_proj"))?,
-                k: self.matrix(&weight("self_attn.k_proj"))?,
-                v: self.matrix(&weight("self_attn.v_proj"))?,
-                o: self.matrix(&weight("self_attn.o_proj"))?,
-                q_norm: self.vector(&weight("self_attn.q_norm"))?,
-                k_norm: self.vector(&weight("self_attn.k_norm"))?,
-            },
+            Mixer::Full => {
+                let names = ["q_proj", "k_proj", "v_proj"];
+                let ([q, k, v], together) =
+                    self.stacked(names.map(|name| weight(&format!("self_attn.{name}"))))?;
+                MixerWeights::Full {
+                    q,
+                    k,
+                    v,
+                    together,
+                    o: self.matrix(&weight("self_attn.o_proj"))?,
+                    q_norm: self.vector(&weight("self_attn.q_norm"))?,
+                    k_norm: self.vector(&weight("self_attn.k_norm"))?,
+                }
+            }
         };
         let mlp = match mlp {
             Mlp::Dense => MlpWeights::Dense(self.swiglu(prefix, &[String::new()])?),
@@ -335,9 +398,9 @@ impl Loader<'_> {
             experts = self.swiglu(prefix, &names)?;
             shared = self.swiglu(prefix, &["shared_expert".to_owned()])?;
         }
-        let router = self.matrix(&weight("gate"))?;
-        let shared_gate = self.matrix(&weight("shared_expert_gate"))?;
-        Ok(MlpWeights::Sparse { router, experts, shared, shared_gate, together })
+        let ([router, shared_gate], deciding) =
+            self.stacked([weight("gate"), weight("shared_expert_gate")])?;
+        Ok(MlpWeights::Sparse { router, experts, shared, shared_gate, deciding, together })
     }
 
     /// The projections of experts of these names.
