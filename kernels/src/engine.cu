@@ -160,7 +160,6 @@ extern "C" __global__ void engine_norm(
     int stride,
     int D)
 {
-    let_next_start();
     float weights[KEPT], own[KEPT], more_of[3][KEPT] = {};
     const int stride_of = blockDim.x, first = threadIdx.x, rest = first + KEPT * stride_of;
 #pragma unroll
@@ -189,6 +188,7 @@ extern "C" __global__ void engine_norm(
         squares += value * value;
     }
     const float scale = rsqrtf(sum_of_block(squares) / D + eps);
+    let_next_start();
     E* to = o + (size_t)blockIdx.x * stride;
 #pragma unroll
     for (int i = 0; i < KEPT; i++) {
@@ -321,6 +321,23 @@ extern "C" __global__ void engine_delta_in(
         const int apart = c < 2 * HK * K ? HK * K : HV * V;
         int s = sequence_of(cu_seqlens, S, first);
         long long begin = cu_seqlens[s], after = cu_seqlens[s + 1];
+        if (TAPS == 4 && begin + 3 <= first && end <= after) {
+            // All of one sequence, and what is before too: what was read is kept.
+            const E* from = projected + (size_t)(first - 3) * width + place;
+            float x[4] = {load(from[0]), load(from[width]), load(from[2 * width])}, own[4];
+            for (int j = 0; j < 4; j++) own[j] = conv[c * 4 + j];
+            from += 3 * (size_t)width;
+            E* o = to + (size_t)first * apart;
+#pragma unroll 4
+            for (int n = first; n < end; n++, from += width, o += apart) {
+                x[3] = load(*from);
+                float sum = 0;
+                for (int j = 0; j < 4; j++) sum += own[j] * x[j];
+                for (int j = 0; j < 3; j++) x[j] = x[j + 1];
+                *o = store<E>(silu(sum));
+            }
+            return;
+        }
         for (int n = first; n < end; n++) {
             while (after <= n) begin = after, after = cu_seqlens[++s + 1];
             E* before = state + ((size_t)s * channels + c) * (TAPS - 1);
@@ -428,7 +445,6 @@ extern "C" __global__ void engine_attention_in(
     int R)
 {
     extern __shared__ float head[];  // [H]
-    let_next_start();
     wait_for_previous();
     const int n = blockIdx.x / (HQ + HKV), h = blockIdx.x % (HQ + HKV);
     const bool query = h < HQ;
@@ -439,6 +455,7 @@ extern "C" __global__ void engine_attention_in(
     float squares = 0;
     for (int c = threadIdx.x; c < H; c += blockDim.x) squares += load(from[c]) * load(from[c]);
     const float scale = rsqrtf(sum_of_block(squares) / H + eps);
+    let_next_start();
     const float* weight = query ? q_norm : k_norm;
     for (int c = threadIdx.x; c < H; c += blockDim.x) {
         head[c] = rounded<E>(load(from[c]) * scale * (1 + weight[c]));

@@ -49,6 +49,7 @@ __device__ void choose(long long* ids, float* weights, float* margin, const floa
             }
         }
         const unsigned top = __reduce_max_sync(~0u, best);
+        if (a == 0) let_next_start();
         if (top == 0) {
             // All have been chosen.
             if (lane == 0) *margin = INFINITY;
@@ -98,7 +99,6 @@ extern "C" __global__ void engine_route(
     int D)
 {
     const int warp = threadIdx.x / WARP, n = blockIdx.x * (blockDim.x / WARP / 2) + warp / 2;
-    let_next_start();
     wait_for_previous();
     if (N <= n) return;
     ids += (size_t)n * SLOTS;

@@ -2,7 +2,8 @@
 // that others write, and writes nothing, before it has waited. (Before Hopper, and launched in any other way,
 // neither says anything.)
 
-// The next kernel of the stream may start.
+// The next kernel of the stream may start: best said when what this one reads has come, or the next one's reads
+// stand in its way.
 __device__ inline void let_next_start()
 {
 #if 900 <= __CUDA_ARCH__

@@ -172,13 +172,8 @@ __device__ void gather(
     static_assert(sizeof(T) != 1 || TWO == 128, "two steps have one scale");
 #pragma unroll
     for (int i = 0; i < DEEP; i++) ask(i % 2);
-    // Weights are asked for before x is there: these, and if all blocks are at work at once the rest as far as the
-    // L2 cache, a line a lane.
-    if (gridDim.x <= 1024) {
-        for (int k = threadIdx.x % 4 / 2 * shares * TWO; asked + k < D; k += 2 * shares * TWO)
-            asm volatile("prefetch.global.L2 [%0];" ::"l"((threadIdx.x % 2 ? lower : upper) + k));
-    }
-    wait_for_previous();
+    wait_for_previous();  // Weights are asked for before x is there.
+    let_next_start();
 #pragma unroll
     for (int i = 0; i < X_AHEAD; i++) ask_x(i, d + i * STEP<T>);
     ask_scale(d);

@@ -82,7 +82,6 @@ extern "C" __global__ void __cluster_dims__(8, 1, 1) __launch_bounds__(128) engi
     const size_t s = blockIdx.z;
     const int h = 2 * group + which, t = threadIdx.x, warp = t / 32, lane = t % 32;
     const int columns = lane % 8, row = t / 8 * 8, first = part * OWN;
-    let_next_start();
     // Of a key head there are first both b and then both a.
     const E* b_row = ba + (size_t)(4 * group + which) * D;
     const E* a_row = b_row + 2 * D;
@@ -155,6 +154,7 @@ extern "C" __global__ void __cluster_dims__(8, 1, 1) __launch_bounds__(128) engi
     }
     *(float2*)&sums[warp][columns][lane / 16 * 4 + lane / 8 % 2 * 2] = make_float2(sum[0], sum[1]);
     __syncthreads();
+    let_next_start();
 
     const float(*const of)[8] = &sums[0][columns];  // of a warp; the next one's stands 8 on
     float d[4], answer[4];

@@ -155,7 +155,6 @@ extern "C" __global__ __launch_bounds__(128, 7) void gated_delta_rule_few(
     int HV,
     int plant)
 {
-    let_next_start();
     wait_for_previous();
     const int s = blockIdx.x / HV, h = blockIdx.x % HV;
     const size_t state = (size_t)blockIdx.x * DIM * DIM;

@@ -103,7 +103,6 @@ extern "C" __global__ void __launch_bounds__(512) linear_gemv(
     int plant)
 {
     const int n0 = 8 * blockIdx.y;
-    let_next_start();
     if (1 < PIECES<E> && N <= 2)
         gemv<1, true>(o, x, weight, weight_scales, n0, N, M, D, plant);
     else
@@ -120,7 +119,6 @@ extern "C" __global__ void __launch_bounds__(256) linear_gemv_32(
     int D,
     int plant)
 {
-    let_next_start();
     gemv<4 * PIECES<E>, false>(o, x, weight, weight_scales, 32 * blockIdx.y, N, M, D, plant);
 }
 

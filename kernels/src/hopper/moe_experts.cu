@@ -91,7 +91,6 @@ extern "C" __global__ void __launch_bounds__(256) moe_experts_gemv_up(
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
     const size_t pair = blockIdx.y;
     wait_for_previous();  // For ids.
-    let_next_start();
     const int e = ids[pair], f0 = 8 * blockIdx.x;
     int f = min(f0 + lane / 4, F - 1);
     if (plant == ROWS_OF_EXPERT_SHIFTED && e % 4 == 1) f = f == 0 ? F - 1 : f - 1;
@@ -133,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(704, 1) moe_experts_gemv_down(
     float* outputs = (float*)(shared + blockDim.x / 32 * DEEP_BYTES);  // [A, 2, 16]
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const size_t n = blockIdx.y, column = lane / 4, pairs = (size_t)gridDim.y * A;
-    let_next_start();  // ids are read early: moe_experts_gemv_up lets this start when it has them.
+    // ids are read early: moe_experts_gemv_up lets this start when it has them.
     const int d0 = 16 * blockIdx.x, upper = min(d0 + lane / 4, D - 1), lower = min(d0 + lane / 4 + 8, D - 1);
     for (int part = warp; part < 2 * A; part += blockDim.x / 32) {
         const int a = part / 2, e = ids[n * A + a];

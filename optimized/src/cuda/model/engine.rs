@@ -276,7 +276,7 @@ fn plan(format: Format, fast: bool) -> Plan {
                 Site::ExpertOut,
                 Site::MoeOut,
             ];
-            let plan = Plan { form: Form::Prefixed(64), dot: Grid::Bf16, ..plan };
+            let plan = Plan { form: Form::Prefixed(64), dot: Grid::Bf16, ..plan }.truncated(16);
             sites.iter().fold(plan, |plan, &site| plan.round(site, Grid::Bf16))
         }
     }
