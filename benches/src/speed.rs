@@ -83,7 +83,7 @@ pub struct Roof {
 
 impl Roof {
     /// Of products that read their factors so.
-    fn of(&self, factors: Activations) -> Option<Samples> {
+    pub(crate) fn of(&self, factors: Activations) -> Option<Samples> {
         let [f32, bf16, int8] = self.products?;
         Some(match factors {
             Activations::F32 => f32,
@@ -172,7 +172,7 @@ impl Row {
 }
 
 /// How the products of a plan read their factors, and how those of attention do.
-fn factors(plan: &Plan) -> [Activations; 2] {
+pub(crate) fn factors(plan: &Plan) -> [Activations; 2] {
     let paired = plan.round.get(&Site::Queries) == Some(&Grid::Bf16);
     [plan.activations, if paired { Activations::Bf16 } else { Activations::F32 }]
 }
@@ -265,7 +265,7 @@ pub fn run(
 
 /// The states of every depth, in their order. They grow from one depth to the next, so that pages of keys
 /// and values are shared.
-fn states(engine: &mut dyn Engine, depths: &[Depth]) -> Result<Vec<Snapshot>, Error> {
+pub(crate) fn states(engine: &mut dyn Engine, depths: &[Depth]) -> Result<Vec<Snapshot>, Error> {
     let mut order: Vec<usize> = (0..depths.len()).collect();
     order.sort_by_key(|&i| (depths[i].fed, depths[i].tokens));
     let mut kept = vec![Snapshot(0); depths.len()];
@@ -286,7 +286,7 @@ fn states(engine: &mut dyn Engine, depths: &[Depth]) -> Result<Vec<Snapshot>, Er
 }
 
 /// So many more tokens.
-fn deepen(engine: &mut dyn Engine, more: Depth) -> Result<(), Error> {
+pub(crate) fn deepen(engine: &mut dyn Engine, more: Depth) -> Result<(), Error> {
     if more.tokens == 0 {
         return Ok(());
     }
@@ -299,7 +299,7 @@ fn deepen(engine: &mut dyn Engine, more: Depth) -> Result<(), Error> {
 }
 
 /// Some text.
-fn token(engine: &dyn Engine, i: usize) -> u32 {
+pub(crate) fn token(engine: &dyn Engine, i: usize) -> u32 {
     ((i * 7919 + 13) % engine.config().vocab_size) as u32
 }
 

@@ -103,7 +103,7 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     if let Some(lost) = watcher.end() {
         return Err(fail(Exit::Unfit, lost));
     }
-    if run.rows == 0 {
+    if run.all.rows == 0 {
         return Err(fail(Exit::Nothing, "nothing selected; `karat list` names every problem"));
     }
     run.end()
@@ -180,7 +180,7 @@ pub(crate) fn recorded(
 /// Rows as they come, and what they come to.
 pub(crate) struct Run<'a> {
     pub(crate) out: &'a Out,
-    pub(crate) rows: usize,
+    pub(crate) all: Counts,
     again: Again,
     skips: Skips,
     fail_fast: bool,
@@ -193,9 +193,7 @@ pub(crate) struct Run<'a> {
 
 #[derive(Clone, Copy, Default)]
 struct Sum {
-    cases: usize,
-    passed: usize,
-    skipped: usize,
+    of: Counts,
     budget: f64,
     seconds: f64,
 }
@@ -204,7 +202,7 @@ impl<'a> Run<'a> {
     pub(crate) fn new(out: &'a Out, fail_fast: bool) -> Run<'a> {
         Run {
             out,
-            rows: 0,
+            all: Counts::default(),
             again: Again::default(),
             skips: Skips::default(),
             fail_fast,
@@ -222,7 +220,7 @@ impl<'a> Run<'a> {
 
     /// Takes a row.
     pub(crate) fn add(&mut self, row: &Row) {
-        self.rows += 1;
+        self.all.add(&row.outcome);
         // A planted fault says nothing of the variant.
         if self.again.plant.is_none() {
             self.found.extend(Outcomes::of(row));
@@ -231,13 +229,11 @@ impl<'a> Run<'a> {
             self.ops.push(row.op);
         }
         let sum = self.sums.entry(row.op).or_default();
-        sum.cases += 1;
+        sum.of.add(&row.outcome);
         sum.seconds += row.took.as_secs_f64();
         sum.budget = sum.budget.max(row.budget());
         self.out.json(&row.json());
-        sum.passed += usize::from(matches!(row.outcome, Outcome::Passed(_)));
         let skipped = self.skips.add(&row.outcome, row.op, &row.variant);
-        sum.skipped += usize::from(skipped);
         let exit = ended::exit(&row.outcome, &row.variant);
         if exit != Exit::Ok {
             self.out.line(&block(row, &self.again));
@@ -272,35 +268,43 @@ impl<'a> Run<'a> {
     /// The table by op, the summary, and the exit code.
     pub(crate) fn end(mut self) -> anyhow::Result<Exit> {
         Outcomes::keep(std::mem::take(&mut self.found));
-        let rows: Vec<Vec<String>> = self
+        let table: Vec<Vec<String>> = self
             .ops
             .iter()
             .map(|op| {
                 let sum = self.sums[op];
                 vec![
                     (*op).to_owned(),
-                    sum.cases.to_string(),
-                    sum.passed.to_string(),
-                    (sum.cases - sum.passed - sum.skipped).to_string(),
-                    sum.skipped.to_string(),
+                    sum.of.rows.to_string(),
+                    sum.of.passed.to_string(),
+                    sum.of.not_passed().to_string(),
+                    sum.of.skipped.to_string(),
+                    sum.of.unsupported.to_string(),
                     format!("{:.1} %", 100.0 * sum.budget),
                     format!("{:.0} ms", 1e3 * sum.seconds),
                 ]
             })
             .collect();
         self.out.table(
-            &["op", "cases", "passed", "not passed", "skipped", "worst use of bound", "time"],
-            &rows,
+            &[
+                "op",
+                "cases",
+                "passed",
+                "not passed",
+                "skipped",
+                "unsupported",
+                "worst use of bound",
+                "time",
+            ],
+            &table,
         );
         self.skips.tell("problem", self.out);
-        let passed = self.sums.values().map(|sum| sum.passed).sum();
-        let skipped = self.sums.values().map(|sum| sum.skipped).sum();
-        let counts = Counts { rows: self.rows, passed, skipped };
-        self.out.line(&counts.told(""));
-        let exit = counts.exit(self.exit, self.again.plant.as_deref(), self.out);
+        let Counts { rows, passed, skipped, unsupported } = self.all;
+        self.out.line(&self.all.told(""));
+        let exit = self.all.exit(self.exit, self.again.plant.as_deref(), self.out);
         self.out.json(&json!({
-            "schema": "karat.result/1", "kind": "summary", "rows": self.rows, "passed": passed, "skipped": skipped,
-            "exit": exit as u8,
+            "schema": "karat.result/1", "kind": "summary", "rows": rows, "passed": passed, "skipped": skipped,
+            "unsupported": unsupported, "exit": exit as u8,
         }));
         if out::interrupted() {
             return Err(fail(Exit::Interrupted, "interrupted"));

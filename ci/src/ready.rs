@@ -13,7 +13,7 @@ use crate::{
     out::{self, Out},
 };
 
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Ready {
     /// Keep weights that the cpu engine narrows (int8, int4) in this file, and map them from it next time
     #[arg(long, value_name = "FILE", env = "KARAT_CACHE")]

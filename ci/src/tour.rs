@@ -20,7 +20,8 @@ use crate::{
 pub(crate) fn run(settings: &[InForce], out: &Out) -> anyhow::Result<Exit> {
     let watch = benches::clock::Stopwatch::new();
     out.line("machine");
-    let mut exit = doctor::run(&doctor::Args {}, settings, out);
+    doctor::told(settings, out);
+    let mut exit = Exit::Ok;
 
     out.line("\nevery op: every way to compute it under the bound of its precision plan, f32 against the official functions");
     let jobs = plan(Set::Smoke, &Filter::default(), None).map_err(refuse)?;

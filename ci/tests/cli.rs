@@ -12,9 +12,11 @@ mod cli {
     mod config;
     mod contract;
     mod formats;
+    mod gate;
     pub(crate) mod home;
     mod model;
     mod ops;
     mod paths;
     mod recordings;
+    mod scale;
 }

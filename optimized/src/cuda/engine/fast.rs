@@ -380,18 +380,20 @@ impl Ops<'_> {
             let source = (&hopper::GATED_DELTA_RULE_FEW, build);
             return self.launch(source, "gated_delta_rule_few", ([s * c.hv, 4, 1], 128, 0), &args);
         }
+        if self.multiprocessors() < 2 * s * c.hv {
+            let args = [&heads[..], &reads, &states, &gates].concat();
+            let source = (&hopper::GATED_DELTA_RULE_FUSED, build);
+            let shape = ([s * c.hv, 1, 1], 512, 208_896);
+            return self.launch(source, "gated_delta_rule_fused", shape, &args);
+        }
         let source = (&hopper::GATED_DELTA_RULE, build);
         let whole = [("first", Int(0)), ("chunks", Int(0)), ("work", at(work))];
         let args = [&heads[..], &reads, &gates, &whole, &[("S", Int(s))]].concat();
         let slots = n / CHUNK + s;
         let grid = [c.hk, slots, (c.hv / c.hk).div_ceil(2)];
-        self.launch(source, "gated_delta_rule_chunk_prepare", (grid, 256, 57_344), &args)?;
-        let args = [&heads[..], &reads, &states, &whole].concat();
-        let shape = if 2 * s * c.hv <= self.multiprocessors() {
-            ([s * c.hv, 2, 1], 256, 184_320)
-        } else {
-            ([s * c.hv, 1, 1], 384, 217_088)
-        };
+        self.launch(source, "gated_delta_rule_chunk_prepare", (grid, 256, 66_560), &args)?;
+        let args = [&heads[..], &reads[..2], &states, &whole].concat();
+        let shape = ([s * c.hv, 2, 1], 256, 185_344);
         self.launch(source, "gated_delta_rule_chunk_walk", shape, &args)
     }
 

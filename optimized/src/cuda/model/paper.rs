@@ -293,7 +293,8 @@ fn kernels_for_hopper_are_as_they_say() {
             assert_eq!(0 < seen("attention_decode_1"), one_each);
             assert_eq!(0 < seen("attention_prefill"), !one_each);
             assert_eq!(0 < seen("gated_delta_rule_few"), one_each);
-            assert_eq!(0 < seen("gated_delta_rule_chunk_walk"), !one_each);
+            let walks = seen("gated_delta_rule_chunk_walk") + seen("gated_delta_rule_fused");
+            assert_eq!(0 < walks, !one_each);
             assert_eq!(0 < seen("linear_gemm"), 32 < n);
             assert_eq!(0 < seen("moe_experts_gemm_down"), 8 < n);
             assert_eq!(0 < seen("moe_experts_gemv_down"), n <= 8);

@@ -5,11 +5,15 @@ use super::{Hot, LANES, exact_in_any_order, inexact, mix, round, signed, word};
 /// Bits that an addend keeps below the last of the largest one's.
 const GUARD: u32 = 2;
 
+/// Steps of a block.
+const DEALT: usize = 4;
+
 /// The sum of `terms`, so many at once.
 ///
-/// To the nearest, it is what the hardware gives in the plain order. A random run takes the steps from a
-/// place of its own on, in one chain or in several, and cuts a share of them that is its own, the
-/// others being rounded at random: from what rounds to the nearest to what always cuts.
+/// To the nearest, it is what the hardware gives in the plain order. In a random run a block of four steps
+/// is dealt its channels in pieces of some width, as kernels do whose threads read several neighbours; blocks
+/// come from a place of the run's own on, in one chain or in several; and a share of the steps that is its
+/// own is cut, the others being rounded at random: from what rounds to the nearest to what always cuts.
 pub(super) fn sum(terms: &[f64], products: usize, hot: Hot) -> f64 {
     if exact_in_any_order(terms, hot.accumulator) {
         return terms.iter().sum();
@@ -18,23 +22,31 @@ pub(super) fn sum(terms: &[f64], products: usize, hot: Hot) -> f64 {
         return terms.chunks(products).fold(0.0, |sum, step| cut(sum, step, hot));
     }
     let order = mix(hot.seed ^ terms.len() as u64);
-    let steps = terms.len().div_ceil(products);
-    let start = (order >> 32) as usize % steps;
-    let width = [1, 1, 4, 16][(order & 3) as usize];
     let cuts = signed(mix(hot.seed ^ 0xc075));
-    let mut lanes = [0.0; LANES];
-    for i in 0..steps {
-        let at = (i + start) % steps * products;
-        let step = &terms[at..terms.len().min(at + products)];
-        let sum = &mut lanes[i % width];
-        *sum = if signed(word(*sum + step[0], !hot.seed)) < cuts {
-            cut(*sum, step, hot)
-        } else {
-            inexact(*sum + step.iter().sum::<f64>(), hot)
-        };
+    let dealt = (products >> (order >> 8 & 7).min(4)).max(1);
+    let blocks = terms.len().div_ceil(DEALT * products);
+    let start = (order >> 32) as usize % blocks;
+    let width = [1, 1, 4, 16][(order & 3) as usize];
+    let (mut lanes, mut used) = ([0.0; LANES], 0);
+    let mut step = Vec::with_capacity(products);
+    for block in 0..blocks {
+        let at = (block + start) % blocks * DEALT * products;
+        let block = &terms[at..terms.len().min(at + DEALT * products)];
+        for turn in 0..DEALT {
+            step.clear();
+            step.extend(block.chunks(dealt).skip(turn).step_by(DEALT).flatten());
+            let Some(&first) = step.first() else { continue };
+            let sum = &mut lanes[used % width];
+            *sum = if signed(word(*sum + first, !hot.seed)) < cuts {
+                cut(*sum, &step, hot)
+            } else {
+                inexact(*sum + step.iter().sum::<f64>(), hot)
+            };
+            used += 1;
+        }
     }
     // Chains meet outside of the tensor core.
-    let more = &lanes[1..width.min(steps).max(1)];
+    let more = &lanes[1..width.min(used)];
     more.iter().fold(lanes[0], |sum, &lane| inexact(sum + lane, hot))
 }
 
