@@ -80,8 +80,8 @@ sources! {
     SAMPLING = "sampling" of WIDE,
     FP8_DEQUANT = "fp8_dequant" of WIDE,
     ENGINE = "engine" of MODELS,
-    PEAK = "peak" of &[("bf16", "bf16")],
     ENGINE_EXPERTS = "engine_experts" of MODELS,
+    PEAK = "peak" of &[("bf16", "bf16")],
 }
 
 /// What the whole model is computed in: activations, and weights as a checkpoint has them.
@@ -110,8 +110,8 @@ pub mod hopper {
         ATTENTION_PREFILL = "attention_prefill" of ONE,
         MOE_ROUTER = "moe_router" of ONE,
         MOE_EXPERTS = "moe_experts" of READ,
-        PEAK = "peak" of ONE,
         ENGINE_DELTA = "engine_delta" of ONE,
+        PEAK = "peak" of ONE,
     }
 
     const ONE: &[(&str, &str)] = &[("bf16", "bf16")];

@@ -82,6 +82,7 @@ mod tests {
             prefill: None,
             decode: Some(Samples::of(vec![1.0 / seconds])),
             traffic: Traffic { weights: 5, states: 7 + 1000 * tokens as u64, ..Traffic::default() },
+            falls_back: None,
             factors: [Activations::F32; 2],
             peak: None,
         }

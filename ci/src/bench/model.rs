@@ -255,7 +255,8 @@ fn tell(model: &str, measured: &Measured, stated: &[Stated], out: &Out) {
     for (row, stated) in rows.iter().zip(stated) {
         out.json(&json!({"schema": "karat.result/1", "kind": "bench", "model": model,
             "cpu": host.cpu, "threads": host.threads, "engine": row.engine,
-            "falls_back": row.falls_back, "kv_cache": stated.kept.map(Kept::name), "depth": row.depth.tokens, "fed": row.depth.fed,
+            "falls_back": row.falls_back, "kv_cache": stated.kept.map(Kept::name),
+            "depth": row.depth.tokens, "fed": row.depth.fed,
             "gpu": roof.products.is_none().then(|| benches::gpu().as_ref().map(|gpu| &*gpu.name).ok()),
             "read_bytes_per_second": samples(row.read), "f32_per_second": product(0),
             "bf16_per_second": product(1), "int8_per_second": product(2),

@@ -393,7 +393,7 @@ impl Ops<'_> {
         let slots = n / CHUNK + s;
         let grid = [c.hk, slots, (c.hv / c.hk).div_ceil(2)];
         self.launch(source, "gated_delta_rule_chunk_prepare", (grid, 256, 66_560), &args)?;
-        let args = [&heads[..], &reads, &states, &whole].concat();
+        let args = [&heads[..], &reads[..2], &states, &whole].concat();
         let shape = ([s * c.hv, 2, 1], 256, 185_344);
         self.launch(source, "gated_delta_rule_chunk_walk", shape, &args)
     }

@@ -302,9 +302,9 @@ fn kernels_for_hopper_are_as_they_say() {
                 (lengths.iter().sum::<usize>(), lengths.iter().all(|&length| length == 1));
             assert_eq!(0 < seen("attention_decode_1"), one_each);
             assert_eq!(0 < seen("attention_prefill"), !one_each);
-            assert_eq!(0 < seen("gated_delta_rule_few"), one_each);
-            // Sequences that are fed nothing are none of a pass.
-            let crowded = 2 < lengths.iter().filter(|&&length| 0 < length).count();
+            let one = seen("gated_delta_rule_few") + seen("engine_delta_step");
+            assert_eq!(0 < one, one_each);
+            let crowded = 2 < lengths.len();
             assert_eq!(0 < seen("gated_delta_rule_chunk_walk"), !one_each && !crowded);
             assert_eq!(0 < seen("gated_delta_rule_fused"), !one_each && crowded);
             assert_eq!(0 < seen("linear_gemm"), 32 < n);
