@@ -152,6 +152,8 @@ pub struct Row {
     pub decode: Option<Samples>,
     /// Bytes and operations of a token.
     pub traffic: Traffic,
+    /// Why slower kernels computed than those for this machine, if they did.
+    pub falls_back: Option<String>,
     /// How its products read their factors, and how those of attention do.
     pub factors: [Activations; 2],
     /// The most memory that the process held, in bytes, while this engine alone was asked once, states of
@@ -248,6 +250,7 @@ pub fn run(
             prefill: of(prefill),
             decode: of(decode),
             traffic: traffic.ok_or_else(|| format!("{}: tells no traffic", engine.name()))?,
+            falls_back: engine.falls_back(),
             factors: factors(&engine.plan()),
             peak,
         });

@@ -36,7 +36,7 @@ use crate::{
 /// --number bf16,int8,int4`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A checkpoint folder, or synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S]
+    /// A checkpoint folder, or synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S][,yarn=F]
     #[arg(long, env = "KARAT_MODEL")]
     model: String,
     /// Formats; bf16,int8,int4 without, and bf16 of a checkpoint in FP8, whose weights stay as they are

@@ -81,6 +81,7 @@ sources! {
     FP8_DEQUANT = "fp8_dequant" of WIDE,
     ENGINE = "engine" of MODELS,
     PEAK = "peak" of &[("bf16", "bf16")],
+    ENGINE_EXPERTS = "engine_experts" of MODELS,
 }
 
 /// What the whole model is computed in: activations, and weights as a checkpoint has them.
@@ -110,6 +111,7 @@ pub mod hopper {
         MOE_ROUTER = "moe_router" of ONE,
         MOE_EXPERTS = "moe_experts" of READ,
         PEAK = "peak" of ONE,
+        ENGINE_DELTA = "engine_delta" of ONE,
     }
 
     const ONE: &[(&str, &str)] = &[("bf16", "bf16")];
@@ -132,6 +134,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("common/delta_chunk.cuh", include_str!("common/delta_chunk.cuh")),
     ("common/delta_rule.cuh", include_str!("common/delta_rule.cuh")),
     ("common/delta_walk.cuh", include_str!("common/delta_walk.cuh")),
+    ("common/early.cuh", include_str!("common/early.cuh")),
     ("common/fp8.cuh", include_str!("common/fp8.cuh")),
     ("common/gemm.cuh", include_str!("common/gemm.cuh")),
     ("common/gemv.cuh", include_str!("common/gemv.cuh")),

@@ -21,7 +21,7 @@ use crate::{
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub(crate) struct Args {
-    /// A checkpoint folder, or synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S]
+    /// A checkpoint folder, or synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S][,yarn=F]
     #[arg(long, env = "KARAT_MODEL")]
     pub(super) model: Option<String>,
     /// What computes: cpu, the fast kernels of this machine, or cuda, its GPU
@@ -255,7 +255,7 @@ fn tell(model: &str, measured: &Measured, stated: &[Stated], out: &Out) {
     for (row, stated) in rows.iter().zip(stated) {
         out.json(&json!({"schema": "karat.result/1", "kind": "bench", "model": model,
             "cpu": host.cpu, "threads": host.threads, "engine": row.engine,
-            "kv_cache": stated.kept.map(Kept::name), "depth": row.depth.tokens, "fed": row.depth.fed,
+            "falls_back": row.falls_back, "kv_cache": stated.kept.map(Kept::name), "depth": row.depth.tokens, "fed": row.depth.fed,
             "gpu": roof.products.is_none().then(|| benches::gpu().as_ref().map(|gpu| &*gpu.name).ok()),
             "read_bytes_per_second": samples(row.read), "f32_per_second": product(0),
             "bf16_per_second": product(1), "int8_per_second": product(2),

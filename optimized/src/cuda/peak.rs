@@ -77,6 +77,7 @@ impl Way {
             grid: [blocks, 1, 1],
             threads: THREADS,
             shared: self.shared,
+            early: false,
             args: &[("o", At(found)), ("ROUNDS", Int(self.rounds))],
         })
     }

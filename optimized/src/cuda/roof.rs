@@ -45,7 +45,8 @@ impl Memory {
         let Memory { room, found, kernels } = self;
         with("reading", |context| {
             let device = context.device.clone();
-            let mut ops = Ops { stream: &mut Stream { context, kernels }, element: Element::F32 };
+            let mut ops =
+                Ops { stream: &mut Stream { context, kernels }, element: Element::F32, fast: None };
             (0..TIMES).try_for_each(|_| ops.read(found, room))?;
             device.wait()
         })?;
