@@ -51,6 +51,7 @@ pub(crate) fn measure(rounds: usize, out: &Out) -> anyhow::Result<()> {
         &["of", "what", "most", "median", "least"],
         &all.iter().map(cells).collect::<Vec<_>>(),
     );
+    let place = fs::canonicalize(&place).unwrap_or(place);
     out.line(&format!("kept in {}", place.display()));
     out.json(&row);
     Ok(())
