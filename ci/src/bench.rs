@@ -92,7 +92,7 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
             of_engine(&e)
         }
     })?;
-    tell(&args.model, &measured, &stated, out);
+    tell(args, &measured, &stated, out);
     Ok(Exit::Ok)
 }
 
@@ -170,7 +170,7 @@ impl Stated {
     }
 }
 
-fn tell(model: &str, measured: &Measured, stated: &[Stated], out: &Out) {
+fn tell(args: &Args, measured: &Measured, stated: &[Stated], out: &Out) {
     let Measured { roof, rows, fits } = measured;
     let host = benches::host();
     match (roof.products, benches::gpu()) {
@@ -243,7 +243,7 @@ fn tell(model: &str, measured: &Measured, stated: &[Stated], out: &Out) {
     );
     let product = |kind: usize| roof.products.map(|all| samples(all[kind]));
     for (row, stated) in rows.iter().zip(stated) {
-        out.json(&json!({"schema": "karat.result/1", "kind": "bench", "model": model,
+        out.json(&json!({"schema": "karat.result/1", "kind": "bench", "model": args.model,
             "cpu": host.cpu, "threads": host.threads, "engine": row.engine,
             "kv_cache": stated.kept.map(Kept::name), "depth": row.depth.tokens, "fed": row.depth.fed,
             "gpu": roof.products.is_none().then(|| benches::gpu().as_ref().map(|gpu| &*gpu.name).ok()),
@@ -251,6 +251,8 @@ fn tell(model: &str, measured: &Measured, stated: &[Stated], out: &Out) {
             "bf16_per_second": product(1), "int8_per_second": product(2),
             "prefill_tokens_per_second": row.prefill.map(samples),
             "decode_tokens_per_second": row.decode.map(samples), "traffic": row.traffic,
+            "prefill": args.prefill, "decode": args.decode,
+            "prefill_samples": row.taken[0], "decode_samples": row.taken[1],
             "least_prefill_seconds_per_token": row.least(roof),
             "memory_needed": stated.memory, "peak_rss_bytes": row.peak,
             "peak_rss_beyond_bytes": stated.beyond(row)}));
