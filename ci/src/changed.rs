@@ -15,7 +15,7 @@ use benches::{foreign::Kernel, plan::Job, registry::ops};
 use crate::exit::{Exit, fail, refuse};
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct Since {
     /// Only cases that a change since this revision can touch: since the commit where HEAD left it, and
     /// what is not committed
     #[arg(long, value_name = "REV")]
@@ -39,7 +39,16 @@ const PARTS: &[(&str, &[&str])] = &[
     ("lm_head", &["linear"]),
     (
         "model",
-        &["attention_layer", "embedding", "gdn_layer", "linear", "lm_head", "moe_layer", "mtp", "rms_norm"],
+        &[
+            "attention_layer",
+            "embedding",
+            "gdn_layer",
+            "linear",
+            "lm_head",
+            "moe_layer",
+            "mtp",
+            "rms_norm",
+        ],
     ),
     ("moe_experts", &["linear", "shared_expert"]),
     ("moe_layer", &["linear", "moe_experts", "moe_router", "shared_expert"]),
@@ -57,7 +66,8 @@ fn made_of(op: &str) -> BTreeSet<&str> {
     let mut all = BTreeSet::from([op]);
     let mut left = vec![op];
     while let Some(next) = left.pop() {
-        let parts = PARTS.iter().find(|(name, _)| *name == next).map_or(&[][..], |(_, parts)| parts);
+        let parts =
+            PARTS.iter().find(|(name, _)| *name == next).map_or(&[][..], |(_, parts)| parts);
         left.extend(parts.iter().filter(|part| all.insert(part)));
     }
     all
@@ -81,7 +91,7 @@ pub(crate) struct Changed {
     since: String,
 }
 
-impl Args {
+impl Since {
     /// What changed, if that was asked.
     pub(crate) fn find(&self, kernels: &[Arc<Kernel>]) -> anyhow::Result<Option<Changed>> {
         let Some(since) = &self.changed_since else { return Ok(None) };
@@ -97,10 +107,15 @@ impl Args {
             return Err(refuse(format!("--changed-since {since}: expected a revision")));
         }
         let base = git(&top, &["merge-base", "--", since, "HEAD"], since)?;
-        let mut names = git(&top, &["diff", "--name-only", "--no-renames", "-z", &base, "--"], since)?;
+        let mut names =
+            git(&top, &["diff", "--name-only", "--no-renames", "-z", &base, "--"], since)?;
         names += &git(&top, &["ls-files", "--others", "--exclude-standard", "-z"], since)?;
         let names: Vec<&str> = names.split('\0').filter(|name| !name.is_empty()).collect();
-        let touches = if ours { names.iter().filter_map(|name| touch(name)).collect() } else { BTreeSet::new() };
+        let touches = if ours {
+            names.iter().filter_map(|name| touch(name)).collect()
+        } else {
+            BTreeSet::new()
+        };
         let files = names.iter().map(|name| top.join(name)).collect();
         Ok(Some(Changed { touches, files, since: since.clone() }))
     }
@@ -122,11 +137,24 @@ fn git(folder: &Path, arguments: &[&str], since: &str) -> anyhow::Result<String>
 
 /// What a changed file can touch; nothing if no case.
 fn touch(name: &str) -> Option<Touch> {
-    let silent = ["docs/", ".ci/", ".github/", "ci/", "benches/tests/", "benches/benches/", "benches/peers/",
-        "optimized/tests/", "golden/questions/", "golden/scripts/", "golden/fuzz/", "golden/checkpoints/"];
+    let silent = [
+        "docs/",
+        ".ci/",
+        ".github/",
+        "ci/",
+        "benches/tests/",
+        "benches/benches/",
+        "benches/peers/",
+        "optimized/tests/",
+        "golden/questions/",
+        "golden/scripts/",
+        "golden/fuzz/",
+        "golden/checkpoints/",
+    ];
     // Texts say nothing to a compiler, and recordings of whole models are asked by `golden verify`.
     let text = Path::new(name).extension().is_some_and(|end| end == "md");
-    let of_models = name.starts_with("golden/recordings/") && !name.starts_with("golden/recordings/ops/");
+    let of_models =
+        name.starts_with("golden/recordings/") && !name.starts_with("golden/recordings/ops/");
     let silent = silent.iter().any(|folder| name.starts_with(folder)) || text || of_models;
     let own = ["LICENSE-APACHE", "LICENSE-MIT", ".gitignore", "rustfmt.toml"].contains(&name);
     if silent || own || name.ends_with("/tests.rs") {
@@ -147,7 +175,8 @@ fn touch(name: &str) -> Option<Touch> {
         _ => (None, ""),
     };
     let stem = rest.split(['/', '.']).next().unwrap_or_default();
-    let is = |op: &str| stem == op || stem.strip_prefix(op).is_some_and(|more| more.starts_with('_'));
+    let is =
+        |op: &str| stem == op || stem.strip_prefix(op).is_some_and(|more| more.starts_with('_'));
     // An op may have several sources; the longest name that fits is meant.
     let names = ops().iter().map(|entry| entry.name()).filter(|op| is(op));
     let op = names.max_by_key(|op| op.len()).map(str::to_owned);
@@ -181,7 +210,10 @@ impl Changed {
             let files = self.files.len();
             return Err(fail(
                 Exit::Nothing,
-                format!("nothing selected: none of {files} files changed since {} touches a case", self.since),
+                format!(
+                    "nothing selected: none of {files} files changed since {} touches a case",
+                    self.since
+                ),
             ));
         }
         Ok(left)
@@ -236,7 +268,8 @@ mod tests {
         }
         for op in &names {
             for folder in ["reference/src", "optimized/src/cpu", "optimized/src/cuda"] {
-                let mut texts = vec![fs::read_to_string(root.join(folder).join(format!("{op}.rs")))];
+                let mut texts =
+                    vec![fs::read_to_string(root.join(folder).join(format!("{op}.rs")))];
                 let inside = fs::read_dir(root.join(folder).join(op)).into_iter().flatten();
                 texts.extend(inside.map(|entry| fs::read_to_string(entry.unwrap().path())));
                 for text in texts.into_iter().flatten() {
@@ -258,8 +291,10 @@ mod tests {
             line.match_indices(**name).any(|(at, _)| {
                 let after = &line[at + name.len()..];
                 let before = &line[..at];
-                !before.ends_with(part) && !before.ends_with(['.', '"'])
-                    && (after.starts_with("::") || after.starts_with('(')) && !before.ends_with("fn ")
+                !before.ends_with(part)
+                    && !before.ends_with(['.', '"'])
+                    && (after.starts_with("::") || after.starts_with('('))
+                    && !before.ends_with("fn ")
             })
         };
         names.iter().filter(is).copied().collect()

@@ -49,7 +49,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "GIB", env = "KARAT_MEMORY_GIB")]
     memory_gib: Option<f64>,
     #[command(flatten)]
-    changed: changed::Args,
+    changed: changed::Since,
     /// Run what does not pass so many times more; what passes then is flaky, and told as such
     #[arg(long, value_name = "N", default_value_t = 0, env = "KARAT_RETRIES")]
     retries: u32,
@@ -57,13 +57,18 @@ pub(crate) struct Args {
     #[arg(long)]
     resume: bool,
     #[command(flatten)]
-    told: told::Args,
+    told: told::Told,
 }
 
 impl Args {
     /// The part of the run that is meant, if not all of it is.
     pub(crate) fn shard(&self) -> Option<Shard> {
         self.selection.shard()
+    }
+
+    /// Whether something is told beside the answer.
+    pub(crate) fn tells(&self) -> bool {
+        self.told.any()
     }
 }
 
@@ -438,7 +443,9 @@ impl<'a> Run<'a> {
         };
         self.out.line(&counts.told(&flaky));
         // Whether anything passed is asked of all parts together, by `karat merge`.
-        let alone = if self.shared && counts.passed == 0 { self.exit } else {
+        let alone = if self.shared && counts.passed == 0 {
+            self.exit
+        } else {
             counts.exit(self.exit, self.again.plant.as_deref(), self.out)
         };
         let exit = alone;

@@ -14,9 +14,9 @@ pub(crate) fn machine(settings: &[InForce]) -> Value {
     let goldens = files::golden_dir().join("recordings");
     let recordings =
         std::fs::read_dir(&goldens).map_or(0, |dir| dir.filter_map(Result::ok).count());
-    let settings = settings.iter().map(
-        |InForce { key, value, from }| json!({"key": key, "value": value, "from": from}),
-    );
+    let settings = settings
+        .iter()
+        .map(|InForce { key, value, from }| json!({"key": key, "value": value, "from": from}));
     json!({
         "schema": "karat.result/1", "kind": "env", "cpu": host.cpu, "threads": host.threads, "memory": host.memory,
         "features": host.features, "gpu": gpu.map(|gpu| &gpu.name), "gpu_memory": gpu.map(|gpu| gpu.memory),
@@ -44,7 +44,10 @@ pub(crate) fn head(settings: &[InForce], shard: Option<Shard>) -> Value {
     let (revision, dirty) = revision();
     let mut row = machine(settings);
     row["run"] = json!(blake3::hash(run.as_bytes()).to_hex()[..16]);
-    row["time"] = json!(DateTime::from_timestamp(now as i64, 0).map(|time| time.to_rfc3339_opts(SecondsFormat::Secs, true)));
+    row["time"] = json!(
+        DateTime::from_timestamp(now as i64, 0)
+            .map(|time| time.to_rfc3339_opts(SecondsFormat::Secs, true))
+    );
     row["command"] = json!(typed(&command));
     row["arguments"] = json!(command);
     row["revision"] = json!(revision);

@@ -5,9 +5,7 @@ mod criterion;
 pub(crate) mod github;
 pub(crate) mod junit;
 pub(crate) mod markdown;
-mod speed;
-#[cfg(test)]
-mod tests;
+pub(crate) mod speed;
 
 use std::path::{Path, PathBuf};
 

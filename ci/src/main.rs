@@ -219,8 +219,16 @@ fn main() -> ExitCode {
     let watch = Stopwatch::new();
     let Global { format, quiet, verbose, no_progress, threads, pin, .. } = cli.global;
     let Global { nvrtc, verdict, results, .. } = &cli.global;
-    let head = judges(cli.command.as_ref()).then(|| env::head(&settings, shard(&cli)));
-    let record = Record::new(head, results.clone());
+    let judges = judges(cli.command.as_ref());
+    let place = results.clone().filter(|_| judges);
+    let told = match &cli.command {
+        None => true,
+        Some(Command::Check(args)) => args.tells(),
+        Some(_) => false,
+    };
+    let rows = format == Format::Jsonl || place.is_some() || told;
+    let head = (judges && rows).then(|| env::head(&settings, shard(&cli)));
+    let record = Record::new(head, place);
     let out = Out { format, quiet, verbose, progress: !no_progress, record };
     if pin {
         if let Err(line) = benches::pin_threads(threads) {

@@ -14,7 +14,7 @@ use std::{
 use serde_json::Value;
 
 /// Where rows go beside standard output.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Record(Mutex<State>);
 
 #[derive(Debug, Default)]
@@ -24,6 +24,8 @@ struct State {
     begun: bool,
     place: Option<PathBuf>,
     file: Option<File>,
+    /// Whether rows still go to the file.
+    filed: bool,
     /// The first row that could not be written.
     lost: Option<String>,
     keep: bool,
@@ -40,7 +42,7 @@ pub(crate) fn part(path: &Path) -> PathBuf {
 impl Record {
     /// Of a run that begins with `head`; its rows also go to `place`.
     pub(crate) fn new(head: Option<Value>, place: Option<PathBuf>) -> Record {
-        Record(Mutex::new(State { head, place, ..State::default() }))
+        Record(Mutex::new(State { head, place, filed: true, ..State::default() }))
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -104,12 +106,14 @@ impl Record {
         over: bool,
         print: &mut dyn FnMut(&str),
     ) -> Result<(), String> {
-        let filed = self.state().place.is_some();
-        if self.state().begun {
-            // An interrupted file goes on: its end is still to come.
-            let rest = if over { None } else { self.state().file.take() };
+        let (begun, filed) = {
+            let state = self.state();
+            (state.begun, state.place.is_some())
+        };
+        // An interrupted file goes on: its end is still to come.
+        self.state().filed = over;
+        if begun {
             self.take(row, print);
-            self.state().file = rest;
         } else if filed {
             self.take(row, &mut |_| ());
         }
@@ -131,7 +135,8 @@ impl State {
         if self.keep {
             self.kept.push(line.to_owned());
         }
-        if self.lost.is_none()
+        if self.filed
+            && self.lost.is_none()
             && let Some(place) = self.place.clone()
             && let Err(e) = self.write(&place, line)
         {

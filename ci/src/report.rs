@@ -8,8 +8,6 @@ mod plot;
 mod plots;
 mod speed;
 mod tables;
-#[cfg(test)]
-mod tests;
 
 use std::path::PathBuf;
 
@@ -43,15 +41,17 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
-    let mut results = args.results.read()?;
-    results.check_shards(args.results.damage())?;
+    let results = args.results.read()?;
     if results.runs.iter().all(|run| run.rows == 0) {
         return Err(fail(Exit::Nothing, "nothing selected: no file has a row"));
     }
     let base = match &args.compare {
         None => None,
         Some(path) if !path.exists() => {
-            return Err(fail(Exit::Baseline, format!("--compare {}: no such file", path.display())));
+            return Err(fail(
+                Exit::Baseline,
+                format!("--compare {}: no such file", path.display()),
+            ));
         }
         Some(path) => {
             let mut base = Results::default();
@@ -66,7 +66,12 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     if let Some(path) = &args.badge {
         write(path, &badge::text(&results))?;
     }
-    out.line(&format!("{} cases, {} bytes; {}", results.judged.len(), text.len(), args.out.display()));
+    out.line(&format!(
+        "{} cases, {} bytes; {}",
+        results.judged.len(),
+        text.len(),
+        args.out.display()
+    ));
     out.json(&json!({
         "schema": "karat.result/1", "kind": "report", "cases": results.judged.len(), "bytes": text.len(),
         "lost": results.lost, "out": args.out.display().to_string(),

@@ -4,8 +4,6 @@
 //! an `env` row and ends with an `end` row, so that a file which was cut is known from one that is whole.
 
 pub(crate) mod rows;
-#[cfg(test)]
-mod tests;
 
 use std::{
     borrow::Cow,
@@ -18,8 +16,8 @@ use golden::file;
 use serde::Deserialize;
 
 use self::rows::{
-    End, Env, Gated, Judged, ModelSpeed, Mutant, Mutation, OUTCOMES, OpSpeed, Part, Sabotage, Scale,
-    SpeedFit, Supported, Verified,
+    End, Env, Gated, Judged, ModelSpeed, Mutant, Mutation, OUTCOMES, OpSpeed, Part, Sabotage,
+    Scale, SpeedFit, Supported, Verified,
 };
 use crate::exit::{Exit, refuse};
 
@@ -106,6 +104,7 @@ impl Files {
         for file in &self.files {
             results.add(file, self.damage(), &mut |_| ())?;
         }
+        results.check_shards(self.damage())?;
         Ok(results)
     }
 }
@@ -170,7 +169,9 @@ impl Results {
             }
             number += 1;
             if bytes.len() as u64 == MAX_LINE {
-                return Err(refuse(format!("{shown}:{number}: expected lines of JSON, got one of 64 MiB")));
+                return Err(refuse(format!(
+                    "{shown}:{number}: expected lines of JSON, got one of 64 MiB"
+                )));
             }
             let whole = bytes.ends_with(b"\n");
             let found = std::str::from_utf8(&bytes).map_err(|_| "no UTF-8".to_owned());
@@ -199,11 +200,17 @@ impl Results {
         }
         for at in first..self.runs.len() {
             let run = &self.runs[at];
-            if run.told && run.end.is_none() && self.lost.last().is_none_or(|lost| !lost.contains("cut")) {
+            if run.told
+                && run.end.is_none()
+                && self.lost.last().is_none_or(|lost| !lost.contains("cut"))
+            {
                 let rows = run.rows;
                 self.damaged(
                     damage,
-                    format!("{shown}: `{}` did not end: {rows} rows and no end row", run.env.command),
+                    format!(
+                        "{shown}: `{}` did not end: {rows} rows and no end row",
+                        run.env.command
+                    ),
                 )?;
             }
         }
@@ -227,7 +234,8 @@ impl Results {
         match head.schema {
             Some(schema) if schema == SCHEMA => {}
             Some(schema) => {
-                let newer = schema.strip_prefix("karat.result/").and_then(|n| n.parse::<u64>().ok());
+                let newer =
+                    schema.strip_prefix("karat.result/").and_then(|n| n.parse::<u64>().ok());
                 let newer = if newer.is_some_and(|n| 1 < n) { ", which is newer" } else { "" };
                 return Err(format!("expected schema {SCHEMA}, got {schema}{newer}"));
             }
@@ -238,7 +246,8 @@ impl Results {
             let env: Env = read(line)?;
             // What `karat doctor` says is no run, and begins none inside one.
             let told = !env.run.is_empty();
-            let open = first < self.runs.len() && self.runs.last().is_some_and(|run| run.end.is_none());
+            let open =
+                first < self.runs.len() && self.runs.last().is_some_and(|run| run.end.is_none());
             if !told && open {
                 return Ok(());
             }
@@ -268,7 +277,12 @@ impl Results {
             "check" | "paths" | "invariance" => {
                 let row: Judged = read(line)?;
                 if !OUTCOMES.contains(&row.outcome.as_str()) {
-                    return Err(format!("{}: outcome {:?}: expected one of {}", row.case, row.outcome, OUTCOMES.join(", ")));
+                    return Err(format!(
+                        "{}: outcome {:?}: expected one of {}",
+                        row.case,
+                        row.outcome,
+                        OUTCOMES.join(", ")
+                    ));
                 }
                 // Honest kernels that a selftest accuses are told once more there.
                 self.once(run, number, &[kind, &row.case])?;
@@ -277,7 +291,12 @@ impl Results {
             "golden" => {
                 let row: Verified = read(line)?;
                 if row.ok.is_some() {
-                    let of = [Some(row.recording.as_str()), row.prompt.as_deref(), row.engine.as_deref(), row.number.as_deref()];
+                    let of = [
+                        Some(row.recording.as_str()),
+                        row.prompt.as_deref(),
+                        row.engine.as_deref(),
+                        row.number.as_deref(),
+                    ];
                     self.once(run, number, &of.map(Option::unwrap_or_default))?;
                     self.verified.push(row);
                 }
@@ -308,9 +327,10 @@ impl Results {
                     times(&row.model, "ms_per_token", &[point.ms_per_token])?;
                 }
                 let number_of = row.number.clone().unwrap_or_default();
-                let of = [&row.engine, row.kv_cache.as_deref().unwrap_or_default(), &row.part].join(" ");
+                let of =
+                    [&row.engine, row.kv_cache.as_deref().unwrap_or_default(), &row.part].join(" ");
                 self.once(run, number, &[kind, &row.model, &of, &number_of])?;
-                self.scales.push(row);
+                self.scales.push(Scale { run, ..row });
             }
             "gate" if line.contains("\"verdict\"") => {
                 let row: Gated = read(line)?;
@@ -354,7 +374,8 @@ impl Results {
     fn shards(&self) -> BTreeMap<(String, usize), Vec<(usize, usize)>> {
         let mut all: BTreeMap<(String, usize), Vec<(usize, usize)>> = BTreeMap::new();
         for (at, run) in self.runs.iter().enumerate() {
-            let Some((index, of)) = run.env.shard.as_deref().and_then(|shard| shard.split_once('/'))
+            let Some((index, of)) =
+                run.env.shard.as_deref().and_then(|shard| shard.split_once('/'))
             else {
                 continue;
             };
@@ -374,16 +395,24 @@ impl Results {
                 .map(|index| format!("{index}/{of}"))
                 .collect();
             if !lacks.is_empty() {
-                missing.push(format!("shard {} of `karat {command}` is not there", lacks.join(", ")));
+                missing
+                    .push(format!("shard {} of `karat {command}` is not there", lacks.join(", ")));
             }
             let first = &self.runs[there[0].1];
             for (_, at) in &there {
                 let run = &self.runs[*at];
-                if (&run.env.revision, &run.env.version) != (&first.env.revision, &first.env.version) {
-                    let of = |run: &Run| run.env.revision.clone().unwrap_or_else(|| run.env.version.clone());
+                if (&run.env.revision, &run.env.version)
+                    != (&first.env.revision, &first.env.version)
+                {
+                    let of = |run: &Run| {
+                        run.env.revision.clone().unwrap_or_else(|| run.env.version.clone())
+                    };
                     differ = Some(format!(
                         "{}: shard of revision {}; {} is of {}",
-                        run.file.display(), of(run), first.file.display(), of(first)
+                        run.file.display(),
+                        of(run),
+                        first.file.display(),
+                        of(first)
                     ));
                 }
             }
@@ -417,8 +446,16 @@ impl Results {
 
 /// What was typed, without what differs from shard to shard.
 fn unsharded(arguments: &[String]) -> String {
-    const OWN: [&str; 8] =
-        ["--shard", "--results", "--junit", "--summary", "--badge", "--verdict", "--report", "--format"];
+    const OWN: [&str; 8] = [
+        "--shard",
+        "--results",
+        "--junit",
+        "--summary",
+        "--badge",
+        "--verdict",
+        "--report",
+        "--format",
+    ];
     let mut words = Vec::new();
     let mut all = arguments.iter();
     while let Some(word) = all.next() {

@@ -10,8 +10,9 @@ use benches::{plan::Job, report::Outcome};
 
 use crate::{
     exit::refuse,
-    record, support,
+    record,
     results::{Damage, Results, rows::Judged},
+    support,
 };
 
 /// What was found before, by case.
@@ -31,7 +32,9 @@ impl Before {
     /// The rows that an interrupted run left beside `results`; those of a finished one if there is none.
     pub(crate) fn read(results: Option<&Path>) -> anyhow::Result<Before> {
         let Some(results) = results else {
-            return Err(refuse("--resume: expected --results FILE, the rows of which are gone on with"));
+            return Err(refuse(
+                "--resume: expected --results FILE, the rows of which are gone on with",
+            ));
         };
         let part = record::part(results);
         let file = if part.exists() { part } else { results.to_owned() };
@@ -114,5 +117,8 @@ impl Kept {
 pub(crate) fn unfinished(results: Option<&PathBuf>) -> Option<String> {
     let part = record::part(results?);
     let lines = fs::read(&part).ok()?.iter().filter(|byte| **byte == b'\n').count();
-    Some(format!("{}: {lines} rows of an unfinished run are replaced; --resume goes on with them", part.display()))
+    Some(format!(
+        "{}: {lines} rows of an unfinished run are replaced; --resume goes on with them",
+        part.display()
+    ))
 }

@@ -11,7 +11,7 @@ use crate::{
 };
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct Told {
     /// Also write JUnit XML
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
@@ -29,9 +29,9 @@ pub(crate) struct Args {
     report: Option<PathBuf>,
 }
 
-impl Args {
+impl Told {
     /// Whether rows are needed at the end.
-    fn any(&self) -> bool {
+    pub(crate) fn any(&self) -> bool {
         let files = [&self.junit, &self.summary, &self.badge, &self.report];
         self.github || files.iter().any(|file| file.is_some())
     }

@@ -43,7 +43,12 @@ fn worst(f: &Finding) -> String {
     let at = f.at.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     format!(
         "{}[{at}] got {:.6e} want {:.6e}, {} of {} elements over, {}",
-        f.output, f.got, f.want, f.over, f.n, used(f.budget_used)
+        f.output,
+        f.got,
+        f.want,
+        f.over,
+        f.n,
+        used(f.budget_used)
     )
 }
 
@@ -91,7 +96,8 @@ pub(crate) fn recorded(row: &Verified) -> String {
 
 /// What the gate says of a case.
 pub(crate) fn gated(row: &Gated) -> String {
-    let ratio = row.ratio.map_or(String::new(), |ratio| format!(", {ratio:.3} of the baseline's time"));
+    let ratio =
+        row.ratio.map_or(String::new(), |ratio| format!(", {ratio:.3} of the baseline's time"));
     let between = match (row.lo, row.hi) {
         (Some(lo), Some(hi)) => format!(" [{lo:.3}..{hi:.3}]"),
         _ => String::new(),
@@ -154,7 +160,8 @@ impl Verdict {
     pub(crate) fn of(results: &Results) -> Verdict {
         use crate::exit::Exit;
         let counts = Counts::all(results);
-        let survivors = results.mutations.iter().any(|m| m.killed < m.planted || 0 < m.false_alarms);
+        let survivors =
+            results.mutations.iter().any(|m| m.killed < m.planted || 0 < m.false_alarms);
         match results.exit() {
             _ if 0 < counts.red || survivors => Verdict::Failed,
             Exit::Wrong | Exit::Cheat | Exit::Recording => Verdict::Failed,

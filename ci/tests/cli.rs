@@ -17,4 +17,7 @@ mod cli {
     mod ops;
     mod paths;
     mod recordings;
+    mod reports;
+    mod results;
+    mod workflows;
 }

@@ -20,7 +20,8 @@ pub(super) fn write(results: &Results, folder: &Path, baseline: &str) -> anyhow:
     if !golden::file::is_plain_name(baseline) || baseline == "change" {
         return Err(refuse(format!("--baseline {baseline:?}: expected a name of a folder")));
     }
-    let timed: Vec<Timed> = all(results).into_iter().filter(|one| !one.samples.is_empty()).collect();
+    let timed: Vec<Timed> =
+        all(results).into_iter().filter(|one| !one.samples.is_empty()).collect();
     if timed.is_empty() {
         return Err(nothing("criterion: no row has samples of a time; `karat bench` writes some"));
     }
@@ -68,9 +69,8 @@ fn files(one: &Timed, directory: &str) -> [(&'static str, Value); 4] {
     let mut sorted = one.samples.clone();
     sorted.sort_by(f64::total_cmp);
     let (low, high) = (quantile(&sorted, 0.25), quantile(&sorted, 0.75));
-    let fences = [-3.0, -1.5, 1.5, 3.0].map(|k| {
-        if k < 0.0 { low + k * (high - low) } else { high + k * (high - low) }
-    });
+    let fences = [-3.0, -1.5, 1.5, 3.0]
+        .map(|k| if k < 0.0 { low + k * (high - low) } else { high + k * (high - low) });
     [
         ("benchmark.json", benchmark),
         ("sample.json", sample),

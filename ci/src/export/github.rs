@@ -28,7 +28,12 @@ pub(crate) fn text(results: &Results) -> String {
     }
     for row in results.judged.iter().filter(|row| row.is_flaky()) {
         let told = format!("passed in attempt {}\n{}", 1 + row.earlier.len(), row.typed());
-        all.push(annotation("warning", file(row).as_deref(), &format!("flaky {}", row.case), &told));
+        all.push(annotation(
+            "warning",
+            file(row).as_deref(),
+            &format!("flaky {}", row.case),
+            &told,
+        ));
     }
     for lost in &results.lost {
         all.push(annotation("error", None, "results are not whole", lost));

@@ -3,9 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use chrono::DateTime;
-use quick_junit::{
-    NonSuccessKind, Property, Report, TestCase, TestCaseStatus, TestRerun, TestSuite,
-};
+use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestRerun, TestSuite};
 
 use crate::{
     exit::Exit,
@@ -38,7 +36,10 @@ pub(crate) fn text(results: &Results) -> anyhow::Result<String> {
     }
     // A run that ended badly without a red row is a case of its own.
     for run in &results.runs {
-        if matches!(run.exit(), Exit::Crashed | Exit::Internal | Exit::Unfit | Exit::Interrupted | Exit::Nothing) {
+        if matches!(
+            run.exit(),
+            Exit::Crashed | Exit::Internal | Exit::Unfit | Exit::Interrupted | Exit::Nothing
+        ) {
             let line = run.end.as_ref().and_then(|end| end.line.clone());
             let line = line.unwrap_or_else(|| "the run did not end".to_owned());
             let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
@@ -52,7 +53,8 @@ pub(crate) fn text(results: &Results) -> anyhow::Result<String> {
     let mut report = Report::new("karat");
     let time = |suite: &TestSuite| suite.test_cases.iter().filter_map(|case| case.time).sum();
     let mut all = Duration::ZERO;
-    let stamp = results.runs.first().and_then(|run| DateTime::parse_from_rfc3339(&run.env.time).ok());
+    let stamp =
+        results.runs.first().and_then(|run| DateTime::parse_from_rfc3339(&run.env.time).ok());
     for (_, mut suite) in suites {
         let took: Duration = time(&suite);
         all += took;
@@ -63,10 +65,9 @@ pub(crate) fn text(results: &Results) -> anyhow::Result<String> {
         report.add_test_suite(suite);
     }
     report.set_time(all);
-    if let Some(stamp) = stamp {
-        report.set_timestamp(stamp);
-    }
-    Ok(report.to_string()?)
+    // The schema of Jenkins counts skips in suites, and not in all of them.
+    let skips = format!(" skipped=\"{}\"", report.skipped);
+    Ok(report.to_string()?.replacen(&skips, "", 1))
 }
 
 fn seconds(ms: f64) -> Duration {
@@ -96,16 +97,14 @@ fn judged(row: &Judged, suite: &str) -> TestCase {
     };
     for earlier in &row.earlier {
         let mut rerun = TestRerun::new(kind(&earlier.outcome));
-        rerun.set_type(earlier.outcome.clone()).set_time(seconds(earlier.ms));
+        rerun.set_type(earlier.outcome.clone());
         rerun.set_message(earlier.why.clone().unwrap_or_else(|| words::used(earlier.budget_used)));
         status.add_rerun(rerun);
     }
     let mut case = TestCase::new(row.case.clone(), status);
     case.set_classname(suite).set_time(seconds(row.ms));
-    if !row.is_skip() {
-        case.add_property(Property::new("budget_used", row.budget_used.to_string()));
-    }
-    case.add_property(Property::new("repro", row.typed()));
+    let used = if row.is_skip() { String::new() } else { words::used(row.budget_used) + "\n" };
+    case.set_system_out(format!("{used}repro: {}", row.typed()));
     case
 }
 
@@ -121,7 +120,7 @@ fn verified(row: &Verified, suite: &str) -> TestCase {
     }
     let mut case = TestCase::new(words::verified(row), status);
     case.set_classname(suite).set_time(seconds(row.seconds * 1e3));
-    case.add_property(Property::new("budget_used", row.budget().to_string()));
+    case.set_system_out(words::used(row.budget()));
     case
 }
 
@@ -136,6 +135,6 @@ fn gated(row: &Gated, suite: &str) -> TestCase {
     }
     let mut case = TestCase::new(row.case.clone(), status);
     case.set_classname(suite);
-    case.add_property(Property::new("verdict", row.verdict.clone()));
+    case.set_system_out(words::gated(row));
     case
 }

@@ -27,7 +27,8 @@ pub(crate) fn text(results: &Results) -> String {
         Verdict::Nothing | Verdict::Incomplete => "⚠️",
         Verdict::Failed | Verdict::Slower => "❌",
     };
-    let flaky = if counts.flaky == 0 { String::new() } else { format!(" ({} flaky)", counts.flaky) };
+    let flaky =
+        if counts.flaky == 0 { String::new() } else { format!(" ({} flaky)", counts.flaky) };
     let _ = writeln!(
         text,
         "### {mark} karat: {}\n\n{} passed{flaky}, {} not passed, {} skipped\n",
@@ -93,7 +94,8 @@ fn machines(results: &Results, text: &mut String) {
         let revision = env.revision.as_deref().map_or("no revision", |r| r.get(..12).unwrap_or(r));
         let dirty = if env.dirty == Some(true) { " with changes" } else { "" };
         let gpu = env.gpu.as_ref().map_or(String::new(), |gpu| format!(", {gpu}"));
-        let line = format!("`{revision}`{dirty} on {}, {} threads{gpu}", cell(&env.cpu), env.threads);
+        let line =
+            format!("`{revision}`{dirty} on {}, {} threads{gpu}", cell(&env.cpu), env.threads);
         if !told.contains(&line) {
             told.push(line);
         }
@@ -109,7 +111,11 @@ fn red(results: &Results, text: &mut String) {
         wrong.map(|row| (row.case.clone(), words::first(row), row.typed())).collect();
     let recorded = results.verified.iter().filter(|row| row.ok == Some(false));
     lines.extend(recorded.map(|row| {
-        (words::verified(row), words::recorded(row), format!("karat golden verify {}", row.recording))
+        (
+            words::verified(row),
+            words::recorded(row),
+            format!("karat golden verify {}", row.recording),
+        )
     }));
     let flaky = results.judged.iter().filter(|row| row.is_flaky());
     lines.extend(flaky.map(|row| {

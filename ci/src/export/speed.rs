@@ -9,11 +9,13 @@ use super::{
 use crate::results::{Results, rows::ModelSpeed};
 
 /// Something that was timed.
-pub(super) struct Timed {
-    pub(super) id: String,
+pub(crate) struct Timed {
+    pub(crate) id: String,
+    /// On which machine.
+    pub(crate) machine: String,
     /// Nanoseconds of a call, or of a token.
     pub(super) samples: Vec<f64>,
-    pub(super) median: f64,
+    pub(crate) median: f64,
     /// That a call has to move.
     pub(super) bytes: f64,
     /// What else is known of it.
@@ -21,11 +23,13 @@ pub(super) struct Timed {
 }
 
 /// Calls of ops, tokens of models.
-pub(super) fn all(results: &Results) -> Vec<Timed> {
+pub(crate) fn all(results: &Results) -> Vec<Timed> {
     let mut all = Vec::new();
+    let machine = |run: usize| results.runs[run].env.machine.clone();
     for row in results.op_speeds.iter().filter(|row| row.timed()) {
         all.push(Timed {
             id: row.case.clone(),
+            machine: machine(row.run),
             samples: row.samples_ns.clone(),
             median: row.median_ns,
             bytes: row.bytes,
@@ -40,6 +44,7 @@ pub(super) fn all(results: &Results) -> Vec<Timed> {
             let fed = if row.fed { " fed" } else { "" };
             all.push(Timed {
                 id: format!("model/{way}/{}/{engine}{cache}@{}{fed}", row.model, row.depth),
+                machine: machine(row.run),
                 samples: samples.iter().map(|pace| 1e9 / pace).collect(),
                 median: 1e9 / median,
                 bytes: 0.0,
@@ -52,6 +57,7 @@ pub(super) fn all(results: &Results) -> Vec<Timed> {
         for point in &row.points {
             all.push(Timed {
                 id: format!("scale/{}/{}{number}@{}", row.model, row.engine, point.context),
+                machine: machine(row.run),
                 samples: point.samples_ns.clone(),
                 median: 1e6 * point.ms_per_token,
                 bytes: 0.0,
@@ -68,8 +74,16 @@ fn ways(row: &ModelSpeed) -> [(&'static str, &[f64], Option<f64>); 2] {
         samples.map(|samples| samples.median).or(one).filter(|pace| 0.0 < *pace)
     };
     [
-        ("prefill", &row.prefill_samples, median(row.prefill_tokens_per_second, row.prefill_tokens_per_s)),
-        ("decode", &row.decode_samples, median(row.decode_tokens_per_second, row.decode_tokens_per_s)),
+        (
+            "prefill",
+            &row.prefill_samples,
+            median(row.prefill_tokens_per_second, row.prefill_tokens_per_s),
+        ),
+        (
+            "decode",
+            &row.decode_samples,
+            median(row.decode_tokens_per_second, row.decode_tokens_per_s),
+        ),
     ]
 }
 
@@ -146,7 +160,9 @@ pub(super) fn llama(results: &Results) -> anyhow::Result<(String, usize)> {
         }
     }
     if lines.is_empty() {
-        return Err(nothing("llama-bench: no row has samples of tokens in a second; `karat bench --model` writes some"));
+        return Err(nothing(
+            "llama-bench: no row has samples of tokens in a second; `karat bench --model` writes some",
+        ));
     }
     let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
     Ok((text, lines.len()))

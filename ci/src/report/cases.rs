@@ -149,7 +149,13 @@ fn finding(f: &Finding) -> Markup {
     let _ = write!(
         line,
         "; worst [{index}] got {:.6e} want {:.6e}, {}; rel-RMS {:.1e} of {:.1e}; ULP p99 {} max {}",
-        f.got, f.want, words::used(f.budget_used), f.rel_rms, f.rel_rms_allowed, f.ulp_p99, f.ulp_max
+        f.got,
+        f.want,
+        words::used(f.budget_used),
+        f.rel_rms,
+        f.rel_rms_allowed,
+        f.ulp_p99,
+        f.ulp_max
     );
     html! {
         p class=(if f.ok { "" } else { "bad" }) { (line) }

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     exit::{Exit, fail},
+    export::speed,
     results::{Results, rows::Gated},
     words,
 };
@@ -18,8 +19,14 @@ use crate::{
 const MOST: usize = 200;
 
 /// Times of two machines are not compared.
-pub(super) fn refuse_other_machines(results: &Results, base: &Results, path: &Path) -> anyhow::Result<()> {
-    let timed = |of: &Results| !of.op_speeds.is_empty() || !of.model_speeds.is_empty() || !of.scales.is_empty();
+pub(super) fn refuse_other_machines(
+    results: &Results,
+    base: &Results,
+    path: &Path,
+) -> anyhow::Result<()> {
+    let timed = |of: &Results| {
+        !of.op_speeds.is_empty() || !of.model_speeds.is_empty() || !of.scales.is_empty()
+    };
     if !timed(results) || !timed(base) {
         return Ok(());
     }
@@ -40,7 +47,9 @@ pub(super) fn refuse_other_machines(results: &Results, base: &Results, path: &Pa
     if there.iter().any(|one| known(&one)) {
         return Ok(());
     }
-    let name = |all: &[(String, String)]| all.first().map_or("a machine that is not told".to_owned(), |(_, name)| name.clone());
+    let name = |all: &[(String, String)]| {
+        all.first().map_or("a machine that is not told".to_owned(), |(_, name)| name.clone())
+    };
     Err(fail(
         Exit::Baseline,
         format!(
@@ -54,7 +63,10 @@ pub(super) fn refuse_other_machines(results: &Results, base: &Results, path: &Pa
 
 pub(super) fn section(results: &Results, base: Option<&Results>) -> Markup {
     if base.is_none() && results.gated.is_empty() {
-        return absent("Nothing to compare with was given:", "karat report results.jsonl --compare base.jsonl");
+        return absent(
+            "Nothing to compare with was given:",
+            "karat report results.jsonl --compare base.jsonl",
+        );
     }
     html! {
         @if !results.gated.is_empty() { (gate(&results.gated)) }
@@ -71,7 +83,8 @@ fn gate(gated: &[Gated]) -> Markup {
         .filter(|verdict| 0 < count(verdict))
         .map(|verdict| format!("{} {verdict}", count(verdict)))
         .collect();
-    let rank = |row: &&Gated| order.iter().position(|known| *known == row.verdict).unwrap_or(order.len());
+    let rank =
+        |row: &&Gated| order.iter().position(|known| *known == row.verdict).unwrap_or(order.len());
     let mut loud: Vec<&Gated> = gated.iter().filter(|row| row.verdict != "same").collect();
     loud.sort_by_key(rank);
     let number = |x: Option<f64>| cell(x.map_or("–".to_owned(), |x| format!("{x:.3}")));
@@ -99,10 +112,16 @@ fn gate(gated: &[Gated]) -> Markup {
 
 /// Cases whose outcome is another one.
 fn outcomes(results: &Results, base: &Results) -> Markup {
-    let before: HashMap<(&str, &str), &str> =
-        base.judged.iter().map(|row| ((row.kind.as_str(), row.case.as_str()), row.outcome.as_str())).collect();
-    let now: HashMap<(&str, &str), &str> =
-        results.judged.iter().map(|row| ((row.kind.as_str(), row.case.as_str()), row.outcome.as_str())).collect();
+    let before: HashMap<(&str, &str), &str> = base
+        .judged
+        .iter()
+        .map(|row| ((row.kind.as_str(), row.case.as_str()), row.outcome.as_str()))
+        .collect();
+    let now: HashMap<(&str, &str), &str> = results
+        .judged
+        .iter()
+        .map(|row| ((row.kind.as_str(), row.case.as_str()), row.outcome.as_str()))
+        .collect();
     let mut changed: Vec<(&str, Option<&str>, Option<&str>)> = Vec::new();
     let (mut new, mut gone) = (0, 0);
     for row in &results.judged {
@@ -115,7 +134,8 @@ fn outcomes(results: &Results, base: &Results) -> Markup {
     for row in &base.judged {
         gone += usize::from(!now.contains_key(&(row.kind.as_str(), row.case.as_str())));
     }
-    let red = |outcome: &Option<&str>| !matches!(outcome, Some("passed" | "skipped" | "unsupported"));
+    let red =
+        |outcome: &Option<&str>| !matches!(outcome, Some("passed" | "skipped" | "unsupported"));
     changed.sort_by_key(|(case, _, now)| (!red(now), (*case).to_owned()));
     let rows: Vec<Vec<Markup>> = changed
         .iter()
@@ -140,22 +160,15 @@ fn outcomes(results: &Results, base: &Results) -> Markup {
 
 /// Medians, those that differ most first. Whether a difference is one is not decided here.
 fn times(results: &Results, base: &Results) -> Markup {
-    let machine = |of: &Results, run: usize| of.runs[run].env.machine.clone();
-    let before: HashMap<(String, &str), f64> = base
-        .op_speeds
-        .iter()
-        .filter(|row| row.timed())
-        .map(|row| ((machine(base, row.run), row.case.as_str()), row.median_ns))
-        .collect();
-    let mut pairs: Vec<(&str, f64, f64)> = results
-        .op_speeds
-        .iter()
-        .filter(|row| row.timed())
-        .filter_map(|row| {
-            let old = before.get(&(machine(results, row.run), row.case.as_str()))?;
-            Some((row.case.as_str(), *old, row.median_ns))
-        })
-        .collect();
+    let (then, here) = (speed::all(base), speed::all(results));
+    let before: HashMap<(&str, &str), f64> =
+        then.iter().map(|one| ((one.machine.as_str(), one.id.as_str()), one.median)).collect();
+    let pair = |one: &'_ speed::Timed| {
+        Some((*before.get(&(one.machine.as_str(), one.id.as_str()))?, one.median))
+    };
+    let pairs =
+        here.iter().filter_map(|one| pair(one).map(|(old, now)| (one.id.as_str(), old, now)));
+    let mut pairs: Vec<(&str, f64, f64)> = pairs.collect();
     let far = |(_, old, now): &(&str, f64, f64)| (now / old).ln().abs();
     pairs.sort_by(|a, b| far(b).total_cmp(&far(a)));
     let rows: Vec<Vec<Markup>> = pairs
@@ -173,7 +186,7 @@ fn times(results: &Results, base: &Results) -> Markup {
     html! {
         @if !rows.is_empty() {
             p.soft { "Medians of two runs, those that differ most first. Two runs of one program differ as well: " code { "karat gate" } " decides whether a difference is one." }
-            (table(&["case", "#baseline", "#here", "#ratio"], &rows))
+            (table(&["call or token", "#baseline", "#here", "#ratio"], &rows))
         }
     }
 }

@@ -20,7 +20,8 @@ pub(super) fn line(results: &Results) -> Markup {
         }
     }
     let first = told.iter().map(|env| env.time.as_str()).filter(|time| !time.is_empty()).min();
-    let seconds: f64 = results.runs.iter().filter_map(|run| run.end.as_ref()).map(|end| end.seconds).sum();
+    let seconds: f64 =
+        results.runs.iter().filter_map(|run| run.end.as_ref()).map(|end| end.seconds).sum();
     html! {
         @for line in lines.iter().take(6) { p.soft { (line) } }
         @if let Some(first) = first {
@@ -46,7 +47,8 @@ pub(super) fn machines(results: &Results) -> Markup {
     }
     let facts = |env: &Env| {
         let gpu = env.gpu.as_ref().map(|gpu| {
-            env.gpu_memory.map_or(gpu.clone(), |memory| format!("{gpu}, {}", words::bytes(memory as f64)))
+            env.gpu_memory
+                .map_or(gpu.clone(), |memory| format!("{gpu}, {}", words::bytes(memory as f64)))
         });
         [
             ("processor", env.cpu.clone()),
@@ -64,13 +66,20 @@ pub(super) fn machines(results: &Results) -> Markup {
         .filter(|run| run.told)
         .map(|run| {
             let env = &run.env;
-            let took = run.end.as_ref().map_or("did not end".to_owned(), |end| format!("{:.1} s", end.seconds));
+            let took = run
+                .end
+                .as_ref()
+                .map_or("did not end".to_owned(), |end| format!("{:.1} s", end.seconds));
             vec![
                 html! { code { (env.command) } },
                 cell(&env.time),
                 cell(took),
                 cell(run.rows.to_string()),
-                cell(format!("{} {}", run.exit() as u8, format!("{:?}", run.exit()).to_lowercase())),
+                cell(format!(
+                    "{} {}",
+                    run.exit() as u8,
+                    format!("{:?}", run.exit()).to_lowercase()
+                )),
                 html! { code { (revision(env)) } },
                 html! { code { (env.build) } },
                 html! { code { (env.machine.get(..6).unwrap_or_default()) } },

@@ -71,13 +71,15 @@ fn summary(results: &Results, shown: &cases::Shown) -> Markup {
         Verdict::Incomplete | Verdict::Nothing => "warn",
     };
     let budgets = results.judged.iter().map(|row| row.budget_used);
-    let budgets = budgets.chain(results.verified.iter().map(crate::results::rows::Verified::budget));
+    let budgets =
+        budgets.chain(results.verified.iter().map(crate::results::rows::Verified::budget));
     let worst = budgets.fold(0.0, crate::results::rows::worse);
     let planted: u64 = results.mutations.iter().map(|m| m.planted).sum();
     let killed: u64 = results.mutations.iter().map(|m| m.killed).sum();
     let red: Vec<_> = results.judged.iter().enumerate().filter(|(_, row)| row.is_red()).collect();
     let recorded: Vec<_> = results.verified.iter().filter(|row| row.ok == Some(false)).collect();
-    let flaky: Vec<_> = results.judged.iter().enumerate().filter(|(_, row)| row.is_flaky()).collect();
+    let flaky: Vec<_> =
+        results.judged.iter().enumerate().filter(|(_, row)| row.is_flaky()).collect();
     html! {
         h1 { "karat: " span class=(class) { (verdict.word()) } }
         (machine::line(results))

@@ -32,12 +32,13 @@ pub(super) struct Axis {
 }
 
 impl Axis {
-    /// From zero, or from below what is least, to above what is most.
-    pub(super) fn linear(label: &str, values: &[f64], from_zero: bool) -> Axis {
+    /// From zero, or from below it, to above what is most.
+    pub(super) fn linear(label: &str, values: &[f64]) -> Axis {
         let (low, high) = ends(values, (0.0, 1.0));
-        let low = if from_zero { low.min(0.0) } else { low };
+        let low = low.min(0.0);
         let step = step((high - low).max(f64::MIN_POSITIVE) / 4.0);
-        let (first, last) = ((low / step).floor(), (high / step).ceil().max((low / step).floor() + 1.0));
+        let (first, last) =
+            ((low / step).floor(), (high / step).ceil().max((low / step).floor() + 1.0));
         let digits = (-step.log10().floor()).max(0.0) as usize;
         let count = (last - first) as usize;
         let ticks = (0..=count).map(|i| {
@@ -62,7 +63,10 @@ impl Axis {
             ticks.push((decade, power(decade)));
             // Where there are few decades, parts of them.
             if last - first <= 2.0 && decade < last {
-                ticks.extend([2.0_f64, 5.0].map(|part| (decade + part.log10(), power(decade + part.log10()))));
+                ticks.extend(
+                    [2.0_f64, 5.0]
+                        .map(|part| (decade + part.log10(), power(decade + part.log10()))),
+                );
             }
         }
         Axis { label: label.to_owned(), range: first..last, ticks }
@@ -126,7 +130,11 @@ fn short(value: f64, digits: usize) -> String {
 /// One, two or five times a power of ten, and at least this.
 fn step(least: f64) -> f64 {
     let power = 10_f64.powf(least.log10().floor());
-    [1.0, 2.0, 5.0, 10.0].into_iter().map(|k| k * power).find(|step| least <= *step).unwrap_or(power)
+    [1.0, 2.0, 5.0, 10.0]
+        .into_iter()
+        .map(|k| k * power)
+        .find(|step| least <= *step)
+        .unwrap_or(power)
 }
 
 fn ends(values: &[f64], without: (f64, f64)) -> (f64, f64) {
@@ -228,7 +236,11 @@ fn hex(RGBColor(r, g, b): RGBColor) -> String {
 /// An SVG with the name of a class and one that is read aloud.
 fn marked(svg: &str, class: &str, title: &str) -> String {
     let title = title.replace('&', "&amp;").replace('"', "&quot;").replace('<', "&lt;");
-    svg.replacen("<svg ", &format!("<svg class=\"{class}\" role=\"img\" aria-label=\"{title}\" "), 1)
+    svg.replacen(
+        "<svg ",
+        &format!("<svg class=\"{class}\" role=\"img\" aria-label=\"{title}\" "),
+        1,
+    )
 }
 
 fn draw(width: u32, height: u32, x: &Axis, y: &Axis, series: &[Series], title: &str) -> String {
@@ -237,7 +249,9 @@ fn draw(width: u32, height: u32, x: &Axis, y: &Axis, series: &[Series], title: &
     let drawn = try_draw(&mut svg, (width, height), x, y, series);
     match drawn {
         Ok(()) => svg,
-        Err(e) => format!("<svg width=\"{width}\" height=\"20\"><text y=\"14\">{title}: {e}</text></svg>"),
+        Err(e) => {
+            format!("<svg width=\"{width}\" height=\"20\"><text y=\"14\">{title}: {e}</text></svg>")
+        }
     }
 }
 
@@ -258,6 +272,7 @@ fn try_draw(
     let mut chart = ChartBuilder::on(&root)
         .margin_top(12)
         .margin_right(22)
+        .margin_left(6)
         .x_label_area_size(48)
         .y_label_area_size(if narrow { 58 } else { 66 })
         .build_cartesian_2d(x_scale, y_scale)?;
@@ -279,22 +294,23 @@ fn try_draw(
         let inside = one.points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite());
         let points: Vec<(f64, f64)> = inside.collect();
         match one.draw {
-            Draw::Limit => drop(chart.draw_series(LineSeries::new(points.clone(), INK.stroke_width(1)))?),
+            Draw::Limit => {
+                chart.draw_series(LineSeries::new(points.clone(), INK.stroke_width(1)))?;
+            }
             Draw::Line | Draw::Both => {
-                drop(chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width(2)))?);
+                chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width(2)))?;
             }
             Draw::Points => {}
         }
         if matches!(one.draw, Draw::Points | Draw::Both) {
+            let points = points.iter();
             match one.as_number % 3 {
-                0 => drop(chart.draw_series(points.iter().map(|at| Circle::new(*at, 4, colour.filled())))?),
-                1 => drop(chart.draw_series(
-                    points.iter().map(|at| TriangleMarker::new(*at, 5, colour.filled())),
-                )?),
-                _ => drop(chart.draw_series(
-                    points.iter().map(|at| Cross::new(*at, 4, colour.stroke_width(2))),
-                )?),
-            }
+                0 => chart.draw_series(points.map(|at| Circle::new(*at, 4, colour.filled())))?,
+                1 => chart
+                    .draw_series(points.map(|at| TriangleMarker::new(*at, 5, colour.filled())))?,
+                _ => chart
+                    .draw_series(points.map(|at| Cross::new(*at, 4, colour.stroke_width(2))))?,
+            };
         }
     }
     root.present()?;
@@ -314,8 +330,11 @@ mod tests {
     #[test]
     fn axes_hold_their_values_and_end_at_ticks() {
         for values in [&[0.3, 7.9][..], &[1e-9, 2e-9], &[5.0], &[0.0, 1e6], &[f64::NAN]] {
-            let axis = Axis::linear("x", values, true);
-            let within = values.iter().filter(|x| x.is_finite()).all(|x| axis.range.contains(x) || *x == axis.range.end);
+            let axis = Axis::linear("x", values);
+            let within = values
+                .iter()
+                .filter(|x| x.is_finite())
+                .all(|x| axis.range.contains(x) || *x == axis.range.end);
             assert!(within, "{values:?} {:?}", axis.range);
             let (first, last) = (axis.ticks.first().unwrap().0, axis.ticks.last().unwrap().0);
             assert_eq!((first, last), (axis.range.start, axis.range.end));
@@ -337,10 +356,11 @@ mod tests {
             as_number: 0,
             points: vec![(0.0, 1.0), (1.0, f64::NAN), (2.0, 3.0)],
         }];
-        let x = Axis::linear("layers", &[0.0, 2.0], true);
-        let y = Axis::linear("share of the bound, %", &[1.0, 3.0], true);
+        let x = Axis::linear("layers", &[0.0, 2.0]);
+        let y = Axis::linear("share of the bound, %", &[1.0, 3.0]);
         let page = figure("budget & more", &x, &y, &series, "").into_string();
-        for text in ["layers", "share of the bound, %", "budget &amp; more", "a &lt; b", "viewBox"] {
+        for text in ["layers", "share of the bound, %", "budget &amp; more", "a &lt; b", "viewBox"]
+        {
             assert!(page.contains(text), "{text}: {page}");
         }
         assert!(!page.contains("NaN") && !page.contains("<script"), "{page}");

@@ -9,11 +9,9 @@ use super::{
     page::{absent, cell, table},
     plot::{Axis, Draw, Series, context as at_context, contexts, figure},
 };
-use crate::{
-    results::{
-        Results,
-        rows::{OpSpeed, ScaleFit, worse},
-    },
+use crate::results::{
+    Results,
+    rows::{OpSpeed, ScaleFit, worse},
 };
 
 /// Series that colours and shapes can tell apart.
@@ -24,7 +22,10 @@ pub(super) fn roofline(results: &Results) -> Markup {
     let fits = |row: &&OpSpeed| row.timed() && 0.0 < row.flops && 0.0 < row.bytes;
     let rows: Vec<&OpSpeed> = results.op_speeds.iter().filter(fits).collect();
     if rows.is_empty() {
-        return absent("No op with operations and bytes was timed:", "karat bench --set ci --results bench.jsonl");
+        return absent(
+            "No op with operations and bytes was timed:",
+            "karat bench --set ci --results bench.jsonl",
+        );
     }
     let mut machines: Vec<(String, Vec<&OpSpeed>)> = Vec::new();
     for row in rows {
@@ -43,7 +44,11 @@ fn roofline_of(machine: &str, rows: &[&OpSpeed]) -> Markup {
     let at = |row: &OpSpeed| ((row.flops / row.bytes).log10(), (row.flops / row.median_ns).log10());
     let mut by: Vec<(&str, Vec<(f64, f64)>)> = Vec::new();
     for row in rows {
-        let name = if by.len() < MOST || by.iter().any(|(known, _)| *known == row.variant) { row.variant.as_str() } else { "others" };
+        let name = if by.len() < MOST || by.iter().any(|(known, _)| *known == row.variant) {
+            row.variant.as_str()
+        } else {
+            "others"
+        };
         match by.iter_mut().find(|(known, _)| *known == name) {
             Some((_, points)) => points.push(at(row)),
             None => by.push((name, vec![at(row)])),
@@ -53,7 +58,9 @@ fn roofline_of(machine: &str, rows: &[&OpSpeed]) -> Markup {
     let pace = |roof: &str, work: fn(&OpSpeed) -> f64| {
         let of = rows.iter().filter(|row| row.roof.as_deref() == Some(roof));
         let mut all: Vec<f64> = of
-            .filter_map(|row| Some(work(row) / row.median_ns / row.share_of_roof.filter(|share| 0.0 < *share)?))
+            .filter_map(|row| {
+                Some(work(row) / row.median_ns / row.share_of_roof.filter(|share| 0.0 < *share)?)
+            })
             .collect();
         all.sort_by(f64::total_cmp);
         (!all.is_empty()).then(|| all[all.len() / 2])
@@ -69,14 +76,21 @@ fn roofline_of(machine: &str, rows: &[&OpSpeed]) -> Markup {
         slope.min(products.map_or(f64::INFINITY, f64::log10))
     };
     if memory.is_some() {
-        ys.extend([roof(xs.iter().copied().fold(f64::INFINITY, f64::min)), roof(xs.iter().copied().fold(left, f64::max))]);
+        ys.extend([
+            roof(xs.iter().copied().fold(f64::INFINITY, f64::min)),
+            roof(xs.iter().copied().fold(left, f64::max)),
+        ]);
     }
     let y = Axis::decades("Gop/s", &ys);
     let (low, high) = (y.range.start, y.range.end);
     let mut series: Vec<Series> = Vec::new();
     if memory.is_some() || products.is_some() {
-        let name = [memory.map(|m| format!("memory {m:.1} GB/s")), products.map(|p| format!("products {p:.0} Gop/s"))];
-        let points = (0..=200).map(|i| left + (right - left) * f64::from(i) / 200.0).map(|x| (x, roof(x)));
+        let name = [
+            memory.map(|m| format!("memory {m:.1} GB/s")),
+            products.map(|p| format!("products {p:.0} Gop/s")),
+        ];
+        let points =
+            (0..=200).map(|i| left + (right - left) * f64::from(i) / 200.0).map(|x| (x, roof(x)));
         let inside = points.filter(|(_, y)| low <= *y && *y <= high).collect();
         let name = format!("roof: {}", name.into_iter().flatten().collect::<Vec<_>>().join(", "));
         series.push(Series { name, draw: Draw::Limit, as_number: 0, points: inside });
@@ -101,8 +115,12 @@ struct Line {
 
 /// Tokens per second and memory against context.
 pub(super) fn context(results: &Results) -> Markup {
-    let (mut decode, mut prefill, mut memory): (Vec<Line>, Vec<Line>, Vec<Line>) = Default::default();
-    let line = |lines: &mut Vec<Line>, name: &str, at: (f64, f64)| match lines.iter_mut().find(|line| line.name == name) {
+    let (mut decode, mut prefill, mut memory): (Vec<Line>, Vec<Line>, Vec<Line>) =
+        Default::default();
+    let line = |lines: &mut Vec<Line>, name: &str, at: (f64, f64)| match lines
+        .iter_mut()
+        .find(|line| line.name == name)
+    {
         Some(line) => line.points.push(at),
         None => lines.push(Line { name: name.to_owned(), points: vec![at], fit: None }),
     };
@@ -116,7 +134,8 @@ pub(super) fn context(results: &Results) -> Markup {
         if let Some(pace) = row.prefill_tokens_per_second {
             line(&mut prefill, &name, (depth, pace.median));
         }
-        let states = ["state", "cache"].iter().filter_map(|part| row.memory_needed.get(*part)).sum::<u64>();
+        let states =
+            ["state", "cache"].iter().filter_map(|part| row.memory_needed.get(*part)).sum::<u64>();
         if 0 < states {
             line(&mut memory, &format!("states of {name}"), (depth, states as f64));
         }
@@ -126,17 +145,27 @@ pub(super) fn context(results: &Results) -> Markup {
     }
     for fit in &results.fits {
         for line in decode.iter_mut().filter(|line| line.name == fit.engine) {
-            line.fit = Some(ScaleFit { a: 1e3 * fit.seconds_at_none, b: 1e3 * fit.seconds_per_token, c: 0.0, exponent: None, residual: None });
+            line.fit = Some(ScaleFit {
+                a: 1e3 * fit.seconds_at_none,
+                b: 1e3 * fit.seconds_per_token,
+                c: 0.0,
+                exponent: None,
+                residual: None,
+            });
         }
     }
     for row in &results.scales {
         let part = if row.part.is_empty() { String::new() } else { format!(" {}", row.part) };
         let name = format!("{}{part}", row.engine);
-        let points = row.points.iter().map(|point| (point.context, 1e3 / point.ms_per_token)).collect();
+        let points =
+            row.points.iter().map(|point| (point.context, 1e3 / point.ms_per_token)).collect();
         decode.push(Line { name: name.clone(), points, fit: row.fit.clone() });
         for (what, of) in [("states of", 0), ("all that", 1)] {
             let bytes = row.points.iter().filter_map(|point| {
-                Some((point.context, if of == 0 { point.state_bytes? } else { point.memory_bytes? }))
+                Some((
+                    point.context,
+                    if of == 0 { point.state_bytes? } else { point.memory_bytes? },
+                ))
             });
             let points: Vec<_> = bytes.collect();
             if !points.is_empty() {
@@ -145,9 +174,13 @@ pub(super) fn context(results: &Results) -> Markup {
             }
         }
     }
-    let reference: Vec<_> = results.model_speeds.iter().filter(|row| row.engine.is_empty()).collect();
+    let reference: Vec<_> =
+        results.model_speeds.iter().filter(|row| row.engine.is_empty()).collect();
     if decode.is_empty() && prefill.is_empty() && reference.is_empty() {
-        return absent("No model was timed:", "karat bench --model DIR --depth 0,4096,32768 --results model.jsonl");
+        return absent(
+            "No model was timed:",
+            "karat bench --model DIR --depth 0,4096,32768 --results model.jsonl",
+        );
     }
     html! {
         @if !decode.is_empty() { (plot("Tokens one by one", "tokens/s", &decode, 1.0)) (fits(results)) }
@@ -168,24 +201,41 @@ fn plot(title: &str, unit: &str, lines: &[Line], scale: f64) -> Markup {
     let all: Vec<(f64, f64)> = lines.iter().flat_map(|line| line.points.clone()).collect();
     let most = all.iter().map(|(context, _)| *context).fold(0.0, f64::max);
     let x = contexts(most);
-    let y = Axis::linear(unit, &all.iter().map(|(_, y)| y / scale).collect::<Vec<_>>(), true);
+    let y = Axis::linear(unit, &all.iter().map(|(_, y)| y / scale).collect::<Vec<_>>());
     let mut series = Vec::new();
     for (i, line) in lines.iter().enumerate() {
-        let mut points: Vec<(f64, f64)> = line.points.iter().map(|(t, y)| (at_context(*t), y / scale)).collect();
+        let mut points: Vec<(f64, f64)> =
+            line.points.iter().map(|(t, y)| (at_context(*t), y / scale)).collect();
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
         if let Some(fit) = &line.fit {
             let curve = (0..=60).map(|k| x.range.end * f64::from(k) / 60.0).map(|at| {
                 let tokens = 1024.0 * (at.exp2() - 1.0);
                 (at, 1e3 / (fit.a + fit.b * tokens + fit.c * tokens * tokens))
             });
-            let curve = curve.filter(|(at, y)| *at <= at_context(most) && x_holds(*y, scale, &all)).collect();
-            series.push(Series { name: String::new(), draw: Draw::Line, as_number: i, points: curve });
-            series.push(Series { name: line.name.clone(), draw: Draw::Points, as_number: i, points });
+            let curve = curve
+                .filter(|(at, y)| *at <= at_context(most) && x_holds(*y, scale, &all))
+                .collect();
+            series.push(Series {
+                name: String::new(),
+                draw: Draw::Line,
+                as_number: i,
+                points: curve,
+            });
+            series.push(Series {
+                name: line.name.clone(),
+                draw: Draw::Points,
+                as_number: i,
+                points,
+            });
         } else {
             series.push(Series { name: line.name.clone(), draw: Draw::Both, as_number: i, points });
         }
     }
-    let note = if lines.iter().any(|line| line.fit.is_some()) { "marks are medians, lines the fit of the time of a token" } else { "marks are medians" };
+    let note = if lines.iter().any(|line| line.fit.is_some()) {
+        "marks are medians, lines the fit of the time of a token"
+    } else {
+        "marks are medians"
+    };
     figure(&format!("{title} against context"), &x, &y, &series, note)
 }
 
@@ -215,25 +265,45 @@ fn fits(results: &Results) -> Markup {
     rows.extend(results.scales.iter().filter_map(|row| {
         let fit = row.fit.as_ref()?;
         let number = |x: Option<f64>| cell(x.map_or("–".to_owned(), |x| format!("{x:.3}")));
-        let cliffs = row.cliffs.as_ref().map_or("–".to_owned(), |cliffs| cliffs.len().to_string());
+        let cliffs =
+            row.cliffs.as_ref().map_or("–".to_owned(), |cliffs| cliffs.len().to_string());
         Some(vec![
             html! { code { (row.engine) } " " (row.part) },
             cell(format!("{:.3}", fit.a)),
             cell(format!("{:.3}", 1e6 * fit.b)),
             cell(format!("{:.3e}", 1e6 * fit.c)),
             number(fit.exponent),
-            cell(fit.residual.map_or("–".to_owned(), |residual| format!("{:.1} %", 100.0 * residual))),
+            cell(
+                fit.residual
+                    .map_or("–".to_owned(), |residual| format!("{:.1} %", 100.0 * residual)),
+            ),
             cell(cliffs),
         ])
     }));
-    let head = ["the time of a token as a + b T + c T²", "#a, ms", "#b, ns/token", "#c, ns/token²", "#exponent", "#off", "#cliffs"];
+    let head = [
+        "the time of a token as a + b T + c T²",
+        "#a, ms",
+        "#b, ns/token",
+        "#c, ns/token²",
+        "#exponent",
+        "#off",
+        "#cliffs",
+    ];
     html! { @if !rows.is_empty() { (table(&head, &rows)) } }
 }
 
 /// The samples of models as they were taken.
 fn raw(results: &Results) -> Markup {
-    let rows: Vec<_> = results.model_speeds.iter().filter(|row| !row.decode_samples.is_empty() || !row.prefill_samples.is_empty()).collect();
-    let scales: Vec<_> = results.scales.iter().filter(|row| row.points.iter().any(|point| !point.samples_ns.is_empty())).collect();
+    let rows: Vec<_> = results
+        .model_speeds
+        .iter()
+        .filter(|row| !row.decode_samples.is_empty() || !row.prefill_samples.is_empty())
+        .collect();
+    let scales: Vec<_> = results
+        .scales
+        .iter()
+        .filter(|row| row.points.iter().any(|point| !point.samples_ns.is_empty()))
+        .collect();
     html! {
         @if !rows.is_empty() || !scales.is_empty() {
             details {
@@ -279,7 +349,10 @@ pub(super) fn budget(results: &Results) -> Markup {
         all
     };
     if by.is_empty() && subjects.is_empty() {
-        return absent("No layer of a model was judged:", "karat golden verify --results golden.jsonl");
+        return absent(
+            "No layer of a model was judged:",
+            "karat golden verify --results golden.jsonl",
+        );
     }
     html! {
         @if !by.is_empty() { (layers(&by)) }
@@ -288,14 +361,15 @@ pub(super) fn budget(results: &Results) -> Markup {
 }
 
 fn layers(by: &BTreeMap<String, BTreeMap<u64, f64>>) -> Markup {
-    // What is equal has no logarithm; it stands at the foot.
-    const LEAST: f64 = 1e-2;
-    let share = |used: f64| (100.0 * used).max(LEAST).log10();
-    let all: Vec<f64> = by.values().flat_map(|layers| layers.values()).map(|used| share(*used)).collect();
+    // What is equal has no logarithm, and no mark.
+    let share = |used: f64| if 0.0 < used { (100.0 * used).log10() } else { f64::NAN };
+    let all: Vec<f64> =
+        by.values().flat_map(|layers| layers.values()).map(|used| share(*used)).collect();
     let last = by.values().filter_map(|layers| layers.keys().last()).max().copied().unwrap_or(1);
-    let mut x = Axis::linear("after layer (0: embedding)", &[0.0, last as f64], true);
-    x.ticks.retain(|(at, _)| at.fract() == 0.0);
-    x.ticks.iter_mut().for_each(|(at, text)| *text = format!("{at:.0}"));
+    let every = last.div_ceil(12).max(1) as usize;
+    let ticks = (0..=last).step_by(every).map(|layer| (layer as f64, layer.to_string()));
+    let label = "after layer (0: embedding)".to_owned();
+    let x = Axis { label, range: 0.0..last.max(1) as f64, ticks: ticks.collect() };
     let y = Axis::decades("share of the bound, %", &[&all[..], &[2.0]].concat());
     let mut series = vec![Series {
         name: "100 %: what is allowed".to_owned(),
@@ -309,32 +383,58 @@ fn layers(by: &BTreeMap<String, BTreeMap<u64, f64>>) -> Markup {
         as_number: i,
         points: layers.iter().map(|(layer, used)| (*layer as f64, share(*used))).collect(),
     }));
-    figure("Error budget by layer", &x, &y, &series, "the worst of all recordings and prompts, against the official implementation")
+    figure(
+        "Error budget by layer",
+        &x,
+        &y,
+        &series,
+        "the worst of all recordings and prompts, against the official implementation; what is equal to the bit has no mark",
+    )
 }
 
 /// Error that a part got, added and left.
 fn walk(results: &Results, subject: &str) -> Markup {
-    let parts: Vec<_> = results.parts.iter().filter(|part| part.subject == subject && part.op.is_none()).collect();
+    let parts: Vec<_> =
+        results.parts.iter().filter(|part| part.subject == subject && part.op.is_none()).collect();
     let log = |x: f64| if 0.0 < x && x.is_finite() { x.log10() } else { f64::NAN };
     let points = |of: fn(&crate::results::rows::Part) -> Option<f64>| -> Vec<(f64, f64)> {
         parts.iter().enumerate().filter_map(|(i, part)| Some((i as f64, log(of(part)?)))).collect()
     };
-    let all = [("inherited", points(|part| part.inherited)), ("added here", points(|part| part.local)), ("left", points(|part| part.after))];
-    let values: Vec<f64> = all.iter().flat_map(|(_, points)| points.iter().map(|(_, y)| *y)).collect();
+    let all = [
+        ("inherited", points(|part| part.inherited)),
+        ("added here", points(|part| part.local)),
+        ("left", points(|part| part.after)),
+    ];
+    let values: Vec<f64> =
+        all.iter().flat_map(|(_, points)| points.iter().map(|(_, y)| *y)).collect();
     if !values.iter().any(|value| value.is_finite()) {
         return html! { p { code { (subject) } ": every part left what is right, to the bit." } };
     }
     let every = parts.len().div_ceil(8).max(1);
     let short = |name: &str| name.replace("layer ", "").replace("embedding", "emb");
-    let ticks = parts.iter().enumerate().step_by(every).map(|(i, part)| (i as f64, short(part.part.as_deref().unwrap_or("?"))));
-    let x = Axis { label: "part of the model (numbers: layers)".to_owned(), range: 0.0..(parts.len().max(2) - 1) as f64, ticks: ticks.collect() };
+    let ticks = parts
+        .iter()
+        .enumerate()
+        .step_by(every)
+        .map(|(i, part)| (i as f64, short(part.part.as_deref().unwrap_or("?"))));
+    let x = Axis {
+        label: "part of the model (numbers: layers)".to_owned(),
+        range: 0.0..(parts.len().max(2) - 1) as f64,
+        ticks: ticks.collect(),
+    };
     let y = Axis::decades("relative RMS error", &values);
     let series: Vec<Series> = all
         .into_iter()
         .enumerate()
-        .map(|(i, (name, points))| Series { name: name.to_owned(), draw: Draw::Both, as_number: i, points })
+        .map(|(i, (name, points))| Series {
+            name: name.to_owned(),
+            draw: Draw::Both,
+            as_number: i,
+            points,
+        })
         .collect();
-    let wrong: Vec<&str> = parts.iter().filter(|part| !part.ok).filter_map(|part| part.part.as_deref()).collect();
+    let wrong: Vec<&str> =
+        parts.iter().filter(|part| !part.ok).filter_map(|part| part.part.as_deref()).collect();
     html! {
         (figure(&format!("Error walk: {subject}"), &x, &y, &series, "what a part got, what it added when it got what is right, and what it left"))
         @if !wrong.is_empty() { p.bad { "over its bound: " (wrong.join(", ")) } }

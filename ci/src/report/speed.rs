@@ -37,12 +37,27 @@ fn lines(rows: &[&OpSpeed]) -> Markup {
                 cell(per_ns(row.flops, row)),
                 row.share_of_roof.map_or_else(|| cell("–"), bar),
                 cell(row.roof.as_deref().unwrap_or("–")),
-                cell(match row.cold { Some(true) => "cold", Some(false) => "warm", None => "–" }),
+                cell(match row.cold {
+                    Some(true) => "cold",
+                    Some(false) => "warm",
+                    None => "–",
+                }),
                 html! { span class=(class(checked)) { (checked) } },
             ]
         })
         .collect();
-    let head = ["problem", "way", "#median", "#least to most", "#GB/s", "#Gop/s", "share of roof", "roof", "caches", "checked"];
+    let head = [
+        "problem",
+        "way",
+        "#median",
+        "#least to most",
+        "#GB/s",
+        "#Gop/s",
+        "share of roof",
+        "roof",
+        "caches",
+        "checked",
+    ];
     page::table(&head, &rows)
 }
 

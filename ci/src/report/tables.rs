@@ -29,7 +29,8 @@ fn by_op(results: &Results) -> Vec<(&str, Vec<&Judged>)> {
 
 /// Op, way to compute it, type: what it came to.
 pub(super) fn support(results: &Results) -> Markup {
-    let mut cells: BTreeMap<(usize, String, String), BTreeMap<String, BTreeMap<String, usize>>> = BTreeMap::new();
+    let mut cells: BTreeMap<(usize, String, String), BTreeMap<String, BTreeMap<String, usize>>> =
+        BTreeMap::new();
     let mut why: BTreeMap<(usize, String, String), String> = BTreeMap::new();
     let mut dtypes: BTreeSet<String> = BTreeSet::new();
     let mut order: Vec<String> = Vec::new();
@@ -45,7 +46,8 @@ pub(super) fn support(results: &Results) -> Markup {
         for row in &results.supported {
             let key = (place(&row.op), row.op.clone(), row.variant.clone());
             dtypes.insert(row.dtype.clone());
-            let states = cells.entry(key.clone()).or_default().entry(row.dtype.clone()).or_default();
+            let states =
+                cells.entry(key.clone()).or_default().entry(row.dtype.clone()).or_default();
             let n = if row.state == "unchecked" { row.cases } else { row.checked };
             *states.entry(row.state.clone()).or_default() += n as usize;
             if let Some(reason) = &row.why {
@@ -57,7 +59,8 @@ pub(super) fn support(results: &Results) -> Markup {
         for row in rows {
             let key = (place(op), (*op).to_owned(), row.variant.clone());
             dtypes.insert(row.dtype().to_owned());
-            let states = cells.entry(key.clone()).or_default().entry(row.dtype().to_owned()).or_default();
+            let states =
+                cells.entry(key.clone()).or_default().entry(row.dtype().to_owned()).or_default();
             *states.entry(row.outcome.clone()).or_default() += 1;
             if let (true, Some(reason)) = (row.is_skip(), &row.why) {
                 why.entry(key).or_insert_with(|| reason.clone());
@@ -67,14 +70,18 @@ pub(super) fn support(results: &Results) -> Markup {
     if cells.is_empty() {
         return absent("No case was checked:", "karat check --set ci --results results.jsonl");
     }
-    let order = |name: &String| ["f32", "f16", "bf16"].iter().position(|known| known == name).unwrap_or(9);
+    let order =
+        |name: &String| ["f32", "f16", "bf16"].iter().position(|known| known == name).unwrap_or(9);
     let mut dtypes: Vec<String> = dtypes.into_iter().collect();
     dtypes.sort_by_key(|name| (order(name), name.clone()));
+    let mut above = None;
     let rows: Vec<Vec<Markup>> = cells
         .iter()
         .map(|(key, by)| {
             let (_, op, variant) = key;
-            let mut row = vec![html! { code { (op) } }, html! { code { (variant) } }];
+            // An op is named once.
+            let named = above.replace(op) != Some(op);
+            let mut row = vec![html! { @if named { code { (op) } } }, html! { code { (variant) } }];
             row.extend(dtypes.iter().map(|dtype| by.get(dtype).map_or(html! { span.soft { "–" } }, states)));
             // Why something did not run matters where nothing did.
             let ran = by.values().flat_map(BTreeMap::keys).any(|state| !matches!(state.as_str(), "skipped" | "unsupported"));
@@ -93,7 +100,8 @@ pub(super) fn support(results: &Results) -> Markup {
 
 /// Outcomes and how many there are, the gravest first.
 fn states(by: &BTreeMap<String, usize>) -> Markup {
-    let grave = |state: &String| OUTCOMES.iter().position(|known| known == state).unwrap_or(OUTCOMES.len());
+    let grave =
+        |state: &String| OUTCOMES.iter().position(|known| known == state).unwrap_or(OUTCOMES.len());
     let mut all: Vec<_> = by.iter().collect();
     all.sort_by_key(|(state, _)| grave(state));
     html! {
@@ -138,13 +146,26 @@ pub(super) fn ops(results: &Results) -> Markup {
                 cell(counts.passed.to_string()),
                 html! { span class=(if counts.red == 0 { "" } else { "bad" }) { (counts.red) } },
                 cell(counts.skipped.to_string()),
-                if counts.passed + counts.red == 0 { html! { span.soft { "–" } } } else { bar(budget) },
+                if counts.passed + counts.red == 0 {
+                    html! { span.soft { "–" } }
+                } else {
+                    bar(budget)
+                },
                 best.map_or_else(|| html! { span.soft { "–" } }, bar),
                 cell(format!("{seconds:.2} s")),
             ]
         })
         .collect();
-    let head = ["op", "#cases", "#passed", "#not passed", "#skipped", "worst use of bound", "best share of roof", "#time to check"];
+    let head = [
+        "op",
+        "#cases",
+        "#passed",
+        "#not passed",
+        "#skipped",
+        "worst use of bound",
+        "best share of roof",
+        "#time to check",
+    ];
     html! { (table(&head, &rows)) }
 }
 

@@ -255,7 +255,8 @@ pub(crate) struct OpSpeed {
 impl OpSpeed {
     /// Whether it was: what did not pass was not.
     pub(crate) fn timed(&self) -> bool {
-        !self.samples_ns.is_empty() || self.checked.as_deref().is_none_or(|checked| checked == "passed")
+        !self.samples_ns.is_empty()
+            || self.checked.as_deref().is_none_or(|checked| checked == "passed")
     }
 }
 
@@ -297,12 +298,6 @@ pub(crate) struct ModelSpeed {
     #[serde(default)]
     pub(crate) decode_tokens_per_s: Option<f64>,
     #[serde(default)]
-    pub(crate) read_bytes_per_second: Option<Samples>,
-    #[serde(default)]
-    pub(crate) f32_per_second: Option<Samples>,
-    #[serde(default)]
-    pub(crate) bf16_per_second: Option<Samples>,
-    #[serde(default)]
     pub(crate) memory_needed: BTreeMap<String, u64>,
     #[serde(default)]
     pub(crate) peak_rss_bytes: Option<u64>,
@@ -341,6 +336,8 @@ pub(crate) struct Scale {
     pub(crate) kv_cache: Option<String>,
     #[serde(default)]
     pub(crate) part: String,
+    #[serde(skip)]
+    pub(crate) run: usize,
 }
 
 /// At one context.
