@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     io::Write,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -24,7 +25,9 @@ pub(crate) fn replace(path: &Path, data: &[u8]) -> io::Result<()> {
     let parent =
         path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent)?;
-    let mut file = tempfile::NamedTempFile::new_in(parent)?;
+    // As any other file: who may read it is for the umask to say.
+    let anybody = fs::Permissions::from_mode(0o666);
+    let mut file = tempfile::Builder::new().permissions(anybody).tempfile_in(parent)?;
     file.write_all(data)?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|e| e.error)?;

@@ -284,9 +284,8 @@ impl Results {
                         OUTCOMES.join(", ")
                     ));
                 }
-                // Honest kernels that a selftest accuses are told once more there.
                 self.once(run, number, &[kind, &row.case])?;
-                self.judged.push(Judged { run, ..row });
+                self.judged.push(row);
             }
             "golden" => {
                 let row: Verified = read(line)?;

@@ -266,7 +266,7 @@ fn try_draw(
     let narrow = size.0 < 500;
     let places = |axis: &Axis| axis.ticks.iter().map(|(at, _)| *at).collect::<Vec<f64>>();
     // What stands close together is written once.
-    let x_places = if narrow { thinned(&places(x), 5) } else { places(x) };
+    let x_places = if narrow { thinned(&places(x), 7) } else { places(x) };
     let x_scale = Scale { axis: x, places: x_places };
     let y_scale = Scale { axis: y, places: places(y) };
     let mut chart = ChartBuilder::on(&root)

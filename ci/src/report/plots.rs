@@ -89,9 +89,16 @@ fn roofline_of(machine: &str, rows: &[&OpSpeed]) -> Markup {
             memory.map(|m| format!("memory {m:.1} GB/s")),
             products.map(|p| format!("products {p:.0} Gop/s")),
         ];
-        let points =
-            (0..=200).map(|i| left + (right - left) * f64::from(i) / 200.0).map(|x| (x, roof(x)));
-        let inside = points.filter(|(_, y)| low <= *y && *y <= high).collect();
+        // Where it enters the plot, where it bends, and where it leaves.
+        let begins = memory.map_or(left, |memory| left.max(low - memory.log10()));
+        let bends = memory.zip(products).map(|(memory, products)| (products / memory).log10());
+        let bends = bends.filter(|x| begins < *x && *x < right);
+        let ends = match (memory, products) {
+            (Some(memory), None) => right.min(high - memory.log10()),
+            _ => right,
+        };
+        let points = [Some(begins), bends, Some(ends)].into_iter().flatten();
+        let inside = points.map(|x| (x, roof(x))).collect();
         let name = format!("roof: {}", name.into_iter().flatten().collect::<Vec<_>>().join(", "));
         series.push(Series { name, draw: Draw::Limit, as_number: 0, points: inside });
     }
@@ -115,8 +122,7 @@ struct Line {
 
 /// Tokens per second and memory against context.
 pub(super) fn context(results: &Results) -> Markup {
-    let (mut decode, mut prefill, mut memory): (Vec<Line>, Vec<Line>, Vec<Line>) =
-        Default::default();
+    let [mut decode, mut prefill, mut states, mut held]: [Vec<Line>; 4] = Default::default();
     let line = |lines: &mut Vec<Line>, name: &str, at: (f64, f64)| match lines
         .iter_mut()
         .find(|line| line.name == name)
@@ -134,13 +140,13 @@ pub(super) fn context(results: &Results) -> Markup {
         if let Some(pace) = row.prefill_tokens_per_second {
             line(&mut prefill, &name, (depth, pace.median));
         }
-        let states =
-            ["state", "cache"].iter().filter_map(|part| row.memory_needed.get(*part)).sum::<u64>();
-        if 0 < states {
-            line(&mut memory, &format!("states of {name}"), (depth, states as f64));
+        let parts = ["state", "cache"].iter().filter_map(|part| row.memory_needed.get(*part));
+        let bytes: u64 = parts.sum();
+        if 0 < bytes {
+            line(&mut states, &name, (depth, bytes as f64));
         }
         if let Some(peak) = row.peak_rss_bytes {
-            line(&mut memory, &format!("all that {name} held"), (depth, peak as f64));
+            line(&mut held, &name, (depth, peak as f64));
         }
     }
     for fit in &results.fits {
@@ -160,17 +166,12 @@ pub(super) fn context(results: &Results) -> Markup {
         let points =
             row.points.iter().map(|point| (point.context, 1e3 / point.ms_per_token)).collect();
         decode.push(Line { name: name.clone(), points, fit: row.fit.clone() });
-        for (what, of) in [("states of", 0), ("all that", 1)] {
-            let bytes = row.points.iter().filter_map(|point| {
-                Some((
-                    point.context,
-                    if of == 0 { point.state_bytes? } else { point.memory_bytes? },
-                ))
-            });
-            let points: Vec<_> = bytes.collect();
-            if !points.is_empty() {
-                let held = if of == 0 { "" } else { " held" };
-                memory.push(Line { name: format!("{what} {name}{held}"), points, fit: None });
+        for point in &row.points {
+            if let Some(bytes) = point.state_bytes {
+                line(&mut states, &name, (point.context, bytes));
+            }
+            if let Some(bytes) = point.memory_bytes {
+                line(&mut held, &name, (point.context, bytes));
             }
         }
     }
@@ -185,7 +186,8 @@ pub(super) fn context(results: &Results) -> Markup {
     html! {
         @if !decode.is_empty() { (plot("Tokens one by one", "tokens/s", &decode, 1.0)) (fits(results)) }
         @if !prefill.is_empty() { (plot("Tokens fed at once", "tokens/s", &prefill, 1.0)) }
-        @if !memory.is_empty() { (plot("Memory", "GiB", &memory, f64::from(1 << 30))) }
+        @if !states.is_empty() { (plot("Memory of states", "GiB", &states, f64::from(1 << 30))) }
+        @if !held.is_empty() { (plot("Memory of the process", "GiB", &held, f64::from(1 << 30))) }
         @if !reference.is_empty() {
             (table(&["model, plain reference", "#prefill, tokens/s", "#decode, tokens/s"], &reference.iter().map(|row| {
                 let number = |x: Option<f64>| cell(x.map_or("–".to_owned(), |x| format!("{x:.1}")));
@@ -197,7 +199,7 @@ pub(super) fn context(results: &Results) -> Markup {
 }
 
 fn plot(title: &str, unit: &str, lines: &[Line], scale: f64) -> Markup {
-    let lines = &lines[..lines.len().min(2 * MOST)];
+    let lines = &lines[..lines.len().min(3 * MOST)];
     let all: Vec<(f64, f64)> = lines.iter().flat_map(|line| line.points.clone()).collect();
     let most = all.iter().map(|(context, _)| *context).fold(0.0, f64::max);
     let x = contexts(most);

@@ -35,8 +35,12 @@ fn lines(rows: &[&OpSpeed]) -> Markup {
                 cell(range),
                 cell(per_ns(row.bytes, row)),
                 cell(per_ns(row.flops, row)),
-                row.share_of_roof.map_or_else(|| cell("–"), bar),
-                cell(row.roof.as_deref().unwrap_or("–")),
+                html! {
+                    @match row.share_of_roof {
+                        Some(share) => { (bar(share)) @if let Some(roof) = &row.roof { " of " (roof) } }
+                        None => "–",
+                    }
+                },
                 cell(match row.cold {
                     Some(true) => "cold",
                     Some(false) => "warm",
@@ -54,7 +58,6 @@ fn lines(rows: &[&OpSpeed]) -> Markup {
         "#GB/s",
         "#Gop/s",
         "share of roof",
-        "roof",
         "caches",
         "checked",
     ];

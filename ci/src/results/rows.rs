@@ -76,9 +76,6 @@ pub(crate) struct Judged {
     /// What earlier attempts came to.
     #[serde(default)]
     pub(crate) earlier: Vec<Attempt>,
-    /// By which run of the results it was found.
-    #[serde(skip)]
-    pub(crate) run: usize,
 }
 
 /// An attempt that did not pass.
@@ -89,8 +86,6 @@ pub(crate) struct Attempt {
     pub(crate) why: Option<String>,
     #[serde(default, deserialize_with = "number")]
     pub(crate) budget_used: f64,
-    #[serde(default, deserialize_with = "number")]
-    pub(crate) ms: f64,
 }
 
 /// Outcomes, the gravest first.
@@ -198,8 +193,6 @@ pub(crate) struct Verified {
     #[serde(default)]
     pub(crate) number: Option<String>,
     #[serde(default)]
-    pub(crate) tokens: u64,
-    #[serde(default)]
     pub(crate) ok: Option<bool>,
     #[serde(default)]
     pub(crate) illegal_flip: Option<String>,
@@ -260,12 +253,10 @@ impl OpSpeed {
     }
 }
 
-/// Least, middle and most.
+/// The middle of some samples, and what else is said of them.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub(crate) struct Samples {
-    pub(crate) min: f64,
     pub(crate) median: f64,
-    pub(crate) max: f64,
 }
 
 /// How fast a model was at a depth.

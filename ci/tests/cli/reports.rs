@@ -98,7 +98,7 @@ fn a_report_is_one_file_that_asks_nobody() {
         "Gop/s",
         "tokens/s",
         "Tokens one by one against context",
-        "Memory against context",
+        "Memory of states against context",
         "Error budget by layer",
         "share of the bound, %",
         "Error walk",
