@@ -50,7 +50,7 @@ pub fn mutants(words: &[String]) -> Vec<Mutant> {
     let mut all = Vec::new();
     for &entry in ops() {
         for (i, variant) in entry.variants().iter().enumerate() {
-            let runs = |spec: &String| entry.skip(spec, variant).is_none();
+            let runs = |spec: &String| entry.not_run(spec, variant).is_none();
             let plants = entry.plants(variant).iter();
             if plants.len() != 0 && !entry.specs(Set::Ci).iter().any(runs) {
                 continue;
@@ -200,7 +200,7 @@ pub fn honest(words: &[String]) -> Vec<Honest> {
             {
                 continue;
             }
-            let runs = |spec: &&String| entry.skip(spec, &variant).is_none();
+            let runs = |spec: &&String| entry.not_run(spec, &variant).is_none();
             let specs: Vec<String> = specs.iter().filter(runs).cloned().collect();
             if !specs.is_empty() {
                 all.push(Honest { entry, variant, specs });

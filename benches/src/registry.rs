@@ -24,7 +24,7 @@ use crate::{
     report::{Outcome, Row},
     sabotage::{self, Spoiled},
     same,
-    way::{Way, Who},
+    way::{self, Way, Who},
 };
 
 mod recorded;
@@ -134,9 +134,9 @@ pub trait Entry: Sync {
     fn check_planted(&self, spec: &str, variant: &str, plant: &str) -> Row;
     /// [`check`](Self::check) of a variant that is held to another plan than its own.
     fn check_as(&self, spec: &str, variant: &str, plan: &Plan) -> Row;
-    /// Why this machine cannot run it, or this variant does not compute it: known before anything
+    /// The outcome where this variant does not compute it or this machine cannot: known before anything
     /// runs.
-    fn skip(&self, spec: &str, variant: &str) -> Option<String>;
+    fn not_run(&self, spec: &str, variant: &str) -> Option<Outcome>;
     /// How a variant rounds.
     ///
     /// # Errors
@@ -333,8 +333,8 @@ impl<O: Answer> Bench<O> {
                 (Plan::F32.form(form), O::answer::<f32>(&inputs, form, None))
             }
             Candidate::Variant(variant) => {
-                if let Some(why) = variant.skip(&crate::host(), spec) {
-                    return Outcome::Skipped(why);
+                if let Some(outcome) = way::not_run(variant, spec) {
+                    return outcome;
                 }
                 match guard::run(variant, spec, &inputs) {
                     Ok(got) => (variant.plan(spec), got),
@@ -520,8 +520,8 @@ impl<O: Answer> Entry for Bench<O> {
     ) -> Result<bisect::Report, String> {
         let spec = Self::spec(text)?;
         let way = self.way(&Who::named(variant, plant))?;
-        if let Some(why) = way.skip(&spec) {
-            return Err(why);
+        if let Some(why) = way.not_run(&spec).as_ref().and_then(Outcome::why) {
+            return Err(why.to_owned());
         }
         let inputs = Self::inputs(&spec);
         let plan = way.plan(&spec);
@@ -595,9 +595,9 @@ impl<O: Answer> Entry for Bench<O> {
         })
     }
 
-    fn skip(&self, text: &str, variant: &str) -> Option<String> {
+    fn not_run(&self, text: &str, variant: &str) -> Option<Outcome> {
         match self.candidate(variant).ok()? {
-            Candidate::Variant(variant) => variant.skip(&crate::host(), &Self::spec(text).ok()?),
+            Candidate::Variant(variant) => way::not_run(variant, &Self::spec(text).ok()?),
             Candidate::Reference(_) | Candidate::Wide(_) => None,
         }
     }

@@ -78,9 +78,9 @@ impl<O: Answer> Way<O> {
         }
     }
 
-    /// Why this host or problem cannot run it, if so.
-    pub(crate) fn skip(&self, spec: &Spec<O::Case>) -> Option<String> {
-        self.variant().and_then(|variant| variant.skip(&crate::host(), spec))
+    /// The outcome of a problem that is not to be run.
+    pub(crate) fn not_run(&self, spec: &Spec<O::Case>) -> Option<Outcome> {
+        self.variant().and_then(|variant| not_run(variant, spec))
     }
 
     /// Computes one problem, on poisoned outputs.
@@ -94,4 +94,10 @@ impl<O: Answer> Way<O> {
             None => Ok(O::answer(inputs, self.plan(spec).form, None)),
         }
     }
+}
+
+/// The outcome of a problem that a variant is not to run, by what it is for and what this machine has.
+pub(crate) fn not_run<O: Op>(variant: &dyn Variant<O>, spec: &Spec<O::Case>) -> Option<Outcome> {
+    let unfit = variant.unfit(spec).map(Outcome::Unsupported);
+    unfit.or_else(|| variant.skip(&crate::host(), spec).map(Outcome::Skipped))
 }

@@ -12,9 +12,9 @@ fn main() -> ExitCode {
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
     let trials = jobs.into_iter().map(|job| {
         // Known beforehand: a test that ignores itself while running would count as passed.
-        let why = job.entry.skip(&job.spec, &job.variant);
-        let skipped = why.is_some();
-        if let Some(why) = why {
+        let not_run = job.entry.not_run(&job.spec, &job.variant);
+        let skipped = not_run.is_some();
+        if let Some(why) = not_run.as_ref().and_then(Outcome::why) {
             *reasons.entry(format!("{}@{}: {why}", job.entry.name(), job.variant)).or_default() +=
                 1;
         }

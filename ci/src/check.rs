@@ -149,11 +149,11 @@ pub(crate) fn run(args: &Args, results: Option<&PathBuf>, out: &Out) -> anyhow::
     if let Some(lost) = watcher.end() {
         return Err(fail(Exit::Unfit, lost));
     }
-    if run.rows == 0 && some && args.shard().is_some() {
+    if run.all.rows == 0 && some && args.shard().is_some() {
         out.line("no problem falls on this shard");
         return Ok(Exit::Ok);
     }
-    if run.rows == 0 {
+    if run.all.rows == 0 {
         return Err(fail(Exit::Nothing, "nothing selected; `karat list` names every problem"));
     }
     run.shared = args.shard().is_some();
@@ -273,7 +273,7 @@ fn attempt(row: &Row) -> serde_json::Value {
 /// Rows as they come, and what they come to.
 pub(crate) struct Run<'a> {
     pub(crate) out: &'a Out,
-    pub(crate) rows: usize,
+    pub(crate) all: Counts,
     again: Again,
     skips: Skips,
     fail_fast: bool,
@@ -289,9 +289,7 @@ pub(crate) struct Run<'a> {
 
 #[derive(Clone, Copy, Default)]
 struct Sum {
-    cases: usize,
-    passed: usize,
-    skipped: usize,
+    of: Counts,
     budget: f64,
     seconds: f64,
 }
@@ -300,7 +298,7 @@ impl<'a> Run<'a> {
     pub(crate) fn new(out: &'a Out, fail_fast: bool) -> Run<'a> {
         Run {
             out,
-            rows: 0,
+            all: Counts::default(),
             again: Again::default(),
             skips: Skips::default(),
             fail_fast,
@@ -383,17 +381,15 @@ impl<'a> Run<'a> {
         budget: f64,
         seconds: f64,
     ) -> (bool, Exit) {
-        self.rows += 1;
+        self.all.add(outcome);
         if !self.ops.contains(&op) {
             self.ops.push(op);
         }
         let sum = self.sums.entry(op).or_default();
-        sum.cases += 1;
+        sum.of.add(outcome);
         sum.seconds += seconds;
         sum.budget = sum.budget.max(budget);
-        sum.passed += usize::from(matches!(outcome, Outcome::Passed(_)));
         let skipped = self.skips.add(outcome, op, variant);
-        sum.skipped += usize::from(skipped);
         let exit = ended::exit(outcome, variant);
         self.exit = self.exit.gravest(exit);
         (skipped, exit)
@@ -413,45 +409,52 @@ impl<'a> Run<'a> {
     /// The table by op, the summary, and the exit code.
     pub(crate) fn end(mut self) -> anyhow::Result<Exit> {
         Outcomes::keep(std::mem::take(&mut self.found));
-        let rows: Vec<Vec<String>> = self
+        let table: Vec<Vec<String>> = self
             .ops
             .iter()
             .map(|op| {
                 let sum = self.sums[op];
                 vec![
                     (*op).to_owned(),
-                    sum.cases.to_string(),
-                    sum.passed.to_string(),
-                    (sum.cases - sum.passed - sum.skipped).to_string(),
-                    sum.skipped.to_string(),
+                    sum.of.rows.to_string(),
+                    sum.of.passed.to_string(),
+                    sum.of.not_passed().to_string(),
+                    sum.of.skipped.to_string(),
+                    sum.of.unsupported.to_string(),
                     format!("{:.1} %", 100.0 * sum.budget),
                     format!("{:.0} ms", 1e3 * sum.seconds),
                 ]
             })
             .collect();
         self.out.table(
-            &["op", "cases", "passed", "not passed", "skipped", "worst use of bound", "time"],
-            &rows,
+            &[
+                "op",
+                "cases",
+                "passed",
+                "not passed",
+                "skipped",
+                "unsupported",
+                "worst use of bound",
+                "time",
+            ],
+            &table,
         );
         self.skips.tell("problem", self.out);
-        let passed = self.sums.values().map(|sum| sum.passed).sum();
-        let skipped = self.sums.values().map(|sum| sum.skipped).sum();
-        let counts = Counts { rows: self.rows, passed, skipped };
         let flaky = match self.flaky {
             0 => String::new(),
             n => format!(" ({n} flaky)"),
         };
-        self.out.line(&counts.told(&flaky));
+        self.out.line(&self.all.told(&flaky));
+        let Counts { rows, passed, skipped, unsupported } = self.all;
         // Whether anything passed is asked of all parts together, by `karat merge`.
-        let alone = if self.shared && counts.passed == 0 {
+        let exit = if self.shared && passed == 0 {
             self.exit
         } else {
-            counts.exit(self.exit, self.again.plant.as_deref(), self.out)
+            self.all.exit(self.exit, self.again.plant.as_deref(), self.out)
         };
-        let exit = alone;
         self.out.json(&json!({
-            "schema": "karat.result/1", "kind": "summary", "rows": self.rows, "passed": passed, "skipped": skipped,
-            "flaky": self.flaky, "exit": exit as u8,
+            "schema": "karat.result/1", "kind": "summary", "rows": rows, "passed": passed, "skipped": skipped,
+            "unsupported": unsupported, "flaky": self.flaky, "exit": exit as u8,
         }));
         if out::interrupted() {
             return Err(fail(Exit::Interrupted, "interrupted"));

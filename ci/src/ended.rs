@@ -42,19 +42,42 @@ impl Skips {
 }
 
 /// How many rows there were, and how they ended.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) rows: usize,
     pub(crate) passed: usize,
     pub(crate) skipped: usize,
+    pub(crate) unsupported: usize,
 }
 
 impl Counts {
+    /// Takes how one row ended.
+    pub(crate) fn add(&mut self, outcome: &Outcome) {
+        self.rows += 1;
+        self.passed += usize::from(matches!(outcome, Outcome::Passed(_)));
+        self.skipped += usize::from(matches!(outcome, Outcome::Skipped(_)));
+        self.unsupported += usize::from(matches!(outcome, Outcome::Unsupported(_)));
+    }
+
+    /// What was known before it ran.
+    pub(crate) fn not_run(self) -> usize {
+        self.skipped + self.unsupported
+    }
+
+    pub(crate) fn not_passed(self) -> usize {
+        self.rows - self.passed - self.not_run()
+    }
+
     /// The last line; `more` stands behind what passed.
     pub(crate) fn told(self, more: &str) -> String {
-        let Counts { rows, passed, skipped } = self;
-        let told = if skipped == 0 { String::new() } else { format!(", {skipped} skipped") };
-        format!("{passed} passed{more}, {} not passed{told}", rows - passed - skipped)
+        let Counts { passed, skipped, unsupported, .. } = self;
+        let mut told = format!("{passed} passed{more}, {} not passed", self.not_passed());
+        for (n, what) in [(skipped, "skipped"), (unsupported, "unsupported")] {
+            if n != 0 {
+                told += &format!(", {n} {what}");
+            }
+        }
+        told
     }
 
     /// The exit code of a run whose gravest row is `exit`. One in which nothing passed is red; where
@@ -62,7 +85,7 @@ impl Counts {
     /// nothing was red.
     pub(crate) fn exit(self, exit: Exit, plant: Option<&str>, out: &Out) -> Exit {
         let exit = match exit {
-            Exit::Ok if self.passed == 0 && self.skipped == self.rows => Exit::Unfit,
+            Exit::Ok if self.passed == 0 && self.not_run() == self.rows => Exit::Unfit,
             Exit::Ok if self.passed == 0 => Exit::Wrong,
             exit => exit,
         };

@@ -72,7 +72,7 @@ const WORDS: &[(&str, &str)] = &[
     ),
     (
         "plan",
-        "how a candidate rounds: form, accumulator, factors of products, named intermediates, outputs, accuracy of elementary \
+        "how a candidate rounds: form, accumulator, factors of products and their sums, named intermediates, outputs, accuracy of elementary \
          functions. What is not declared is f32, so rounding that is not declared fails. Of logits of another engine \
          (karat compare --plan): f32 and f64 as in `rule`, bf16 at most twice as far off as the official bf16 run of the \
          recording, whole and worst row; from these two follow the mean divergence (r^2 m / 2 for errors of relative size r in \

@@ -43,9 +43,10 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let count = |outcome: &str| results.judged.iter().filter(|row| row.outcome == outcome).count();
     let red = results.judged.iter().filter(|row| row.is_red()).count();
     out.line(&format!(
-        "{files} files, {runs} runs, {rows} rows: {} passed, {red} not passed, {} skipped; {}",
+        "{files} files, {runs} runs, {rows} rows: {} passed, {red} not passed, {} skipped, {} unsupported; {}",
         count("passed"),
-        count("skipped") + count("unsupported"),
+        count("skipped"),
+        count("unsupported"),
         args.out.display()
     ));
     out.json(&json!({

@@ -2,10 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use benches::{
-    paths::{Difference, Row},
-    report::Outcome,
-};
+use benches::paths::{Difference, Row};
 use serde_json::json;
 
 use crate::{
@@ -72,7 +69,7 @@ pub(crate) struct Tally<'a> {
     order: Vec<Group>,
     skips: Skips,
     sums: BTreeMap<Group, Sum>,
-    rows: usize,
+    all: Counts,
     exit: Exit,
 }
 
@@ -81,9 +78,7 @@ type Group = (String, String, &'static str);
 
 #[derive(Clone, Debug, Default)]
 struct Sum {
-    rows: usize,
-    passed: usize,
-    skipped: usize,
+    of: Counts,
     equal: usize,
     /// Largest difference in units in the last place, and its relative RMS.
     ulp: u64,
@@ -112,7 +107,7 @@ impl<'a> Tally<'a> {
             order: Vec::new(),
             skips: Skips::default(),
             sums: BTreeMap::new(),
-            rows: 0,
+            all: Counts::default(),
             exit,
         }
     }
@@ -123,13 +118,13 @@ impl<'a> Tally<'a> {
     }
 
     pub(crate) fn add(&mut self, row: &Row) {
-        self.rows += 1;
+        self.all.add(&row.outcome);
         let group = (row.group.clone(), row.by.clone(), row.kind);
         if !self.sums.contains_key(&group) {
             self.order.push(group.clone());
         }
         let sum = self.sums.entry(group).or_default();
-        sum.rows += 1;
+        sum.of.add(&row.outcome);
         sum.equal += usize::from(row.equal());
         sum.budget = sum.budget.max(row.budget());
         sum.seconds += row.took.as_secs_f64();
@@ -141,8 +136,7 @@ impl<'a> Tally<'a> {
             let (least, most) = sum.runs.unwrap_or((runs, runs));
             sum.runs = Some((least.min(runs), most.max(runs)));
         }
-        sum.passed += usize::from(matches!(row.outcome, Outcome::Passed(_)));
-        sum.skipped += usize::from(self.skips.add(&row.outcome, &row.group, &row.by));
+        self.skips.add(&row.outcome, &row.group, &row.by);
         let exit = ended::exit(&row.outcome, &row.by);
         let mut json = row.json();
         json["repro"] = json!(self.typed(row));
@@ -189,7 +183,7 @@ impl<'a> Tally<'a> {
         if out::interrupted() {
             return Err(fail(Exit::Interrupted, "interrupted"));
         }
-        if self.rows == 0 {
+        if self.all.rows == 0 {
             return Err(fail(
                 Exit::Nothing,
                 format!(
@@ -198,14 +192,14 @@ impl<'a> Tally<'a> {
                 ),
             ));
         }
-        let rows: Vec<Vec<String>> = self
+        let table: Vec<Vec<String>> = self
             .order
             .iter()
             .map(|group| {
                 let sum = &self.sums[group];
                 let (subject, by, kind) = group;
-                let within = sum.passed - sum.equal;
-                let far = if sum.equal + sum.skipped == sum.rows || sum.ulp == 0 {
+                let within = sum.of.passed - sum.equal;
+                let far = if sum.equal + sum.of.not_run() == sum.of.rows || sum.ulp == 0 {
                     String::new()
                 } else {
                     format!("{} ulp, rel-RMS {:.1e}", sum.ulp, sum.rel_rms)
@@ -214,13 +208,14 @@ impl<'a> Tally<'a> {
                     subject.clone(),
                     by.clone(),
                     (*kind).to_owned(),
-                    sum.rows.to_string(),
+                    sum.of.rows.to_string(),
                     sum.equal.to_string(),
                     within.to_string(),
-                    (sum.rows - sum.passed - sum.skipped).to_string(),
-                    sum.skipped.to_string(),
+                    sum.of.not_passed().to_string(),
+                    sum.of.skipped.to_string(),
+                    sum.of.unsupported.to_string(),
                     far,
-                    if within == 0 && sum.passed + sum.skipped == sum.rows {
+                    if within == 0 && sum.of.passed + sum.of.not_run() == sum.of.rows {
                         String::new()
                     } else {
                         format!("{:.1} %", 100.0 * sum.budget)
@@ -242,23 +237,22 @@ impl<'a> Tally<'a> {
                 "within bound",
                 "not passed",
                 "skipped",
+                "unsupported",
                 "largest difference",
                 "worst use of bound",
                 "runs",
                 "time",
             ],
-            &rows,
+            &table,
         );
-        let passed = self.sums.values().map(|sum| sum.passed).sum();
         let equal: usize = self.sums.values().map(|sum| sum.equal).sum();
-        let skipped = self.sums.values().map(|sum| sum.skipped).sum();
+        let Counts { rows, passed, skipped, unsupported } = self.all;
         self.skips.tell("row", self.out);
-        let counts = Counts { rows: self.rows, passed, skipped };
-        self.out.line(&counts.told(&format!(" ({equal} with equal bits)")));
-        let exit = counts.exit(self.exit, self.plant.as_deref(), self.out);
+        self.out.line(&self.all.told(&format!(" ({equal} with equal bits)")));
+        let exit = self.all.exit(self.exit, self.plant.as_deref(), self.out);
         self.out.json(&json!({
-            "schema": "karat.result/1", "kind": "summary", "rows": self.rows, "passed": passed, "equal": equal,
-            "skipped": skipped, "exit": exit as u8,
+            "schema": "karat.result/1", "kind": "summary", "rows": rows, "passed": passed, "equal": equal,
+            "skipped": skipped, "unsupported": unsupported, "exit": exit as u8,
         }));
         Ok(exit)
     }

@@ -6,7 +6,11 @@ use std::{
     path::PathBuf,
 };
 
-use benches::{plan::Job, registry::ops, report::Row};
+use benches::{
+    plan::Job,
+    registry::ops,
+    report::{Outcome, Row},
+};
 use golden::{Set, checkpoint::hash_file};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -85,7 +89,7 @@ struct Cell {
     fresh: BTreeMap<String, usize>,
     stale: BTreeMap<String, usize>,
     /// Why nothing of it can run here, if nothing can.
-    skip: Option<String>,
+    skip: Option<Outcome>,
 }
 
 /// Outcomes, the gravest first. A type in which something passed and something was too large passed:
@@ -114,7 +118,7 @@ impl Cell {
         };
         match (gravest(&self.fresh), &self.skip) {
             (Some(outcome), _) => outcome,
-            (None, Some(_)) => "skipped",
+            (None, Some(known)) => known.name(),
             (None, None) if !self.stale.is_empty() => "stale",
             (None, None) => "unchecked",
         }
@@ -132,7 +136,7 @@ impl Cell {
         match self.state() {
             "stale" => format!("stale: {} of {}", told(&self.stale), self.cases),
             "unchecked" => format!("unchecked ({})", self.cases),
-            "skipped" if self.fresh.is_empty() => "skipped".to_owned(),
+            state if self.fresh.is_empty() => state.to_owned(),
             _ => format!("{} of {}", told(&self.fresh), self.cases),
         }
     }
@@ -158,14 +162,16 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
                 let job = Job { entry, variant: variant.clone(), spec, parsed, foreign: None };
                 let key = (at, entry.name(), variant.clone(), job.parsed.dtype);
                 let cell = cells.entry(key).or_insert_with(|| Cell {
-                    skip: entry.skip(&job.spec, &variant),
+                    skip: entry.not_run(&job.spec, &variant),
                     ..Cell::default()
                 });
                 cell.cases += 1;
-                // What runs one case of a type is not skipped for the type.
-                if cell.skip.is_some() {
-                    cell.skip = entry.skip(&job.spec, &variant);
-                }
+                // What runs one case of a type is not skipped for the type, and what this machine lacks
+                // says more than that a case is none of the variant's.
+                cell.skip = match (cell.skip.take(), entry.not_run(&job.spec, &variant)) {
+                    (None, _) | (_, None) => None,
+                    (Some(skipped @ Outcome::Skipped(_)), _) | (_, Some(skipped)) => Some(skipped),
+                };
                 if let Some(last) = kept.cases.get(&job.id()) {
                     let of = if last.build == build { &mut cell.fresh } else { &mut cell.stale };
                     *of.entry(last.outcome.clone()).or_default() += 1;
@@ -193,7 +199,7 @@ fn tell(cells: &BTreeMap<Key, Cell>, dtypes: &[&'static str], out: &Out) {
         out.json(&json!({
             "schema": "karat.result/1", "kind": "support", "op": op, "variant": variant, "dtype": dtype,
             "state": cell.state(), "cases": cell.cases, "checked": cell.checked(),
-            "outcomes": cell.fresh, "stale": cell.stale, "why": cell.skip,
+            "outcomes": cell.fresh, "stale": cell.stale, "why": cell.skip.as_ref().and_then(Outcome::why),
         }));
     }
     let mut rows: Vec<Vec<String>> = Vec::new();

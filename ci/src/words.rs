@@ -112,6 +112,7 @@ pub(crate) struct Counts {
     pub(crate) passed: usize,
     pub(crate) red: usize,
     pub(crate) skipped: usize,
+    pub(crate) unsupported: usize,
     pub(crate) flaky: usize,
 }
 
@@ -122,10 +123,22 @@ impl Counts {
         for row in rows {
             counts.passed += usize::from(row.outcome == "passed");
             counts.red += usize::from(row.is_red());
-            counts.skipped += usize::from(row.is_skip());
+            counts.skipped += usize::from(row.outcome == "skipped");
+            counts.unsupported += usize::from(row.outcome == "unsupported");
             counts.flaky += usize::from(row.is_flaky());
         }
         counts
+    }
+
+    /// All of them.
+    pub(crate) fn rows(self) -> usize {
+        self.passed + self.red + self.skipped + self.unsupported
+    }
+
+    /// How many did not come to a verdict, and why not.
+    pub(crate) fn not_run(self) -> String {
+        let Counts { skipped, unsupported, .. } = self;
+        format!("{skipped} skipped, {unsupported} unsupported")
     }
 
     /// Cases and answers to recordings.

@@ -312,7 +312,11 @@ pub enum Set {
 pub trait Variant<O: Op>: Send + Sync {
     /// `device/algorithm`, for example `cuda/chunk`.
     fn name(&self) -> &str;
-    /// Why this host or problem cannot run it, if so.
+    /// Why it does not compute a problem, on any machine, if so.
+    fn unfit(&self, _spec: &Spec<O::Case>) -> Option<String> {
+        None
+    }
+    /// Why this host cannot run it, if so.
     fn skip(&self, host: &Host, spec: &Spec<O::Case>) -> Option<String>;
     /// How it rounds: the bound it is held to follows from this.
     fn plan(&self, spec: &Spec<O::Case>) -> Plan;

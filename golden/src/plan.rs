@@ -169,6 +169,61 @@ impl TryFrom<String> for Form {
     }
 }
 
+/// How a product's sum over what it contracts is rounded.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(into = "String", try_from = "String")]
+pub enum Sums {
+    /// To the nearest, every addition: what processors and the plain cores of a GPU do.
+    #[default]
+    Nearest,
+    /// As tensor cores do: so many products are added to the sum at once, every addend cut two bits below
+    /// the last of the largest one's, and the result cut towards zero. Every step loses on the same side,
+    /// so that long sums are too small by more than chance.
+    /// Source: Fasi, Higham, Mikaitis, Pranesh, Numerical behavior of NVIDIA tensor cores, `PeerJ` Computer
+    /// Science 7:e330 (2021); the two bits as measured on an H200 (TRAPS).
+    Truncated(usize),
+}
+
+impl fmt::Display for Sums {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Sums::Nearest => f.write_str("nearest"),
+            Sums::Truncated(products) => write!(f, "truncated {products}"),
+        }
+    }
+}
+
+impl FromStr for Sums {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Sums, String> {
+        let products = s.strip_prefix("truncated ").and_then(|n| n.parse().ok());
+        match (s, products) {
+            ("nearest", _) => Ok(Sums::Nearest),
+            (_, Some(products)) if (1..=256).contains(&products) => Ok(Sums::Truncated(products)),
+            _ => {
+                Err(format!("sums {s:?}: expected \"nearest\" or \"truncated N\", N from 1 to 256"))
+            }
+        }
+    }
+}
+
+impl From<Sums> for String {
+    fn from(sums: Sums) -> String {
+        sums.to_string()
+    }
+}
+
+impl TryFrom<String> for Sums {
+    type Error = String;
+
+    fn try_from(s: String) -> Result<Sums, String> {
+        s.parse()
+    }
+}
+
 /// A grid of floating-point numbers: what rounding goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -330,6 +385,8 @@ pub struct Plan {
     pub accumulator: Grid,
     /// What the factors of matrix products and inner products are rounded to.
     pub dot: Grid,
+    /// How the sums of those products are rounded.
+    pub sums: Sums,
     /// What projections read of their activations.
     pub activations: Activations,
     /// What a cache keeps of keys and values.
@@ -365,6 +422,7 @@ impl Plan {
         form: Form::Plain,
         accumulator: Grid::F32,
         dot: Grid::F32,
+        sums: Sums::Nearest,
         activations: Activations::F32,
         cache: Cache::AsStored,
         output: Grid::F32,
@@ -484,6 +542,12 @@ impl Plan {
         self
     }
 
+    /// The same plan on tensor cores that add so many products at once.
+    #[must_use]
+    pub fn truncated(self, products: usize) -> Plan {
+        Plan { sums: Sums::Truncated(products), ..self }
+    }
+
     /// The same plan in another form.
     #[must_use]
     pub fn form(self, form: Form) -> Plan {
@@ -531,6 +595,9 @@ pub enum Term {
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}; accumulator {}; dot {}", self.form, self.accumulator, self.dot)?;
+        if self.sums != Sums::Nearest {
+            write!(f, "; sums {}", self.sums)?;
+        }
         if self.activations != Activations::F32 {
             write!(f, "; activations {}", self.activations.name())?;
         }
@@ -564,7 +631,23 @@ impl fmt::Display for Plan {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cache, Plan, Term};
+    use super::{Cache, Plan, Sums, Term};
+
+    #[test]
+    fn sums_of_tensor_cores_are_part_of_a_plan() {
+        let plan = Plan::F32.truncated(16);
+        let text = "plain; accumulator f32; dot f32; sums truncated 16; output f32";
+        assert_eq!(plan.to_string(), text);
+        let read = |json: &str| serde_json::from_str::<Plan>(json);
+        assert_eq!(read(r#"{"sums": "truncated 16"}"#).unwrap(), plan);
+        assert_eq!(read(r#"{"sums": "nearest"}"#).unwrap(), Plan::F32);
+        assert_eq!(read(&serde_json::to_string(&plan).unwrap()).unwrap(), plan);
+        for wrong in ["truncated", "truncated 0", "truncated 257", "truncated -1", "up"] {
+            let why =
+                format!("sums {wrong:?}: expected \"nearest\" or \"truncated N\", N from 1 to 256");
+            assert_eq!(wrong.parse::<Sums>(), Err(why));
+        }
+    }
 
     #[test]
     fn a_cache_is_part_of_a_plan() {

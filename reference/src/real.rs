@@ -61,6 +61,11 @@ pub trait Real:
         interleaved(n, LANES, f)
     }
 
+    /// `sum_i f(i)` of products, as an inner product adds them.
+    fn inner(n: usize, f: impl Fn(usize) -> Self) -> Self {
+        Self::sum(n, f)
+    }
+
     /// As a product reads it.
     #[must_use]
     fn operand(self) -> Self {
@@ -146,7 +151,7 @@ fn interleaved<R: Real>(n: usize, width: usize, f: impl Fn(usize) -> R) -> R {
 #[inline]
 pub fn dot<R: Real>(a: &[R], b: &[R]) -> R {
     assert_eq!(a.len(), b.len(), "dot of vectors of different lengths");
-    sum(a.len(), |i| a[i].operand() * b[i].operand())
+    R::inner(a.len(), |i| a[i].operand() * b[i].operand())
 }
 
 /// `sum_i x_i w_i` with weights as the checkpoint holds them.
@@ -156,7 +161,7 @@ pub fn dot<R: Real>(a: &[R], b: &[R]) -> R {
 #[inline]
 pub fn dot_weight<R: Real>(x: &[R], w: &[f32]) -> R {
     assert_eq!(x.len(), w.len(), "dot of vectors of different lengths");
-    sum(x.len(), |i| x[i].operand() * R::cast(w[i]).operand())
+    R::inner(x.len(), |i| x[i].operand() * R::cast(w[i]).operand())
 }
 
 macro_rules! real {

@@ -13,7 +13,7 @@ use golden::{
         views,
     },
     plan::Grid,
-    tap::{Part, RESIDUAL, Tap},
+    tap::{self, Part, RESIDUAL, Tap},
     weights::Rounded,
 };
 use ndarray::{Array2, ArrayD};
@@ -95,6 +95,8 @@ pub(super) struct Oracle {
     plan: Plan,
     text: Text,
     free: Told,
+    /// What the plan stores in bf16, if not everything.
+    narrow: BTreeSet<String>,
     /// Bounds of walks that are forced with the reference's own intermediates: every engine of this
     /// plan shares them.
     kept: Mutex<Kept>,
@@ -114,10 +116,18 @@ impl Oracle {
         let cast = number == "bf16";
         let weights: Arc<dyn Weights> =
             if cast { Arc::new(Rounded::new(weights, Dtype::Bf16)) } else { weights };
-        let (free, kept) = (Told::default(), Mutex::default());
-        let mut oracle = Oracle { weights, cast, plan, text, free, kept, steps };
+        let (free, narrow, kept) = (Told::default(), BTreeSet::new(), Mutex::default());
+        let mut oracle = Oracle { weights, cast, plan, text, free, narrow, kept, steps };
         oracle.expect(1);
         oracle.free = walk(&mut oracle.model::<f64>(), &oracle.text, &Given::default())?;
+        if oracle.plan.output != Grid::Bf16 && oracle.plan.round.values().any(|&g| g == Grid::Bf16)
+        {
+            oracle.expect(1);
+            let told = under(&oracle.plan, None, Rounding::Nearest, || {
+                walk(&mut oracle.model::<Planned>(), &oracle.text, &Given::default())
+            });
+            oracle.narrow = told?.stored_in(Dtype::Bf16);
+        }
         Ok(oracle)
     }
 
@@ -142,10 +152,10 @@ impl Oracle {
         }
     }
 
-    /// As what is fed is stored: everybody gets the same numbers.
-    fn stored(&self) -> impl Fn(f64) -> f64 + use<> {
-        let dtype = if self.plan.output == Grid::Bf16 { Dtype::Bf16 } else { Dtype::F32 };
-        move |x| f64::from(dtype.round(x as f32))
+    /// As a tap is stored that is fed: everybody gets the same numbers.
+    fn stored(&self, name: &str) -> Dtype {
+        let narrow = self.plan.output == Grid::Bf16 || self.narrow.contains(name);
+        if narrow { Dtype::Bf16 } else { Dtype::F32 }
     }
 
     /// What of one walk is fed to another.
@@ -154,11 +164,11 @@ impl Oracle {
         let forced = match fed {
             Fed::Free => Vec::new(),
             // The stream after the last layer is what the final norm reads.
-            Fed::Layers => from.forced(Oracle::stream, self.stored()),
-            Fed::Ops => from.forced(|_| true, self.stored()),
+            Fed::Layers => from.forced(Oracle::stream, |name| self.stored(name)),
+            Fed::Ops => from.forced(|_| true, |name| self.stored(name)),
         };
-        let stored = self.stored();
-        let narrow = |x: &Array2<f32>| x.mapv(|x| stored(f64::from(x)) as f32);
+        let hidden = self.stored(&tap::name(Part::Head, "rms_norm", "norm"));
+        let narrow = |x: &Array2<f32>| x.mapv(|x| hidden.round(x));
         let mtp = if fed == Fed::Free { None } else { from.mtp.as_ref().map(narrow) };
         Given { forced, routing: from.routing(layers), mtp }
     }

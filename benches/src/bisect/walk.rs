@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use golden::{
-    Engine, Error,
+    Dtype, Engine, Error,
     engine::Want,
     tap::{Forced, Part, RESIDUAL, Tap, Value},
 };
@@ -191,21 +191,36 @@ impl Told {
         self.pieces.iter().map(|taps| (0..layers).map(|l| of(taps, l)).collect()).collect()
     }
 
-    /// Everything that `keep` keeps, as it can be forced on another engine, rounded by `round`.
+    /// Everything that `keep` keeps, as it can be forced on another engine, stored as `stored` says.
     pub(super) fn forced(
         &self,
         keep: impl Fn(&Tap) -> bool,
-        round: impl Fn(f64) -> f64,
+        stored: impl Fn(&str) -> Dtype,
     ) -> Vec<Arc<Forced>> {
-        let value = |value: &Value| match value {
-            Value::Numbers(x) => Value::Numbers(x.mapv(&round)),
-            Value::Integers(x) => Value::Integers(x.clone()),
+        let named = |tap: &Tap| {
+            let name = tap.name();
+            let dtype = stored(&name);
+            let value = match &tap.value {
+                Value::Numbers(x) => Value::Numbers(x.mapv(|x| dtype.round(x as f32).into())),
+                Value::Integers(x) => Value::Integers(x.clone()),
+            };
+            (name, value)
         };
-        let piece = |taps: &Vec<Tap>| {
-            let kept = taps.iter().filter(|tap| keep(tap));
-            Arc::new(kept.map(|tap| (tap.name(), value(&tap.value))).collect())
-        };
+        let piece =
+            |taps: &Vec<Tap>| Arc::new(taps.iter().filter(|tap| keep(tap)).map(named).collect());
         self.pieces.iter().map(piece).collect()
+    }
+
+    /// The taps of which every number is one of `dtype`.
+    pub(super) fn stored_in(&self, dtype: Dtype) -> BTreeSet<String> {
+        let (mut all, mut others) = (BTreeSet::new(), BTreeSet::new());
+        for tap in self.pieces.iter().flatten() {
+            let Value::Numbers(x) = &tap.value else { continue };
+            let fits = x.iter().all(|&x| f64::from(dtype.round(x as f32)) == x);
+            if fits { &mut all } else { &mut others }.insert(tap.name());
+        }
+        all.retain(|name| !others.contains(name));
+        all
     }
 
     /// Every tensor whole: rows of tokens in the order of sequences, states one piece after another.

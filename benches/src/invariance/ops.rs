@@ -39,8 +39,8 @@ pub(crate) fn run<O: Answer>(
 ) -> Vec<Row> {
     let text = spec.to_string();
     let of = |spec: Spec<O::Case>| -> Result<Problem<'_, O>, Outcome> {
-        if let Some(why) = way.skip(&spec) {
-            return Err(Outcome::Skipped(why));
+        if let Some(outcome) = way.not_run(&spec) {
+            return Err(outcome);
         }
         let inputs = draw(&spec);
         let first = way.run(&spec, &inputs)?;

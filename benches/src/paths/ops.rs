@@ -57,8 +57,8 @@ pub(crate) fn run<O: Sequence>(
     let all = |outcome: &Outcome| {
         paths.iter().map(|path| row::<O>(&spec.to_string(), by, path, outcome.clone())).collect()
     };
-    if let Some(why) = way.skip(spec) {
-        return all(&Outcome::Skipped(why));
+    if let Some(outcome) = way.not_run(spec) {
+        return all(&outcome);
     }
     let count = new_rows(&inputs).len();
     if 1 < count {

@@ -31,11 +31,11 @@ pub(crate) fn text(results: &Results) -> String {
         if counts.flaky == 0 { String::new() } else { format!(" ({} flaky)", counts.flaky) };
     let _ = writeln!(
         text,
-        "### {mark} karat: {}\n\n{} passed{flaky}, {} not passed, {} skipped\n",
+        "### {mark} karat: {}\n\n{} passed{flaky}, {} not passed, {}\n",
         Verdict::of(results).word(),
         counts.passed,
         counts.red,
-        counts.skipped
+        counts.not_run()
     );
     for lost in &results.lost {
         let _ = writeln!(text, "- not whole: {}", cell(lost));
@@ -45,15 +45,16 @@ pub(crate) fn text(results: &Results) -> String {
     gate(results, &mut text);
     let by_op = ops(results);
     if !by_op.is_empty() {
-        text += "\n| op | cases | passed | not passed | skipped | worst use of bound |\n|---|--:|--:|--:|--:|--:|\n";
+        text += "\n| op | cases | passed | not passed | skipped | unsupported | worst use of bound |\n|---|--:|--:|--:|--:|--:|--:|\n";
         for (op, (counts, budget)) in by_op {
             let _ = writeln!(
                 text,
-                "| {op} | {} | {} | {} | {} | {} |",
-                counts.passed + counts.red + counts.skipped,
+                "| {op} | {} | {} | {} | {} | {} | {} |",
+                counts.rows(),
                 counts.passed,
                 counts.red,
                 counts.skipped,
+                counts.unsupported,
                 words::percent(budget)
             );
         }

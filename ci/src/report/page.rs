@@ -87,6 +87,7 @@ fn summary(results: &Results, shown: &cases::Shown) -> Markup {
             (tile(&counts.passed.to_string(), "passed", "good"))
             (tile(&counts.red.to_string(), "not passed", if counts.red == 0 { "" } else { "bad" }))
             (tile(&counts.skipped.to_string(), "skipped", ""))
+            (tile(&counts.unsupported.to_string(), "unsupported", ""))
             @if !flaky.is_empty() { (tile(&flaky.len().to_string(), "flaky", "warn")) }
             @if 0 < counts.passed + counts.red {
                 (tile(&words::percent(worst), "worst use of a bound", if worst <= 1.0 { "" } else { "bad" }))

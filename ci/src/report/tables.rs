@@ -146,6 +146,7 @@ pub(super) fn ops(results: &Results) -> Markup {
                 cell(counts.passed.to_string()),
                 html! { span class=(if counts.red == 0 { "" } else { "bad" }) { (counts.red) } },
                 cell(counts.skipped.to_string()),
+                cell(counts.unsupported.to_string()),
                 if counts.passed + counts.red == 0 {
                     html! { span.soft { "–" } }
                 } else {
@@ -162,6 +163,7 @@ pub(super) fn ops(results: &Results) -> Markup {
         "#passed",
         "#not passed",
         "#skipped",
+        "#unsupported",
         "worst use of bound",
         "best share of roof",
         "#time to check",

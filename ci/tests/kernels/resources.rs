@@ -67,6 +67,10 @@ fn nothing_is_green() {
     assert_eq!(ran.code, 9, "{ran:?}");
     for row in rows {
         let why = row["why"].as_str().unwrap();
+        // Of sizes that a variant is not for.
+        if row["outcome"] == "unsupported" {
+            continue;
+        }
         assert!(row["outcome"] == "skipped", "{row}");
         assert!(["libcuda", "libnvrtc", "driver"].iter().any(|part| why.contains(part)), "{why}");
     }

@@ -42,7 +42,7 @@ const VARIANTS: &[&dyn Variant<GatedDeltaRule>] = variants!(
         ),
         &Only {
             lacks: || None,
-            skip: |spec| {
+            unfit: |spec| {
                 let other = || format!("computes bf16 problems, not {}", spec.dtype);
                 (spec.dtype != Dtype::Bf16).then(other)
             },

@@ -142,8 +142,8 @@ impl<O: Op> Variant<O> for Portable<O> {
 pub(crate) struct Only<O: Op> {
     /// What the processor lacks for it, if anything.
     pub(crate) lacks: fn() -> Option<String>,
-    /// Why it does not run a problem, if so.
-    pub(crate) skip: fn(&Spec<O::Case>) -> Option<String>,
+    /// Why it does not compute a problem, if so.
+    pub(crate) unfit: fn(&Spec<O::Case>) -> Option<String>,
     pub(crate) of: Portable<O>,
 }
 
@@ -152,8 +152,12 @@ impl<O: Op> Variant<O> for Only<O> {
         self.of.name()
     }
 
-    fn skip(&self, _: &Host, spec: &Spec<O::Case>) -> Option<String> {
-        (self.lacks)().or_else(|| (self.skip)(spec))
+    fn unfit(&self, spec: &Spec<O::Case>) -> Option<String> {
+        (self.unfit)(spec)
+    }
+
+    fn skip(&self, _: &Host, _: &Spec<O::Case>) -> Option<String> {
+        (self.lacks)()
     }
 
     fn plan(&self, spec: &Spec<O::Case>) -> Plan {

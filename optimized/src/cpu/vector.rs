@@ -114,10 +114,10 @@ where
     }
 }
 
-/// The kernels of an op on `S`, where the processor has it and `skip` says nothing against it.
+/// The kernels of an op on `S`, where the processor has it and `unfit` says nothing against it.
 pub(crate) const fn on<S: Simd, O: Fast, R: Reading>(
     name: &'static str,
-    skip: fn(&Spec<O::Case>) -> Option<String>,
+    unfit: fn(&Spec<O::Case>) -> Option<String>,
     plan: fn(&Spec<O::Case>) -> Plan,
     plants: &'static [Plant],
 ) -> Only<O>
@@ -131,7 +131,7 @@ where
         f16: Loaded::<S, O, half::f16>::boxed::<R>,
     };
     Only {
-        skip,
+        unfit,
         lacks: || {
             let lacks = || format!("this processor lacks what cpu/{} needs", S::NAME);
             S::new().is_none().then(lacks)

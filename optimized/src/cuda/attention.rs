@@ -143,7 +143,7 @@ const fn prefill() -> Launch {
 
 /// Probabilities meet values in bf16.
 fn plan(spec: &Spec<Case>) -> Plan {
-    Plan::stored(spec.dtype).round(Site::Probabilities, Grid::Bf16)
+    Plan::stored(spec.dtype).truncated(16).round(Site::Probabilities, Grid::Bf16)
 }
 
 const HOPPER_PLANTS: [Plant; 7] = {

@@ -74,6 +74,7 @@ const VARIANTS: &[&dyn Variant<GatedDeltaRule>] = &[
             let sites = [Site::WyInverse, Site::WyValues, Site::WyScores];
             let plan =
                 Plan { form: Form::Prefixed(64), dot: Grid::Bf16, output: Grid::Bf16, ..Plan::F32 };
+            let plan = plan.truncated(16);
             sites.into_iter().fold(plan, |plan, site| plan.round(site, Grid::Bf16))
         },
         claims: Claims { cuts: Some(64), ..CLAIMS },

@@ -1,6 +1,6 @@
 //! What variants for Hopper share: the pipeline of products in `kernels/src/common/gemm.cuh`.
 
-use golden::{Case, Dtype, Narrow, Plant, Spec};
+use golden::{Case, Dtype, Narrow, Plan, Plant, Spec};
 
 use super::entry::{ACTIVATION_BYTES, Launch, Scratch, Sizes, WEIGHT_BYTES, threads};
 
@@ -24,6 +24,12 @@ pub(super) const PIECES: Scratch =
 /// The kernel that makes them.
 pub(super) const fn split(entry: &'static str) -> Launch {
     Launch::blocks(entry, |n| threads(n.of("N") * n.of("D"))).of(|build| build.activations == "f32")
+}
+
+/// A plan on tensor cores, which multiply 16 channels in a step. Activations in f32 are three pieces of one
+/// sum: three steps for 16 channels.
+pub(super) fn on_tensor_cores(plan: Plan, spec: &Spec<impl Case>) -> Plan {
+    plan.truncated(if spec.dtype == Dtype::F32 { 5 } else { 16 })
 }
 
 /// Why products of so many channels are not those that the pipeline reads, if so.

@@ -79,10 +79,11 @@ impl<O: Op> Variant<O> for Cuda<O> {
         self.name
     }
 
+    fn unfit(&self, spec: &Spec<O::Case>) -> Option<String> {
+        (self.unfit)(spec).map(str::to_owned)
+    }
+
     fn skip(&self, _: &Host, spec: &Spec<O::Case>) -> Option<String> {
-        if let Some(why) = (self.unfit)(spec) {
-            return Some(why.to_owned());
-        }
         let gpu = match gpu() {
             Ok(gpu) => gpu,
             Err(why) => return Some(why.clone()),
@@ -141,6 +142,10 @@ struct Planted<O: Op> {
 impl<O: Op> Variant<O> for Planted<O> {
     fn name(&self) -> &str {
         self.of.name
+    }
+
+    fn unfit(&self, spec: &Spec<O::Case>) -> Option<String> {
+        self.of.unfit(spec)
     }
 
     fn skip(&self, host: &Host, spec: &Spec<O::Case>) -> Option<String> {

@@ -8,7 +8,8 @@ use golden::{
 use super::{
     entry::{Launch, MULTIPROCESSORS, Sizes, THREADS, WEIGHT_BYTES, pieces, threads},
     hopper::{
-        LAST_BLOCK_DROPPED, PIECES, SCALE_OF_NEIGHBOUR, TILE_SHARED, split, tile_threads, unread,
+        LAST_BLOCK_DROPPED, PIECES, SCALE_OF_NEIGHBOUR, TILE_SHARED, on_tensor_cores, split,
+        tile_threads, unread,
     },
     kernel::{CLAIMS, Cuda, any, chosen},
 };
@@ -57,7 +58,7 @@ const GEMV: Cuda<Linear> = Cuda {
     .sharing(|n| gemv_threads(n) * (128 + 3 * 16))],
     scratch: &[],
     unfit,
-    plan: |spec| Plan::stored(spec.dtype),
+    plan: |spec| on_tensor_cores(Plan::stored(spec.dtype), spec),
     // Activations in f32 are summed in another order of one or two rows than of more.
     claims: Claims { batch_invariant: false, ..CLAIMS },
     plants: &HOPPER_PLANTS,

@@ -9,8 +9,8 @@ use golden::{
 use super::{
     entry::{ACTIVATION_BYTES, Launch, MULTIPROCESSORS, Scratch, Sizes, pieces},
     hopper::{
-        LAST_BLOCK_DROPPED, PIECES, SCALE_OF_NEIGHBOUR, TILE_SHARED, in_pieces, split,
-        tile_threads, unread,
+        LAST_BLOCK_DROPPED, PIECES, SCALE_OF_NEIGHBOUR, TILE_SHARED, in_pieces, on_tensor_cores,
+        split, tile_threads, unread,
     },
     kernel::{CLAIMS, Cuda, any, chosen},
 };
@@ -64,7 +64,7 @@ const GEMV: Cuda<MoeExperts> = Cuda {
     ],
     scratch: &[Scratch::new("hidden", |n| 6 * pairs(n) * n.of("F"))],
     unfit: |spec| unread(spec, &[spec.case.d, spec.case.f]),
-    plan: |spec| Plan::stored(spec.dtype),
+    plan: |spec| on_tensor_cores(Plan::stored(spec.dtype), spec),
     claims: CLAIMS,
     plants: &HOPPER_PLANTS,
 };
@@ -103,7 +103,7 @@ const GEMM: Cuda<MoeExperts> = Cuda {
         many.or(unread(spec, &[spec.case.d, spec.case.f]))
     },
     plan: |spec| {
-        let plan = Plan::stored(spec.dtype);
+        let plan = on_tensor_cores(Plan::stored(spec.dtype), spec);
         if spec.dtype == Dtype::Bf16 {
             plan.round(Site::ExpertHidden, Grid::Bf16).round(Site::ExpertOut, Grid::Bf16)
         } else {

@@ -4,7 +4,7 @@ use golden::{Dtype, Plan, Plant, Variant, ops::moe_router::MoeRouter};
 
 use super::{
     entry::{Launch, MULTIPROCESSORS, THREADS, pieces},
-    hopper::{LAST_BLOCK_DROPPED, TILE_SHARED},
+    hopper::{LAST_BLOCK_DROPPED, TILE_SHARED, on_tensor_cores},
     kernel::{CLAIMS, Cuda, any, chosen},
 };
 use crate::cpu::moe_router::PLANTS;
@@ -65,7 +65,7 @@ const GEMV: Cuda<MoeRouter> = Cuda {
                 .then_some("is for 1024 experts at most, fewer than 32 of them for a token")
         }
     },
-    plan: |_| Plan::F32,
+    plan: |spec| on_tensor_cores(Plan::F32, spec),
     claims: CLAIMS,
     plants: &HOPPER_PLANTS,
 };

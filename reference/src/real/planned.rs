@@ -19,7 +19,7 @@ use std::{
 
 use golden::{
     Cast, Element, Number, Plan, View, ViewMut,
-    plan::{Activations, Cache, Grid, Site, Term},
+    plan::{Activations, Cache, Grid, Site, Sums, Term},
     recording::Recorded,
 };
 use ndarray::{ArrayD, ArrayViewD, ArrayViewMutD};
@@ -49,6 +49,7 @@ const SITES: usize = Site::ALL.len();
 struct Hot {
     accumulator: Step,
     dot: Option<Grid>,
+    sums: Sums,
     seed: u64,
     random: bool,
     stored_at_random: bool,
@@ -99,6 +100,7 @@ struct Functions {
 const IDLE: Hot = Hot {
     accumulator: Step::NONE,
     dot: None,
+    sums: Sums::Nearest,
     seed: 0,
     random: false,
     stored_at_random: false,
@@ -155,6 +157,7 @@ fn settings(plan: &Plan, only: Option<Term>, rounding: Rounding) -> Settings {
     let hot = Hot {
         accumulator: if on(Term::Accumulator) { Step::new(plan.accumulator) } else { Step::NONE },
         dot: (plan.dot != plan.accumulator && on(Term::Dot)).then_some(plan.dot),
+        sums: if on(Term::Accumulator) { plan.sums } else { Sums::Nearest },
         seed,
         random: rounding != Rounding::Nearest,
         stored_at_random: matches!(rounding, Rounding::Random(_)),
@@ -281,6 +284,31 @@ fn exact_in_any_order(terms: &[f64], step: Step) -> bool {
     unit == i32::MAX || total <= 2.0_f64.powi((unit + 53 - step.drop as i32).clamp(-1074, 1023))
 }
 
+/// What is to be added. The sums of small heads are too many for an allocation each.
+struct Terms {
+    few: [f64; 32],
+    many: Vec<f64>,
+}
+
+impl Terms {
+    fn new() -> Terms {
+        Terms { few: [0.0; 32], many: Vec::new() }
+    }
+
+    fn of(&mut self, n: usize, f: impl Fn(usize) -> Planned) -> &[f64] {
+        let terms: &mut [f64] = if n <= self.few.len() {
+            &mut self.few[..n]
+        } else {
+            self.many.resize(n, 0.0);
+            &mut self.many
+        };
+        for (i, term) in terms.iter_mut().enumerate() {
+            *term = f(i).0;
+        }
+        terms
+    }
+}
+
 /// An addition on the grid, off by up to half a unit in the last place even where this order happens
 /// to be exact.
 fn inexact(x: f64, hot: Hot) -> f64 {
@@ -371,17 +399,8 @@ impl Real for Planned {
         if !hot.random || hot.accumulator.grid.is_none() || n < 2 {
             return interleaved(n, LANES, f);
         }
-        // The sums of small heads are too many for an allocation each.
-        let (mut few, mut many) = ([0.0; 32], Vec::new());
-        let terms: &mut [f64] = if n <= few.len() {
-            &mut few[..n]
-        } else {
-            many.resize(n, 0.0);
-            &mut many
-        };
-        for (i, term) in terms.iter_mut().enumerate() {
-            *term = f(i).0;
-        }
+        let mut terms = Terms::new();
+        let terms = terms.of(n, f);
         if exact_in_any_order(terms, hot.accumulator) {
             return Planned(terms.iter().sum());
         }
@@ -397,6 +416,16 @@ impl Real for Planned {
         }
         let more = &lanes[1..width.min(n)];
         Planned(more.iter().fold(lanes[0], |sum, &lane| inexact(sum + lane, hot)))
+    }
+
+    fn inner(n: usize, f: impl Fn(usize) -> Planned) -> Planned {
+        let hot = HOT.get();
+        match hot.sums {
+            Sums::Truncated(products) if 0 < n => {
+                Planned(truncated::sum(Terms::new().of(n, f), products, hot))
+            }
+            _ => Planned::sum(n, f),
+        }
     }
 
     fn of(x: f64) -> Planned {
@@ -483,6 +512,8 @@ impl Cast<f32> for Planned {
 }
 
 impl Number for Planned {}
+
+mod truncated;
 
 #[cfg(test)]
 mod tests;

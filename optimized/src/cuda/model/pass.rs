@@ -259,7 +259,6 @@ impl<'a> Pass<'a> {
             }
         };
         self.ops.wide(&r.router, &r.normed, router, n)?;
-        self.see_wide(looked, ("moe_router", "logits"), &[n, experts], |r| &mut r.router)?;
         let given = looked.seen.given_ids("moe_router", "ids")?;
         let given = match given.as_ref().or(forced) {
             Some(ids) => Some(seen::put_ids(self.device()?, ids, (n, active))?),
@@ -270,6 +269,8 @@ impl<'a> Pass<'a> {
         let reads = (&r.router, &r.normed, shared_gate);
         let sizes = (n, active, experts);
         self.ops.route(out, reads, given.as_ref(), sizes, c.norm_topk_prob)?;
+        // Logits and weights are one op's: weights come of the engine's own logits, whatever is forced.
+        self.see_wide(looked, ("moe_router", "logits"), &[n, experts], |r| &mut r.router)?;
         self.see_wide(looked, ("moe_router", "weights"), &[n, active], |r| &mut r.weights)?;
         let r = &*self.scratch;
         let x = (&r.normed, &r.hidden);

@@ -126,3 +126,58 @@ fn a_cache_in_eight_bits_counts_steps_of_a_row() {
     assert!(alone(Term::Cache) && !alone(Term::Dot));
     assert!(under(&Plan::F32, None, Rounding::Nearest, || Planned::cached(&[]).is_none()));
 }
+
+/// `1` and then, from the 17th factor on, `rest`: an inner product with ones, less one.
+fn beside_one(rest: &[f64], rounding: Rounding) -> f64 {
+    let mut x = vec![0.0; 64];
+    x[0] = 1.0;
+    x[16..16 + rest.len()].copy_from_slice(rest);
+    let sum = || Planned::inner(x.len(), |i| Planned(x[i]));
+    under(&Plan::F32.truncated(16), None, rounding, sum).to_f64() - 1.0
+}
+
+/// What an H200 answered, with mma as with wgmma (m16n8k16 and a product of torch, bf16 into f32).
+#[test]
+fn a_tensor_core_is_emulated_to_the_bit() {
+    let small = |bits: i32| 2.0_f64.powi(-bits);
+    let nearest = |rest: &[f64]| beside_one(rest, Rounding::Nearest);
+    assert_eq!(nearest(&[small(24); 16]), small(20));
+    assert_eq!(nearest(&[small(25); 16]), small(21));
+    assert_eq!(nearest(&[small(26); 16]), 0.0, "cut before they are added");
+    assert_eq!(nearest(&[small(27); 16]), 0.0);
+    assert_eq!(nearest(&[1.5 * small(24)]), 0.0, "towards zero, not to the nearest");
+    assert_eq!(nearest(&[-small(25)]), -small(24));
+    for apart in 1..=20 {
+        let mut two = vec![0.0; apart + 1];
+        (two[0], two[apart]) = (small(24), small(24));
+        let together = apart < 16;
+        assert_eq!(nearest(&two), if together { small(23) } else { 0.0 }, "{apart} apart");
+    }
+}
+
+#[test]
+fn random_runs_of_a_tensor_core_are_too_small_on_average_and_nearest_ones_are_not() {
+    let mut rng = golden::Rng::keyed("truncated", 0);
+    let rows: Vec<Vec<f64>> =
+        (0..64).map(|_| (0..272).map(|_| f64::from(rng.normal(0.0, 1.0))).collect()).collect();
+    // The slope of the error against the sum, as the judge has it.
+    let slope = |plan: &Plan, rounding| {
+        under(plan, None, rounding, || {
+            let (mut cross, mut square) = (0.0, 0.0);
+            for row in &rows {
+                let want: f64 = row.iter().sum();
+                let got = Planned::inner(row.len(), |i| Planned(row[i])).to_f64();
+                cross += (got - want) * want;
+                square += want * want;
+            }
+            cross / square
+        })
+    };
+    let cut = Plan::F32.truncated(16);
+    let hardware = slope(&cut, Rounding::Nearest);
+    let mean = |plan| (0..64).map(|seed| slope(plan, Rounding::Random(seed))).sum::<f64>() / 64.0;
+    let (of_cuts, of_nearest) = (mean(&cut), mean(&Plan::F32));
+    assert!(hardware < -1e-7, "{hardware}");
+    assert!(of_cuts < hardware / 5.0 && 2.0 * hardware < of_cuts, "{of_cuts} of {hardware}");
+    assert!(of_nearest.abs() < hardware.abs() / 5.0, "{of_nearest} of {hardware}");
+}
