@@ -120,7 +120,7 @@ pub(super) fn method() -> Markup {
             "The roof is the least time that the bytes and operations of a case take at the pace of this machine, measured between the samples; " i { "share of the roof" }
             " is that time over the median. Times are compared on one machine only, and whether a difference is one is decided by "
             code { "karat gate" } ", not by this page." }
-        p { b { "Skipped " } "is what is known not to run here before anything ran; it is never counted as passed. " b { "Flaky " }
+        p { b { "Skipped " } "is what this machine cannot run, " b { "unsupported " } "what a way to compute an op is not for: both are known before anything runs, and never counted as passed. " b { "Flaky " }
             "is what passed only when it was run again." }
         p { code { "karat explain bound" } " and " code { "karat explain OP/SPEC@VARIANT" } " say more; " code { "karat schema" } " describes the JSON lines that this page was made of." }
     }
