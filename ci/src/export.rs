@@ -15,7 +15,7 @@ use crate::{
     exit::{Exit, fail, refuse},
     files,
     out::Out,
-    results::Files,
+    runs::Files,
 };
 
 /// Write results as other tools read them.

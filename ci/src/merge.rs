@@ -8,7 +8,7 @@ use crate::{
     exit::{Exit, fail},
     files,
     out::Out,
-    results::{Files, Results},
+    runs::{Files, Results},
 };
 
 /// Join results, for example of the shards of one run; rows stay as they were written.

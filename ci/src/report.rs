@@ -18,7 +18,7 @@ use crate::{
     exit::{Exit, fail},
     export::{badge, write},
     out::Out,
-    results::{Damage, Files, Results},
+    runs::{Damage, Files, Results},
 };
 
 /// Write results as one HTML file that needs no network and no script.

@@ -11,7 +11,7 @@ use benches::{plan::Job, report::Outcome};
 use crate::{
     exit::refuse,
     record,
-    results::{Damage, Results, rows::Judged},
+    runs::{Damage, Results, rows::Judged},
     support,
 };
 

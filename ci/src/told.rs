@@ -7,7 +7,7 @@ use crate::{
     export::{badge, github, junit, markdown, write},
     out::{self, Out},
     report,
-    results::Results,
+    runs::Results,
 };
 
 #[derive(Debug, clap::Args)]

@@ -18,8 +18,8 @@ use crate::{
     export, files, golden_cmd,
     out::{self, Out},
     report,
-    results::Results,
     resume::Before,
+    runs::Results,
 };
 
 /// Where the rows of the last one stand, and the page that was made of them.

@@ -1,6 +1,6 @@
 //! What rows of results say, in words that reports share.
 
-use crate::results::{
+use crate::runs::{
     Results,
     rows::{Finding, Gated, Judged, Verified},
 };

@@ -3,7 +3,7 @@
 use maud::html;
 
 use crate::{
-    results::Results,
+    runs::Results,
     words::{Counts, Verdict},
 };
 

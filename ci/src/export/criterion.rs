@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     exit::{Exit, fail, refuse},
-    results::Results,
+    runs::Results,
 };
 
 /// Writes `criterion/CASE/BASELINE` into a folder; how many cases there were. Other baselines that are

@@ -4,7 +4,7 @@ use std::{fs::OpenOptions, io::Write, path::Path};
 
 use super::markdown;
 use crate::{
-    results::{Results, rows::Judged},
+    runs::{Results, rows::Judged},
     words,
 };
 

@@ -7,7 +7,7 @@ use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestRerun, T
 
 use crate::{
     exit::Exit,
-    results::{
+    runs::{
         Results,
         rows::{Gated, Judged, Verified},
     },

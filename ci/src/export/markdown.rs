@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write};
 
 use crate::{
-    results::{
+    runs::{
         Results,
         rows::{Judged, worse},
     },

@@ -6,7 +6,7 @@ use super::{
     criterion::{mean, quantile, std_dev},
     nothing,
 };
-use crate::results::{Results, rows::ModelSpeed};
+use crate::runs::{Results, rows::ModelSpeed};
 
 /// Something that was timed.
 pub(crate) struct Timed {
@@ -70,7 +70,7 @@ pub(crate) fn all(results: &Results) -> Vec<Timed> {
 
 /// Tokens fed at once and one by one: samples and median of tokens in a second.
 fn ways(row: &ModelSpeed) -> [(&'static str, &[f64], Option<f64>); 2] {
-    let median = |samples: Option<crate::results::rows::Samples>, one: Option<f64>| {
+    let median = |samples: Option<crate::runs::rows::Samples>, one: Option<f64>| {
         samples.map(|samples| samples.median).or(one).filter(|pace| 0.0 < *pace)
     };
     [

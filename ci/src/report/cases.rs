@@ -9,7 +9,7 @@ use maud::{Markup, html};
 
 use super::tables::class;
 use crate::{
-    results::{
+    runs::{
         Results,
         rows::{Finding, Judged, OpSpeed},
     },

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     exit::{Exit, fail},
     export::speed,
-    results::{Results, rows::Gated},
+    runs::{Results, rows::Gated},
     words,
 };
 

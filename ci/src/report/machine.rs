@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use super::page::{cell, table};
 use crate::{
-    results::{Results, rows::Env},
+    runs::{Results, rows::Env},
     words,
 };
 

@@ -4,7 +4,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{cases, compare, machine, plots, speed, tables};
 use crate::{
-    results::Results,
+    runs::Results,
     words::{self, Counts, Verdict},
 };
 
@@ -71,9 +71,8 @@ fn summary(results: &Results, shown: &cases::Shown) -> Markup {
         Verdict::Incomplete | Verdict::Nothing => "warn",
     };
     let budgets = results.judged.iter().map(|row| row.budget_used);
-    let budgets =
-        budgets.chain(results.verified.iter().map(crate::results::rows::Verified::budget));
-    let worst = budgets.fold(0.0, crate::results::rows::worse);
+    let budgets = budgets.chain(results.verified.iter().map(crate::runs::rows::Verified::budget));
+    let worst = budgets.fold(0.0, crate::runs::rows::worse);
     let planted: u64 = results.mutations.iter().map(|m| m.planted).sum();
     let killed: u64 = results.mutations.iter().map(|m| m.killed).sum();
     let red: Vec<_> = results.judged.iter().enumerate().filter(|(_, row)| row.is_red()).collect();

@@ -9,7 +9,7 @@ use super::{
     page::{absent, cell, table},
     plot::{Axis, Draw, Series, context as at_context, contexts, figure},
 };
-use crate::results::{
+use crate::runs::{
     Results,
     rows::{OpSpeed, ScaleFit, worse},
 };
@@ -399,7 +399,7 @@ fn walk(results: &Results, subject: &str) -> Markup {
     let parts: Vec<_> =
         results.parts.iter().filter(|part| part.subject == subject && part.op.is_none()).collect();
     let log = |x: f64| if 0.0 < x && x.is_finite() { x.log10() } else { f64::NAN };
-    let points = |of: fn(&crate::results::rows::Part) -> Option<f64>| -> Vec<(f64, f64)> {
+    let points = |of: fn(&crate::runs::rows::Part) -> Option<f64>| -> Vec<(f64, f64)> {
         parts.iter().enumerate().filter_map(|(i, part)| Some((i as f64, log(of(part)?)))).collect()
     };
     let all = [

@@ -7,7 +7,7 @@ use super::{
     tables::class,
 };
 use crate::{
-    results::{Results, rows::OpSpeed},
+    runs::{Results, rows::OpSpeed},
     words,
 };
 

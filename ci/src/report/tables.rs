@@ -6,7 +6,7 @@ use maud::{Markup, html};
 
 use super::page::{absent, bar, cell, table};
 use crate::{
-    results::{
+    runs::{
         Results,
         rows::{Judged, OUTCOMES, worse},
     },

@@ -150,7 +150,7 @@ fn the_workflow_for_gitlab_runs() {
 fn guides_name_commands_that_there_are() {
     let home = Home::new();
     let mut found = 0;
-    for guide in ["gate.md", "validate.md", "publish.md", "kernels.md", "compare.md"] {
+    for guide in ["ci.md", "validate.md", "publish.md", "kernels.md", "compare.md"] {
         let text = fs::read_to_string(docs().join(guide)).unwrap();
         let mut inside = false;
         for line in text.lines() {

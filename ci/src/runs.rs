@@ -243,14 +243,14 @@ impl Results {
         }
         let kind = head.kind.ok_or("a row without a kind")?;
         if kind == "env" {
-            let env: Env = read(line)?;
             // What `karat doctor` says is no run, and begins none inside one.
-            let told = !env.run.is_empty();
+            let told = line.contains("\"run\":\"");
             let open =
                 first < self.runs.len() && self.runs.last().is_some_and(|run| run.end.is_none());
             if !told && open {
                 return Ok(());
             }
+            let env: Env = read(line)?;
             self.runs.push(Run { file: path.to_owned(), told, env, ..Run::default() });
             return Ok(());
         }
