@@ -20,7 +20,7 @@ use crate::{
     files, foreign,
     list::{Selection, Shard},
     out::{self, Out},
-    resume::{self, Before},
+    resume::{self, Before, Kept},
     support::Outcomes,
     told,
     watch::Watcher,
@@ -100,7 +100,7 @@ pub(crate) fn run(args: &Args, results: Option<&PathBuf>, out: &Out) -> anyhow::
         out.note(&unfinished);
     }
     args.told.begin(out);
-    let (jobs, done) = before.split(jobs);
+    let jobs: Vec<Job> = jobs.into_iter().filter(|job| !before.has(&job.id())).collect();
     let mut run = Run::new(out, args.fail_fast);
     run.exit = opened;
     run.again.plant.clone_from(&args.plant);
@@ -117,10 +117,10 @@ pub(crate) fn run(args: &Args, results: Option<&PathBuf>, out: &Out) -> anyhow::
         Some(gib) if gib.is_finite() && 0.0 < gib => (gib * f64::from(1 << 30)) as u64,
         Some(gib) => return Err(refuse(format!("--memory-gib {gib}: expected a number above 0"))),
     };
-    if 0 < before.len() {
-        out.note(&format!("{} problems were judged before", before.len()));
+    if !before.rows().is_empty() {
+        out.note(&format!("{} problems were judged before", before.rows().len()));
     }
-    done.iter().for_each(|job| run.add_kept(job.entry.name(), &job.id(), &mut before));
+    before.rows().iter().for_each(|kept| run.add_kept(kept));
     let watcher = Watcher::new(memory, &run.again, out, args.save_failing.as_deref());
     let mut red: Vec<usize> = Vec::new();
     let mut at = 0;
@@ -144,7 +144,7 @@ pub(crate) fn run(args: &Args, results: Option<&PathBuf>, out: &Out) -> anyhow::
     }
     if args.selection.with_recordings() && !args.foreign.given() {
         let wanted = Wanted { shard: args.shard(), changed: changed.as_ref() };
-        recorded(&mut run, args.selection.words(), plant, Some(&watcher), &wanted, &mut before)?;
+        recorded(&mut run, args.selection.words(), plant, Some(&watcher), &wanted, &before)?;
     }
     if let Some(lost) = watcher.end() {
         return Err(fail(Exit::Unfit, lost));
@@ -209,7 +209,7 @@ pub(crate) fn recorded(
     plant: Option<Spoil>,
     watcher: Option<&Watcher>,
     wanted: &Wanted<'_>,
-    before: &mut Before,
+    before: &Before,
 ) -> anyhow::Result<()> {
     let dir = files::golden_dir().join("recordings/ops");
     if !dir.exists() {
@@ -239,9 +239,7 @@ pub(crate) fn recorded(
             if wanted.changed.is_some_and(|changed| !changed.touches(&case.op, variant)) {
                 continue;
             }
-            if before.has(&id) {
-                run.add_kept(entry.name(), &id, before);
-            } else if words.iter().all(|word| id.contains(word.as_str())) {
+            if !before.has(&id) && words.iter().all(|word| id.contains(word.as_str())) {
                 let mut evidence = Evidence::default();
                 let mut check =
                     || entry.check_recorded(&recording, case, variant, plant, &mut evidence);
@@ -358,16 +356,17 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Takes a row of an earlier run, if that found one of this case.
-    fn add_kept(&mut self, op: &'static str, id: &str, before: &mut Before) {
-        let Some(kept) = before.take(id) else { return };
+    /// Takes a row of an earlier run.
+    fn add_kept(&mut self, kept: &Kept) {
+        let Some(entry) = registry::op(&kept.row.op) else { return };
         self.out.again(&kept.line);
-        let outcome = kept.outcome();
-        let row = &kept.row;
-        let (_, exit) = self.count(op, &row.variant, &outcome, row.budget_used, row.ms / 1e3);
+        let (outcome, row) = (kept.outcome(), &kept.row);
+        let seconds = row.ms / 1e3;
+        let (_, exit) = self.count(entry.name(), &row.variant, &outcome, row.budget_used, seconds);
         self.flaky += usize::from(row.is_flaky());
         if exit != Exit::Ok {
-            self.out.line(&format!("{} {id}  judged before", outcome.name().to_uppercase()));
+            let word = outcome.name().to_uppercase();
+            self.out.line(&format!("{word} {}  judged before", row.case));
             self.out.line(&format!("  repro: {}", row.typed()));
         }
     }

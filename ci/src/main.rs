@@ -308,6 +308,10 @@ fn shard(cli: &Cli) -> Option<list::Shard> {
 
 /// The last row of a run. What cannot be written is told, and is a fault of the machine.
 fn close(out: &Out, command: &str, exit: Exit, line: Option<&str>, watch: &Stopwatch) -> Exit {
+    // What was refused found nothing: results that are there stay.
+    if exit == Exit::Refused && !out.record.begun() {
+        return exit;
+    }
     let end = serde_json::json!({
         "schema": "karat.result/1", "kind": "end", "command": command, "exit": exit as u8, "line": line,
         "seconds": watch.elapsed().as_secs_f64(),

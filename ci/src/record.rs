@@ -64,6 +64,11 @@ impl Record {
         self.state().kept.join("\n")
     }
 
+    /// Whether there was a row.
+    pub(crate) fn begun(&self) -> bool {
+        self.state().begun
+    }
+
     /// Whether anybody wants rows, printed or not.
     pub(crate) fn wants(&self, printed: bool) -> bool {
         let state = self.state();

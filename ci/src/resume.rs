@@ -1,12 +1,12 @@
 //! `--resume`: a check goes on where it was interrupted.
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     fs,
     path::{Path, PathBuf},
 };
 
-use benches::{plan::Job, report::Outcome};
+use benches::report::Outcome;
 
 use crate::{
     exit::refuse,
@@ -15,9 +15,12 @@ use crate::{
     support,
 };
 
-/// What was found before, by case.
+/// What was found before, in its order.
 #[derive(Debug, Default)]
-pub(crate) struct Before(HashMap<String, Kept>);
+pub(crate) struct Before {
+    rows: Vec<Kept>,
+    cases: HashSet<String>,
+}
 
 /// A row of an earlier run.
 #[derive(Debug)]
@@ -65,33 +68,21 @@ impl Before {
                 )));
             }
         }
-        let mut rows = all.judged.into_iter();
         let judged = lines.into_iter().filter(|line| line.contains("\"kind\":\"check\""));
-        let kept = judged.filter_map(|line| {
-            let row = rows.next()?;
-            Some((row.case.clone(), Kept { line, row }))
-        });
-        Ok(Before(kept.collect()))
+        let rows: Vec<Kept> =
+            judged.zip(all.judged).map(|(line, row)| Kept { line, row }).collect();
+        let cases = rows.iter().map(|kept| kept.row.case.clone()).collect();
+        Ok(Before { rows, cases })
     }
 
-    /// How many cases were found.
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// What was found of a case.
-    pub(crate) fn take(&mut self, id: &str) -> Option<Kept> {
-        self.0.remove(id)
+    /// The rows.
+    pub(crate) fn rows(&self) -> &[Kept] {
+        &self.rows
     }
 
     /// Whether a case was found.
     pub(crate) fn has(&self, id: &str) -> bool {
-        self.0.contains_key(id)
-    }
-
-    /// Jobs that are still to run, and those that are not.
-    pub(crate) fn split(&self, jobs: Vec<Job>) -> (Vec<Job>, Vec<Job>) {
-        jobs.into_iter().partition(|job| !self.has(&job.id()))
+        self.cases.contains(id)
     }
 }
 

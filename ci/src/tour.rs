@@ -44,7 +44,7 @@ pub(crate) fn run(settings: &[InForce], out: &Out) -> anyhow::Result<Exit> {
         !checks.over()
     });
     bar.finish_and_clear();
-    check::recorded(&mut checks, &[], None, None, &Wanted::default(), &mut Before::default())?;
+    check::recorded(&mut checks, &[], None, None, &Wanted::default(), &Before::default())?;
     exit = exit.gravest(checks.end()?);
 
     out.line("\nthe whole model: the reference and the fast CPU engine against recordings of the official implementation, on real files");

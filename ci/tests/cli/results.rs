@@ -301,6 +301,7 @@ fn a_diff_selects_what_it_can_touch() {
     };
     home.says(2, &["list", "--changed-since", "HEAD"], &["--changed-since HEAD: git"]);
     git(&["init", "-q"]);
+    fs::write(home.path(".gitignore"), "target\n").unwrap();
     write("golden/src/ops/rms_norm.rs");
     git(&["add", "."]);
     git(&["commit", "-qm", "one"]);

@@ -53,7 +53,10 @@ fn quick(script: &str) -> String {
     script
         .replace("karat mutate --set ci --selftest", "karat mutate l2_norm@ --seeds 1 --selftest")
         .replace("karat golden verify", "karat golden verify decode")
-        .replace("karat paths", "karat paths rms_norm/ --max-length 3")
+        .replace(
+            "karat paths",
+            "karat paths gated_delta_rule/B1-T141-HK2-HV6 split=65,76@reference",
+        )
 }
 
 #[test]
