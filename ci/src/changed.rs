@@ -226,28 +226,31 @@ mod tests {
 
     use super::{PARTS, Touch, made_of, ops, touch};
 
-    fn of(op: &str, device: Option<&'static str>) -> Option<Touch> {
+    fn of(op: &str, device: Option<&'static str>) -> Touch {
         let op = (!op.is_empty()).then(|| op.to_owned());
-        Some(Touch { op, device })
+        Touch { op, device }
     }
 
     #[test]
     fn a_file_touches_its_op_on_its_device() {
         for (name, want) in [
-            ("reference/src/rms_norm.rs", of("rms_norm", None)),
-            ("reference/src/rms_norm_gated.rs", of("rms_norm_gated", None)),
-            ("golden/src/ops/gated_delta_rule.rs", of("gated_delta_rule", None)),
-            ("optimized/src/cpu/attention/blocks.rs", of("attention", Some("cpu/"))),
-            ("optimized/src/cuda/linear.rs", of("linear", Some("cuda/"))),
-            ("kernels/src/hopper/attention_prefill.cu", of("attention", Some("cuda/"))),
-            ("kernels/src/hopper/gated_delta_rule_few.cu", of("gated_delta_rule", Some("cuda/"))),
-            ("kernels/src/common/block.cuh", of("", Some("cuda/"))),
-            ("optimized/src/cpu/simd.rs", of("", Some("cpu/"))),
-            ("optimized/src/cpu.rs", of("", None)),
-            ("reference/src/real.rs", of("", None)),
-            ("benches/src/bound.rs", of("", None)),
-            ("Cargo.lock", of("", None)),
-            ("golden/recordings/ops/manifest.json", of("", None)),
+            ("reference/src/rms_norm.rs", Some(of("rms_norm", None))),
+            ("reference/src/rms_norm_gated.rs", Some(of("rms_norm_gated", None))),
+            ("golden/src/ops/gated_delta_rule.rs", Some(of("gated_delta_rule", None))),
+            ("optimized/src/cpu/attention/blocks.rs", Some(of("attention", Some("cpu/")))),
+            ("optimized/src/cuda/linear.rs", Some(of("linear", Some("cuda/")))),
+            ("kernels/src/hopper/attention_prefill.cu", Some(of("attention", Some("cuda/")))),
+            (
+                "kernels/src/hopper/gated_delta_rule_few.cu",
+                Some(of("gated_delta_rule", Some("cuda/"))),
+            ),
+            ("kernels/src/common/block.cuh", Some(of("", Some("cuda/")))),
+            ("optimized/src/cpu/simd.rs", Some(of("", Some("cpu/")))),
+            ("optimized/src/cpu.rs", Some(of("", None))),
+            ("reference/src/real.rs", Some(of("", None))),
+            ("benches/src/bound.rs", Some(of("", None))),
+            ("Cargo.lock", Some(of("", None))),
+            ("golden/recordings/ops/manifest.json", Some(of("", None))),
             ("docs/ops.md", None),
             ("README.md", None),
             ("ci/src/report.rs", None),

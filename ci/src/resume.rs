@@ -107,7 +107,7 @@ impl Kept {
 /// An unfinished file of an earlier run that is begun anew is no loss: its place is told.
 pub(crate) fn unfinished(results: Option<&PathBuf>) -> Option<String> {
     let part = record::part(results?);
-    let lines = fs::read(&part).ok()?.iter().filter(|byte| **byte == b'\n').count();
+    let lines = String::from_utf8_lossy(&fs::read(&part).ok()?).lines().count();
     Some(format!(
         "{}: {lines} rows of an unfinished run are replaced; --resume goes on with them",
         part.display()

@@ -44,7 +44,7 @@ pub(crate) fn text(results: &Results) -> String {
         let told = format!("{more} more are in the summary of this step and in the report");
         all.push(annotation("error", None, "more", &told));
     }
-    all.iter().map(|line| format!("{line}\n")).collect()
+    all.into_iter().flat_map(|line| [line, "\n".to_owned()]).collect()
 }
 
 /// Where a kernel stands, if it stands below the current folder.

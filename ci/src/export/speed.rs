@@ -164,6 +164,7 @@ pub(super) fn llama(results: &Results) -> anyhow::Result<(String, usize)> {
             "llama-bench: no row has samples of tokens in a second; `karat bench --model` writes some",
         ));
     }
-    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    let text: Vec<String> = lines.iter().map(Value::to_string).collect();
+    let text = text.join("\n") + "\n";
     Ok((text, lines.len()))
 }

@@ -135,17 +135,17 @@ fn outcomes(results: &Results, base: &Results) -> Markup {
         gone += usize::from(!now.contains_key(&(row.kind.as_str(), row.case.as_str())));
     }
     let red =
-        |outcome: &Option<&str>| !matches!(outcome, Some("passed" | "skipped" | "unsupported"));
-    changed.sort_by_key(|(case, _, now)| (!red(now), (*case).to_owned()));
+        |outcome: Option<&str>| !matches!(outcome, Some("passed" | "skipped" | "unsupported"));
+    changed.sort_by_key(|(case, _, now)| (!red(*now), (*case).to_owned()));
     let rows: Vec<Vec<Markup>> = changed
         .iter()
         .take(MOST)
         .map(|(case, old, now)| {
-            let word = |outcome: &Option<&str>| {
+            let word = |outcome: Option<&str>| {
                 let outcome = outcome.unwrap_or("–");
                 html! { span class=(class(outcome)) { (outcome) } }
             };
-            vec![html! { code { (case) } }, word(old), word(now)]
+            vec![html! { code { (case) } }, word(*old), word(*now)]
         })
         .collect();
     html! {

@@ -418,7 +418,7 @@ fn walk(results: &Results, subject: &str) -> Markup {
         .iter()
         .enumerate()
         .step_by(every)
-        .map(|(i, part)| (i as f64, short(part.part.as_deref().unwrap_or("?"))));
+        .map(|(i, part)| (i as f64, short(part.name.as_deref().unwrap_or("?"))));
     let x = Axis {
         label: "part of the model (numbers: layers)".to_owned(),
         range: 0.0..(parts.len().max(2) - 1) as f64,
@@ -436,7 +436,7 @@ fn walk(results: &Results, subject: &str) -> Markup {
         })
         .collect();
     let wrong: Vec<&str> =
-        parts.iter().filter(|part| !part.ok).filter_map(|part| part.part.as_deref()).collect();
+        parts.iter().filter(|part| !part.ok).filter_map(|part| part.name.as_deref()).collect();
     html! {
         (figure(&format!("Error walk: {subject}"), &x, &y, &series, "what a part got, what it added when it got what is right, and what it left"))
         @if !wrong.is_empty() { p.bad { "over its bound: " (wrong.join(", ")) } }

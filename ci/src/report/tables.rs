@@ -13,6 +13,9 @@ use crate::{
     words::Counts,
 };
 
+/// How many cases came to which outcome.
+type States = BTreeMap<String, usize>;
+
 /// Ops in the order in which results name them, and their rows of checks.
 fn by_op(results: &Results) -> Vec<(&str, Vec<&Judged>)> {
     let mut order: Vec<(&str, Vec<&Judged>)> = Vec::new();
@@ -29,8 +32,7 @@ fn by_op(results: &Results) -> Vec<(&str, Vec<&Judged>)> {
 
 /// Op, way to compute it, type: what it came to.
 pub(super) fn support(results: &Results) -> Markup {
-    let mut cells: BTreeMap<(usize, String, String), BTreeMap<String, BTreeMap<String, usize>>> =
-        BTreeMap::new();
+    let mut cells: BTreeMap<(usize, String, String), BTreeMap<String, States>> = BTreeMap::new();
     let mut why: BTreeMap<(usize, String, String), String> = BTreeMap::new();
     let mut dtypes: BTreeSet<String> = BTreeSet::new();
     let mut order: Vec<String> = Vec::new();
@@ -99,7 +101,7 @@ pub(super) fn support(results: &Results) -> Markup {
 }
 
 /// Outcomes and how many there are, the gravest first.
-fn states(by: &BTreeMap<String, usize>) -> Markup {
+fn states(by: &States) -> Markup {
     let grave =
         |state: &String| OUTCOMES.iter().position(|known| known == state).unwrap_or(OUTCOMES.len());
     let mut all: Vec<_> = by.iter().collect();
@@ -198,7 +200,7 @@ pub(super) fn mutation(results: &Results) -> Markup {
         @if 0 < spoiled { p { (spoiled) " spoiled answers were judged." } }
         @if !survivors.is_empty() {
             h3 { "Survivors" }
-            ul { @for mutant in &survivors { li { code.bad { (mutant.mutant) } " " (mutant.what) " " span.soft { (mutant.cite) } } } }
+            ul { @for mutant in &survivors { li { code.bad { (mutant.id) } " " (mutant.what) " " span.soft { (mutant.cite) } } } }
         }
         @for row in results.sabotaged.iter().filter(|row| !row.missed.is_empty()) {
             h3 { "Spoiled answers that passed: " code { (row.op) } }

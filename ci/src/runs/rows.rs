@@ -380,7 +380,8 @@ pub(crate) struct Gated {
 /// A planted fault.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Mutant {
-    pub(crate) mutant: String,
+    #[serde(rename = "mutant")]
+    pub(crate) id: String,
     #[serde(default)]
     pub(crate) what: String,
     #[serde(default)]
@@ -415,7 +416,8 @@ pub(crate) struct Sabotage {
 pub(crate) struct Part {
     pub(crate) subject: String,
     #[serde(default)]
-    pub(crate) part: Option<String>,
+    #[serde(rename = "part")]
+    pub(crate) name: Option<String>,
     #[serde(default)]
     pub(crate) op: Option<String>,
     #[serde(default, deserialize_with = "optional")]

@@ -59,8 +59,8 @@ fn everything(home: &Home) {
     rows.push(row("mutant", json!({"mutant": "linear@cpu/avx2+tail", "what": "the tail <is> dropped", "cite": "it#1", "killed": false})));
     rows.push(row("mutate", json!({"planted": 20, "killed": 19, "survivors": ["linear@cpu/avx2+tail"], "honest": 100, "false_alarms": 0})));
     rows.push(row("end", json!({"command": "bench", "exit": 5, "line": null, "seconds": 1.0})));
-    let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
-    fs::write(home.path("times.jsonl"), text).unwrap();
+    let lines: Vec<String> = rows.iter().map(Value::to_string).collect();
+    fs::write(home.path("times.jsonl"), lines.join("\n") + "\n").unwrap();
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn many_cases_are_counted_and_the_wrong_ones_shown() {
     let case = case["case"].as_str().unwrap();
     for i in 0..20_000 {
         let outcome = if i % 5000 == 4999 { "\"failed\"" } else { "\"passed\"" };
-        let name = case.replace("@", &format!(";seed={i}@"));
+        let name = case.replace('@', &format!(";seed={i}@"));
         many += &row.replace(case, &name).replace("\"passed\"", outcome);
         many += "\n";
     }

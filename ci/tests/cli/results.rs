@@ -120,7 +120,7 @@ fn damaged_results_are_refused_in_one_line() {
     let text = fs::read_to_string(home.path("r.jsonl")).unwrap();
     let lines: Vec<&str> = text.lines().collect();
     let write = |name: &str, text: &str| fs::write(home.path(name), text).unwrap();
-    let of = |lines: &[&str]| lines.iter().map(|line| format!("{line}\n")).collect::<String>();
+    let of = |lines: &[&str]| lines.join("\n") + "\n";
     let check = lines.iter().position(|line| line.contains("\"kind\":\"check\"")).unwrap();
     // Cut in the middle of a row, between two rows, and inside a letter.
     write("cut", &text[..text.len() - lines[lines.len() - 1].len() / 2]);
