@@ -100,9 +100,9 @@ fn by_layer(
     Ok(findings)
 }
 
-/// Tokens of which other experts were recorded than the emulation would choose: how many of these it
-/// might have chosen as well, and the first other.
-fn choices(
+/// Tokens of which other experts were recorded, or chosen by an engine, than the emulation would choose: how
+/// many of these it might have chosen as well, and the first other.
+pub(crate) fn choices(
     engine: &mut Emulated,
     tokens: &[Vec<u32>],
     recorded: &[Option<Array2<i64>>],
@@ -163,7 +163,7 @@ fn choices(
                 legal += 1;
             } else if illegal.is_none() {
                 illegal = Some(format!(
-                    "layer {layer}, token {token}: an expert that was not recorded leads by {gap:.3e}, above what that may be off, {:.1e}",
+                    "layer {layer}, token {token}: an expert that is left out leads by {gap:.3e}, above what that may be off, {:.1e}",
                     SPREADS * square.sqrt()
                 ));
             }

@@ -6,7 +6,8 @@
 //! what an honest engine of that plan loses. The engine may diverge twice as much: near ties of routers
 //! fall the other way in one of the two, and neither is to blame. One tie is much of a short text: an engine
 //! over that is held against the emulation that loses most of those that add in other orders, before it is
-//! accused.
+//! accused; and if routers chose otherwise, and all of these choices are inside what their logits may be off under
+//! the plan, against the emulation that goes where the engine went.
 //!
 //! The reference is slow and looks at no later token: of a long text it is asked the beginning, which is
 //! *judged*, and all of it is compared with the engine in bf16.
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use golden::{
     Engine, Error, Plan, Weights,
     compare::logits::{Allowed, Distance, Spread, distance},
-    engine::{Demand, Narrowed},
+    engine::{Demand, Narrowed, Routing},
     recording::{Prompt, Recording},
 };
 use ndarray::{Array2, Axis};
@@ -106,12 +107,14 @@ impl Text {
         self.tokens() as u64 * row as u64
     }
 
-    /// Logits of all of it.
+    /// What an engine says of all of it.
     ///
     /// # Errors
     /// If the engine cannot run it, or its listener ends it.
-    pub fn asked(&self, engine: &mut dyn Engine) -> Result<Array2<f32>, Error> {
-        Ok(ask(engine, &self.request, &mut |_, _| true)?.logits)
+    pub fn asked(&self, engine: &mut dyn Engine) -> Result<Answer, Error> {
+        let said = ask(engine, &self.request, &mut |_, _| true)?;
+        let chosen = |routing: Option<Routing>| routing.map(|routing| routing.ids);
+        Ok(Answer { logits: said.logits, experts: said.routing.into_iter().map(chosen).collect() })
     }
 
     /// Logits of what is judged.
@@ -129,6 +132,15 @@ impl Text {
     pub fn nll(&self, logits: &Array2<f32>) -> Option<Spread> {
         golden::compare::logits::nll(&logits.view(), &self.next)
     }
+}
+
+/// What an engine said of a text.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// `[N, V]`.
+    pub logits: Array2<f32>,
+    /// The experts that it chose, per layer `[N, A]`; none where the text was fed in pieces.
+    pub experts: Vec<Option<Array2<i64>>>,
 }
 
 fn whole(recording: &Recording, prompt: &Prompt) -> Result<Option<Array2<f32>>, Error> {
@@ -160,13 +172,18 @@ impl Judge {
         (0..emulation::ORDERS).map(order).collect()
     }
 
+    fn emulation(&self) -> Option<reference::Emulated> {
+        let Judge::Emulated(weights, plan, rounding) = self else { return None };
+        let mut emulated = reference::Emulated::of(weights.clone(), plan.clone());
+        emulated.round(*rounding);
+        Some(emulated)
+    }
+
     fn engine(&self) -> Box<dyn Engine> {
-        match self {
-            Judge::Right(weights) => Box::new(reference::Model::<f32>::new(weights.clone())),
-            Judge::Emulated(weights, plan, rounding) => {
-                let mut emulated = reference::Emulated::of(weights.clone(), plan.clone());
-                emulated.round(*rounding);
-                Box::new(emulated)
+        match (self, self.emulation()) {
+            (_, Some(emulated)) => Box::new(emulated),
+            (Judge::Right(weights) | Judge::Emulated(weights, ..), None) => {
+                Box::new(reference::Model::<f32>::new(weights.clone()))
             }
         }
     }
@@ -221,13 +238,17 @@ pub struct Said {
     judged: Array2<f32>,
     /// All of it, beside the engine in bf16.
     bf16: Distance,
+    /// The experts of what is judged.
+    experts: Vec<Option<Array2<i64>>>,
 }
 
 impl Said {
-    /// Of these logits, and those of the engine in bf16.
-    pub fn new(text: &Text, logits: &Array2<f32>, bf16: &Array2<f32>) -> Said {
-        let beside = distance(&bf16.view(), &logits.view(), &text.next, F32);
-        Said { judged: logits.select(Axis(0), &text.judged), bf16: beside }
+    /// Of this answer, and the logits of the engine in bf16.
+    pub fn new(text: &Text, answer: &Answer, bf16: &Array2<f32>) -> Said {
+        let bf16 = distance(&bf16.view(), &answer.logits.view(), &text.next, F32);
+        let judged = |ids: &Array2<i64>| ids.select(Axis(0), &text.judged);
+        let experts = answer.experts.iter().map(|ids| ids.as_ref().map(judged)).collect();
+        Said { judged: answer.logits.select(Axis(0), &text.judged), bf16, experts }
     }
 }
 
@@ -242,6 +263,10 @@ pub struct Told {
     pub emulated: Distance,
     /// All that the engine said against itself in bf16.
     pub bf16: Distance,
+    /// Tokens in which the engine chose other experts than the emulation would have where it went, inside what
+    /// the plan lets routers be off, and the first outside; `None` where nobody looked.
+    pub flips: Option<(usize, Option<String>)>,
+    experts: Vec<Option<Array2<i64>>>,
 }
 
 /// What computing in f32 alone may be off.
@@ -251,7 +276,8 @@ impl Told {
     /// Of what a format said, what is right, and what its emulation said.
     pub fn new(text: &Text, said: Said, right: &Array2<f32>, emulated: &Array2<f32>) -> Told {
         let (own, emulated) = (text.held(right, &said.judged), text.held(right, emulated));
-        Told { prompt: text.prompt.clone(), own, emulated, bf16: said.bf16 }
+        let Said { bf16, experts, .. } = said;
+        Told { prompt: text.prompt.clone(), own, emulated, bf16, flips: None, experts }
     }
 
     /// What the emulation said in another order of adding: what it loses is what it loses at most.
@@ -261,6 +287,34 @@ impl Told {
         if 0 < other.not_finite || self.emulated.kl.mean < other.kl.mean {
             self.emulated = other;
         }
+    }
+
+    /// Lets the emulation go where the engine went, if it might have gone there itself.
+    ///
+    /// # Errors
+    /// If the emulation cannot run, or is told not to go on.
+    pub fn follow(
+        &mut self,
+        judge: &Judge,
+        text: &Text,
+        right: &Array2<f32>,
+        watch: &Watch,
+    ) -> Result<(), Error> {
+        let Some(mut emulated) = judge.emulation().filter(|_| !self.experts.is_empty()) else {
+            return Ok(());
+        };
+        let watch = watch.clone();
+        emulated.watch(Box::new(move |_| watch()));
+        let tokens = &text.beginning.tokens;
+        let flips = emulation::choices(&mut emulated, tokens, &self.experts)?;
+        if let (1.., None) = flips {
+            let forced_routing = Some(self.experts.clone());
+            let request = Request { forced_routing, ..text.beginning.clone() };
+            let logits = ask(&mut emulated, &request, &mut |_, _| true)?.logits;
+            self.also(text, right, &logits);
+        }
+        self.flips = Some(flips);
+        Ok(())
     }
 
     /// The mean divergence that the engine may have.
@@ -357,6 +411,15 @@ mod tests {
     use super::{Judge, Mean, Said, Text, Told, Watch, coarser, judgements};
     use crate::{Kept, Number};
 
+    fn recorded(id: &str) -> (Recording, Arc<dyn Weights>) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden/recordings").join(id);
+        let recording = Recording::open(&folder).unwrap();
+        let source = &recording.manifest.checkpoint;
+        let config = Config::parse(&source.config.to_string(), id).unwrap();
+        let weights = Synthetic::new(config.stored_as(Dtype::F32), source.seed.unwrap());
+        (recording, Arc::new(weights))
+    }
+
     /// What prompts come to of the engine in `number`, judged as if it were in `named`.
     fn told(
         number: Number<'_>,
@@ -373,7 +436,7 @@ mod tests {
         let emulated = judgements(&[judge], &texts, &go_on).unwrap().remove(0);
         let (mut own, mut bf16) = (engine(number), engine("bf16".into()));
         let all = texts.iter().zip(&right).zip(&emulated).map(|((text, right), emulated)| {
-            let bf16 = text.asked(&mut *bf16).unwrap();
+            let bf16 = text.asked(&mut *bf16).unwrap().logits;
             let said = Said::new(text, &text.asked(&mut *own).unwrap(), &bf16);
             Told::new(text, said, right, emulated)
         });
@@ -382,12 +445,7 @@ mod tests {
 
     #[test]
     fn a_format_loses_what_its_plan_says_and_not_what_a_coarser_one_would() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden/recordings/layers");
-        let recording = Recording::open(&folder).unwrap();
-        let source = &recording.manifest.checkpoint;
-        let config = Config::parse(&source.config.to_string(), "layers").unwrap();
-        let weights = Synthetic::new(config.stored_as(Dtype::F32), source.seed.unwrap());
-        let weights: Arc<dyn Weights> = Arc::new(weights);
+        let (recording, weights) = recorded("layers");
         let mut numbers = ["f32", "bf16", "int8", "int4"].map(Number::from).to_vec();
         numbers.extend(["f32", "bf16", "int4"].map(|name| Number { name, kept: Some(Kept::Int8) }));
         numbers.push(Number { name: "int8", kept: Some(Kept::F32) });
@@ -420,7 +478,42 @@ mod tests {
         let mut engine = Judge::Right(weights).engine();
         let all = text.asked(&mut *engine).unwrap();
         let begun = text.begun(&mut *engine).unwrap();
-        assert_eq!(Said::new(&text, &all, &all).judged, begun);
+        assert_eq!(Said::new(&text, &all, &all.logits).judged, begun);
+    }
+
+    /// A token goes to another expert than in the emulation: the router could not tell, so the emulation goes there
+    /// too and loses as much. Where it could tell, nobody follows.
+    #[test]
+    fn a_near_tie_is_followed_and_a_wrong_choice_is_not() {
+        let (recording, weights) = recorded("layer-types");
+        let number = Number { name: "int8", kept: Some(Kept::Int8) };
+        let go_on: Watch = Arc::new(|| true);
+        let (texts, right): (Vec<Text>, Vec<Array2<f32>>) =
+            Text::recorded(&recording).unwrap().into_iter().unzip();
+        let plan = crate::engine("cpu", number, weights.clone(), None).unwrap().plan();
+        let judge = Judge::emulated(&weights, number.name, plan).unwrap();
+        let at = texts.iter().position(|text| text.prompt == "t66").unwrap();
+        let mut told = told(number, number, &weights, &recording).swap_remove(at);
+        let (text, right) = (&texts[at], &right[at]);
+        let wrong = {
+            let mut wrong = told.clone();
+            let ids = wrong.experts.iter_mut().flatten().next().unwrap();
+            let (chosen, all) = (ids.row(3).to_vec(), weights.config().num_experts as i64);
+            let other = (0..all).find(|id| !chosen.contains(id)).unwrap();
+            // In place of the one that leads.
+            ids[[3, 0]] = other;
+            wrong
+        };
+        told.follow(&judge, text, right, &go_on).unwrap();
+        let (legal, illegal) = told.flips.clone().unwrap();
+        assert!(0 < legal && illegal.is_none(), "{:?}", told.flips);
+        assert!(told.ok(), "{} of {}", told.own.kl.mean, told.allowed());
+        let mut followed = wrong;
+        let before = followed.allowed();
+        followed.follow(&judge, text, right, &go_on).unwrap();
+        let illegal = followed.flips.clone().unwrap().1.unwrap();
+        assert!(illegal.contains("token 3"), "{illegal}");
+        assert_eq!(followed.allowed(), before);
     }
 
     #[test]

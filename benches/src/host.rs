@@ -63,6 +63,21 @@ fn kept_in(file: &str, name: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
+/// Bytes that the largest cache of this processor holds, where the machine tells.
+pub fn caches() -> Option<u64> {
+    let sizes = fs::read_dir("/sys/devices/system/cpu/cpu0/cache").ok()?.filter_map(|entry| {
+        let text = fs::read_to_string(entry.ok()?.path().join("size")).ok()?;
+        let text = text.trim();
+        let (number, unit) = match text.as_bytes().last()? {
+            b'K' => (&text[..text.len() - 1], 1 << 10),
+            b'M' => (&text[..text.len() - 1], 1 << 20),
+            _ => (text, 1),
+        };
+        Some(number.parse::<u64>().ok()? * unit)
+    });
+    sizes.max()
+}
+
 /// Memory that can be had without anybody losing any, in bytes, where the machine tells.
 pub fn available_memory() -> Option<u64> {
     kept_in("/proc/meminfo", "MemAvailable:")

@@ -4,6 +4,7 @@ mod answer;
 pub mod ask;
 pub mod bisect;
 pub mod bound;
+pub mod ceilings;
 pub mod clock;
 pub mod dear;
 mod drawn;
@@ -24,6 +25,7 @@ pub mod judge;
 pub mod kernels;
 pub mod mutate;
 mod number;
+pub mod pairs;
 pub mod paths;
 pub mod plan;
 pub mod registry;
@@ -31,15 +33,21 @@ pub mod report;
 pub mod roofline;
 pub mod sabotage;
 mod same;
+pub mod scale;
 mod sequence;
 pub mod shrink;
 pub mod speed;
 mod spread;
+pub mod stats;
+pub mod timing;
 pub mod trace;
+pub mod turns;
 pub mod verify;
 mod way;
 
-pub use host::{available_memory, forget_peak, host, peak_memory, pin_threads, use_threads};
+pub use host::{
+    available_memory, caches, forget_peak, host, peak_memory, pin_threads, use_threads,
+};
 pub use number::Number;
 pub use optimized::{
     cpu::model::{Kept, Loading, Store, StoreError},
@@ -161,6 +169,16 @@ pub fn as_kept(
         return Ok(weights);
     }
     Ok(Arc::new(NarrowedWeights::new(weights, to)?))
+}
+
+/// Bytes that are in use of the memory that an engine of that name computes in: the most that the process held
+/// since [`forget_peak`], `cuda` of the GPU now, other processes included. `None` where the machine does not tell.
+pub fn held(name: &str) -> Option<u64> {
+    match (name, gpu()) {
+        ("cuda", Ok(gpu)) => Some(gpu.memory.saturating_sub(optimized::cuda::model::free().ok()?)),
+        ("cuda", Err(_)) => None,
+        _ => peak_memory(),
+    }
 }
 
 /// The fault of that name.

@@ -150,7 +150,7 @@ pub(crate) fn on(variant: &str, device: &str) -> bool {
 }
 
 /// Op, spec and variant of a word that spells a job: `op/spec@variant`, or `op/spec` of any variant.
-pub(crate) fn spelled(word: &str) -> Option<(&str, &str, Option<&str>)> {
+pub fn spelled(word: &str) -> Option<(&str, &str, Option<&str>)> {
     let (problem, variant) = match word.split_once('@') {
         Some((problem, variant)) => (problem, Some(variant)),
         None => (word, None),

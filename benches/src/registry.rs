@@ -24,10 +24,12 @@ use crate::{
     report::{Outcome, Row},
     sabotage::{self, Spoiled},
     same,
+    turns::Times,
     way::{self, Way, Who},
 };
 
 mod recorded;
+mod timed;
 
 pub use crate::{
     drawn::{Drawn, Stored},
@@ -80,7 +82,7 @@ pub fn op(name: &str) -> Option<&'static dyn Entry> {
 }
 
 /// One op with its types put away.
-pub trait Entry: Sync {
+pub trait Entry: Times {
     /// [`Op::NAME`].
     fn name(&self) -> &'static str;
     /// Ways to compute it: `device/algorithm`.

@@ -83,7 +83,7 @@ pub struct Roof {
 
 impl Roof {
     /// Of products that read their factors so.
-    fn of(&self, factors: Activations) -> Option<Samples> {
+    pub(crate) fn of(&self, factors: Activations) -> Option<Samples> {
         let [f32, bf16, int8] = self.products?;
         Some(match factors {
             Activations::F32 => f32,
@@ -154,6 +154,8 @@ pub struct Row {
     pub taken: [Vec<f64>; 2],
     /// Bytes and operations of a token.
     pub traffic: Traffic,
+    /// Why slower kernels computed than those for this machine, if they did.
+    pub falls_back: Option<String>,
     /// How its products read their factors, and how those of attention do.
     pub factors: [Activations; 2],
     /// The most memory that the process held, in bytes, while this engine alone was asked once, states of
@@ -172,7 +174,7 @@ impl Row {
 }
 
 /// How the products of a plan read their factors, and how those of attention do.
-fn factors(plan: &Plan) -> [Activations; 2] {
+pub(crate) fn factors(plan: &Plan) -> [Activations; 2] {
     let paired = plan.round.get(&Site::Queries) == Some(&Grid::Bf16);
     [plan.activations, if paired { Activations::Bf16 } else { Activations::F32 }]
 }
@@ -251,6 +253,7 @@ pub fn run(
             prefill: of(prefill),
             decode: of(decode),
             traffic: traffic.ok_or_else(|| format!("{}: tells no traffic", engine.name()))?,
+            falls_back: engine.falls_back(),
             factors: factors(&engine.plan()),
             peak,
         });
@@ -265,7 +268,7 @@ pub fn run(
 
 /// The states of every depth, in their order. They grow from one depth to the next, so that pages of keys
 /// and values are shared.
-fn states(engine: &mut dyn Engine, depths: &[Depth]) -> Result<Vec<Snapshot>, Error> {
+pub(crate) fn states(engine: &mut dyn Engine, depths: &[Depth]) -> Result<Vec<Snapshot>, Error> {
     let mut order: Vec<usize> = (0..depths.len()).collect();
     order.sort_by_key(|&i| (depths[i].fed, depths[i].tokens));
     let mut kept = vec![Snapshot(0); depths.len()];
@@ -286,7 +289,7 @@ fn states(engine: &mut dyn Engine, depths: &[Depth]) -> Result<Vec<Snapshot>, Er
 }
 
 /// So many more tokens.
-fn deepen(engine: &mut dyn Engine, more: Depth) -> Result<(), Error> {
+pub(crate) fn deepen(engine: &mut dyn Engine, more: Depth) -> Result<(), Error> {
     if more.tokens == 0 {
         return Ok(());
     }
@@ -299,7 +302,7 @@ fn deepen(engine: &mut dyn Engine, more: Depth) -> Result<(), Error> {
 }
 
 /// Some text.
-fn token(engine: &dyn Engine, i: usize) -> u32 {
+pub(crate) fn token(engine: &dyn Engine, i: usize) -> u32 {
     ((i * 7919 + 13) % engine.config().vocab_size) as u32
 }
 

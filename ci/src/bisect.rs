@@ -50,7 +50,7 @@ pub(crate) struct Args {
     /// Plant this fault, to see that it is found (karat explain names them); not seen, it ends with 3
     #[arg(long, value_name = "NAME")]
     plant: Option<String>,
-    /// A checkpoint folder, or synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S]; of a recording
+    /// A checkpoint folder, or synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S][,yarn=F]; of a recording
     /// the recorded one without
     #[arg(long, value_name = "DIR")]
     model: Option<String>,

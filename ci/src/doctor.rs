@@ -1,11 +1,27 @@
 //! `karat doctor`: what this machine is.
 
-use crate::{config::InForce, env, exit::Exit, files, out::Out};
+use crate::{ceilings, config::InForce, env, exit::Exit, files, out::Out};
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Measure what the machine does at most: memory and products, of the GPU too. Kept for `karat inspect --here`
+    #[arg(long)]
+    measure: bool,
+    /// How often each is measured, beside a first time that is not counted
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+}
 
-pub(crate) fn run(_: &Args, settings: &[InForce], out: &Out) -> Exit {
+pub(crate) fn run(args: &Args, settings: &[InForce], out: &Out) -> anyhow::Result<Exit> {
+    told(settings, out);
+    if args.measure {
+        ceilings::measure(args.rounds as usize, out)?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// What this machine is, and which settings are in force.
+pub(crate) fn told(settings: &[InForce], out: &Out) {
     let host = benches::host();
     let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30));
     let goldens = files::golden_dir().join("recordings");
@@ -21,6 +37,7 @@ pub(crate) fn run(_: &Args, settings: &[InForce], out: &Out) -> Exit {
         ("memory", gib(host.memory), true),
         ("instruction sets", host.features.join(" "), true),
         ("GPU", gpu, benches::gpu().is_ok()),
+        ("ceilings", ceilings::known(), true),
         ("recordings", format!("{recordings} in {}", goldens.display()), recordings != 0),
         ("official 80B recording", "none here: see `karat golden status`".to_owned(), true),
     ];
@@ -34,5 +51,4 @@ pub(crate) fn run(_: &Args, settings: &[InForce], out: &Out) -> Exit {
     }
     // A run that begins with this row says here which it is.
     out.json(&out.record.without_head().unwrap_or_else(|| env::machine(settings)));
-    Exit::Ok
 }

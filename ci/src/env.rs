@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use chrono::{DateTime, SecondsFormat};
 use serde_json::{Value, json};
 
-use crate::{block::quoted, config::InForce, files, list::Shard, support};
+use crate::{block::quoted, config::InForce, files, list::Shard, machine::Machine, support};
 
 /// What this machine is, and which settings are in force.
 pub(crate) fn machine(settings: &[InForce]) -> Value {
@@ -26,13 +26,8 @@ pub(crate) fn machine(settings: &[InForce]) -> Value {
 }
 
 /// What tells one machine from another as far as speed goes.
-pub(crate) fn fingerprint() -> String {
-    let host = benches::host();
-    let gpu = benches::gpu().as_ref().map_or("", |gpu| gpu.name.as_str());
-    // A kernel keeps some memory for itself, not always as much.
-    let gib = (host.memory as f64 / f64::from(1 << 30)).round();
-    let text = format!("{}|{}|{gib}|{}|{gpu}", host.cpu, host.threads, host.features.join(" "));
-    blake3::hash(text.as_bytes()).to_hex()[..16].to_owned()
+fn fingerprint() -> String {
+    Machine::here().fingerprint
 }
 
 /// The head of a run: the machine, and what ran on it when.

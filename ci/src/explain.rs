@@ -28,7 +28,7 @@ const EXITS: &[(&str, &str)] = &[
     ),
     ("3", "wrong: numbers differ by more than is allowed"),
     ("4", "nothing selected: the filter names no problem"),
-    ("5", "slower: a speed gate found a real slow-down"),
+    ("5", "slower: a speed gate found a real slow-down, or karat scale a cliff"),
     ("6", "ambiguous: with --strict, the speed gate could not decide"),
     ("7", "baseline missing, or of another machine"),
     ("8", "recording missing, stale, damaged or of another checkpoint"),

@@ -6,7 +6,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use benches::{
     Kept, Number,
-    formats::{COARSER, Judge, Said, Text, Told, Watch, coarser, judgements, memory},
+    formats::{Answer, COARSER, Judge, Said, Text, Told, Watch, coarser, judgements, memory},
 };
 use golden::{
     Engine, Error, Plan, Rng, Weights,
@@ -36,7 +36,7 @@ use crate::{
 /// --number bf16,int8,int4`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A checkpoint folder, or synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S]
+    /// A checkpoint folder, or synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S][,yarn=F]
     #[arg(long, env = "KARAT_MODEL")]
     model: String,
     /// Formats; bf16,int8,int4 without, and bf16 of a checkpoint in FP8, whose weights stay as they are
@@ -336,7 +336,8 @@ fn formats_under(
         said.map_err(blame)
     };
     let plain = benches::engine("cpu", BF16, asked.plain().clone(), None);
-    let bf16: Vec<Array2<f32>> = all(&mut *plain.map_err(refuse)?)?;
+    let bf16: Vec<Answer> = all(&mut *plain.map_err(refuse)?)?;
+    let bf16: Vec<Array2<f32>> = bf16.into_iter().map(|answer| answer.logits).collect();
     let mut said: Vec<Vec<Said>> = Vec::new();
     let mut judges = Vec::new();
     for number in asked.numbers {
@@ -346,7 +347,7 @@ fn formats_under(
             drop(engine);
             engine = asked.engine(coarser(number).map_err(refuse)?, out)?;
         }
-        let own: Vec<Array2<f32>> = all(&mut *engine)?;
+        let own: Vec<Answer> = all(&mut *engine)?;
         let beside = asked.texts.iter().zip(&own).zip(&bf16);
         said.push(beside.map(|((text, own), bf16)| Said::new(text, own, bf16)).collect());
         judges.push(Judge::emulated(&asked.weights, number, plan).map_err(refuse)?);
@@ -385,6 +386,11 @@ fn formats_under(
         for said in judgements(&judge.in_other_orders(), &texts, &watch).map_err(blame)? {
             for ((&i, text), emulated) in over.iter().zip(&texts).zip(&said) {
                 format.told[i].also(text, &right[i], emulated);
+            }
+        }
+        for (&i, text) in over.iter().zip(&texts) {
+            if !format.told[i].ok() {
+                format.told[i].follow(judge, text, &right[i], &watch).map_err(blame)?;
             }
         }
     }

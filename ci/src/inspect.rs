@@ -4,13 +4,14 @@ use golden::inventory::Inventory;
 use serde_json::json;
 
 use crate::{
+    ceilings,
     exit::{Exit, refuse},
     out::Out,
 };
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A checkpoint folder, or synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S]
+    /// A checkpoint folder, or synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S][,yarn=F]
     #[arg(long, env = "KARAT_MODEL")]
     model: String,
     /// Tokens of context for operations and memory
@@ -22,6 +23,9 @@ pub(crate) struct Args {
     /// Arithmetic in TFLOP/s, for the limit of prefill
     #[arg(long, value_name = "TFLOPS")]
     flops: Option<f64>,
+    /// Take both from what `karat doctor --measure` found of this machine's processor: reading, products of bf16
+    #[arg(long, conflicts_with_all = ["bandwidth", "flops"])]
+    here: bool,
     /// Read every weight and name the first that is NaN or infinite
     #[arg(long)]
     scan: bool,
@@ -29,7 +33,12 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let weights = golden::open(&args.model).map_err(refuse)?;
-    for (name, rate) in [("bandwidth", args.bandwidth), ("flops", args.flops)] {
+    let (mut bandwidth, mut arithmetic) = (args.bandwidth, args.flops);
+    if args.here {
+        let most = ceilings::most()?;
+        (bandwidth, arithmetic) = (Some(most.read / 1e9), Some(most.bf16 / 1e12));
+    }
+    for (name, rate) in [("bandwidth", bandwidth), ("flops", arithmetic)] {
         if rate.is_some_and(|rate| !(rate.is_finite() && 0.0 < rate)) {
             return Err(refuse(format!("--{name}: expected a number above 0")));
         }
@@ -39,8 +48,8 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let bytes = inventory.bytes_per_token;
     let cache = inventory.kv_bytes_per_token.saturating_mul(args.context);
     let limits = json!({
-        "decode_tokens_per_s": args.bandwidth.map(|rate| rate * 1e9 / (bytes as f64 + cache as f64 + 2.0 * inventory.state_bytes as f64)),
-        "prefill_tokens_per_s": args.flops.map(|rate| rate * 1e12 / flops as f64),
+        "decode_tokens_per_s": bandwidth.map(|rate| rate * 1e9 / (bytes as f64 + cache as f64 + 2.0 * inventory.state_bytes as f64)),
+        "prefill_tokens_per_s": arithmetic.map(|rate| rate * 1e12 / flops as f64),
     });
     let answer = json!({
         "schema": "karat.result/1",

@@ -159,6 +159,13 @@ impl Selection {
         Filter::new(&self.filter, self.expression.as_deref()).map_err(refuse)
     }
 
+    /// Whether problems are named on the command line, by words or an expression.
+    pub(crate) fn names(&self) -> bool {
+        let words = std::env::var("KARAT_FILTER").unwrap_or_default();
+        let of_environment = words.split(' ').eq(self.filter.iter().map(String::as_str));
+        (!self.filter.is_empty() && !of_environment) || self.expression.is_some()
+    }
+
     /// Which problems there are.
     pub(crate) fn set(&self) -> Set {
         self.set.into()
@@ -170,6 +177,17 @@ impl Selection {
             SetName::Smoke => String::new(),
             set => format!(" --set {}", set.name()),
         }
+    }
+
+    /// All of it, as another karat would be given it.
+    pub(crate) fn given(&self) -> Vec<String> {
+        let pair = |flag: &str, value: &str| [flag.to_owned(), value.to_owned()];
+        let mut given = pair("--set", self.set.name()).to_vec();
+        given.extend(self.device().iter().flat_map(|device| pair("--device", device)));
+        given.extend(self.expression.iter().flat_map(|text| pair("-E", text)));
+        given.push("--".to_owned());
+        given.extend_from_slice(&self.filter);
+        given
     }
 
     /// The device that is meant, if one is.

@@ -26,7 +26,7 @@ use crate::{
 /// Which model, computed by what.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Which {
-    /// A checkpoint folder, or synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S]
+    /// A checkpoint folder, or synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S][,yarn=F]
     #[arg(long, env = "KARAT_MODEL")]
     pub(crate) model: String,
     /// What computes it: reference, cpu, the fast kernels of this machine, or cuda, its GPU

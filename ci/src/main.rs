@@ -5,15 +5,20 @@
 
 #![allow(clippy::doc_markdown, reason = "doc comments of arguments are help texts")]
 
+mod ab;
+mod baseline;
 mod bench;
 mod bisect;
 mod block;
+mod calibrate;
+mod ceilings;
 mod changed;
 mod chat;
 mod check;
 mod child;
 mod compare;
 mod config;
+mod count;
 mod derivation;
 mod doctor;
 mod ended;
@@ -23,33 +28,42 @@ mod explain;
 mod export;
 mod files;
 mod fit;
+mod floors;
 mod foreign;
 mod formats;
+mod gate;
 mod generate;
 mod golden_cmd;
+mod history;
 mod inspect;
 mod invariance;
 mod keeps;
 mod kernel_cmd;
 mod list;
 mod logits;
+mod machine;
 mod merge;
 mod mutate;
 mod out;
 mod paths;
+mod policy;
 mod ready;
 mod record;
 mod report;
+mod results;
 mod resume;
 mod runs;
 mod same;
+mod sampling;
 mod sanitize;
+mod scale;
 mod schema;
 mod support;
 mod synth;
 mod text;
 mod told;
 mod tour;
+mod turns;
 mod verdict;
 mod watch;
 mod words;
@@ -141,8 +155,23 @@ enum Command {
     Invariance(invariance::Args),
     /// Say where an engine or a kernel goes wrong: layer, op, head or expert, element
     Bisect(bisect::Args),
-    /// Say how fast a model is, beside what the machine can do
+    /// Say how fast ways to compute ops are, or a model is, beside what the machine can do
     Bench(bench::Args),
+    /// Say how the time and the memory of a token grow with the context, and whether they fall off a cliff
+    Scale(scale::Args),
+    /// Run turns of a problem; `gate`, `ab` and `calibrate` start such processes
+    #[command(hide = true)]
+    Turns(turns::Args),
+    /// Two revisions beside each other, here and now: is anything slower, or wrong that was right?
+    Ab(ab::Args),
+    /// Say what cases are off by themselves on this machine
+    Calibrate(calibrate::Args),
+    /// What times and answers were: save, show, export
+    Baseline(baseline::Args),
+    /// Times over revisions: add, changepoints
+    History(history::Args),
+    /// Say whether anything is slower than in a baseline, or wrong that was right
+    Gate(gate::Args),
     /// Say what a model loses in fewer bits, and whether that is what its formats have to lose
     Formats(formats::Args),
     /// Recordings of the official implementation: record, verify, status, diff, accept
@@ -214,6 +243,9 @@ fn main() -> ExitCode {
     };
     if let Some(Command::Child(args)) = &cli.command {
         return child::run(args).into();
+    }
+    if let Some(Command::Turns(_)) = &cli.command {
+        return turns::run(cli.global.threads).into();
     }
     out::listen();
     let watch = Stopwatch::new();
@@ -292,6 +324,10 @@ fn judges(command: Option<&Command>) -> bool {
                 | Command::Compare(_)
                 | Command::Mutate(_)
                 | Command::Sanitize(_)
+                | Command::Scale(_)
+                | Command::Ab(_)
+                | Command::Calibrate(_)
+                | Command::Gate(_)
         ),
     }
 }
@@ -345,8 +381,9 @@ fn run(cli: &Cli, settings: &[InForce], out: &Out) -> (&'static str, anyhow::Res
     match &cli.command {
         None => ("tour", tour::run(settings, out)),
         Some(Command::List(args)) => ("list", list::run(args, out)),
-        Some(Command::Doctor(args)) => ("doctor", Ok(doctor::run(args, settings, out))),
+        Some(Command::Doctor(args)) => ("doctor", doctor::run(args, settings, out)),
         Some(Command::Child(args)) => ("child", Ok(child::run(args))),
+        Some(Command::Turns(_)) => ("turns", Ok(turns::run(cli.global.threads))),
         Some(Command::Kernel(args)) => ("kernel", kernel_cmd::run(args, out)),
         Some(Command::Check(args)) => ("check", check::run(args, cli.global.results.as_ref(), out)),
         Some(Command::Support(args)) => ("support", support::run(args, out)),
@@ -354,6 +391,12 @@ fn run(cli: &Cli, settings: &[InForce], out: &Out) -> (&'static str, anyhow::Res
         Some(Command::Invariance(args)) => ("invariance", invariance::run(args, out)),
         Some(Command::Bisect(args)) => ("bisect", bisect::run(args, out)),
         Some(Command::Bench(args)) => ("bench", bench::run(args, out)),
+        Some(Command::Scale(args)) => ("scale", scale::run(args, out)),
+        Some(Command::Ab(args)) => ("ab", ab::run(args, out)),
+        Some(Command::Calibrate(args)) => ("calibrate", calibrate::run(args, out)),
+        Some(Command::Baseline(args)) => ("baseline", baseline::run(args, out)),
+        Some(Command::History(args)) => ("history", history::run(args, out)),
+        Some(Command::Gate(args)) => ("gate", gate::run(args, out)),
         Some(Command::Formats(args)) => ("formats", formats::run(args, out)),
         Some(Command::Golden(args)) => ("golden", golden_cmd::run(args, out)),
         Some(Command::Compare(args)) => ("compare", compare::run(args, out)),

@@ -13,7 +13,7 @@ use crate::{
     out::{self, Out},
 };
 
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Ready {
     /// Keep weights that the cpu engine narrows (int8, int4) in this file, and map them from it next time
     #[arg(long, value_name = "FILE", env = "KARAT_CACHE")]
@@ -73,9 +73,13 @@ impl Ready {
         let mut loading = Loading { tell: &mut tell, store: store.as_ref() };
         let ready = benches::engine_with(engine, number, weights.clone(), None, &mut loading);
         bar.finish_and_clear();
-        ready.map_err(|e| match e.to_string() {
+        let ready = ready.map_err(|e| match e.to_string() {
             line if line == INTERRUPTED => fail(Exit::Interrupted, line),
             _ => of_engine(&e),
-        })
+        })?;
+        if let Some(why) = ready.falls_back() {
+            out.note(&format!("karat: {engine} in {name}: portable kernels compute: {why}"));
+        }
+        Ok(ready)
     }
 }

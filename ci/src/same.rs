@@ -16,7 +16,7 @@ use crate::{
 /// Which models, computed by what.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Models {
-    /// Models: a checkpoint folder, or synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S]
+    /// Models: a checkpoint folder, or synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S][,yarn=F]
     #[arg(long, default_values = DEFAULT)]
     pub(crate) model: Vec<String>,
     /// What computes them: reference, cpu, the fast kernels of this machine, or cuda, its GPU

@@ -31,7 +31,8 @@ pub(crate) fn run(settings: &[InForce], out: &Out) -> anyhow::Result<Exit> {
     out.record.also(Path::new(RESULTS));
     out.record.keep();
     out.line("machine");
-    let mut exit = doctor::run(&doctor::Args {}, settings, out);
+    doctor::told(settings, out);
+    let mut exit = Exit::Ok;
 
     out.line("\nevery op: every way to compute it under the bound of its precision plan, f32 against the official functions");
     let jobs = plan(Set::Smoke, &Filter::default(), None).map_err(refuse)?;

@@ -12,6 +12,7 @@ mod cli {
     mod config;
     mod contract;
     mod formats;
+    mod gate;
     pub(crate) mod home;
     mod model;
     mod ops;
@@ -19,5 +20,6 @@ mod cli {
     mod recordings;
     mod reports;
     mod results;
+    mod scale;
     mod workflows;
 }

@@ -131,6 +131,20 @@ impl Config {
     }
 }
 
+impl Yarn {
+    /// What the official model card says of longer contexts.
+    pub fn of(factor: f64, original_max_position_embeddings: usize) -> Yarn {
+        Yarn {
+            factor,
+            original_max_position_embeddings,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            truncate: true,
+            attention_factor: 0.1 * factor.ln() + 1.0,
+        }
+    }
+}
+
 impl Rope {
     /// The frequencies `[rotary_dim / 2]` (rounded up), in torch's own f32 steps: input of
     /// [`rope`](crate::ops::rope), defined in f32 for every number type.

@@ -25,6 +25,10 @@ pub trait Engine {
     fn plan(&self) -> Plan {
         Plan::F32
     }
+    /// Why slower kernels compute in place of those that are made for this machine, if they do.
+    fn falls_back(&self) -> Option<String> {
+        None
+    }
     /// What it promises of its bits beyond that.
     fn claims(&self) -> Claims {
         Claims::default()

@@ -10,6 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::Dtype;
 
+mod sums;
+
+pub use sums::Sums;
+
 macro_rules! sites {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
         /// A place in the formulas where implementations differ in what they store.
@@ -165,61 +169,6 @@ impl TryFrom<String> for Form {
     type Error = String;
 
     fn try_from(s: String) -> Result<Form, String> {
-        s.parse()
-    }
-}
-
-/// How a product's sum over what it contracts is rounded.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
-)]
-#[serde(into = "String", try_from = "String")]
-pub enum Sums {
-    /// To the nearest, every addition: what processors and the plain cores of a GPU do.
-    #[default]
-    Nearest,
-    /// As tensor cores do: so many products are added to the sum at once, every addend cut two bits below
-    /// the last of the largest one's, and the result cut towards zero. Every step loses on the same side,
-    /// so that long sums are too small by more than chance.
-    /// Source: Fasi, Higham, Mikaitis, Pranesh, Numerical behavior of NVIDIA tensor cores, `PeerJ` Computer
-    /// Science 7:e330 (2021); the two bits as measured on an H200 (TRAPS).
-    Truncated(usize),
-}
-
-impl fmt::Display for Sums {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Sums::Nearest => f.write_str("nearest"),
-            Sums::Truncated(products) => write!(f, "truncated {products}"),
-        }
-    }
-}
-
-impl FromStr for Sums {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Sums, String> {
-        let products = s.strip_prefix("truncated ").and_then(|n| n.parse().ok());
-        match (s, products) {
-            ("nearest", _) => Ok(Sums::Nearest),
-            (_, Some(products)) if (1..=256).contains(&products) => Ok(Sums::Truncated(products)),
-            _ => {
-                Err(format!("sums {s:?}: expected \"nearest\" or \"truncated N\", N from 1 to 256"))
-            }
-        }
-    }
-}
-
-impl From<Sums> for String {
-    fn from(sums: Sums) -> String {
-        sums.to_string()
-    }
-}
-
-impl TryFrom<String> for Sums {
-    type Error = String;
-
-    fn try_from(s: String) -> Result<Sums, String> {
         s.parse()
     }
 }
@@ -630,65 +579,4 @@ impl fmt::Display for Plan {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{Cache, Plan, Sums, Term};
-
-    #[test]
-    fn sums_of_tensor_cores_are_part_of_a_plan() {
-        let plan = Plan::F32.truncated(16);
-        let text = "plain; accumulator f32; dot f32; sums truncated 16; output f32";
-        assert_eq!(plan.to_string(), text);
-        let read = |json: &str| serde_json::from_str::<Plan>(json);
-        assert_eq!(read(r#"{"sums": "truncated 16"}"#).unwrap(), plan);
-        assert_eq!(read(r#"{"sums": "nearest"}"#).unwrap(), Plan::F32);
-        assert_eq!(read(&serde_json::to_string(&plan).unwrap()).unwrap(), plan);
-        for wrong in ["truncated", "truncated 0", "truncated 257", "truncated -1", "up"] {
-            let why =
-                format!("sums {wrong:?}: expected \"nearest\" or \"truncated N\", N from 1 to 256");
-            assert_eq!(wrong.parse::<Sums>(), Err(why));
-        }
-    }
-
-    #[test]
-    fn a_cache_is_part_of_a_plan() {
-        let plan = Plan { cache: Cache::Int8, ..Plan::F32 };
-        assert_eq!(plan.to_string(), "plain; accumulator f32; dot f32; cache int8; output f32");
-        assert!(Plan::F32.only_f32() && !plan.only_f32());
-        let term = ("int8 cache".to_owned(), Term::Cache);
-        assert!(plan.terms().contains(&term) && !Plan::F32.terms().contains(&term));
-        let read = |json: &str| serde_json::from_str::<Plan>(json);
-        assert_eq!(read(r#"{"cache": "int8"}"#).unwrap(), plan);
-        assert_eq!(read(r#"{"cache": "as_stored"}"#).unwrap(), Plan::F32);
-        let written = serde_json::to_string(&plan).unwrap();
-        assert_eq!(read(&written).unwrap(), plan);
-        assert!(read(r#"{"cache": "int4"}"#).is_err());
-    }
-
-    #[test]
-    fn elementary_functions_are_within_a_limit() {
-        let all = |ulps| {
-            [
-                Plan { exp_ulps: ulps, ..Plan::F32 },
-                Plan { log_ulps: ulps, ..Plan::F32 },
-                Plan { root_ulps: ulps, ..Plan::F32 },
-                Plan { trig_ulps: ulps, ..Plan::F32 },
-            ]
-        };
-        for ulps in [0.0, 0.5, 2.0, 64.0] {
-            assert!(all(ulps).iter().all(|plan| plan.check().is_ok()), "{ulps}");
-        }
-        for (ulps, got) in [
-            (1e7, "1e7"),
-            (1e30, "1e30"),
-            (64.5, "64.5"),
-            (-1.0, "-1"),
-            (f64::INFINITY, "inf"),
-            (f64::NAN, "NaN"),
-        ] {
-            for (plan, key) in all(ulps).iter().zip(["exp", "log", "root", "trig"]) {
-                let why = format!("{key}_ulps: expected a number from 0 to 64, got {got}");
-                assert_eq!(plan.check(), Err(why));
-            }
-        }
-    }
-}
+mod tests;

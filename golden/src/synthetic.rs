@@ -48,7 +48,7 @@ use std::{borrow::Cow, collections::HashMap, ops::Range, str::FromStr};
 
 use crate::{
     Config, Dtype, Weights,
-    config::Preset,
+    config::{Preset, Yarn},
     fp8, names,
     names::{Entry, Role},
     weights::{Meta, RawTensor, Recipe, WeightError},
@@ -146,17 +146,19 @@ impl Synthetic {
 impl FromStr for Synthetic {
     type Err = String;
 
-    /// `synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S]`.
+    /// `synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S][,yarn=F]`: with `yarn` positions are those of a
+    /// context that is `F` times as long.
     fn from_str(s: &str) -> Result<Synthetic, String> {
         let wrong = |what: &str| {
             format!(
-                "{s}: {what}, expected synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S]"
+                "{s}: {what}, expected \
+                 synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S][,yarn=F]"
             )
         };
         let rest = s.strip_prefix("synthetic:").ok_or_else(|| wrong("no synthetic model"))?;
         let mut parts = rest.split(',');
         let preset: Preset = parts.next().unwrap_or("").parse().map_err(|e: String| wrong(&e))?;
-        let (mut layers, mut experts, mut seed) = (None, None, 0);
+        let (mut layers, mut experts, mut seed, mut yarn) = (None, None, 0, None);
         let small = matches!(preset, Preset::Tiny | Preset::Ragged);
         let mut dtype = if small { Dtype::F32 } else { Dtype::Bf16 };
         for part in parts {
@@ -167,6 +169,10 @@ impl FromStr for Synthetic {
                 "layers" => layers = Some(number()? as usize),
                 "experts" => experts = Some(number()? as usize),
                 "seed" => seed = number()?,
+                "yarn" => {
+                    let factor = value.parse().ok().filter(|factor: &f64| *factor >= 1.0);
+                    yarn = Some(factor.ok_or_else(|| wrong(&format!("{part:?} is no factor")))?);
+                }
                 "dtype" => {
                     dtype = value.parse().map_err(|e: String| wrong(&e))?;
                     if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::Fp8) {
@@ -176,7 +182,10 @@ impl FromStr for Synthetic {
                 _ => return Err(wrong(&format!("{key:?}"))),
             }
         }
-        let config = preset.config(layers, experts).map_err(|e| wrong(&e))?.stored_as(dtype);
+        let mut config = preset.config(layers, experts).map_err(|e| wrong(&e))?.stored_as(dtype);
+        if let Some(factor) = yarn {
+            config.rope.yarn = Some(Yarn::of(factor, config.max_position_embeddings));
+        }
         Ok(Synthetic { origin: s.to_owned(), ..Synthetic::new(config, seed) })
     }
 }

@@ -4,6 +4,10 @@ use std::{borrow::Cow, fmt, ops::Range, sync::Arc};
 
 use crate::{Config, Dtype, Narrow, names};
 
+mod one_layer;
+
+pub use one_layer::OneLayer;
+
 /// A source of tensors under the official checkpoint names.
 ///
 /// Tensors are fetched when they are needed and not kept: the operating system's page cache (for

@@ -8,10 +8,15 @@
 // attention_naive: one block per query and head. It takes as many keys at a time as it has threads: one
 //                  thread per key for the scores, then one per channel for the values. Where a block of
 //                  keys raises the largest score, what was summed before is scaled down.
+//
+// Of a cache in FP8, under one scale for keys and one for values, which is 1:
+//
+// attention_keep_fp8:  codes of keys and values, one thread per number.
+// attention_naive_fp8: attention_naive over them.
 
 #include "common/activation.cuh"
 #include "common/block.cuh"
-#include "common/stored.cuh"
+#include "common/fp8.cuh"
 
 enum Plant {
     HONEST,
@@ -29,21 +34,18 @@ enum Plant {
     MAXIMUM_NOT_SUBTRACTED,
     PROBABILITIES_IN_BF16,
     SCORES_IN_BF16,
+    FNUZ_BIAS,
 };
 
-extern "C" __global__ void attention_naive(
-    E* __restrict__ o,                           // [N, HQ, H]
-    const E* __restrict__ q,                     // [N, HQ, H]
-    const E* __restrict__ k,                     // [M, HKV, H]
-    const E* __restrict__ v,                     // [M, HKV, H]
-    const E* __restrict__ gate,                  // [N, HQ, H], or none
-    const long long* __restrict__ cu_seqlens_q,  // [S + 1]
-    const long long* __restrict__ cu_seqlens_k,  // [S + 1]
-    int S,
-    int HQ,
-    int HKV,
-    int H,
-    int plant)
+// A code of a cache.
+struct Kept { unsigned char code; };
+
+__device__ inline float load(Kept x) { return fp8_value(x.code); }
+
+// One query of one head, by a block.
+template <class C>
+__device__ inline void attend(E* o, const E* q, const C* k, const C* v, const E* gate, const long long* cu_seqlens_q,
+                              const long long* cu_seqlens_k, int S, int HQ, int HKV, int H, int plant)
 {
     extern __shared__ float shared[];
     float *query = shared, *sum = shared + H, *p = shared + 2 * H;  // [H], [H], [threads]
@@ -74,7 +76,7 @@ extern "C" __global__ void attention_naive(
         const int keys = min((long long)blockDim.x, seen - start);
         float score = -INFINITY;
         if (threadIdx.x < keys) {
-            const E* key = k + (j * HKV + head) * H;
+            const C* key = k + (j * HKV + head) * H;
             score = 0;
             for (int c = 0; c < H; c++) score += query[c] * load(key[c]);
             score *= scale;
@@ -107,4 +109,56 @@ extern "C" __global__ void attention_naive(
         }
         o[row + c] = store<E>(sum[c] / total * open);
     }
+}
+
+extern "C" __global__ void attention_naive(
+    E* __restrict__ o,                           // [N, HQ, H]
+    const E* __restrict__ q,                     // [N, HQ, H]
+    const E* __restrict__ k,                     // [M, HKV, H]
+    const E* __restrict__ v,                     // [M, HKV, H]
+    const E* __restrict__ gate,                  // [N, HQ, H], or none
+    const long long* __restrict__ cu_seqlens_q,  // [S + 1]
+    const long long* __restrict__ cu_seqlens_k,  // [S + 1]
+    int S,
+    int HQ,
+    int HKV,
+    int H,
+    int plant)
+{
+    attend(o, q, k, v, gate, cu_seqlens_q, cu_seqlens_k, S, HQ, HKV, H, plant);
+}
+
+extern "C" __global__ void attention_keep_fp8(
+    unsigned char* __restrict__ keys,    // [M, HKV, H]
+    unsigned char* __restrict__ values,  // [M, HKV, H]
+    const E* __restrict__ k,             // [M, HKV, H]
+    const E* __restrict__ v,             // [M, HKV, H]
+    int M,
+    int HKV,
+    int H,
+    int plant)
+{
+    const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if ((long long)M * HKV * H <= i) return;
+    keys[i] = fp8_code(load(k[i])), values[i] = fp8_code(load(v[i]));
+    // As a code under a bias of one more it is half of what it was.
+    if (plant == FNUZ_BIAS)
+        keys[i] = fp8_code(fp8_value(keys[i]) / 2), values[i] = fp8_code(fp8_value(values[i]) / 2);
+}
+
+extern "C" __global__ void attention_naive_fp8(
+    E* __restrict__ o,                           // [N, HQ, H]
+    const E* __restrict__ q,                     // [N, HQ, H]
+    const unsigned char* __restrict__ keys,      // [M, HKV, H]
+    const unsigned char* __restrict__ values,    // [M, HKV, H]
+    const E* __restrict__ gate,                  // [N, HQ, H], or none
+    const long long* __restrict__ cu_seqlens_q,  // [S + 1]
+    const long long* __restrict__ cu_seqlens_k,  // [S + 1]
+    int S,
+    int HQ,
+    int HKV,
+    int H,
+    int plant)
+{
+    attend(o, q, (const Kept*)keys, (const Kept*)values, gate, cu_seqlens_q, cu_seqlens_k, S, HQ, HKV, H, plant);
 }

@@ -1,5 +1,6 @@
 // What the whole model needs beside its ops: steps between them, fused, with everything that the host would
 // have to say of single tokens read from the device. The residual stream is f32; activations are E, weights W.
+// Sparse layers are in engine_experts.cu.
 //
 // engine_synthesise:    a synthetic weight tensor; one thread per element.
 // engine_embedding:     rows of the embedding, widened; one thread per element.
@@ -7,22 +8,30 @@
 // engine_linear_one:    a projection of one token; one warp per output.
 // engine_linear_many:   the same of eight tokens at a time, in the same order: the bits are equal.
 // engine_delta_in:      what the delta rule reads: projections ungrouped, convolution, gates; one thread per
-//                       token and channel. Where every sequence has one token it leaves the windows behind, too.
+//                       `together` tokens and channel. Where every sequence has one token it leaves the windows behind, too.
 // engine_conv_state:    the last raw inputs of the convolution; one thread per sequence and channel.
 // engine_gated_norm:    the gated norm of the delta rule's output; one warp per head.
 // engine_attention_in:  norm and rotation of queries and keys, keys and values into the cache; one block per
 //                       token and head.
-// engine_route:         the experts of a token, and how far the shared one opens; one warp per token.
-// engine_experts_up:    silu(gate) * up of the experts of a token; one warp per token, expert and channel.
-// engine_experts_down:  their weighted sum, in the order in which they were chosen; one block per token and four
-//                       channels, one warp per expert.
 // engine_gather:        rows of a matrix; one thread per element.
 // engine_repeat:        a few rows again and again; one thread per element.
 // engine_read:          reads memory, to see how fast that is; every thread 16 bytes at a time.
 
 #include "common/activation.cuh"
-#include "common/block.cuh"
+#include "common/early.cuh"
 #include "common/rows.cuh"
+
+// The sum of every thread's x, in one order; once in a kernel, of whole warps.
+__device__ inline float sum_of_block(float x)
+{
+    __shared__ float sums[WARP];
+    x = warp_sum(x);
+    if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = x;
+    __syncthreads();
+    float all = 0;
+    for (int i = 0; i < blockDim.x / WARP; i++) all += sums[i];
+    return all;
+}
 
 __device__ inline unsigned long long mix(unsigned long long z)
 {
@@ -67,7 +76,8 @@ extern "C" __global__ void engine_synthesise(
     if (kind == 1) ((bf16*)o)[i] = store<bf16>(value);
     if (kind == 2) ((f16*)o)[i] = store<f16>(value);
     if (kind == 3) o[i] = fp8_of(n);
-    if (kind == 4) ((float*)o)[i] = __fmul_rn((float)(4 + (int)(h & 7)), unit);
+    const float scale = __fmul_rn((float)(4 + (int)(h & 7)), unit);
+    if (kind == 4) ((float*)o)[i] = scale;
 }
 
 extern "C" __global__ void engine_embedding(
@@ -77,6 +87,8 @@ extern "C" __global__ void engine_embedding(
     int N,
     int D)
 {
+    let_next_start();
+    wait_for_previous();
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     const int n = i / D, d = i % D;
     if (n < N) o[i] = bare(table[ids[n] * D + d]);
@@ -89,6 +101,8 @@ extern "C" __global__ void engine_gather(
     int N,
     int D)
 {
+    let_next_start();
+    wait_for_previous();
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     const int n = i / D, d = i % D;
     if (n < N) o[i] = x[rows[n] * D + d];
@@ -124,28 +138,64 @@ extern "C" __global__ void engine_read(
     if (all == 0x9e3779b9) *o = all;  // So that it is read.
 }
 
-// x <- x + add (or add alone, if it begins the stream), o = x rsqrt(mean(x^2) + eps) (1 + weight).
+constexpr int KEPT = 8;  // Numbers of a thread of engine_norm that stay in registers.
+
+template <class T> __device__ void ask(float (&to)[KEPT], const T* from, int D)
+{
+#pragma unroll
+    for (int i = 0; i < KEPT; i++)
+        if (threadIdx.x + i * blockDim.x < D) to[i] = load(from[threadIdx.x + i * blockDim.x]);
+}
+
+// x <- x + what is added (or that alone, if it begins the stream), o = x rsqrt(mean(x^2) + eps) (1 + weight).
 extern "C" __global__ void engine_norm(
     E* __restrict__ o,                 // [N, ...] rows `stride` apart
     float* __restrict__ x_out,         // [N, D]
     const float* __restrict__ add,     // [N, D], or none
+    const E* __restrict__ narrow,      // [N, D], or none
+    const E* __restrict__ more,        // [N, D], or none
     const float* __restrict__ weight,  // [D]
     float eps,
     int begins,
     int stride,
     int D)
 {
-    float* x = x_out + (size_t)blockIdx.x * D;
-    if (add) add += (size_t)blockIdx.x * D;
-    float squares = 0;
-    for (int d = threadIdx.x; d < D; d += blockDim.x) {
+    float weights[KEPT], own[KEPT], more_of[3][KEPT] = {};
+    const int stride_of = blockDim.x, first = threadIdx.x, rest = first + KEPT * stride_of;
+#pragma unroll
+    for (int i = 0; i < KEPT; i++) weights[i] = first + i * stride_of < D ? weight[first + i * stride_of] : 0;
+    wait_for_previous();
+    const size_t row = (size_t)blockIdx.x * D;
+    float *x = x_out + row, squares = 0;
+    // Everything is asked for before anything is waited for.
+#pragma unroll
+    for (int i = 0; i < KEPT; i++)
+        own[i] = !begins && first + i * stride_of < D ? x[first + i * stride_of] : 0;
+    if (add) ask(more_of[0], add + row, D);
+    if (narrow) ask(more_of[1], narrow + row, D);
+    if (more) ask(more_of[2], more + row, D);
+#pragma unroll
+    for (int i = 0; i < KEPT; i++) {
+        own[i] = own[i] + more_of[0][i] + more_of[1][i] + more_of[2][i];
+        squares += own[i] * own[i];
+    }
+    for (int d = rest; d < D; d += stride_of) {
         float value = begins ? 0 : x[d];
-        if (add) x[d] = value = begins ? add[d] : value + add[d];
+        if (add) value += add[row + d];
+        if (narrow) value += load(narrow[row + d]);
+        if (more) value += load(more[row + d]);
+        x[d] = value;
         squares += value * value;
     }
-    const float scale = rsqrtf(block_sum(squares) / D + eps);
-    for (int d = threadIdx.x; d < D; d += blockDim.x)
-        o[(size_t)blockIdx.x * stride + d] = store<E>(x[d] * scale * (1 + weight[d]));
+    const float scale = rsqrtf(sum_of_block(squares) / D + eps);
+    let_next_start();
+    E* to = o + (size_t)blockIdx.x * stride;
+#pragma unroll
+    for (int i = 0; i < KEPT; i++) {
+        const int d = first + i * stride_of;
+        if (d < D) x[d] = own[i], to[d] = store<E>(own[i] * scale * (1 + weights[i]));
+    }
+    for (int d = rest; d < D; d += stride_of) to[d] = store<E>(x[d] * scale * (1 + weight[d]));
 }
 
 // Where the result goes: o in E, or `wide` in f32, of which `rounds` says whether it is a number of E.
@@ -251,6 +301,7 @@ extern "C" __global__ void engine_delta_in(
     E* __restrict__ state,                     // [S, C, TAPS - 1]
     const long long* __restrict__ cu_seqlens,  // [S + 1]
     int advances,
+    int together,
     int N,
     int S,
     int HK,
@@ -259,46 +310,68 @@ extern "C" __global__ void engine_delta_in(
     int V,
     int TAPS)
 {
+    let_next_start();
+    wait_for_previous();
     const int values = HV / HK * V, channels = 2 * HK * K + HV * V, width = HK * (2 * K + 2 * values);
-    const int all = channels + HV * V + HV;
-    const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    const int n = i / all;
-    int c = i % all;
-    if (N <= n) return;
+    int c = blockIdx.y * blockDim.x + threadIdx.x;
+    const int first = blockIdx.x * together, end = min(first + together, N);
     if (c < channels) {
-        const int s = sequence_of(cu_seqlens, S, n), place = place_of(c, HK, K, values);
-        const long long begin = cu_seqlens[s];
-        E* before = state + ((size_t)s * channels + c) * (TAPS - 1);
-        float sum = 0;
-        for (int j = 0; j < TAPS; j++) {
-            const long long t = n - (TAPS - 1) + j;
-            const float x = load(begin <= t ? projected[t * width + place] : before[t - begin + (TAPS - 1)]);
-            sum += conv[c * TAPS + j] * x;
+        const int place = place_of(c, HK, K, values);
+        E* const to = c < HK * K ? q + c : c < 2 * HK * K ? k + (c - HK * K) : v + (c - 2 * HK * K);
+        const int apart = c < 2 * HK * K ? HK * K : HV * V;
+        int s = sequence_of(cu_seqlens, S, first);
+        long long begin = cu_seqlens[s], after = cu_seqlens[s + 1];
+        if (TAPS == 4 && begin + 3 <= first && end <= after) {
+            // All of one sequence, and what is before too: what was read is kept.
+            const E* from = projected + (size_t)(first - 3) * width + place;
+            float x[4] = {load(from[0]), load(from[width]), load(from[2 * width])}, own[4];
+            for (int j = 0; j < 4; j++) own[j] = conv[c * 4 + j];
+            from += 3 * (size_t)width;
+            E* o = to + (size_t)first * apart;
+#pragma unroll 4
+            for (int n = first; n < end; n++, from += width, o += apart) {
+                x[3] = load(*from);
+                float sum = 0;
+                for (int j = 0; j < 4; j++) sum += own[j] * x[j];
+                for (int j = 0; j < 3; j++) x[j] = x[j + 1];
+                *o = store<E>(silu(sum));
+            }
+            return;
         }
-        if (advances) {
-            for (int j = 0; j + 2 < TAPS; j++) before[j] = before[j + 1];
-            if (1 < TAPS) before[TAPS - 2] = projected[(size_t)n * width + place];
+        for (int n = first; n < end; n++) {
+            while (after <= n) begin = after, after = cu_seqlens[++s + 1];
+            E* before = state + ((size_t)s * channels + c) * (TAPS - 1);
+            float sum = 0;
+            for (int j = 0; j < TAPS; j++) {
+                const long long t = n - (TAPS - 1) + j;
+                const float x = load(begin <= t ? projected[t * width + place] : before[t - begin + (TAPS - 1)]);
+                sum += conv[c * TAPS + j] * x;
+            }
+            if (advances) {
+                for (int j = 0; j + 2 < TAPS; j++) before[j] = before[j + 1];
+                if (1 < TAPS) before[TAPS - 2] = projected[(size_t)n * width + place];
+            }
+            to[(size_t)n * apart] = store<E>(silu(sum));
         }
-        const E o = store<E>(silu(sum));
-        if (c < HK * K) q[(size_t)n * HK * K + c] = o;
-        else if (c < 2 * HK * K) k[(size_t)n * HK * K + c - HK * K] = o;
-        else v[(size_t)n * HV * V + c - 2 * HK * K] = o;
         return;
     }
     c -= channels;
     if (c < HV * V) {
         const int place = c / values * (2 * K + 2 * values) + 2 * K + values + c % values;
-        z[(size_t)n * HV * V + c] = projected[(size_t)n * width + place];
+        for (int n = first; n < end; n++) z[(size_t)n * HV * V + c] = projected[(size_t)n * width + place];
         return;
     }
     // Of a value head; of each key head there are first all b and then all a.
     const int h = c - HV * V, group = HV / HK;
-    const float* own = gates + (size_t)n * 2 * HV + h / group * 2 * group + h % group;
-    const float x = own[group] + dt_bias[h];
-    // ln(1 + e^x), of which nothing but x is left above 20.
-    const float time = x > 20 ? x : log1pf(expf(x));
-    g[(size_t)n * HV + h] = -expf(a_log[h]) * time;
-    beta[(size_t)n * HV + h] = store<E>(sigmoid(own[0]));
+    if (HV <= h) return;
+    for (int n = first; n < end; n++) {
+        const float* own = gates + (size_t)n * 2 * HV + h / group * 2 * group + h % group;
+        const float x = own[group] + dt_bias[h];
+        // ln(1 + e^x), of which nothing but x is left above 20.
+        const float time = x > 20 ? x : log1pf(expf(x));
+        g[(size_t)n * HV + h] = -expf(a_log[h]) * time;
+        beta[(size_t)n * HV + h] = store<E>(sigmoid(own[0]));
+    }
 }
 
 extern "C" __global__ void engine_conv_state(
@@ -335,6 +408,8 @@ extern "C" __global__ void engine_gated_norm(
     int N,
     int V)
 {
+    let_next_start();
+    wait_for_previous();
     const int n = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (N <= n) return;
     const size_t row = (size_t)n * V;
@@ -352,9 +427,9 @@ extern "C" __global__ void engine_attention_in(
     E* __restrict__ gate,                     // [N, HQ, H]
     E* __restrict__ k_cache,                  // rows of [HKV, H]
     E* __restrict__ v_cache,                  // rows of [HKV, H]
-    const E* __restrict__ both,               // [N, HQ, 2 H]
-    const E* __restrict__ keys,               // [N, HKV, H]
-    const E* __restrict__ values,             // [N, HKV, H]
+    const E* __restrict__ both,               // rows of [HQ, 2 H], `of_queries` apart
+    const E* __restrict__ keys,               // rows of [HKV, H], `of_keys` apart
+    const E* __restrict__ values,             // likewise
     const float* __restrict__ q_norm,         // [H]
     const float* __restrict__ k_norm,         // [H]
     const float* __restrict__ inv_freq,       // [R / 2]
@@ -362,21 +437,25 @@ extern "C" __global__ void engine_attention_in(
     const long long* __restrict__ rows,       // [N] where each token goes in the cache
     float eps,
     float attention_factor,
+    int of_queries,
+    int of_keys,
     int HQ,
     int HKV,
     int H,
     int R)
 {
     extern __shared__ float head[];  // [H]
+    wait_for_previous();
     const int n = blockIdx.x / (HQ + HKV), h = blockIdx.x % (HQ + HKV);
     const bool query = h < HQ;
-    const size_t kept = ((size_t)rows[n] * HKV + h - HQ) * H, own = ((size_t)n * HKV + h - HQ) * H;
-    const E* from = query ? both + ((size_t)n * HQ + h) * 2 * H : keys + own;
+    const size_t kept = ((size_t)rows[n] * HKV + h - HQ) * H, own = (size_t)n * of_keys + (h - HQ) * H;
+    const E* from = query ? both + (size_t)n * of_queries + h * 2 * H : keys + own;
     E* to = query ? q + ((size_t)n * HQ + h) * H : k_cache + kept;
 
     float squares = 0;
     for (int c = threadIdx.x; c < H; c += blockDim.x) squares += load(from[c]) * load(from[c]);
-    const float scale = rsqrtf(block_sum(squares) / H + eps);
+    const float scale = rsqrtf(sum_of_block(squares) / H + eps);
+    let_next_start();
     const float* weight = query ? q_norm : k_norm;
     for (int c = threadIdx.x; c < H; c += blockDim.x) {
         head[c] = rounded<E>(load(from[c]) * scale * (1 + weight[c]));
@@ -396,190 +475,4 @@ extern "C" __global__ void engine_attention_in(
         }
         to[c] = store<E>(x);
     }
-}
-
-// A number that is larger where a logit comes earlier: larger first, ties to the lower id, no number last.
-__device__ inline unsigned long long rank_of(float x, int id)
-{
-    const unsigned bits = __float_as_uint(x + 0.0f);
-    unsigned order = bits & 0x80000000 ? ~bits : bits | 0x80000000;
-    if (x != x) order = 0;
-    return (unsigned long long)order << 32 | (0xffffffffu - id);
-}
-
-extern "C" __global__ void engine_route(
-    long long* __restrict__ ids,           // [N, A]
-    float* __restrict__ weights,           // [N, A]
-    float* __restrict__ margins,           // [N]
-    float* __restrict__ shared,            // [N] how far the shared expert opens
-    const float* __restrict__ logits,      // [N, EXPERTS]
-    const long long* __restrict__ forced,  // [N, A], or none
-    const E* __restrict__ x,               // [N, D]
-    const W* __restrict__ gate,            // [1, D]
-    int norm_topk_prob,
-    int N,
-    int A,
-    int EXPERTS,
-    int D)
-{
-    const int n = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    if (N <= n) return;
-    const float* row = logits + (size_t)n * EXPERTS;
-    ids += (size_t)n * A;
-    weights += (size_t)n * A;
-    float gates[1] = {};
-    lane_products<1>(gates, {gate, 0, 0}, x + (size_t)n * D, D, D);
-    const float open = sigmoid(warp_sum(gates[0]));
-    if (lane == 0) shared[n] = open;
-
-    unsigned long long last = ~0ull;
-    float largest = 0, before = 0, chosen = 0;
-    for (int a = 0; a <= A; a++) {
-        unsigned long long best = 0;
-        for (int e = lane; e < EXPERTS; e += WARP) {
-            const unsigned long long rank = rank_of(row[e], e);
-            if (rank < last && best < rank) best = rank;
-        }
-#pragma unroll
-        for (int apart = WARP / 2; 0 < apart; apart /= 2) {
-            const unsigned long long other = __shfl_xor_sync(~0u, best, apart);
-            if (best < other) best = other;
-        }
-        if (best == 0) {
-            // All have been chosen.
-            if (lane == 0) margins[n] = INFINITY;
-            break;
-        }
-        last = best;
-        const int id = 0xffffffffu - (unsigned)best;
-        const float x = row[id];
-        if (a == 0) largest = x;
-        if (a == A) {
-            if (lane == 0) margins[n] = before - x;
-            break;
-        }
-        before = x;
-        const int own = forced ? forced[(size_t)n * A + a] : id;
-        const float power = expf(row[own] - largest);
-        chosen += power;
-        if (lane == 0) ids[a] = own, weights[a] = power;
-    }
-    float all = 0;
-    if (!norm_topk_prob) {
-        for (int e = lane; e < EXPERTS; e += WARP) all += expf(row[e] - largest);
-        all = warp_sum(all);
-    }
-    const float total = norm_topk_prob ? chosen : all;
-    if (lane == 0)
-        for (int a = 0; a < A; a++) weights[a] /= total;
-}
-
-// Slots of a token are the experts that were chosen, and one more for the shared expert, if it is done along.
-extern "C" __global__ void engine_experts_up(
-    E* __restrict__ hidden,                    // [N, SLOTS, F]
-    const E* __restrict__ x,                   // [N, D]
-    const long long* __restrict__ ids,         // [N, A]
-    const W* __restrict__ gate_proj,           // [EXPERTS, F, D]
-    const float* __restrict__ gate_scales,     // of codes
-    const W* __restrict__ up_proj,             // [EXPERTS, F, D]
-    const float* __restrict__ up_scales,       // of codes
-    const W* __restrict__ shared_gate_proj,    // [F, D]
-    const float* __restrict__ shared_gate_scales,  // of codes
-    const W* __restrict__ shared_up_proj,      // [F, D]
-    const float* __restrict__ shared_up_scales,  // of codes
-    int block_rows,
-    int block_cols,
-    int A,
-    int SLOTS,
-    int F,
-    int D)
-{
-    const int f = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, a = blockIdx.y;
-    if (F <= f) return;
-    const size_t n = blockIdx.z;
-    const bool routed = a < A;
-    const size_t e = routed ? ids[n * A + a] : 0;
-    const Row gate = row_of(routed ? gate_proj : shared_gate_proj, routed ? gate_scales : shared_gate_scales, f, F, D,
-                            block_rows, block_cols, e);
-    const Row up = row_of(routed ? up_proj : shared_up_proj, routed ? up_scales : shared_up_scales, f, F, D, block_rows,
-                          block_cols, e);
-    float opens[1] = {}, passes[1] = {};
-    lane_products<1>(opens, gate, x + n * D, D, D);
-    lane_products<1>(passes, up, x + n * D, D, D);
-    const float open = warp_sum(opens[0]), pass = warp_sum(passes[0]);
-    if (threadIdx.x % WARP == 0) hidden[(n * SLOTS + a) * F + f] = store<E>(silu(open) * pass);
-}
-
-// Rows that a warp does at once.
-#define ROWS 4
-
-// o <- (o +) sum of weights down(hidden) over routed slots, and then the shared one as far as it opens.
-extern "C" __global__ void engine_experts_down(
-    float* __restrict__ o,                     // [N, D]
-    const E* __restrict__ hidden,              // [N, SLOTS, F]
-    const long long* __restrict__ ids,         // [N, A]
-    const float* __restrict__ weights,         // [N, A]
-    const float* __restrict__ shared,          // [N], or none where it opens all
-    const W* __restrict__ down_proj,           // [EXPERTS, D, F]
-    const float* __restrict__ down_scales,     // of codes
-    const W* __restrict__ shared_down_proj,    // [D, F]
-    const float* __restrict__ shared_down_scales,  // of codes
-    int block_rows,
-    int block_cols,
-    int adds,
-    int A,
-    int SLOTS,
-    int F,
-    int D)
-{
-    extern __shared__ float parts[];  // [SLOTS, ROWS]
-    const int first = blockIdx.x * ROWS, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const size_t n = blockIdx.z;
-    for (int a = warp; a < SLOTS; a += blockDim.x / WARP) {
-        const bool routed = a < A;
-        const size_t e = routed ? ids[n * A + a] : 0;
-        const E* x = hidden + (n * SLOTS + a) * F;
-        Row rows[ROWS];
-#pragma unroll
-        for (int r = 0; r < ROWS; r++)
-            rows[r] = row_of(routed ? down_proj : shared_down_proj, routed ? down_scales : shared_down_scales,
-                             min(first + r, D - 1), D, F, block_rows, block_cols, e);
-        float sums[ROWS] = {};
-        if (F % 8 == 0 && (!rows[0].scales || 3 <= rows[0].shift)) {
-            for (int f = 8 * lane; f < F; f += 8 * WARP) {
-                float own[8];
-                eight(x + f, own);
-#pragma unroll
-                for (int r = 0; r < ROWS; r++) {
-                    float w[8], sum = 0;
-                    eight(rows[r].weights + f, w);
-#pragma unroll
-                    for (int i = 0; i < 8; i++) sum = __fmaf_rn(own[i], w[i], sum);
-                    sums[r] = rows[r].scales ? __fmaf_rn(rows[r].scales[f >> rows[r].shift], sum, sums[r])
-                                             : __fadd_rn(sums[r], sum);
-                }
-            }
-        } else {
-#pragma unroll
-            for (int r = 0; r < ROWS; r++) {
-                float own[1] = {};
-                lane_products<1>(own, rows[r], x, F, F);
-                sums[r] = own[0];
-            }
-        }
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-            const float sum = warp_sum(sums[r]);
-            if (lane == 0) parts[a * ROWS + r] = sum;
-        }
-    }
-    __syncthreads();
-    const int d = first + threadIdx.x;
-    if (ROWS <= threadIdx.x || D <= d) return;
-    float all = 0;
-    for (int a = 0; a < A; a++) all = __fmaf_rn(weights[n * A + a], parts[a * ROWS + threadIdx.x], all);
-    if (adds) all = o[n * D + d];
-    const float own = A < SLOTS ? parts[A * ROWS + threadIdx.x] : 0;
-    if (A < SLOTS) all = __fadd_rn(all, shared ? rounded<E>(__fmul_rn(shared[n], own)) : own);
-    o[n * D + d] = all;
 }

@@ -80,6 +80,8 @@ sources! {
     SAMPLING = "sampling" of WIDE,
     FP8_DEQUANT = "fp8_dequant" of WIDE,
     ENGINE = "engine" of MODELS,
+    PEAK = "peak" of &[("bf16", "bf16")],
+    ENGINE_EXPERTS = "engine_experts" of MODELS,
 }
 
 /// What the whole model is computed in: activations, and weights as a checkpoint has them.
@@ -102,11 +104,14 @@ pub mod hopper {
         ALL: HOPPER in "hopper/";
         LINEAR = "linear" of READ,
         GATED_DELTA_RULE = "gated_delta_rule" of ONE,
+        GATED_DELTA_RULE_FUSED = "gated_delta_rule_fused" of ONE,
         GATED_DELTA_RULE_FEW = "gated_delta_rule_few" of WIDE,
         ATTENTION_DECODE = "attention_decode" of ONE,
         ATTENTION_PREFILL = "attention_prefill" of ONE,
         MOE_ROUTER = "moe_router" of ONE,
         MOE_EXPERTS = "moe_experts" of READ,
+        PEAK = "peak" of ONE,
+        ENGINE_DELTA = "engine_delta" of ONE,
     }
 
     const ONE: &[(&str, &str)] = &[("bf16", "bf16")];
@@ -126,7 +131,10 @@ pub fn sources() -> impl Iterator<Item = &'static Source> {
 const HEADERS: &[(&str, &str)] = &[
     ("common/activation.cuh", include_str!("common/activation.cuh")),
     ("common/block.cuh", include_str!("common/block.cuh")),
+    ("common/delta_chunk.cuh", include_str!("common/delta_chunk.cuh")),
     ("common/delta_rule.cuh", include_str!("common/delta_rule.cuh")),
+    ("common/delta_walk.cuh", include_str!("common/delta_walk.cuh")),
+    ("common/early.cuh", include_str!("common/early.cuh")),
     ("common/fp8.cuh", include_str!("common/fp8.cuh")),
     ("common/gemm.cuh", include_str!("common/gemm.cuh")),
     ("common/gemv.cuh", include_str!("common/gemv.cuh")),

@@ -26,6 +26,7 @@ pub mod model;
 pub mod moe_experts;
 pub mod moe_router;
 mod narrow;
+pub mod peak;
 pub(crate) mod place;
 pub mod rms_norm;
 pub mod rms_norm_gated;

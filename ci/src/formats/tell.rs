@@ -64,7 +64,11 @@ pub(crate) fn why(told: &Told) -> String {
         }
     }
     let (kl, allowed) = (told.own.kl.mean, told.allowed());
-    format!("mean KL to f32 {kl:.2e}, allowed {allowed:.2e} ({:.1}x)", kl / allowed)
+    let line = format!("mean KL to f32 {kl:.2e}, allowed {allowed:.2e} ({:.1}x)", kl / allowed);
+    match &told.flips {
+        Some((_, Some(illegal))) => format!("{line}; {illegal}"),
+        _ => line,
+    }
 }
 
 /// The mean of what the texts of a format may diverge.

@@ -112,7 +112,7 @@ fn object(id: &str, number: Number<'_>, told: &Told) -> serde_json::Value {
         "schema": "karat.result/1", "kind": "golden_format", "recording": id, "prompt": told.prompt,
         "number": number.name, "kv_cache": number.keeps().map(Kept::name), "ok": told.ok(), "mean_kl": finite(told.own.kl.mean),
         "mean_kl_allowed": finite(told.allowed()), "mean_kl_of_plan": finite(told.emulated.kl.mean),
-        "top1_agreement": told.own.top1.mean,
+        "top1_agreement": told.own.top1.mean, "legal_flips": told.flips.as_ref().map_or(0, |flips| flips.0),
         "mean_delta_nll": told.own.delta_nll.map(|d| finite(d.mean)),
     })
 }

@@ -79,7 +79,7 @@ fn nothing_is_green() {
 /// Every command of the engine passes, or says in one line what the machine lacks.
 fn the_engine() {
     let model = "synthetic:tiny,layers=1";
-    let commands: [&[&str]; 6] = [
+    let commands: [&[&str]; 7] = [
         &["golden", "verify", "tied", "--engine", "cuda"],
         &["golden", "verify", "tied", "--engine", "cuda", "--number", "bf16"],
         &[
@@ -89,6 +89,7 @@ fn the_engine() {
         &["invariance", "model/", "--engine", "cuda", "--model", model, "--set", "smoke"],
         &["bisect", "--engine", "cuda", "--model", model],
         &["bench", "--engine", "cuda", "--model", model, "--rounds", "1", "--decode", "2"],
+        &["scale", "--device", "cuda", "--model", model, "--rounds", "1", "--context", "0,1k,2k"],
     ];
     for command in commands {
         let ran = Home::with(&["tied"]).karat(command);

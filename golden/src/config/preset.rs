@@ -144,21 +144,13 @@ fn tiny() -> Config {
 }
 
 fn ragged() -> Config {
-    let yarn = Yarn {
-        factor: 8.0,
-        original_max_position_embeddings: 64,
-        beta_fast: 32.0,
-        beta_slow: 1.0,
-        truncate: true,
-        attention_factor: 0.1 * 8.0_f64.ln() + 1.0,
-    };
     Config {
         layer_types: vec![Mixer::Linear, Mixer::Full, Mixer::Linear, Mixer::Linear, Mixer::Full],
         mlp_types: vec![Mlp::Sparse, Mlp::Sparse, Mlp::Dense, Mlp::Sparse, Mlp::Sparse],
         linear_num_value_heads: 6,
         linear_value_head_dim: 12,
         linear_conv_kernel_dim: 3,
-        rope: Rope { yarn: Some(yarn), ..tiny().rope },
+        rope: Rope { yarn: Some(Yarn::of(8.0, 64)), ..tiny().rope },
         max_position_embeddings: 64,
         ..tiny()
     }

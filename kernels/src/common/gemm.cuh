@@ -260,7 +260,7 @@ template <class T, int P> __device__ void release(const Ring<T, P>& ring, int be
 
 // Sums of a tile.
 template <class T>
-__device__ void consume(float (&sums)[2][64], Ring<T, 1>& ring, int steps, const bf16*)
+__device__ void consume(float (&sums)[2][64], Ring<T, 1>& ring, int steps, const float*)
 {
     for (int k = 0; k < steps; k++) {
         multiply(sums, ring, 0 < k);
@@ -274,18 +274,18 @@ __device__ void consume(float (&sums)[2][64], Ring<T, 1>& ring, int steps, const
 
 // The same of sums over 128 columns; scales of FP8 are those of the rows of this group.
 template <class T, int P>
-__device__ void consume(float (&sums)[1][64], Ring<T, P>& ring, int steps, const bf16* scales)
+__device__ void consume(float (&sums)[1][64], Ring<T, P>& ring, int steps, const float* scales)
 {
 #pragma unroll
     for (int i = 0; i < 64; i++) sums[0][i] = 0;
     for (int k = 0; k < steps; k += 2) {
         const int of_block = min(2, steps - k) * P;
         float block[1][64];
-        unsigned short scale = 0;
+        float scale = 1;
         for (int i = 0; i < of_block; i++) {
             multiply(block, ring, 0 < i);
             if (sizeof(T) == 1 && i == 0)  // It comes while the tensor core is at work.
-                asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(scale) : "l"(scales + k / 2));
+                asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(scale) : "l"(scales + k / 2));
             wgmma_wait<1>();
             if (0 < i) release(ring, 1);
             ring.step++;
@@ -293,7 +293,7 @@ __device__ void consume(float (&sums)[1][64], Ring<T, P>& ring, int steps, const
         wgmma_wait<0>();
         release(ring, 1);
 #pragma unroll
-        for (int i = 0; i < 64; i++) sums[0][i] += (sizeof(T) == 1 ? load(bf16{scale}) : 1.0f) * block[0][i];
+        for (int i = 0; i < 64; i++) sums[0][i] += scale * block[0][i];
     }
 }
 

@@ -1,3 +1,4 @@
+#include "common/early.cuh"
 #include "common/weight.cuh"
 
 // Products of a matrix with few rows, at the speed at which the matrix can be read. A lane asks for those
@@ -72,22 +73,6 @@ __device__ inline unsigned bf16_of_codes(unsigned two)
     return both;
 }
 
-// The next kernel of the stream may start, where it was launched to start early.
-__device__ inline void let_next_start()
-{
-#if 900 <= __CUDA_ARCH__
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
-// What the kernel before wrote is there.
-__device__ inline void wait_for_previous()
-{
-#if 900 <= __CUDA_ARCH__
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
 // d += a b of 16 rows, 8 columns and 16 terms.
 __device__ inline void mma(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1)
 {
@@ -133,8 +118,8 @@ template <int N> __device__ Columns<N> columns(const f32* x, int which)
 template <class T> struct Rows {
     const T* upper;
     const T* lower;
-    const bf16* upper_scales;
-    const bf16* lower_scales;
+    const float* upper_scales;
+    const float* lower_scales;
 };
 
 // Which row of x a lane reads for each set of 8 columns; none where p is 0.
@@ -170,7 +155,7 @@ __device__ void gather(
         }
     };
     Columns<N> b[X_AHEAD][SETS];
-    unsigned short scale[2] = {};  // Of the next two steps.
+    float scale[2] = {};  // Of the next two steps.
     const auto ask_x = [&](int i, int from) {
 #pragma unroll
         for (int set = 0; set < SETS; set++) {
@@ -180,14 +165,15 @@ __device__ void gather(
     };
     const auto ask_scale = [&](int from) {
         if (sizeof(T) == 1 && from / TWO * TWO < D) {
-            scale[0] = rows.upper_scales[from / TWO].bits;
-            scale[1] = rows.lower_scales[from / TWO].bits;
+            scale[0] = rows.upper_scales[from / TWO];
+            scale[1] = rows.lower_scales[from / TWO];
         }
     };
     static_assert(sizeof(T) != 1 || TWO == 128, "two steps have one scale");
 #pragma unroll
     for (int i = 0; i < DEEP; i++) ask(i % 2);
     wait_for_previous();  // Weights are asked for before x is there.
+    let_next_start();
 #pragma unroll
     for (int i = 0; i < X_AHEAD; i++) ask_x(i, d + i * STEP<T>);
     ask_scale(d);
@@ -222,7 +208,7 @@ __device__ void gather(
                                             : d + shares * TWO);
         }
         if constexpr (sizeof(T) == 1) {
-            const float of_upper = load(bf16{scale[0]}), of_lower = load(bf16{scale[1]});
+            const float of_upper = scale[0], of_lower = scale[1];
             ask_scale(d + shares * TWO);
 #pragma unroll
             for (int set = 0; set < SETS; set++) {

@@ -123,7 +123,20 @@ template <int N> __device__ inline void registers_up()
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
 
-// Four matrices of 8x8 numbers of 16 bits, of which a thread gets, transposed, two of one column each.
+// Four matrices of 8x8 numbers of 16 bits, of which a thread gets two neighbours in a row each.
+__device__ inline void load_rows(unsigned (&to)[4], unsigned row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(row) : "memory");
+}
+
+__device__ inline void store_rows(unsigned row, unsigned a, unsigned b, unsigned c, unsigned d)
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(a), "r"(b), "r"(c),
+                 "r"(d) : "memory");
+}
+
+// The same transposed: a thread has two neighbours in a column each.
 __device__ inline void load_transposed(unsigned (&to)[4], unsigned row)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -149,6 +162,16 @@ __device__ inline uint4 shared_4(unsigned at)
     uint4 x;
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(at));
     return x;
+}
+
+__device__ inline void store_1(unsigned at, unsigned x)
+{
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(x) : "memory");
+}
+
+__device__ inline void store_4(unsigned at, unsigned a, unsigned b, unsigned c, unsigned d)
+{
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
 // A tile as wgmma reads it. Where rows run along what is summed over (K-major), `next` says nothing; where

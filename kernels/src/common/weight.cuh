@@ -1,6 +1,6 @@
 #include "common/fp8.cuh"
 
-// Weight matrices of rows of D columns, in W. Those of few bits are codes, and scales in bf16, so that
+// Weight matrices of rows of D columns, in W. Those of few bits are codes, and scales that bf16 has, so that
 // every weight is exact in f32:
 //
 //   Fp8   a byte each; a scale per 128 rows and 128 columns

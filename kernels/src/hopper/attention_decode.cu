@@ -22,6 +22,7 @@
 // as they were before. A key that a query does not see has no share in its answer, whatever it holds: its
 // score is set, not added to, and its values are masked out before the product.
 
+#include "common/early.cuh"
 #include "common/grouped_attention.cuh"
 #include "common/wgmma.cuh"
 
@@ -55,6 +56,7 @@ __device__ void decode(bf16* o, const bf16* q, const bf16* k, const bf16* v, con
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int groups = gridDim.z / S, kv = blockIdx.y, HQ = HKV * GROUP;
     const int rank = blockIdx.x % CLUSTER, clusters = gridDim.x / CLUSTER;
+    wait_for_previous();
     const Seen seen(cu_seqlens_q, cu_seqlens_k, blockIdx.z / groups, blockIdx.z % groups * T, T, plant);
     if (seen.queries <= 0) return;
 
@@ -260,6 +262,7 @@ __device__ void decode(bf16* o, const bf16* q, const bf16* k, const bf16* v, con
 
     // What the warps have becomes rows of the block, then of the cluster.
     wait_for_groups<0>();
+    let_next_start();
     __syncthreads();
     float* rows = (float*)shared;  // [ROWS, H]
 #pragma unroll

@@ -5,6 +5,7 @@
 //     state is read once and written once; state_out may be state_in.
 
 #include "common/delta_rule.cuh"
+#include "common/early.cuh"
 
 // Four numbers of a row, of 16 bits or of 32.
 template <class T> __device__ inline float4 load_4(const T* from)
@@ -154,6 +155,7 @@ extern "C" __global__ __launch_bounds__(128, 7) void gated_delta_rule_few(
     int HV,
     int plant)
 {
+    wait_for_previous();
     const int s = blockIdx.x / HV, h = blockIdx.x % HV;
     const size_t state = (size_t)blockIdx.x * DIM * DIM;
     walk(o, state_out + state, q, k, v, g, beta, state_in + state, cu_seqlens[s], cu_seqlens[s + 1], h, HK, HV, eps,

@@ -33,7 +33,7 @@ __device__ inline int summed(int D, int plant)
 }
 
 // Where the scales of a row start.
-__device__ inline const bf16* scales_of(const bf16* scales, int row, int M, int D, int plant)
+__device__ inline const float* scales_of(const float* scales, int row, int M, int D, int plant)
 {
     int block = row / 128;
     if (plant == SCALE_OF_NEIGHBOUR && 128 < M) block += block + 1 < ceil_div(M, 128) ? 1 : -1;
@@ -43,7 +43,7 @@ __device__ inline const bf16* scales_of(const bf16* scales, int row, int M, int 
 // Rows of x from n0 on: sets of 8, or where SIDE_BY_SIDE at most 2 whose pieces are columns of one set.
 template <int SETS, bool SIDE_BY_SIDE>
 __device__ void gemv(
-    E* o, const E* x, const W* weight, const bf16* scales, int n0, int N, int M, int D, int plant)
+    E* o, const E* x, const W* weight, const float* scales, int n0, int N, int M, int D, int plant)
 {
     extern __shared__ __align__(16) char shared[];
     constexpr int P = PIECES<E>, TOKENS = SIDE_BY_SIDE ? 8 / P : SETS / P * 8;
@@ -96,14 +96,13 @@ extern "C" __global__ void __launch_bounds__(512) linear_gemv(
     E* __restrict__ o,                       // [N, M]
     const E* __restrict__ x,                 // [N, D]
     const W* __restrict__ weight,            // [M, D]
-    const bf16* __restrict__ weight_scales,  // of weights of few bits
+    const float* __restrict__ weight_scales,  // of codes
     int N,
     int M,
     int D,
     int plant)
 {
     const int n0 = 8 * blockIdx.y;
-    let_next_start();
     if (1 < PIECES<E> && N <= 2)
         gemv<1, true>(o, x, weight, weight_scales, n0, N, M, D, plant);
     else
@@ -114,13 +113,12 @@ extern "C" __global__ void __launch_bounds__(256) linear_gemv_32(
     E* __restrict__ o,                       // [N, M]
     const E* __restrict__ x,                 // [N, D]
     const W* __restrict__ weight,            // [M, D]
-    const bf16* __restrict__ weight_scales,  // of weights of few bits
+    const float* __restrict__ weight_scales,  // of codes
     int N,
     int M,
     int D,
     int plant)
 {
-    let_next_start();
     gemv<4 * PIECES<E>, false>(o, x, weight, weight_scales, 32 * blockIdx.y, N, M, D, plant);
 }
 
@@ -152,7 +150,7 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS<W>, 1) linear_gemm(
     const E* __restrict__ x,                 // [N, D]
     const bf16* __restrict__ pieces,         // [3, N, D] where E is f32
     const W* __restrict__ weight,            // [M, D]
-    const bf16* __restrict__ weight_scales,  // of weights of few bits
+    const float* __restrict__ weight_scales,  // of codes
     int N,
     int M,
     int D,

@@ -9,7 +9,7 @@
 // moe_experts_gemv_up:   grid [ceil(F / 8), N A]; a block's warps share the columns: 128 threads, 16384 bytes of
 //                        dynamic shared memory. Workspace: hidden, 6 N A F bytes.
 // moe_experts_gemv_down: grid [ceil(D / 16), N]; warps take half an expert each, in turn: T = 64 A threads for one
-//                        token, 32 A for more, 640 at most; 128 (T + A) bytes of dynamic shared memory.
+//                        token, 32 A for more, 704 at most; 128 (T + A) bytes of dynamic shared memory.
 //
 // Many tokens (pairs in the order of their experts, those of an expert in rising order; tiles of gemm.cuh):
 //
@@ -54,7 +54,7 @@ __device__ inline const W* row_of(const W* proj, int e, int row, int M, int D)
     return proj + ((size_t)e * M + row) * D;
 }
 
-__device__ inline const bf16* scales_of(const bf16* scales, int e, int row, int M, int D, int plant)
+__device__ inline const float* scales_of(const float* scales, int e, int row, int M, int D, int plant)
 {
     int block = row / 128;
     if (plant == SCALE_OF_NEIGHBOUR && 128 < M) block += block + 1 < ceil_div(M, 128) ? 1 : -1;
@@ -78,9 +78,9 @@ extern "C" __global__ void __launch_bounds__(256) moe_experts_gemv_up(
     const E* __restrict__ x,                    // [N, D]
     const long long* __restrict__ ids,          // [N, A]
     const W* __restrict__ gate_proj,            // [EXPERTS, F, D]
-    const bf16* __restrict__ gate_proj_scales,  // of weights of few bits
+    const float* __restrict__ gate_proj_scales,  // of codes
     const W* __restrict__ up_proj,              // [EXPERTS, F, D]
-    const bf16* __restrict__ up_proj_scales,    // of weights of few bits
+    const float* __restrict__ up_proj_scales,    // of codes
     int D,
     int A,
     int F,
@@ -91,7 +91,6 @@ extern "C" __global__ void __launch_bounds__(256) moe_experts_gemv_up(
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
     const size_t pair = blockIdx.y;
     wait_for_previous();  // For ids.
-    let_next_start();
     const int e = ids[pair], f0 = 8 * blockIdx.x;
     int f = min(f0 + lane / 4, F - 1);
     if (plant == ROWS_OF_EXPERT_SHIFTED && e % 4 == 1) f = f == 0 ? F - 1 : f - 1;
@@ -117,13 +116,13 @@ extern "C" __global__ void __launch_bounds__(256) moe_experts_gemv_up(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(640, 1) moe_experts_gemv_down(
+extern "C" __global__ void __launch_bounds__(704, 1) moe_experts_gemv_down(
     E* __restrict__ o,                          // [N, D]
     const bf16* __restrict__ hidden,            // [3, N, A, F] the three pieces of f32
     const long long* __restrict__ ids,          // [N, A]
     const float* __restrict__ weights,          // [N, A]
     const W* __restrict__ down_proj,            // [EXPERTS, D, F]
-    const bf16* __restrict__ down_proj_scales,  // of weights of few bits
+    const float* __restrict__ down_proj_scales,  // of codes
     int D,
     int A,
     int F,
@@ -133,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(640, 1) moe_experts_gemv_down(
     float* outputs = (float*)(shared + blockDim.x / 32 * DEEP_BYTES);  // [A, 2, 16]
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const size_t n = blockIdx.y, column = lane / 4, pairs = (size_t)gridDim.y * A;
-    let_next_start();  // ids are read early: moe_experts_gemv_up lets this start when it has them.
+    // ids are read early: moe_experts_gemv_up lets this start when it has them.
     const int d0 = 16 * blockIdx.x, upper = min(d0 + lane / 4, D - 1), lower = min(d0 + lane / 4 + 8, D - 1);
     for (int part = warp; part < 2 * A; part += blockDim.x / 32) {
         const int a = part / 2, e = ids[n * A + a];
@@ -256,9 +255,9 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS<W>, 1) moe_experts_gem
     const Tile* __restrict__ tiles,             // [ceil(N A / 128) + EXPERTS]
     const int* __restrict__ n_tiles,            // [1]
     const W* __restrict__ gate_proj,            // [EXPERTS, F, D]
-    const bf16* __restrict__ gate_proj_scales,  // of weights of few bits
+    const float* __restrict__ gate_proj_scales,  // of codes
     const W* __restrict__ up_proj,              // [EXPERTS, F, D]
-    const bf16* __restrict__ up_proj_scales,    // of weights of few bits
+    const float* __restrict__ up_proj_scales,    // of codes
     int N,
     int D,
     int A,
@@ -302,7 +301,7 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS<W>, 1) moe_experts_gem
         const Tile at = tiles[tile / across];
         const int f0 = tile % across * HIGH, e = at.expert, end = offsets[e + 1];
         float sums[BLOCKS<W, P>][64];
-        const bf16* scales = group == 0 ? gate_proj_scales : up_proj_scales;
+        const float* scales = group == 0 ? gate_proj_scales : up_proj_scales;
         consume(sums, ring, steps, scales_of(scales, e, f0, F, D, plant));
         int from = 0, to = 64;  // Which of its sums a thread goes on with.
         if constexpr (BLOCKS<W, P> == 2) {
@@ -354,7 +353,7 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS<W>, 1) moe_experts_gem
     const Tile* __restrict__ tiles,             // [ceil(N A / 128) + EXPERTS]
     const int* __restrict__ n_tiles,            // [1]
     const W* __restrict__ down_proj,            // [EXPERTS, D, F]
-    const bf16* __restrict__ down_proj_scales,  // of weights of few bits
+    const float* __restrict__ down_proj_scales,  // of codes
     int N,
     int D,
     int A,

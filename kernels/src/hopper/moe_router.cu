@@ -40,7 +40,6 @@ extern "C" __global__ void __launch_bounds__(512) moe_router_gemv(
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
     float* parts = (float*)(shared + warps * DEEP_BYTES);  // [warps, 32, 4]
     const int n0 = 8 * blockIdx.y, n = n0 + lane / 4, tiles = ceil_div(EXPERTS, 16);
-    let_next_start();
     const Column<E> columns[1] = {{n < N ? x + (size_t)n * D : nullptr, 0}};
     int together = 1;  // Tiles of a block at the same time; the warps of a tile share its columns.
     while (together < warps && together * gridDim.x < tiles) together *= 2;

@@ -18,8 +18,10 @@ use super::{
     portable::{Kernel, Planted, Portable, as_stored, pack, packed, unpacked},
     stored::{Stored, widen},
 };
+use fp8::InFp8;
 
 pub(crate) mod fast;
+mod fp8;
 pub(crate) mod kept;
 pub(crate) mod paired;
 
@@ -30,12 +32,10 @@ pub fn variants() -> &'static [&'static dyn Variant<Attention>] {
 }
 
 const VARIANTS: &[&dyn Variant<Attention>] = variants!(
-    [&Portable::new(
-        "cpu/portable",
-        pack!(Loaded),
-        as_stored,
-        PLANTS,
-    )],
+    [
+        &Portable::new("cpu/portable", pack!(Loaded), as_stored, PLANTS),
+        &Portable::new("cpu/portable-fp8", pack!(InFp8), in_fp8, FP8_PLANTS),
+    ],
     as_stored,
     VECTOR_PLANTS,
     paired: |spec| {
@@ -72,6 +72,30 @@ const INT8_PLANTS: &[Plant] = &[
         name: "value-step-missing",
         what: "values in eight bits are not scaled by their steps",
         cite: "https://github.com/flashinfer-ai/flashinfer/issues/4979",
+    },
+];
+
+/// The plan of what keeps keys and values in FP8, and all else as a problem is stored.
+pub(crate) fn in_fp8(spec: &Spec<Case>) -> Plan {
+    Plan::stored(spec.dtype).round(Site::Keys, Grid::Fp8).round(Site::Values, Grid::Fp8)
+}
+
+/// Faults that show through what FP8 rounds, and that of its codes.
+pub(crate) const FP8_PLANTS: &[Plant] = &[
+    PLANTS[0],
+    PLANTS[1],
+    PLANTS[6],
+    PLANTS[7],
+    PLANTS[8],
+    PLANTS[9],
+    PLANTS[10],
+    PLANTS[12],
+    PLANTS[14],
+    PLANTS[15],
+    Plant {
+        name: "fnuz-bias",
+        what: "codes of keys and values are read as e4m3fnuz, whose exponents are biased by one more",
+        cite: "https://github.com/vllm-project/vllm/issues/45562",
     },
 ];
 
@@ -247,14 +271,14 @@ impl<E: Stored> Kernel<Attention> for Loaded<E> {
     }
 }
 
-/// What attention reads.
-pub(crate) struct Qkv<'a, E> {
+/// What attention reads; keys and values may be stored in a type of their own.
+pub(crate) struct Qkv<'a, E, C = E> {
     /// `[N, HQ, H]`.
     pub(crate) q: &'a [E],
     /// `[M, HKV, H]`.
-    pub(crate) k: &'a [E],
+    pub(crate) k: &'a [C],
     /// `[M, HKV, H]`.
-    pub(crate) v: &'a [E],
+    pub(crate) v: &'a [C],
     /// `[N, HQ, H]`.
     pub(crate) gate: Option<&'a [E]>,
     /// Rows of `q` of each sequence.
@@ -278,7 +302,7 @@ const KEYS: usize = 64;
 ///
 /// Blocks start at the first key of the sequence, so that how a query is summed depends on its
 /// position alone. `o`: `[N, HQ, H]`.
-pub(crate) fn attention<E: Stored>(o: &mut [E], x: &Qkv<'_, E>, plant: Planted) {
+pub(crate) fn attention<E: Stored, C: Stored>(o: &mut [E], x: &Qkv<'_, E, C>, plant: Planted) {
     let faults = Faults::new(x.h, plant);
     tasks(o, x, plant).into_par_iter().for_each(|task| task.run(x, &faults));
 }
@@ -302,7 +326,11 @@ struct Task<'a, E> {
     first: usize,
 }
 
-fn tasks<'a, E: Stored>(o: &'a mut [E], x: &Qkv<'_, E>, plant: Planted) -> Vec<Task<'a, E>> {
+fn tasks<'a, E: Stored, C: Stored>(
+    o: &'a mut [E],
+    x: &Qkv<'_, E, C>,
+    plant: Planted,
+) -> Vec<Task<'a, E>> {
     let group = x.hq / x.hkv;
     let mut outputs = o.chunks_mut(x.h);
     let mut tasks = Vec::new();
@@ -348,10 +376,10 @@ struct Softmax {
 }
 
 impl<E: Stored> Task<'_, E> {
-    fn run(self, x: &Qkv<'_, E>, faults: &Faults) {
+    fn run<C: Stored>(self, x: &Qkv<'_, E, C>, faults: &Faults) {
         let h = x.h;
         let end = self.queries.iter().map(|query| query.seen.end).max().unwrap_or(0);
-        let gather = |to: &mut Vec<f32>, from: &[E], block: &Range<usize>| {
+        let gather = |to: &mut Vec<f32>, from: &[C], block: &Range<usize>| {
             to.resize(block.len() * h, f32::NAN);
             for (to, j) in to.chunks_mut(h).zip(block.clone()) {
                 let at = (j * x.hkv + self.head) * h;

@@ -18,6 +18,8 @@ pub enum Work {
     Read,
     /// Bytes read and written in their place; each counts twice.
     Change,
+    /// Bytes read in one place and written in another; each counts twice.
+    Copy,
     /// Multiplications and additions in f32.
     F32,
     /// The same of bf16 pairs.
@@ -115,6 +117,23 @@ fn work_on<S: Simd>(s: S, kind: Work, memory: &mut Memory) -> u64 {
             });
             return (2 * size_of::<f32>() * memory.0.len()) as u64;
         }
+        Work::Copy => {
+            let half = memory.0.len() / 2;
+            let (to, from) = memory.0.split_at_mut(half);
+            pool::pieces(to, STRETCH, |i, own| {
+                let from = &from[i * STRETCH..][..own.len()];
+                s.run(
+                    #[inline(always)]
+                    || {
+                        let lines = own.as_chunks_mut::<LANES>().0;
+                        for (own, x) in lines.iter_mut().zip(from.as_chunks::<LANES>().0) {
+                            s.store(own, s.load::<f32>(x));
+                        }
+                    },
+                );
+            });
+            return (2 * size_of::<f32>() * half) as u64;
+        }
         Work::F32 => 2 * LANES,
         Work::Bf16 => 2 * PAIRS,
         Work::Int8 => 2 * QUADS,
@@ -139,10 +158,12 @@ fn work_on<S: Simd>(s: S, kind: Work, memory: &mut Memory) -> u64 {
                             #[inline(always)]
                             |sum| *sum = s.pairs(*sum, h, h),
                         ),
-                        Work::Int8 | Work::Read | Work::Change => whole.iter_mut().for_each(
-                            #[inline(always)]
-                            |sum| *sum = s.quads(*sum, w, [1; 4]),
-                        ),
+                        Work::Int8 | Work::Read | Work::Change | Work::Copy => {
+                            whole.iter_mut().for_each(
+                                #[inline(always)]
+                                |sum| *sum = s.quads(*sum, w, [1; 4]),
+                            )
+                        }
                     }
                 }
                 let mut o = [0.0; LANES];

@@ -7,10 +7,10 @@ use golden::{
 };
 
 use super::{
-    entry::{Launch, MULTIPROCESSORS, Scratch, Sizes, pieces},
+    entry::{Launch, MULTIPROCESSORS, Scratch, Sizes, pieces, threads},
     kernel::{CLAIMS, CUT_ANYWHERE, Cuda, any, chosen},
 };
-use crate::cpu::attention::PLANTS;
+use crate::cpu::attention::{FP8_PLANTS, PLANTS, in_fp8};
 
 /// Every CUDA variant, plainest first.
 #[inline(never)]
@@ -20,7 +20,18 @@ pub fn variants() -> &'static [&'static dyn Variant<Attention>] {
 
 const VARIANTS: &[&dyn Variant<Attention>] = {
     let [one, four, eight, pairs_one, pairs_four, pairs_eight] = &DECODE;
-    &[&NAIVE, one, four, eight, pairs_one, pairs_four, pairs_eight, &PREFILL, &PREFILL_PARTS]
+    &[
+        &NAIVE,
+        &NAIVE_FP8,
+        one,
+        four,
+        eight,
+        pairs_one,
+        pairs_four,
+        pairs_eight,
+        &PREFILL,
+        &PREFILL_PARTS,
+    ]
 };
 
 const NAIVE: Cuda<Attention> = Cuda {
@@ -52,6 +63,24 @@ const NAIVE: Cuda<Attention> = Cuda {
             "scores-in-bf16",
         ],
     ),
+};
+
+/// The same over a cache in FP8.
+const NAIVE_FP8: Cuda<Attention> = Cuda {
+    name: "cuda/naive-fp8",
+    launches: &[
+        Launch::blocks("attention_keep_fp8", |n| threads(n.of("M") * n.of("HKV") * n.of("H"))),
+        Launch::blocks("attention_naive_fp8", |n| [n.of("N") * n.of("HQ"), 1, 1])
+            .threads(|_| 128)
+            .sharing(|n| 4 * (2 * n.of("H") + 128)),
+    ],
+    scratch: &[
+        Scratch::new("keys", |n| n.of("M") * n.of("HKV") * n.of("H")),
+        Scratch::new("values", |n| n.of("M") * n.of("HKV") * n.of("H")),
+    ],
+    plan: in_fp8,
+    plants: FP8_PLANTS,
+    ..NAIVE
 };
 
 /// Few queries of a sequence, `$each` together in a group, whose keys clusters of `$blocks` blocks share: how many

@@ -330,6 +330,12 @@ impl Buffer {
         Buffer { address, len, there: None }
     }
 
+    /// Some bytes of it, which are there as long as it is.
+    pub(crate) fn part(&self, from: usize, len: usize) -> Buffer {
+        assert!(from + len <= self.len, "a part of {len} from {from} on, of {}", self.len);
+        Buffer { address: self.address + from as u64, len, there: None }
+    }
+
     /// Bytes.
     pub(crate) fn len(&self) -> usize {
         self.len
@@ -453,13 +459,16 @@ pub(crate) struct Shape {
     pub(crate) block: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub(crate) shared: u32,
+    /// Whether it may start before what is before it in the stream has ended, for which it waits itself.
+    pub(crate) early: bool,
 }
 
 impl Shape {
     /// Of a kernel of karat: threads of a block in a row. The assembler reads four numbers of shared memory
     /// at once, also where fewer are left.
     pub(crate) fn of(grid: [u32; 3], threads: u32, shared: u32) -> Shape {
-        Shape { grid, block: [threads, 1, 1], shared: shared.next_multiple_of(16) }
+        let shared = shared.next_multiple_of(16);
+        Shape { grid, block: [threads, 1, 1], shared, early: false }
     }
 }
 
@@ -509,15 +518,35 @@ impl Function {
             unsafe { result::function::set_function_attribute(self.function, what, bytes) }?;
         }
         let mut places: Vec<*mut c_void> = values.iter().map(Value::place).collect();
-        let three = |[x, y, z]: [u32; 3]| (x, y, z);
-        let (grid, block) = (three(shape.grid), three(shape.block));
-        let stream = device.stream.cu_stream();
+        let ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]) = (shape.grid, shape.block);
+        let mut early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid_x,
+            gridDimY: grid_y,
+            gridDimZ: grid_z,
+            blockDimX: block_x,
+            blockDimY: block_y,
+            blockDimZ: block_z,
+            sharedMemBytes: shape.shared,
+            hStream: device.stream.cu_stream(),
+            attrs: &raw mut early,
+            numAttrs: u32::from(shape.early),
+        };
         // SAFETY: the function is of a loaded module, and places point to values that outlive the call,
         // which copies them. What the kernel does with the addresses is foreign code's affair, and why
         // it runs in a process of its own.
         let launched = unsafe {
-            result::launch_kernel(self.function, grid, block, shape.shared, stream, &mut places)
+            sys::cuLaunchKernelEx(
+                &raw const config,
+                self.function,
+                places.as_mut_ptr(),
+                ptr::null_mut(),
+            )
         };
-        Ok(launched?)
+        Ok(launched.result()?)
     }
 }

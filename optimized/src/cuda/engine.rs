@@ -1,7 +1,13 @@
 //! The kernels of `engine.cu`, and those of ops that the engine launches, each as a function: what it takes,
 //! and how many threads do it.
 
-use kernels::{ATTENTION, Build, ENGINE, GATED_DELTA_RULE, Source};
+mod fast;
+mod matrix;
+
+pub(super) use fast::{FEW, Fast, Sorted};
+pub(super) use matrix::{Element, Matrix, Stored};
+
+use kernels::{ATTENTION, Build, ENGINE, ENGINE_EXPERTS, GATED_DELTA_RULE, Source};
 
 use super::{
     device::{Buffer, Error},
@@ -9,75 +15,6 @@ use super::{
 };
 
 use Arg::{At, Float, Int};
-
-/// What activations are stored in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Element {
-    F32,
-    Bf16,
-}
-
-impl Element {
-    pub(super) fn size(self) -> usize {
-        match self {
-            Element::F32 => 4,
-            Element::Bf16 => 2,
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Element::F32 => "f32",
-            Element::Bf16 => "bf16",
-        }
-    }
-}
-
-/// What weights are stored in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stored {
-    F32,
-    Bf16,
-    F16,
-    Fp8,
-}
-
-impl Stored {
-    pub(super) fn size(self) -> usize {
-        match self {
-            Stored::F32 => 4,
-            Stored::Bf16 | Stored::F16 => 2,
-            Stored::Fp8 => 1,
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Stored::F32 => "f32",
-            Stored::Bf16 => "bf16",
-            Stored::F16 => "f16",
-            Stored::Fp8 => "Fp8",
-        }
-    }
-}
-
-/// Weight matrices of one shape, one after another.
-pub(super) struct Matrix {
-    pub(super) weights: Buffer,
-    /// Of FP8, one of each block.
-    pub(super) scales: Option<Buffer>,
-    pub(super) stored: Stored,
-    pub(super) rows: usize,
-    pub(super) columns: usize,
-    pub(super) block: [usize; 2],
-}
-
-impl Matrix {
-    /// Bytes on the device.
-    pub(super) fn bytes(&self) -> usize {
-        self.weights.len() + self.scales.as_ref().map_or(0, Buffer::len)
-    }
-}
 
 /// How a kernel of synthetic weights writes its elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +34,17 @@ const MOST_WARPS: usize = 16;
 /// Threads of a block that does a head of attention.
 const HEAD: usize = 128;
 
+/// What is added to the residual stream.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Added<'a> {
+    /// In f32.
+    pub(super) wide: Option<&'a Buffer>,
+    /// In E.
+    pub(super) narrow: [Option<&'a Buffer>; 2],
+    /// Whether there was nothing before.
+    pub(super) begins: bool,
+}
+
 /// Experts of some tokens.
 #[derive(Clone, Copy)]
 pub(super) struct Experts<'a> {
@@ -110,6 +58,8 @@ pub(super) struct Experts<'a> {
 pub(super) struct Ops<'a> {
     pub(super) stream: &'a mut dyn Launches,
     pub(super) element: Element,
+    /// Kernels for Hopper, if they are used where they can be.
+    pub(super) fast: Option<Fast>,
 }
 
 /// The sizes of a layer of the delta rule.
@@ -138,11 +88,12 @@ impl Ops<'_> {
         (grid, threads, shared): ([usize; 3], usize, usize),
         args: &[(&'static str, Arg)],
     ) -> Result<(), Error> {
-        let call = Call { source, build, entry, grid, threads, shared, args };
+        let early = self.fast.is_some() && fast::starts_early(entry);
+        let call = Call { source, build, entry, grid, threads, shared, early, args };
         self.stream.launch(&call)
     }
 
-    /// A kernel of `engine.cu`.
+    /// A kernel of `engine.cu` or `engine_experts.cu`.
     fn engine(
         &mut self,
         entry: &'static str,
@@ -152,7 +103,9 @@ impl Ops<'_> {
     ) -> Result<(), Error> {
         let activations = self.element.name();
         let weights = Some(weights.map_or(activations, Stored::name));
-        self.launch((&ENGINE, Build { activations, weights }), entry, shape, args)
+        let of_experts = entry == "engine_route" || entry.starts_with("engine_experts");
+        let source = if of_experts { &ENGINE_EXPERTS } else { &ENGINE };
+        self.launch((source, Build { activations, weights }), entry, shape, args)
     }
 
     /// Some elements of a synthetic tensor, from byte `start` of a buffer on.
@@ -207,23 +160,25 @@ impl Ops<'_> {
         self.engine("engine_embedding", Some(table.stored), (each(n * d), THREADS, 0), &args)
     }
 
-    /// `x <- x + add`, or `add` where it begins the stream; the norm of it in rows of `o`, `stride` apart,
-    /// from element `from` on.
+    /// `x <- x + what is added`, or that alone where it begins the stream; the norm of it in rows of `o`,
+    /// `stride` apart, from element `from` on.
     pub(super) fn norm(
         &mut self,
         (o, from, stride): (&Buffer, usize, usize),
         x: &Buffer,
-        add: Option<(&Buffer, bool)>,
+        add: Added<'_>,
         weight: &Buffer,
         (n, d, eps): (usize, usize, f32),
     ) -> Result<(), Error> {
         let args = [
             ("o", At(o.address() + (from * self.element.size()) as u64)),
             ("x", at(x)),
-            ("add", maybe(add.map(|(add, _)| add))),
+            ("add", maybe(add.wide)),
+            ("narrow", maybe(add.narrow[0])),
+            ("more", maybe(add.narrow[1])),
             ("weight", at(weight)),
             ("eps", Float(eps)),
-            ("begins", Int(usize::from(add.is_some_and(|(_, begins)| begins)))),
+            ("begins", Int(usize::from(add.begins))),
             ("stride", Int(stride)),
             ("D", Int(d)),
         ];
@@ -238,6 +193,9 @@ impl Ops<'_> {
         weight: &Matrix,
         n: usize,
     ) -> Result<(), Error> {
+        if self.reads(weight) {
+            return self.fast_linear(o, x, weight, n);
+        }
         let to = (at(o), At(0), true);
         self.project(to, x, weight, n)
     }
@@ -262,6 +220,9 @@ impl Ops<'_> {
         weight: &Matrix,
         n: usize,
     ) -> Result<(), Error> {
+        if self.decides(weight) {
+            return self.fast_decision(o, x, weight, n);
+        }
         let to = (At(0), at(o), false);
         self.project(to, x, weight, n)
     }
@@ -303,6 +264,8 @@ impl Ops<'_> {
         (n, s, advances): (usize, usize, bool),
         c: Delta,
     ) -> Result<(), Error> {
+        // Of many tokens a thread does some, so that what it has found out of its channel is used again.
+        let together = if n <= 1024 { 1 } else { 16 };
         let mut args = vec![
             ("q", at(q)),
             ("k", at(k)),
@@ -318,12 +281,14 @@ impl Ops<'_> {
             ("state", at(state)),
             ("cu_seqlens", cu),
             ("advances", Int(usize::from(advances))),
+            ("together", Int(together)),
             ("N", Int(n)),
             ("S", Int(s)),
         ];
         args.extend(c.sizes());
         let channels = 2 * c.hk * c.k + 2 * c.hv * c.v + c.hv;
-        self.engine("engine_delta_in", None, (each(n * channels), THREADS, 0), &args)
+        let grid = [n.div_ceil(together), channels.div_ceil(THREADS), 1];
+        self.engine("engine_delta_in", None, (grid, THREADS, 0), &args)
     }
 
     /// The windows after.
@@ -349,13 +314,16 @@ impl Ops<'_> {
     /// The delta rule; states go on where they are.
     pub(super) fn delta_rule(
         &mut self,
-        o: &Buffer,
-        state: &Buffer,
+        (o, state, work): (&Buffer, &Buffer, &Buffer),
         [q, k, v, g, beta]: [&Buffer; 5],
         cu: Arg,
-        s: usize,
+        (n, s, one_each): (usize, usize, bool),
         c: Delta,
     ) -> Result<(), Error> {
+        if self.fast.is_some() {
+            let reads = [q, k, v, g, beta];
+            return self.fast_delta((o, state, work), reads, cu, (n, s, one_each), c);
+        }
         /// eps of the norms of queries and keys.
         const EPS: f32 = 1e-6;
         let args = [
@@ -400,11 +368,13 @@ impl Ops<'_> {
         self.engine("engine_gated_norm", None, ([n.div_ceil(WARPS), 1, 1], THREADS, 0), &args)
     }
 
-    /// Queries and their gates, and keys and values where the cache has them.
+    /// Queries and their gates, and keys and values where the cache has them; of projections whose rows are so far
+    /// apart, those of queries and those of keys and values.
     pub(super) fn attention_in(
         &mut self,
         [q, gate, k_cache, v_cache]: [&Buffer; 4],
         [both, keys, values, q_norm, k_norm, inv_freq]: [&Buffer; 6],
+        [of_queries, of_keys]: [usize; 2],
         (positions, rows): (Arg, Arg),
         (n, turned, eps, factor): (usize, usize, f32, f32),
         c: Heads,
@@ -420,6 +390,8 @@ impl Ops<'_> {
             ("q_norm", at(q_norm)),
             ("k_norm", at(k_norm)),
             ("inv_freq", at(inv_freq)),
+            ("of_queries", Int(of_queries)),
+            ("of_keys", Int(of_keys)),
             ("positions", positions),
             ("rows", rows),
             ("eps", Float(eps)),
@@ -437,11 +409,15 @@ impl Ops<'_> {
     pub(super) fn attention(
         &mut self,
         o: &Buffer,
-        [q, k, v, gate]: [&Buffer; 4],
+        [q, k, v, gate, parts, tickets]: [&Buffer; 6],
         (cu_q, cu_k): (Arg, Arg),
-        (n, s): (usize, usize),
+        (n, s, one_each): (usize, usize, bool),
         c: Heads,
     ) -> Result<(), Error> {
+        if self.fast.is_some() {
+            let reads = [q, k, v, gate, parts, tickets];
+            return self.fast_attention(o, reads, (cu_q, cu_k), (s, one_each), c);
+        }
         let args = [
             ("o", at(o)),
             ("q", at(q)),
@@ -460,13 +436,16 @@ impl Ops<'_> {
         self.launch((&ATTENTION, build), "attention_naive", shape, &args)
     }
 
-    /// Experts of `n` tokens, or the weights of those that are forced, and how far the shared one opens.
+    /// Experts of `n` tokens, or the weights of those that are forced, and how far the shared one opens: that
+    /// too in the slot behind them, if there is one. Rows of logits are so far apart; where that is further than
+    /// there are experts, what opens the shared one stands behind theirs.
     pub(super) fn route(
         &mut self,
         [ids, weights, margins, shared]: [&Buffer; 4],
         (logits, x, gate): (&Buffer, &Buffer, &Matrix),
         forced: Option<&Buffer>,
-        (n, active, experts): (usize, usize, usize),
+        (n, active, slots): (usize, usize, usize),
+        [experts, of_row]: [usize; 2],
         renormalise: bool,
     ) -> Result<(), Error> {
         let args = [
@@ -479,12 +458,15 @@ impl Ops<'_> {
             ("x", at(x)),
             ("gate", at(&gate.weights)),
             ("norm_topk_prob", Int(usize::from(renormalise))),
+            ("of_row", Int(of_row)),
             ("N", Int(n)),
             ("A", Int(active)),
+            ("SLOTS", Int(slots)),
             ("EXPERTS", Int(experts)),
             ("D", Int(gate.columns)),
         ];
-        let shape = ([n.div_ceil(WARPS), 1, 1], THREADS, 0);
+        let threads = (64 * n).min(THREADS);
+        let shape = ([(64 * n).div_ceil(threads.max(1)), 1, 1], threads, 0);
         self.engine("engine_route", Some(gate.stored), shape, &args)
     }
 

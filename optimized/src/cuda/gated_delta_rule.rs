@@ -7,7 +7,7 @@ use golden::{
 };
 
 use super::{
-    entry::{Launch, MULTIPROCESSORS, Number, Scratch, Sizes},
+    entry::{Launch, Number, Scratch, Sizes},
     kernel::{CLAIMS, CUT_ANYWHERE, Cuda, any, chosen},
 };
 use crate::cpu::gated_delta_rule::plants::RECURRENT;
@@ -59,24 +59,27 @@ const VARIANTS: &[&dyn Variant<GatedDeltaRule>] = &[
                 let pairs = (n.of("HV") / n.of("HK") + 1) / 2;
                 [n.of("HK"), slots(n), pairs]
             })
-            .sharing(|_| 57_344)
+            .sharing(|_| 66_560)
             .passing(WHOLE),
-            Launch::blocks("gated_delta_rule_chunk_walk", |n| {
-                [n.of("S") * n.of("HV"), if few(n) { 2 } else { 1 }, 1]
-            })
-            .threads(|n| if few(n) { 256 } else { 384 })
-            .sharing(|n| if few(n) { 184_320 } else { 217_088 })
-            .passing(WHOLE),
+            Launch::blocks("gated_delta_rule_chunk_walk", |n| [n.of("S") * n.of("HV"), 2, 1])
+                .sharing(|_| 185_344)
+                .passing(WHOLE),
         ],
         scratch: &[Scratch::new("work", |n| slots(n) * n.of("HV") * 17_408)],
         unfit,
-        plan: |_| {
-            let sites = [Site::WyInverse, Site::WyValues, Site::WyScores];
-            let plan =
-                Plan { form: Form::Prefixed(64), dot: Grid::Bf16, output: Grid::Bf16, ..Plan::F32 };
-            let plan = plan.truncated(16);
-            sites.into_iter().fold(plan, |plan, site| plan.round(site, Grid::Bf16))
-        },
+        plan: in_chunks,
+        claims: Claims { cuts: Some(64), ..CLAIMS },
+        plants: &HOPPER_PLANTS,
+    },
+    &Cuda {
+        name: "cuda/fused",
+        source: kernels::hopper::GATED_DELTA_RULE_FUSED,
+        launches: &[Launch::blocks("gated_delta_rule_fused", |n| [n.of("S") * n.of("HV"), 1, 1])
+            .threads(|_| 512)
+            .sharing(|_| 208_896)],
+        scratch: &[],
+        unfit,
+        plan: in_chunks,
         claims: Claims { cuts: Some(64), ..CLAIMS },
         plants: &HOPPER_PLANTS,
     },
@@ -123,9 +126,12 @@ fn slots(n: &Sizes) -> i64 {
 /// Every chunk of a sequence.
 const WHOLE: &[Number] = &[("first", |_| 0), ("chunks", |_| 0)];
 
-/// Whether heads have a block for half of their columns each, so that more multiprocessors have work.
-fn few(n: &Sizes) -> bool {
-    2 * n.of("S") * n.of("HV") <= n.of(MULTIPROCESSORS)
+/// Chunks whose blocks of tokens are inverted and multiplied before the state is known.
+fn in_chunks(_: &Spec<Case>) -> Plan {
+    let sites = [Site::WyInverse, Site::WyValues, Site::WyScores];
+    let plan = Plan { form: Form::Prefixed(64), dot: Grid::Bf16, output: Grid::Bf16, ..Plan::F32 };
+    let plan = plan.truncated(16);
+    sites.into_iter().fold(plan, |plan, site| plan.round(site, Grid::Bf16))
 }
 
 fn unfit(spec: &Spec<Case>) -> Option<&'static str> {

@@ -470,10 +470,14 @@ impl Shapes {
             let Codes { codes, scales } = Codes::new(&weights, rows, d, narrow);
             let codes = View::U8(ArrayView1::from(&codes).into_dyn());
             let scales = View::F32(ArrayView1::from(&scales).into_dyn());
-            return vec![
-                stored(name, Dtype::U8, &codes),
-                stored(scales_of(name), Dtype::Bf16, &scales),
-            ];
+            // As the checkpoint has them, or in bf16, which they are.
+            let wide = |parameter: &Parameter| {
+                parameter.name == scales_of(name)
+                    && parameter.kind == Kind::Input("float".to_owned())
+            };
+            let mut parameters = entries.iter().flat_map(|entry| &entry.parameters);
+            let dtype = if parameters.any(wide) { Dtype::F32 } else { Dtype::Bf16 };
+            return vec![stored(name, Dtype::U8, &codes), stored(scales_of(name), dtype, &scales)];
         }
         let dtype = match view {
             View::I64(_) => Dtype::I64,

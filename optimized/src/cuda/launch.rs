@@ -35,6 +35,8 @@ pub(super) struct Call<'a> {
     pub(super) threads: usize,
     /// Bytes of dynamic shared memory.
     pub(super) shared: usize,
+    /// Whether it may start before what is before it has ended.
+    pub(super) early: bool,
     /// By the names of the signature, in any order; where an input and an output share theirs, with `_in`
     /// and `_out`.
     pub(super) args: &'a [(&'static str, Arg)],
@@ -79,6 +81,7 @@ impl Kernels {
         let values = bind(entry, call.args).map_err(Error::Compile)?;
         let grid = call.grid.map(|n| n as u32);
         let shape = Shape::of(grid, call.threads as u32, call.shared as u32);
+        let shape = Shape { early: call.early, ..shape };
         function.launch(shape, &values)
     }
 }

@@ -42,7 +42,7 @@ use golden::{
 use ndarray::Array2;
 
 use self::{
-    pass::{Layers, Pass},
+    pass::{Layers, Pass, Pending},
     scratch::{LOGITS, Scratch},
     seen::{Looked, Seen},
     states::{LayerState, Saved, Sizes, States},
@@ -51,14 +51,18 @@ use self::{
 };
 use super::{
     device::{self, Buffer, Device, Graph},
-    engine::{Element, Matrix, Ops},
+    engine::{Added, Element, Fast, Matrix, Ops},
     gpu::{Context, gpu, with},
     launch::{Arg, Kernels, Stream},
 };
 use crate::cpu::model::pieces::{Piece, join, pieces, want_of};
 
 /// Rows that are walked at once.
-pub(super) const PIECE: usize = 2048;
+pub(super) fn piece(fast: Option<Fast>) -> usize {
+    /// By plain kernels.
+    const PIECE: usize = 2048;
+    fast.map_or(PIECE, |_| Fast::PIECE)
+}
 
 /// Why this machine cannot do what is asked, in one line.
 #[derive(Debug)]
@@ -104,6 +108,7 @@ pub(super) struct Model {
     kernels: Kernels,
     config: Config,
     format: Format,
+    fast: Option<Fast>,
     embedding: Matrix,
     layers: Vec<Layer>,
     final_norm: Buffer,
@@ -148,7 +153,7 @@ impl Model {
         let mut kernels = Kernels::default();
         let device = context.device.clone();
         let stream = &mut Stream { context, kernels: &mut kernels };
-        let ops = Ops { stream, element: format.element() };
+        let ops = Ops { stream, element: format.element(), fast: None };
         let own = device.clone();
         let mut load = Loader { weights, config: &config, format, device: own, ops, tell };
         let embedding = load.matrix(names::EMBED_TOKENS)?;
@@ -180,6 +185,7 @@ impl Model {
             device,
             kernels,
             format,
+            fast: fast(&config, format).ok(),
             embedding,
             layers,
             final_norm,
@@ -229,7 +235,7 @@ impl Model {
         if plain && !tokens.is_empty() && tokens.iter().all(|tokens| tokens.len() == 1) {
             return self.decode(context, tokens, want);
         }
-        let pieces = pieces(tokens, PIECE);
+        let pieces = pieces(tokens, piece(self.fast));
         if let [whole] = &pieces[..] {
             return self.piece(context, whole, want);
         }
@@ -253,7 +259,8 @@ impl Model {
         (lengths, capacity): (&[usize], usize),
     ) -> Result<Told, Error> {
         let (n, s) = (tokens.iter().map(Vec::len).sum(), tokens.len());
-        self.scratch.fit(&self.device, &self.config, self.format.element(), (n, s))?;
+        let kinds = (self.format.element(), self.fast);
+        self.scratch.fit(&self.device, &self.config, kinds, (n, s))?;
         let numbers = Told::numbers(tokens, lengths, capacity, asked);
         self.scratch.put(&self.device, &numbers)?;
         let address = self.scratch.told.address();
@@ -407,7 +414,7 @@ impl Model {
         let chosen = Arg::At(asked + 8 * rows.start as u64);
         let head = self.lm_head.as_ref().unwrap_or(&self.embedding);
         let stream = &mut Stream { context, kernels: &mut self.kernels };
-        let mut ops = Ops { stream, element };
+        let mut ops = Ops { stream, element, fast: self.fast };
         let (r, d) = (&self.scratch, self.config.hidden_size);
         ops.gather(&r.last, &r.normed, chosen, (rows.len(), d * element.size()))?;
         ops.wide(&r.logits, &r.last, head, rows.len())?;
@@ -423,12 +430,13 @@ impl Model {
     ) -> Result<(), Error> {
         let stream = &mut Stream { context, kernels: &mut self.kernels };
         let mut pass = Pass {
-            ops: Ops { stream, element: self.format.element() },
+            ops: Ops { stream, element: self.format.element(), fast: self.fast },
             device: Some(&self.device),
             config: &self.config,
             scratch: &mut self.scratch,
             inv_freq: &self.inv_freq,
             told,
+            pending: Pending::Wide,
         };
         let layers =
             Layers { embedding: &self.embedding, all: &self.layers, final_norm: &self.final_norm };
@@ -457,23 +465,25 @@ impl Model {
         let (mtp, cache) = self.mtp.as_ref().zip(self.states.mtp.as_ref()).ok_or(none)?;
         let stream = &mut Stream { context, kernels: &mut self.kernels };
         let mut pass = Pass {
-            ops: Ops { stream, element },
+            ops: Ops { stream, element, fast: self.fast },
             device: Some(&self.device),
             config: &self.config,
             scratch: &mut self.scratch,
             inv_freq: &self.inv_freq,
             told,
+            pending: Pending::Wide,
         };
         let looked = &mut Looked::nothing();
         looked.seen.part = Part::Mtp;
         pass.ops.embedding(&pass.scratch.x, told.ids(), &self.embedding, n)?;
         let r = &*pass.scratch;
-        pass.ops.norm((&r.pairs, 0, 2 * d), &r.x, None, &mtp.norm_embedding, (n, d, eps))?;
+        let alone = Added::default();
+        pass.ops.norm((&r.pairs, 0, 2 * d), &r.x, alone, &mtp.norm_embedding, (n, d, eps))?;
         pass.scratch.put_stream(&self.device, hidden)?;
         let r = &*pass.scratch;
-        pass.ops.norm((&r.pairs, d, 2 * d), &r.x, None, &mtp.norm_hidden, (n, d, eps))?;
+        pass.ops.norm((&r.pairs, d, 2 * d), &r.x, alone, &mtp.norm_hidden, (n, d, eps))?;
         pass.ops.widened(&r.added, &r.pairs, &mtp.fc, n)?;
-        let begins = Some((&r.added, true));
+        let begins = Added { wide: Some(&r.added), begins: true, ..alone };
         pass.ops.norm((&r.normed, 0, d), &r.x, begins, &mtp.layer.input_norm, (n, d, eps))?;
         pass.full_attention(&mtp.layer.mixer, cache, looked)?;
         pass.add_norm("h", &mtp.layer.post_norm, looked)?;
@@ -488,6 +498,15 @@ impl Model {
         let logits = self.logits(context, told, asked.len())?;
         let hidden = self.scratch.rows(&self.device, element, d, &asked)?;
         Ok(Step { logits, hidden: vec![hidden], ..Step::default() })
+    }
+}
+
+/// Kernels for Hopper, where the GPU and the model are what they are for; else why they are not.
+fn fast(config: &Config, format: Format) -> Result<Fast, String> {
+    let gpu = gpu().as_ref().map_err(Clone::clone)?;
+    match Fast::unfit(config, format.element(), &gpu.target) {
+        None => Ok(Fast { multiprocessors: gpu.multiprocessors as usize }),
+        Some(why) => Err(why),
     }
 }
 

@@ -135,5 +135,5 @@ fn chunks(n: &Sizes) -> i64 {
 
 fn down_threads(n: &Sizes) -> i64 {
     let experts = if n.of("N") == 1 { 64 } else { 32 };
-    (experts * n.of("A")).min(640)
+    (experts * n.of("A")).min(704)
 }

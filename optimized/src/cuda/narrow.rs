@@ -1,4 +1,4 @@
-//! Weight matrices of few bits, as `common/weight.cuh` reads them: codes, and scales in bf16.
+//! Weight matrices of few bits, as `common/weight.cuh` reads them: codes, and scales that bf16 has.
 
 use golden::{
     Narrow, fp8,

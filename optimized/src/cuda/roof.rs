@@ -1,4 +1,4 @@
-//! How fast the GPU reads its memory.
+//! How fast the GPU reads and copies its memory.
 
 use golden::Error;
 
@@ -45,8 +45,45 @@ impl Memory {
         let Memory { room, found, kernels } = self;
         with("reading", |context| {
             let device = context.device.clone();
-            let mut ops = Ops { stream: &mut Stream { context, kernels }, element: Element::F32 };
+            let mut ops =
+                Ops { stream: &mut Stream { context, kernels }, element: Element::F32, fast: None };
             (0..TIMES).try_for_each(|_| ops.read(found, room))?;
+            device.wait()
+        })?;
+        Ok((TIMES * ROOM) as u64)
+    }
+}
+
+/// Memory of the GPU to copy, more than its caches hold.
+pub struct Copies {
+    from: Buffer,
+    to: Buffer,
+}
+
+impl Copies {
+    /// Takes it.
+    ///
+    /// # Errors
+    /// If there is no GPU, or it has no room.
+    pub fn new() -> Result<Copies, Error> {
+        let [from, to] = with("copying", |context| {
+            let device = &context.device;
+            Ok([device.room(ROOM / 2)?, device.room(ROOM / 2)?])
+        })?;
+        let mut copies = Copies { from, to };
+        copies.copy()?;
+        Ok(copies)
+    }
+
+    /// Copies all of it a few times; how many bytes were read and written.
+    ///
+    /// # Errors
+    /// If the GPU does not.
+    pub fn copy(&mut self) -> Result<u64, Error> {
+        let Copies { from, to } = self;
+        with("copying", |context| {
+            let device = context.device.clone();
+            (0..TIMES).try_for_each(|_| device.copy((&*from, 0), (&mut *to, 0), ROOM / 2))?;
             device.wait()
         })?;
         Ok((TIMES * ROOM) as u64)

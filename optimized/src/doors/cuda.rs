@@ -268,6 +268,7 @@ fn shape(launch: &Launch, size: &dyn Fn(&str) -> Option<i64>) -> Result<Shape, S
         grid: three("grid", &launch.grid)?,
         block: three("block", &launch.block)?,
         shared: number("shared", &launch.shared, 0)?,
+        early: false,
     })
 }
 

@@ -256,9 +256,10 @@ impl<C: Code> Cached for Paired<C> {
         for start in keys.clone().step_by(KEYS) {
             let n = KEYS.min(keys.end - start);
             let Block { k, v, steps } = self.block(task.head, start);
-            // While scores are made, values come nearer, and the next keys while these are weighed.
+            // While scores are made, values come nearer, and the next keys while these are weighed; those of the
+            // next stretch too, which is this thread's as well.
             let next = start + KEYS;
-            let later = if next < keys.end { self.block(task.head, next).k } else { &[] };
+            let later = if next < self.len() { self.block(task.head, next).k } else { &[] };
             scores.fill(0.0);
             product(s, &mut scores, KEYS, (&q, 2 * pairs), pairs, (k, &mut room), v);
             let visible = |row| task.seen(row).saturating_sub(start).min(n);

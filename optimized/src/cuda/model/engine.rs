@@ -3,18 +3,19 @@
 use golden::{
     Claims, Config, Engine, Error, Plan, Rng,
     engine::{LinearState, Listener, Rows, Snapshot, Step, Traffic, Want},
-    plan::{Grid, Site},
+    plan::{Form, Grid, Site},
 };
 use ndarray::{Array2, Array3, Array4, Axis, Slice};
 
 use super::{
-    Format, LayerState, Model, PIECE, memory, on,
+    Format, LayerState, Model, fast, memory, on, piece,
     seen::{numbers, stored},
+    weights::Layer,
 };
 use crate::{
     cpu::model::pieces::{join, pieces},
     cuda::{
-        engine::{Element, Ops},
+        engine::{Element, Fast, Ops},
         launch::Stream,
     },
 };
@@ -32,11 +33,23 @@ impl Engine for Model {
     }
 
     fn plan(&self) -> Plan {
-        plan(self.format)
+        plan(self.format, self.fast.is_some())
+    }
+
+    fn falls_back(&self) -> Option<String> {
+        if let Err(why) = fast(&self.config, self.format) {
+            return Some(why);
+        }
+        let odd: Vec<_> = self.layers.iter().flat_map(Layer::projections).collect();
+        let all = odd.len();
+        let odd = odd.into_iter().filter(|matrix| !Fast::reads(matrix)).count();
+        let of = "those for Hopper are of weights in bf16, or in FP8 in blocks of 128 by 128";
+        (0 < odd).then(|| format!("{of}; {odd} of {all} kinds of projections are not"))
     }
 
     fn claims(&self) -> Claims {
-        Claims { deterministic: true, batch_invariant: true, cuts: Some(1) }
+        let plain = self.fast.is_none();
+        Claims { deterministic: true, batch_invariant: plain, cuts: plain.then_some(1) }
     }
 
     fn forces(&self) -> bool {
@@ -83,7 +96,7 @@ impl Engine for Model {
                 device.put_at(&drawn(TURN * width, 1.0, element), rows, 0)?;
             }
             let stream = &mut Stream { context, kernels: &mut model.kernels };
-            let mut ops = Ops { stream, element };
+            let mut ops = Ops { stream, element, fast: None };
             for layer in &mut model.states.layers {
                 match layer {
                     LayerState::Full(cache) => {
@@ -235,8 +248,8 @@ impl Engine for Model {
     }
 }
 
-/// How a format rounds.
-fn plan(format: Format) -> Plan {
+/// How a format rounds, on plain kernels or on those for Hopper.
+fn plan(format: Format, fast: bool) -> Plan {
     match format {
         Format::F32 => Plan::F32,
         Format::Bf16 => {
@@ -250,7 +263,21 @@ fn plan(format: Format) -> Plan {
                 Site::Rope,
                 Site::ExpertHidden,
             ];
-            sites.iter().fold(Plan::F32, |plan, &site| plan.round(site, Grid::Bf16))
+            let plan = sites.iter().fold(Plan::F32, |plan, &site| plan.round(site, Grid::Bf16));
+            if !fast {
+                return plan;
+            }
+            // Of many tokens chunks are multiplied in bf16, and what experts come to is stored.
+            let sites = [
+                Site::Probabilities,
+                Site::WyInverse,
+                Site::WyValues,
+                Site::WyScores,
+                Site::ExpertOut,
+                Site::MoeOut,
+            ];
+            let plan = Plan { form: Form::Prefixed(64), dot: Grid::Bf16, ..plan }.truncated(16);
+            sites.iter().fold(plan, |plan, &site| plan.round(site, Grid::Bf16))
         }
     }
 }
@@ -271,7 +298,7 @@ impl Model {
         }
         self.on(|model, context| {
             let mut step = None;
-            for piece in pieces(tokens, PIECE) {
+            for piece in pieces(tokens, piece(model.fast)) {
                 let own = hidden.slice_axis(Axis(0), Slice::from(piece.rows.clone()));
                 let own: Vec<f32> = own.iter().copied().collect();
                 join(&mut step, model.draft(context, &piece, &own, rows)?)?;

@@ -8,7 +8,7 @@ use golden::{
 };
 
 use super::{
-    Format, PIECE, Unfit,
+    Format, Unfit, fast, piece,
     scratch::Room,
     states::{Sizes, capacity},
     weights::{block, kept},
@@ -41,8 +41,9 @@ pub fn memory(weights: &dyn Weights, format: &str, demand: &Demand) -> Result<Me
 }
 
 fn scratch(c: &Config, format: Format, demand: &Demand) -> u64 {
-    let (rows, sequences) = (demand.fed.clamp(1, PIECE), demand.sequences.max(1));
-    Room::of(c, format.element(), (rows, sequences)).all()
+    let fast = fast(c, format).ok();
+    let (rows, sequences) = (demand.fed.clamp(1, piece(fast)), demand.sequences.max(1));
+    Room::of(c, (format.element(), fast), (rows, sequences)).all()
 }
 
 /// Bytes of all weights.

@@ -10,7 +10,7 @@ use golden::{
 use kernels::{Build, Kind, Parameter, Size};
 
 use super::{
-    pass::{Layers, Pass},
+    pass::{Layers, Pass, Pending},
     scratch::{LOGITS, Room, Scratch},
     seen::Looked,
     states::{Cache, LayerState, Linear, Sizes},
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::cuda::{
     device::{Buffer, Error},
-    engine::{Element, Matrix, Ops, Stored},
+    engine::{Element, Fast, Matrix, Ops, Stored},
     launch::{Arg, Call, Launches, argument, bind, entry},
 };
 
@@ -71,10 +71,21 @@ impl Paper {
             },
             Mixer::Full => {
                 let (q, kv) = (c.num_attention_heads * h, c.num_key_value_heads * h);
+                let all = self.matrices(1, [2 * q + 2 * kv, d], stored);
+                let whole = [2 * q, kv].iter().all(|n| n.is_multiple_of(all.block[0]));
+                let [own, keys, values] =
+                    [(0, 2 * q), (2 * q, kv), (2 * q + kv, kv)].map(|(first, rows)| {
+                        if whole {
+                            all.rows_of(first, rows)
+                        } else {
+                            self.matrices(1, [rows, d], stored)
+                        }
+                    });
                 MixerWeights::Full {
-                    q: self.matrices(1, [2 * q, d], stored),
-                    k: self.matrices(1, [kv, d], stored),
-                    v: self.matrices(1, [kv, d], stored),
+                    q: own,
+                    k: keys,
+                    v: values,
+                    together: whole.then_some(all),
                     o: self.matrices(1, [d, q], stored),
                     q_norm: self.room(4 * h),
                     k_norm: self.room(4 * h),
@@ -83,12 +94,25 @@ impl Paper {
         };
         let mlp = match mlp {
             Mlp::Dense => MlpWeights::Dense(self.swiglu(1, [d, c.intermediate_size], stored)),
-            Mlp::Sparse => MlpWeights::Sparse {
-                router: self.matrices(1, [c.num_experts, d], whole),
-                experts: self.swiglu(c.num_experts, [d, c.moe_intermediate_size], stored),
-                shared: self.swiglu(1, [d, c.shared_expert_intermediate_size], stored),
-                shared_gate: self.matrices(1, [1, d], whole),
-            },
+            Mlp::Sparse => {
+                let (count, f) = (c.num_experts, c.moe_intermediate_size);
+                let deciding = self.matrices(1, [count + 1, d], whole);
+                let (router, shared_gate) =
+                    (deciding.rows_of(0, count), deciding.rows_of(count, 1));
+                let mut together = None;
+                let (experts, shared);
+                if f == c.shared_expert_intermediate_size {
+                    let all = self.swiglu(count + 1, [d, f], stored);
+                    experts = all.each_ref().map(|all| all.some(0, count, count + 1));
+                    shared = all.each_ref().map(|all| all.some(count, 1, count + 1));
+                    together = Some(all);
+                } else {
+                    experts = self.swiglu(count, [d, f], stored);
+                    shared = self.swiglu(1, [d, c.shared_expert_intermediate_size], stored);
+                }
+                let deciding = Some(deciding);
+                MlpWeights::Sparse { router, experts, shared, shared_gate, deciding, together }
+            }
         };
         Layer { input_norm: self.room(4 * d), mixer, post_norm: self.room(4 * d), mlp }
     }
@@ -180,7 +204,12 @@ impl Launches for Paper {
 }
 
 /// Every launch of a step of so many tokens of each sequence.
-fn walk(c: &Config, (element, stored): (Element, Stored), lengths: &[usize]) -> Paper {
+fn walk(
+    c: &Config,
+    (element, stored): (Element, Stored),
+    fast: Option<Fast>,
+    lengths: &[usize],
+) -> Paper {
     let mut paper = Paper::default();
     let (n, s) = (lengths.iter().sum::<usize>(), lengths.len());
     let kinds = c.layer_types.iter().zip(&c.mlp_types);
@@ -192,18 +221,25 @@ fn walk(c: &Config, (element, stored): (Element, Stored), lengths: &[usize]) -> 
         (paper.room(4 * shape[1]), paper.room(4 * c.rope.inv_freq().len()));
     let capacity = lengths.iter().max().unwrap_or(&0) + 3;
     let states = paper.states(c, element, (s, capacity));
-    let room = Room { c, element, n, sequences: s };
+    let room = Room { c, element, fast, n, sequences: s };
     let mut scratch = Scratch::make(&mut |name| Ok(paper.room(room.bytes(name)))).unwrap();
     paper.known = [("N", n), ("S", s)].into_iter().collect();
     let one_each = lengths.iter().all(|&length| length == 1);
     let told = Told { address: scratch.told.address(), n, s, one_each };
-    let mut ops = Ops { stream: &mut paper, element };
+    let mut ops = Ops { stream: &mut paper, element, fast };
     let rows = n.min(LOGITS);
     ops.gather(&scratch.last, &scratch.normed, told.asked(), (rows, shape[1] * element.size()))
         .unwrap();
     ops.wide(&scratch.logits, &scratch.last, &head, rows).unwrap();
-    let mut pass =
-        Pass { ops, device: None, config: c, scratch: &mut scratch, inv_freq: &inv_freq, told };
+    let mut pass = Pass {
+        ops,
+        device: None,
+        config: c,
+        scratch: &mut scratch,
+        inv_freq: &inv_freq,
+        told,
+        pending: Pending::Wide,
+    };
     let layers = Layers { embedding: &embedding, all: &all, final_norm: &final_norm };
     pass.walk(&layers, &states, None, &mut Looked::nothing()).unwrap();
     paper
@@ -225,7 +261,7 @@ fn every_launch_is_as_its_kernel_says() {
         for &kinds in all {
             for lengths in [&[1][..], &[1, 1, 1], &[2], &[5, 0, 1], &[9], &[40], &[2048], &[700, 3]]
             {
-                let paper = walk(config, kinds, lengths);
+                let paper = walk(config, kinds, None, lengths);
                 let seen = |entry| paper.seen.get(entry).copied().unwrap_or(0);
                 for entry in ["engine_embedding", "engine_norm", "engine_delta_in", "engine_route"]
                 {
@@ -238,11 +274,53 @@ fn every_launch_is_as_its_kernel_says() {
 }
 
 #[test]
+fn kernels_for_hopper_are_as_they_say() {
+    let official = Preset::Official.config(Some(4), None).unwrap();
+    assert_eq!(Fast::unfit(&official, Element::Bf16, "sm_90a"), None);
+    let tiny = Preset::Tiny.config(None, None).unwrap();
+    assert!(Fast::unfit(&tiny, Element::Bf16, "sm_90a").is_some_and(|why| why.contains("heads")));
+    assert!(Fast::unfit(&official, Element::F32, "sm_90a").is_some_and(|why| why.contains("bf16")));
+    assert!(
+        Fast::unfit(&official, Element::Bf16, "sm_80").is_some_and(|why| why.contains("sm_80"))
+    );
+    let fast = Some(Fast { multiprocessors: 132 });
+    for stored in [Stored::Bf16, Stored::Fp8] {
+        for lengths in [
+            &[1][..],
+            &[1, 1, 1],
+            &[2],
+            &[5, 0, 1],
+            &[9],
+            &[40],
+            &[2048],
+            &[700, 3],
+            &[70, 0, 3, 1],
+        ] {
+            let paper = walk(&official, (Element::Bf16, stored), fast, lengths);
+            let seen = |entry| paper.seen.get(entry).copied().unwrap_or(0);
+            let (n, one_each) =
+                (lengths.iter().sum::<usize>(), lengths.iter().all(|&length| length == 1));
+            assert_eq!(0 < seen("attention_decode_1"), one_each);
+            assert_eq!(0 < seen("attention_prefill"), !one_each);
+            assert_eq!(0 < seen("gated_delta_rule_few"), one_each);
+            // Sequences that are fed nothing are none of a pass.
+            let crowded = 2 < lengths.iter().filter(|&&length| 0 < length).count();
+            assert_eq!(0 < seen("gated_delta_rule_chunk_walk"), !one_each && !crowded);
+            assert_eq!(0 < seen("gated_delta_rule_fused"), !one_each && crowded);
+            assert_eq!(0 < seen("linear_gemm"), 32 < n);
+            assert_eq!(0 < seen("moe_experts_gemm_down"), 8 < n);
+            assert_eq!(0 < seen("moe_experts_gemv_down"), n <= 8);
+            assert_eq!(seen("engine_experts_up"), 0);
+        }
+    }
+}
+
+#[test]
 #[should_panic(expected = "needs")]
 fn a_buffer_that_is_too_small_is_seen() {
     let mut paper = Paper::default();
     let (o, x) = (paper.room(8 * 64 * 4), paper.room(8 * 64 * 2));
     let weight = paper.matrices(1, [64, 64], Stored::F32);
-    let mut ops = Ops { stream: &mut paper, element: Element::F32 };
+    let mut ops = Ops { stream: &mut paper, element: Element::F32, fast: None };
     ops.linear(&o, &x, &weight, 8).unwrap();
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::cuda::{
     device::{Buffer, Device},
-    engine::{Delta, Element, Experts, Heads, Matrix, Ops},
+    engine::{Added, Delta, Element, Experts, FEW, Heads, Matrix, Ops, Sorted},
 };
 
 /// A piece on its way through the layers.
@@ -28,6 +28,19 @@ pub(super) struct Pass<'a> {
     pub(super) scratch: &'a mut Scratch,
     pub(super) inv_freq: &'a Buffer,
     pub(super) told: Told,
+    /// Where that is which is added to the stream next.
+    pub(super) pending: Pending,
+}
+
+/// Where what is added to the residual stream is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pending {
+    /// In f32.
+    Wide,
+    /// In E.
+    Narrow,
+    /// In E, in two parts.
+    Both,
 }
 
 /// What a piece goes through.
@@ -55,7 +68,7 @@ impl<'a> Pass<'a> {
         self.ops.embedding(&self.scratch.x, self.told.ids(), layers.embedding, n)?;
         self.see_wide(looked, ("embedding", "o"), &[n, d], |r| &mut r.x)?;
         let first = layers.all.first().map_or(layers.final_norm, |layer| &layer.input_norm);
-        self.norm(None, first, eps)?;
+        self.norm(first, eps)?;
         for (i, (layer, state)) in layers.all.iter().zip(states).enumerate() {
             if looked.listens && listener.as_mut().is_some_and(|go_on| !go_on(i)) {
                 return Err(INTERRUPTED.into());
@@ -116,16 +129,11 @@ impl<'a> Pass<'a> {
         looked.seen.see(device, name, shape, of(self.scratch), Element::F32)
     }
 
-    pub(super) fn norm(
-        &mut self,
-        add: Option<&Buffer>,
-        weight: &Buffer,
-        eps: f32,
-    ) -> Result<(), Error> {
+    /// The norm of the stream.
+    pub(super) fn norm(&mut self, weight: &Buffer, eps: f32) -> Result<(), Error> {
         let (n, d) = (self.told.n, self.config.hidden_size);
         let r = &*self.scratch;
-        let add = add.map(|add| (add, false));
-        Ok(self.ops.norm((&r.normed, 0, d), &r.x, add, weight, (n, d, eps))?)
+        Ok(self.ops.norm((&r.normed, 0, d), &r.x, Added::default(), weight, (n, d, eps))?)
     }
 
     /// `x <- x + added`, a residual of that name, and its norm; in one pass where nobody looks.
@@ -138,13 +146,37 @@ impl<'a> Pass<'a> {
         let (n, d) = (self.told.n, self.config.hidden_size);
         let eps = self.config.rms_norm_eps as f32;
         let r = &*self.scratch;
-        let add = Some((&r.added, false));
+        let add = match self.pending {
+            Pending::Wide => Added { wide: Some(&r.added), ..Added::default() },
+            Pending::Narrow => Added { narrow: [Some(&r.narrow), None], ..Added::default() },
+            Pending::Both => Added { narrow: [Some(&r.narrow), Some(&r.more)], ..Added::default() },
+        };
         self.ops.norm((&r.normed, 0, d), &r.x, add, weight, (n, d, eps))?;
         if looked.seen.looks() {
             self.see_wide(looked, (RESIDUAL, tensor), &[n, d], |r| &mut r.x)?;
-            self.norm(None, weight, eps)?;
+            self.norm(weight, eps)?;
         }
         Ok(())
+    }
+
+    /// The projection that is added to the stream next.
+    fn out(
+        &mut self,
+        (op, tensor): (&'static str, &'static str),
+        x: fn(&Scratch) -> &Buffer,
+        weight: &Matrix,
+        looked: &mut Looked<'_>,
+    ) -> Result<(), Error> {
+        let n = self.told.n;
+        let (r, shape) = (&*self.scratch, [n, weight.rows]);
+        if self.ops.reads(weight) {
+            self.pending = Pending::Narrow;
+            self.ops.linear(&r.narrow, x(r), weight, n)?;
+            return self.see(looked, (op, tensor), &shape, |r| &mut r.narrow);
+        }
+        self.pending = Pending::Wide;
+        self.ops.widened(&r.added, x(r), weight, n)?;
+        self.see_wide(looked, (op, tensor), &shape, |r| &mut r.added)
     }
 
     /// `linear_attn` over the new rows; the states go on.
@@ -168,6 +200,13 @@ impl<'a> Pass<'a> {
         };
         let r = &*self.scratch;
         self.ops.linear(&r.projected, &r.normed, qkvz, n)?;
+        let eps = c.rms_norm_eps as f32;
+        if self.told.one_each && !looked.seen.looks() && self.ops.steps(ba, delta) {
+            let own = (&r.gated, &state.recurrent, &state.conv);
+            let reads = (&r.projected, &r.normed, ba);
+            self.ops.delta_step(own, reads, [conv, a_log, dt_bias, norm], (s, eps), delta)?;
+            return self.out(("linear", "out_proj"), |r| &r.gated, out, looked);
+        }
         self.ops.wide(&r.gates, &r.normed, ba, n)?;
         self.see(looked, ("linear", "in_proj_qkvz"), &[n, qkvz.rows], |r| &mut r.projected)?;
         self.see_wide(looked, ("linear", "in_proj_ba"), &[n, ba.rows], |r| &mut r.gates)?;
@@ -184,15 +223,14 @@ impl<'a> Pass<'a> {
         }
         let gv = [n, delta.hv, delta.v];
         let reads = [&r.q, &r.k, &r.v, &r.g, &r.beta];
-        self.ops.delta_rule(&r.mixed, &state.recurrent, reads, cu, s, delta)?;
+        let own = (&r.mixed, &state.recurrent, &r.work);
+        self.ops.delta_rule(own, reads, cu, (n, s, self.told.one_each), delta)?;
         self.see(looked, ("gated_delta_rule", "o"), &gv, |r| &mut r.mixed)?;
-        let (r, eps) = (&*self.scratch, c.rms_norm_eps as f32);
+        let r = &*self.scratch;
         let heads = (n * delta.hv, delta.v);
         self.ops.gated_norm(&r.gated, [&r.mixed, &r.z, norm], eps, heads)?;
         self.see(looked, ("rms_norm_gated", "norm"), &gv, |r| &mut r.gated)?;
-        let r = &*self.scratch;
-        self.ops.widened(&r.added, &r.gated, out, n)?;
-        self.see_wide(looked, ("linear", "out_proj"), &[n, out.rows], |r| &mut r.added)
+        self.out(("linear", "out_proj"), |r| &r.gated, out, looked)
     }
 
     /// `self_attn` over the new rows, whose keys and values are added to the caches.
@@ -202,7 +240,7 @@ impl<'a> Pass<'a> {
         cache: &states::Cache,
         looked: &mut Looked<'_>,
     ) -> Result<(), Error> {
-        let MixerWeights::Full { q, k, v, o, q_norm, k_norm } = mixer else {
+        let MixerWeights::Full { q, k, v, o, q_norm, k_norm, together } = mixer else {
             return Err("no full layer".into());
         };
         let c = self.config;
@@ -210,29 +248,46 @@ impl<'a> Pass<'a> {
         let heads = Heads { hq: c.num_attention_heads, hkv: c.num_key_value_heads, h: c.head_dim };
         let Heads { hq, hkv, h } = heads;
         let r = &*self.scratch;
-        self.ops.linear(&r.both, &r.normed, q, n)?;
-        self.ops.linear(&r.keys, &r.normed, k, n)?;
-        self.ops.linear(&r.values, &r.normed, v, n)?;
+        let mut reads = None;
+        if let Some(all) = together
+            && !looked.seen.looks()
+        {
+            // A row has queries and their gates, keys, values.
+            self.ops.linear(&r.both, &r.normed, all, n)?;
+            let part = |from: usize, heads: usize| {
+                let size = self.ops.element.size();
+                r.both.part(from * size, (n.max(1) * all.rows - (all.rows - heads * h)) * size)
+            };
+            let (keys, values) = (2 * hq * h, (2 * hq + hkv) * h);
+            reads = Some(([part(0, 2 * hq), part(keys, hkv), part(values, hkv)], [all.rows; 2]));
+        } else {
+            self.ops.linear(&r.both, &r.normed, q, n)?;
+            self.ops.linear(&r.keys, &r.normed, k, n)?;
+            self.ops.linear(&r.values, &r.normed, v, n)?;
+        }
         self.see(looked, ("linear", "q_proj"), &[n, hq, 2 * h], |r| &mut r.both)?;
         self.see(looked, ("linear", "k_proj"), &[n, hkv, h], |r| &mut r.keys)?;
         self.see(looked, ("linear", "v_proj"), &[n, hkv, h], |r| &mut r.values)?;
         let (r, eps) = (&*self.scratch, c.rms_norm_eps as f32);
         let factor = c.rope.yarn.map_or(1.0, |yarn| yarn.attention_factor as f32);
+        let ([both, keys, values], strides) = match &reads {
+            Some((parts, strides)) => (parts.each_ref(), *strides),
+            None => ([&r.both, &r.keys, &r.values], [2 * hq * h, hkv * h]),
+        };
         // Of an odd number of channels the official code turns one more.
         let turned = c.rope.rotary_dim.next_multiple_of(2);
         self.ops.attention_in(
             [&r.queries, &r.open, &cache.k, &cache.v],
-            [&r.both, &r.keys, &r.values, q_norm, k_norm, self.inv_freq],
+            [both, keys, values, q_norm, k_norm, self.inv_freq],
+            strides,
             (told.positions(), told.rows()),
             (n, turned, eps, factor),
             heads,
         )?;
-        let reads = [&r.queries, &cache.k, &cache.v, &r.open];
-        self.ops.attention(&r.attended, reads, told.cu_gaps(), (n, s), heads)?;
+        let reads = [&r.queries, &cache.k, &cache.v, &r.open, &r.parts, &r.tickets];
+        self.ops.attention(&r.attended, reads, told.cu_gaps(), (n, s, told.one_each), heads)?;
         self.see(looked, ("attention", "o"), &[n, hq, h], |r| &mut r.attended)?;
-        let r = &*self.scratch;
-        self.ops.widened(&r.added, &r.attended, o, n)?;
-        self.see_wide(looked, ("linear", "o_proj"), &[n, o.rows], |r| &mut r.added)
+        self.out(("linear", "o_proj"), |r| &r.attended, o, looked)
     }
 
     /// The sparse or dense MLP.
@@ -244,21 +299,28 @@ impl<'a> Pass<'a> {
     ) -> Result<Option<Routing>, Error> {
         let c = self.config;
         let (n, d) = (self.told.n, c.hidden_size);
+        self.pending = Pending::Wide;
         let (active, experts) = (c.num_experts_per_tok, c.num_experts);
         let r = &*self.scratch;
         let x = (&r.normed, &r.hidden);
-        let (router, routed, shared, shared_gate) = match mlp {
+        let (router, routed, shared, shared_gate, together, deciding) = match mlp {
             MlpWeights::Dense(dense) => {
                 let experts = Experts { routed: None, shared: Some((dense, None)) };
                 self.ops.experts(&r.added, x, &experts, n)?;
                 self.see_wide(looked, ("dense_mlp", "o"), &[n, d], |r| &mut r.added)?;
                 return Ok(None);
             }
-            MlpWeights::Sparse { router, experts, shared, shared_gate } => {
-                (router, experts, shared, shared_gate)
+            MlpWeights::Sparse { router, experts, shared, shared_gate, together, deciding } => {
+                (router, experts, shared, shared_gate, together.as_ref(), deciding.as_ref())
             }
         };
-        self.ops.wide(&r.router, &r.normed, router, n)?;
+        // The shared expert is one more of all, in every token's last slot.
+        let together = together.filter(|all| self.ops.takes(all) && !looked.seen.looks());
+        let slots = active + usize::from(together.is_some());
+        // What decides is one product, where nobody looks.
+        let deciding = deciding.filter(|_| self.ops.fast.is_some() && !looked.seen.looks());
+        let deciding = deciding.unwrap_or(router);
+        self.ops.wide(&r.router, &r.normed, deciding, n)?;
         let given = looked.seen.given_ids("moe_router", "ids")?;
         let given = match given.as_ref().or(forced) {
             Some(ids) => Some(seen::put_ids(self.device()?, ids, (n, active))?),
@@ -267,8 +329,8 @@ impl<'a> Pass<'a> {
         let r = &*self.scratch;
         let out = [&r.ids, &r.weights, &r.margins, &r.opens];
         let reads = (&r.router, &r.normed, shared_gate);
-        let sizes = (n, active, experts);
-        self.ops.route(out, reads, given.as_ref(), sizes, c.norm_topk_prob)?;
+        let (sizes, rows) = ((n, active, slots), [experts, deciding.rows]);
+        self.ops.route(out, reads, given.as_ref(), sizes, rows, c.norm_topk_prob)?;
         // Logits and weights are one op's: weights come of the engine's own logits, whatever is forced.
         self.see_wide(looked, ("moe_router", "logits"), &[n, experts], |r| &mut r.router)?;
         self.see_wide(looked, ("moe_router", "weights"), &[n, active], |r| &mut r.weights)?;
@@ -276,10 +338,33 @@ impl<'a> Pass<'a> {
         let x = (&r.normed, &r.hidden);
         let chosen = Some((routed, &r.ids, &r.weights, active));
         let always = Some((shared, Some(&r.opens)));
-        let alike = routed.iter().zip(shared).all(|(one, other)| {
-            (one.stored, one.rows, one.block) == (other.stored, other.rows, other.block)
-        });
-        if alike && !looked.seen.looks() {
+        let alike = routed.iter().zip(shared).all(|(one, other)| one.alike(other));
+        let sorts = FEW < n && self.ops.takes(routed) && self.ops.takes(shared);
+        let room = Sorted {
+            counts: &r.counts,
+            offsets: &r.offsets,
+            tiles: &r.tiles,
+            n_tiles: &r.n_tiles,
+            order: &r.order,
+            passed: &r.passed,
+            parts: &r.expert_parts,
+        };
+        if let Some(all) = together {
+            let by = (&r.ids, &r.weights);
+            if n <= FEW {
+                self.ops.few_experts(&r.narrow, x, all, by, (n, slots))?;
+            } else {
+                let own = (all, experts + 1);
+                self.ops.fast_experts(&r.narrow, &r.normed, own, by, (n, slots), &room)?;
+            }
+            self.pending = Pending::Narrow;
+        } else if sorts && !looked.seen.looks() {
+            let (own, by) = ((routed, experts), (&r.ids, &r.weights));
+            self.ops.fast_experts(&r.narrow, &r.normed, own, by, (n, active), &room)?;
+            let (own, by) = ((shared, 1), (&r.zeros, &r.opens));
+            self.ops.fast_experts(&r.more, &r.normed, own, by, (n, 1), &room)?;
+            self.pending = Pending::Both;
+        } else if alike && !looked.seen.looks() {
             let experts = Experts { routed: chosen, shared: always };
             self.ops.experts(&r.added, x, &experts, n)?;
         } else {
@@ -294,7 +379,7 @@ impl<'a> Pass<'a> {
             return Ok(None);
         }
         let device = self.device()?;
-        let ids = self.scratch.ids(device, (n, active))?;
+        let ids = self.scratch.ids(device, (n, active, slots))?;
         let margins = seen::numbers(device, &self.scratch.margins, Element::F32, n)?;
         Ok(Some(Routing { ids, margins }))
     }

@@ -1,13 +1,13 @@
 //! Room on the device for what a piece computes, used again by every layer.
 
 use golden::{Config, Error, config::Mlp};
-use ndarray::Array2;
+use ndarray::{Array2, s};
 use zerocopy::IntoBytes;
 
 use super::{seen::numbers, told::Told};
 use crate::cuda::{
     device::{self, Buffer, Device},
-    engine::Element,
+    engine::{Element, FEW, Fast},
 };
 
 /// Rows of logits that are computed at once.
@@ -64,7 +64,7 @@ scratch! {
     g,
     /// `[N, HV]` E.
     beta,
-    /// `[N, HQ, 2 H]` E.
+    /// `[N, HQ, 2 H]` E, or with keys and values behind it.
     both,
     /// `[N, HKV, H]` E each.
     keys,
@@ -73,19 +73,39 @@ scratch! {
     queries,
     open,
     attended,
-    /// `[N, EXPERTS]` f32.
+    /// `[N, EXPERTS]` f32, or with what opens the shared expert behind them.
     router,
-    /// `[N, A]` i64.
+    /// `[N, A]` i64, or with the shared expert behind them.
     ids,
-    /// `[N, A]` f32.
+    /// `[N, A]` f32, likewise.
     weights,
     /// `[N]` f32 each.
     margins,
     opens,
-    /// `[N, A + 1, F]` E, or what a shared expert or a dense layer needs.
+    /// `[N, A + 1, F]` E, of few tokens three times as much; or what a shared expert or a dense layer needs.
     hidden,
     /// `[N, 2 D]` E, what the draft head reads.
     pairs,
+    /// `[N, D]` E, what is added to the stream, of kernels that answer so.
+    narrow,
+    /// `[N, D]` E, the other part of it.
+    more,
+    /// Workspace of the delta rule for Hopper.
+    work,
+    /// The same of attention: parts of answers.
+    parts,
+    /// And tickets, which are zero between launches.
+    tickets,
+    /// The same of experts.
+    counts,
+    offsets,
+    tiles,
+    n_tiles,
+    order,
+    passed,
+    expert_parts,
+    /// `[N]` i64: the expert of all tokens.
+    zeros,
     /// `[LOGITS, D]` E, the rows that get logits.
     last,
     /// `[LOGITS, M]` f32.
@@ -103,13 +123,13 @@ impl Scratch {
         &mut self,
         device: &Device,
         c: &Config,
-        element: Element,
+        kinds: (Element, Option<Fast>),
         (rows, sequences): (usize, usize),
     ) -> Result<(), device::Error> {
         if rows <= self.rows && sequences <= self.sequences {
             return Ok(());
         }
-        let of = Room::of(c, element, (rows.max(self.rows), sequences.max(self.sequences)));
+        let of = Room::of(c, kinds, (rows.max(self.rows), sequences.max(self.sequences)));
         let moved = self.moved + 1;
         // What there was goes first.
         *self = Scratch::none(device)?;
@@ -151,15 +171,16 @@ impl Scratch {
         Ok(if rows.len() == end { all } else { all.select(ndarray::Axis(0), rows) })
     }
 
-    /// The experts of `n` tokens.
+    /// The experts of `n` tokens, of so many slots each.
     pub(super) fn ids(
         &self,
         device: &Device,
-        (n, active): (usize, usize),
+        (n, active, slots): (usize, usize, usize),
     ) -> Result<Array2<i64>, Error> {
-        let mut ids = vec![0_i64; n * active];
+        let mut ids = vec![0_i64; n * slots];
         device.get(&self.ids, ids.as_mut_bytes())?;
-        Ok(Array2::from_shape_vec((n, active), ids)?)
+        let all = Array2::from_shape_vec((n, slots), ids)?;
+        Ok(all.slice_move(s![.., ..active]))
     }
 
     /// The logits at hand.
@@ -174,6 +195,7 @@ impl Scratch {
 pub(super) struct Room<'a> {
     pub(super) c: &'a Config,
     pub(super) element: Element,
+    pub(super) fast: Option<Fast>,
     pub(super) n: usize,
     pub(super) sequences: usize,
 }
@@ -182,11 +204,11 @@ impl<'a> Room<'a> {
     /// For so many rows of so many sequences, and some more.
     pub(super) fn of(
         c: &'a Config,
-        element: Element,
+        (element, fast): (Element, Option<Fast>),
         (rows, sequences): (usize, usize),
     ) -> Room<'a> {
         let (n, sequences) = (rows.next_power_of_two(), sequences.next_power_of_two());
-        Room { c, element, n, sequences }
+        Room { c, element, fast, n, sequences }
     }
 
     /// Bytes of all of them.
@@ -195,7 +217,7 @@ impl<'a> Room<'a> {
     }
 
     pub(super) fn bytes(&self, name: &str) -> usize {
-        let Room { c, element, n, sequences } = *self;
+        let Room { c, element, fast, n, sequences } = *self;
         let (d, e) = (c.hidden_size, element.size());
         let key = c.linear_num_key_heads * c.linear_key_head_dim;
         let (hv, value) = (c.linear_num_value_heads, c.linear_value_dim());
@@ -212,6 +234,10 @@ impl<'a> Room<'a> {
             "told" => return 8 * Told::len(n, sequences),
             "last" => return LOGITS * d * e,
             "logits" => return LOGITS * c.vocab_size * 4,
+            "narrow" | "more" | "zeros" | "work" | "parts" | "tickets" | "counts" | "offsets"
+            | "tiles" | "n_tiles" | "order" | "passed" | "expert_parts" => {
+                return fast.map_or(0, |fast| self.workspace(fast, name));
+            }
             "x" | "added" => 4 * d,
             "normed" => e * d,
             "pairs" => 2 * e * d,
@@ -221,16 +247,40 @@ impl<'a> Room<'a> {
             "v" | "z" | "mixed" | "gated" => e * value,
             "g" => 4 * hv,
             "beta" => e * hv,
-            "both" => 2 * e * hq,
+            "both" => 2 * e * (hq + hkv),
             "queries" | "open" | "attended" => e * hq,
             "keys" | "values" => e * hkv,
-            "router" => 4 * c.num_experts,
-            "ids" => 8 * active,
-            "weights" => 4 * active,
+            "router" => 4 * (c.num_experts + 1),
+            "ids" => 8 * (active + 1),
+            "weights" => 4 * (active + 1),
             "margins" | "opens" => 4,
-            "hidden" => e * hidden,
+            // Three pieces of each number, of tokens whose experts are read one by one.
+            "hidden" => return e * hidden * n.max(3 * n.min(FEW)),
             other => unreachable!("no buffer {other}"),
         };
         n * of_row
+    }
+
+    /// What kernels for Hopper need.
+    fn workspace(&self, fast: Fast, name: &str) -> usize {
+        let Room { c, element, n, sequences, .. } = *self;
+        let hkv = c.num_key_value_heads;
+        let f = c.moe_intermediate_size.max(c.shared_expert_intermediate_size);
+        let sizes = (f, c.hidden_size);
+        let sorted = Fast::sorted(n * (c.num_experts_per_tok + 1), c.num_experts, sizes);
+        match name {
+            "narrow" | "more" => n * c.hidden_size * element.size(),
+            "zeros" => 8 * n,
+            "work" => Fast::delta(n, sequences, c.linear_num_value_heads),
+            "parts" => fast.attention(sequences, hkv)[0],
+            "tickets" => fast.attention(sequences, hkv)[1],
+            "counts" => sorted[0],
+            "offsets" => sorted[1],
+            "tiles" => sorted[2],
+            "n_tiles" => sorted[3],
+            "order" => sorted[4],
+            "passed" => sorted[5],
+            _ => sorted[6],
+        }
     }
 }

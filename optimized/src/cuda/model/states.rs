@@ -77,7 +77,9 @@ pub(super) struct Saved {
 pub(super) fn capacity(tokens: usize) -> usize {
     /// Caches grow by so many at the least.
     const GRAIN: usize = 256;
-    let more = tokens.saturating_add(tokens / 4);
+    /// And by so many at the most.
+    const MOST: usize = 1 << 16;
+    let more = tokens.saturating_add((tokens / 4).min(MOST));
     more.checked_next_multiple_of(GRAIN).unwrap_or(usize::MAX)
 }
 

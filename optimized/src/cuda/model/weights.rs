@@ -45,16 +45,30 @@ pub(super) enum MixerWeights {
         o: Matrix,
         q_norm: Buffer,
         k_norm: Buffer,
+        /// The first three, one behind another, where they are alike but for their rows: then those are parts
+        /// of it.
+        together: Option<Matrix>,
     },
 }
 
 /// Gate, up and down projections.
 pub(super) type Swiglu = [Matrix; 3];
 
+const PROJECTIONS: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+
 #[expect(clippy::large_enum_variant, reason = "there is one per layer")]
 pub(super) enum MlpWeights {
     Dense(Swiglu),
-    Sparse { router: Matrix, experts: Swiglu, shared: Swiglu, shared_gate: Matrix },
+    Sparse {
+        router: Matrix,
+        experts: Swiglu,
+        shared: Swiglu,
+        shared_gate: Matrix,
+        /// Router and gate, one behind the other, where they are alike: then those are parts of it.
+        deciding: Option<Matrix>,
+        /// The experts and behind them the shared one, where they are alike: then those are parts of it.
+        together: Option<Swiglu>,
+    },
 }
 
 pub(super) struct Mtp {
@@ -66,6 +80,22 @@ pub(super) struct Mtp {
 }
 
 impl Layer {
+    /// Its projections, those of all experts at once.
+    pub(super) fn projections(&self) -> Vec<&Matrix> {
+        let mut all = match &self.mixer {
+            MixerWeights::Linear { qkvz, out, .. } => vec![qkvz, out],
+            MixerWeights::Full { q, k, v, o, .. } => vec![q, k, v, o],
+        };
+        match &self.mlp {
+            MlpWeights::Dense(dense) => all.extend(dense),
+            MlpWeights::Sparse { router, experts, shared, .. } => {
+                all.push(router);
+                all.extend(experts.iter().chain(shared));
+            }
+        }
+        all
+    }
+
     /// Bytes of every matrix that a token reads, with `active` experts of all, and how many weights they
     /// have.
     pub(super) fn read(&self, active: usize) -> [u64; 2] {
@@ -84,7 +114,7 @@ impl Layer {
         }
         match &self.mlp {
             MlpWeights::Dense(all) => all.iter().for_each(|matrix| add(matrix, 1, 1)),
-            MlpWeights::Sparse { router, experts, shared, shared_gate } => {
+            MlpWeights::Sparse { router, experts, shared, shared_gate, .. } => {
                 [router, shared_gate].into_iter().for_each(|matrix| add(matrix, 1, 1));
                 shared.iter().for_each(|matrix| add(matrix, 1, 1));
                 experts.iter().for_each(|matrix| add(matrix, active, router.rows));
@@ -162,48 +192,100 @@ impl Loader<'_> {
             }
         }
         let block = if stored == Stored::Fp8 { block(weights) } else { [1, 1] };
-        let (size, scales) = (
-            rows * columns * stored.size(),
-            rows.div_ceil(block[0]) * columns.div_ceil(block[1]) * 4,
-        );
-        let mut matrix = Matrix {
-            weights: self.device.room(names.len() * size)?,
-            scales: None,
-            stored,
-            rows,
-            columns,
-            block,
-        };
-        if stored == Stored::Fp8 {
-            matrix.scales = Some(self.device.room(names.len() * scales)?);
-        }
+        let mut matrix = self.room(names.len(), [rows, columns], stored, block)?;
         for (i, name) in names.iter().enumerate() {
-            self.fill(&mut matrix, (name, i), (size, scales))?;
-            if !(self.tell)(size as u64) {
-                return Err(golden::engine::INTERRUPTED.into());
-            }
+            self.fill(&mut matrix, (name, rows), [i * rows, i * rows.div_ceil(block[0])])?;
         }
         Ok(matrix)
     }
 
-    /// The `i`th matrix, of so many bytes of weights and scales.
+    /// Room for matrices of one shape.
+    fn room(
+        &self,
+        count: usize,
+        [rows, columns]: [usize; 2],
+        stored: Stored,
+        block: [usize; 2],
+    ) -> Result<Matrix, Error> {
+        let weights = self.device.room(count * rows * columns * stored.size())?;
+        let scales = count * rows.div_ceil(block[0]) * columns.div_ceil(block[1]) * 4;
+        let scales = (stored == Stored::Fp8).then(|| self.device.room(scales)).transpose()?;
+        Ok(Matrix { weights, scales, stored, rows, columns, block })
+    }
+
+    /// Matrices that read the same, and one of all their rows where they are alike but for these.
+    fn stacked<const N: usize>(
+        &mut self,
+        names: [String; N],
+    ) -> Result<([Matrix; N], Option<Matrix>), Error> {
+        let weights = self.weights;
+        let mut kinds = Vec::new();
+        for name in &names {
+            let stored = kept(weights, self.format, name)?;
+            let shape = weights.meta(name).ok_or_else(|| format!("{name}: missing"))?.shape;
+            kinds.push((stored, shape[0], shape[1..].iter().product::<usize>()));
+        }
+        let (stored, _, columns) = kinds[0];
+        let block = if stored == Stored::Fp8 { block(weights) } else { [1, 1] };
+        let alike = |&(own, rows, across): &(Stored, usize, usize)| {
+            (own, across) == (stored, columns) && rows.is_multiple_of(block[0])
+        };
+        let several = |all: Vec<Matrix>| {
+            let all: Result<[Matrix; N], _> = all.try_into();
+            all.map_err(|_| Error::from("as many matrices as names"))
+        };
+        if !kinds.iter().all(alike) {
+            let all: Vec<_> =
+                names.iter().map(|name| self.matrix(name)).collect::<Result<_, _>>()?;
+            return Ok((several(all)?, None));
+        }
+        let rows = kinds.iter().map(|&(_, rows, _)| rows).sum();
+        let mut all = self.room(1, [rows, columns], stored, block)?;
+        let (mut before, mut parts) = (0, Vec::new());
+        for (name, &(_, rows, _)) in names.iter().zip(&kinds) {
+            self.fill(&mut all, (name, rows), [before, before / block[0]])?;
+            parts.push(all.rows_of(before, rows));
+            before += rows;
+        }
+        Ok((several(parts)?, Some(all)))
+    }
+
+    /// The rows of a tensor, behind so many others, and their blocks behind as many.
     fn fill(
         &mut self,
         matrix: &mut Matrix,
-        (name, i): (&str, usize),
-        (size, scales): (usize, usize),
+        (name, rows): (&str, usize),
+        [before, blocks]: [usize; 2],
+    ) -> Result<(), Error> {
+        let (columns, [down, across]) = (matrix.columns, matrix.block);
+        let row = columns.div_ceil(across) * 4;
+        let (at, count) = (before * columns * matrix.stored.size(), rows * columns);
+        let (scales_at, scales) = (blocks * row, rows.div_ceil(down) * row);
+        self.put(matrix, (name, count, at), (scales, scales_at))?;
+        if !(self.tell)((count * matrix.stored.size()) as u64) {
+            return Err(golden::engine::INTERRUPTED.into());
+        }
+        Ok(())
+    }
+
+    /// So many numbers of a tensor to a byte of a matrix, and bytes of its scales to one of the matrix's.
+    fn put(
+        &mut self,
+        matrix: &mut Matrix,
+        (name, count, at): (&str, usize, usize),
+        (scales, scales_at): (usize, usize),
     ) -> Result<(), Error> {
         let scales_name = names::scale_of(name);
         let stored = matrix.stored;
         let coded = self.weights.meta(name).is_some_and(|meta| meta.dtype == Dtype::Fp8);
         if let (Some(recipe), true) = (self.weights.recipe(name), coded == (stored == Stored::Fp8))
         {
-            let (o, count) = ((&matrix.weights, i * size), matrix.rows * matrix.columns);
+            let o = (&matrix.weights, at);
             self.ops.synthesise(o, Made::Weights(stored), &recipe, count)?;
             if let Some(buffer) = &matrix.scales {
                 let missing = || format!("{scales_name}: missing");
                 let recipe = self.weights.recipe(&scales_name).ok_or_else(missing)?;
-                self.ops.synthesise((buffer, i * scales), Made::Scales, &recipe, scales / 4)?;
+                self.ops.synthesise((buffer, scales_at), Made::Scales, &recipe, scales / 4)?;
             }
             return Ok(());
         }
@@ -216,16 +298,16 @@ impl Loader<'_> {
         };
         let device = self.device.clone();
         if as_it_is {
-            device.put_at(&raw.data, &mut matrix.weights, i * size)?;
+            device.put_at(&raw.data, &mut matrix.weights, at)?;
         } else {
             let wide = self.widened(name, &raw)?;
             let as_kept = if stored == Stored::Bf16 { Element::Bf16 } else { Element::F32 };
-            device.put_at(&seen::stored(&wide, as_kept), &mut matrix.weights, i * size)?;
+            device.put_at(&seen::stored(&wide, as_kept), &mut matrix.weights, at)?;
         }
         if let Some(buffer) = &mut matrix.scales {
             let raw = self.weights.fetch(&scales_name)?;
             let wide = raw.widen().ok_or_else(|| format!("{scales_name}: {}", raw.dtype))?;
-            device.put_at(wide.as_bytes(), buffer, i * scales)?;
+            device.put_at(wide.as_bytes(), buffer, scales_at)?;
         }
         // What was read is let go before the next one.
         device.wait()?;
@@ -264,23 +346,24 @@ impl Loader<'_> {
                 norm: self.vector(&weight("linear_attn.norm"))?,
                 out: self.matrix(&weight("linear_attn.out_proj"))?,
             },
-            Mixer::Full => MixerWeights::Full {
-                q: self.matrix(&weight("self_attn.q_proj"))?,
-                k: self.matrix(&weight("self_attn.k_proj"))?,
-                v: self.matrix(&weight("self_attn.v_proj"))?,
-                o: self.matrix(&weight("self_attn.o_proj"))?,
-                q_norm: self.vector(&weight("self_attn.q_norm"))?,
-                k_norm: self.vector(&weight("self_attn.k_norm"))?,
-            },
+            Mixer::Full => {
+                let names = ["q_proj", "k_proj", "v_proj"];
+                let ([q, k, v], together) =
+                    self.stacked(names.map(|name| weight(&format!("self_attn.{name}"))))?;
+                MixerWeights::Full {
+                    q,
+                    k,
+                    v,
+                    together,
+                    o: self.matrix(&weight("self_attn.o_proj"))?,
+                    q_norm: self.vector(&weight("self_attn.q_norm"))?,
+                    k_norm: self.vector(&weight("self_attn.k_norm"))?,
+                }
+            }
         };
         let mlp = match mlp {
-            Mlp::Dense => MlpWeights::Dense(self.swiglu(prefix, "", 1)?),
-            Mlp::Sparse => MlpWeights::Sparse {
-                router: self.matrix(&weight("mlp.gate"))?,
-                experts: self.swiglu(prefix, "experts.#.", self.config.num_experts)?,
-                shared: self.swiglu(prefix, "shared_expert.", 1)?,
-                shared_gate: self.matrix(&weight("mlp.shared_expert_gate"))?,
-            },
+            Mlp::Dense => MlpWeights::Dense(self.swiglu(prefix, &[String::new()])?),
+            Mlp::Sparse => self.sparse(prefix)?,
         };
         Ok(Layer {
             input_norm: self.vector(&weight("input_layernorm"))?,
@@ -290,16 +373,47 @@ impl Loader<'_> {
         })
     }
 
-    /// The projections of `count` experts, whose number stands for `#` in their names.
-    fn swiglu(&mut self, prefix: &str, of: &str, count: usize) -> Result<Swiglu, Error> {
-        let mut one = |projection: &str| {
-            let name = |e: usize| {
-                let of = of.replace('#', &e.to_string());
-                format!("{prefix}.mlp.{of}{projection}.weight")
+    fn sparse(&mut self, prefix: &str) -> Result<MlpWeights, Error> {
+        let weight = |name: &str| format!("{prefix}.mlp.{name}.weight");
+        let count = self.config.num_experts;
+        let of = |of: &str| PROJECTIONS.map(|projection| weight(&format!("{of}.{projection}")));
+        let kinds = |names: [String; 3]| {
+            let kind = |name: &String| {
+                let shape = self.weights.meta(name).map(|meta| meta.shape);
+                Ok::<_, Error>((kept(self.weights, self.format, name)?, shape))
             };
-            self.matrices(&(0..count).map(name).collect::<Vec<_>>())
+            names.iter().map(kind).collect::<Result<Vec<_>, _>>()
         };
-        Ok([one("gate_proj")?, one("up_proj")?, one("down_proj")?])
+        let mut together = None;
+        let (experts, shared);
+        if kinds(of("experts.0"))? == kinds(of("shared_expert"))? {
+            let mut names: Vec<String> = (0..count).map(|e| format!("experts.{e}")).collect();
+            names.push("shared_expert".to_owned());
+            let all = self.swiglu(prefix, &names)?;
+            experts = all.each_ref().map(|all| all.some(0, count, count + 1));
+            shared = all.each_ref().map(|all| all.some(count, 1, count + 1));
+            together = Some(all);
+        } else {
+            let names: Vec<String> = (0..count).map(|e| format!("experts.{e}")).collect();
+            experts = self.swiglu(prefix, &names)?;
+            shared = self.swiglu(prefix, &["shared_expert".to_owned()])?;
+        }
+        let ([router, shared_gate], deciding) =
+            self.stacked([weight("gate"), weight("shared_expert_gate")])?;
+        Ok(MlpWeights::Sparse { router, experts, shared, shared_gate, deciding, together })
+    }
+
+    /// The projections of experts of these names.
+    fn swiglu(&mut self, prefix: &str, of: &[String]) -> Result<Swiglu, Error> {
+        let mut one = |projection: &str| {
+            let name = |of: &String| match &**of {
+                "" => format!("{prefix}.mlp.{projection}.weight"),
+                of => format!("{prefix}.mlp.{of}.{projection}.weight"),
+            };
+            self.matrices(&of.iter().map(name).collect::<Vec<_>>())
+        };
+        let [gate, up, down] = PROJECTIONS;
+        Ok([one(gate)?, one(up)?, one(down)?])
     }
 }
 
@@ -340,7 +454,7 @@ mod tests {
                     let format = Format::F32;
                     let device = context.device.clone();
                     let stream = &mut Stream { context, kernels: &mut kernels };
-                    let ops = Ops { stream, element: format.element() };
+                    let ops = Ops { stream, element: format.element(), fast: None };
                     let (weights, config, tell) = (&weights, &config, &mut |_| true);
                     Loader { weights, config, format, device, ops, tell }.matrix(&entry.name)
                 });

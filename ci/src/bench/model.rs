@@ -1,0 +1,313 @@
+//! `karat bench model`: how fast a model is, beside what the machine can do.
+
+use benches::{
+    Kept, Number,
+    speed::{self, Depth, Fit, Measured, Options, Row, Samples},
+};
+use golden::{
+    Weights,
+    engine::{INTERRUPTED, Memory},
+};
+use serde_json::json;
+
+use crate::{
+    count::tokens,
+    exit::{Exit, fail, of_engine, refuse},
+    fit,
+    out::{self, Out},
+    ready::Ready,
+};
+
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub(crate) struct Args {
+    /// A checkpoint folder, or synthetic:PRESET[,layers=N][,experts=E][,dtype=D][,seed=S][,yarn=F]
+    #[arg(long, env = "KARAT_MODEL")]
+    pub(super) model: Option<String>,
+    /// What computes: cpu, the fast kernels of this machine, or cuda, its GPU
+    #[arg(long, default_value = "cpu", env = "KARAT_ENGINE", value_parser = ["cpu", "cuda"])]
+    engine: String,
+    /// What projections of the engine are kept in, of cuda f32 or bf16; several are asked in turns
+    #[arg(long, value_delimiter = ',', default_value = "bf16", value_name = "f32,bf16,int8,int4")]
+    number: Vec<String>,
+    /// What it keeps keys and values in, if not f32 for f32 and bf16 for others; several are asked in
+    /// turns with each number
+    #[arg(long, value_delimiter = ',', value_name = "f32,bf16,int8")]
+    kv_cache: Vec<Kept>,
+    /// Tokens that are fed at once; 0 for none
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    prefill: usize,
+    /// Tokens that are fed one by one; 0 for none
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    decode: usize,
+    /// Tokens that the states hold before; those states are made up
+    #[arg(long, value_delimiter = ',', default_value = "0", value_name = "N,Nk,NM,…", value_parser = tokens)]
+    depth: Vec<usize>,
+    /// The same, but the states come from feeding so many tokens, as a check of those that are made up
+    #[arg(long, value_delimiter = ',', value_name = "N,Nk,NM,…", value_parser = tokens)]
+    fed: Vec<usize>,
+    /// How often each is asked, beside a first time that is not counted
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    #[command(flatten)]
+    ready: Ready,
+}
+
+impl Args {
+    /// The same on a device, if one is named: its engine has its name.
+    pub(super) fn on(&self, device: Option<&str>) -> Args {
+        let engine = device.unwrap_or(&self.engine).to_owned();
+        Args { engine, ..self.clone() }
+    }
+
+    /// The engines that are asked.
+    fn numbers(&self) -> Vec<Number<'_>> {
+        let kept: Vec<_> = self.kv_cache.iter().copied().map(Some).collect();
+        let kept = if kept.is_empty() { vec![None] } else { kept };
+        let of = |name| kept.iter().map(move |&kept| Number { name, kept });
+        self.number.iter().map(String::as_str).flat_map(of).collect()
+    }
+}
+
+pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
+    let model = args.model.as_deref();
+    let model = model.ok_or_else(|| refuse("bench model: expected --model DIR or synthetic:…"))?;
+    let weights = golden::open(model).map_err(refuse)?;
+    let at = |fed| move |&tokens: &usize| Depth { tokens, fed };
+    let options = Options {
+        prefill: args.prefill,
+        decode: args.decode,
+        depths: args.depth.iter().map(at(false)).chain(args.fed.iter().map(at(true))).collect(),
+        rounds: args.rounds as usize,
+        gpu: args.engine == "cuda",
+    };
+    args.ready.check(&args.number)?;
+    let numbers = args.numbers();
+    let stated = stated(args, &numbers, &options, &*weights)?;
+    let mut engines = Vec::new();
+    for &number in &numbers {
+        engines.push(args.ready.engine(&args.engine, number, &weights, out)?);
+    }
+    let bar = out.bar(0, "bench", false);
+    let ran = speed::run(&mut engines, &options, &mut |done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+        !out::interrupted()
+    });
+    bar.finish_and_clear();
+    let measured = ran.map_err(|e| {
+        if e.to_string() == INTERRUPTED {
+            fail(Exit::Interrupted, "interrupted")
+        } else {
+            of_engine(&e)
+        }
+    })?;
+    tell(model, [args.prefill, args.decode], &measured, &stated, out);
+    Ok(Exit::Ok)
+}
+
+/// What each engine will need at each depth, in the order of the rows; refused if not all fits that is
+/// held together: weights of all engines, their keys and values at the largest depth, and states of
+/// every depth.
+fn stated(
+    args: &Args,
+    numbers: &[Number<'_>],
+    options: &Options,
+    weights: &dyn Weights,
+) -> anyhow::Result<Vec<Stated>> {
+    let mut stated = Vec::new();
+    for depth in &options.depths {
+        let of = |number: &Number<'_>| {
+            let demand =
+                options.demand(depth.tokens, args.ready.narrowed(&args.engine, number.name));
+            let memory =
+                benches::memory(&args.engine, *number, weights, &demand).map_err(refuse)?;
+            anyhow::Ok(memory.unwrap_or_default())
+        };
+        let own = numbers.iter().map(of).collect::<anyhow::Result<Vec<_>>>()?;
+        let all = own.iter().fold(Memory::default(), |all, one| both(&all, one));
+        stated.extend(own.into_iter().zip(numbers).map(|(memory, number)| Stated {
+            kept: number.keeps().filter(|_| args.engine == "cpu"),
+            memory,
+            held: Memory { state: memory.state, cache: memory.cache, ..all },
+        }));
+    }
+    let of_kind = |fed| {
+        let depths = options.depths.iter().zip(stated.chunks(numbers.len()));
+        depths.filter(move |(depth, _)| depth.fed == fed).max_by_key(|(depth, _)| depth.tokens)
+    };
+    let deepest: Vec<_> = [false, true].into_iter().filter_map(of_kind).collect();
+    let all = deepest.iter().flat_map(|(_, stated)| stated.iter());
+    let cache = all.map(|stated| stated.memory.cache).fold(0, u64::saturating_add);
+    if let Some((depth, stated)) = deepest.iter().max_by_key(|(depth, _)| depth.tokens) {
+        let all = stated.iter().fold(Memory::default(), |all, one| both(&all, &one.memory));
+        let copies = options.depths.len() as u64 + 1;
+        let all = Memory { cache, state: all.state.saturating_mul(copies), ..all };
+        let named: Vec<_> = numbers.iter().map(ToString::to_string).collect();
+        let what = format!("{} in {} at depth {}", args.engine, named.join("; "), depth.tokens);
+        let available = benches::available(&args.engine).map_err(|e| of_engine(&e))?;
+        fit::fits(&what, &all, available).map_err(|line| fail(Exit::Unfit, line))?;
+    }
+    Ok(stated)
+}
+
+/// What two engines of one model hold.
+fn both(a: &Memory, b: &Memory) -> Memory {
+    Memory {
+        // The same map, but for narrowed weights in a file.
+        mapped: a.mapped.max(b.mapped),
+        owned: a.owned.saturating_add(b.owned),
+        state: a.state.saturating_add(b.state),
+        cache: a.cache.saturating_add(b.cache),
+        scratch: a.scratch.max(b.scratch),
+    }
+}
+
+/// What was said in advance.
+struct Stated {
+    /// What keys and values are kept in.
+    kept: Option<Kept>,
+    /// Of the engine of a row.
+    memory: Memory,
+    /// What the process holds while it is asked alone: weights of all engines, states of this one.
+    held: Memory,
+}
+
+impl Stated {
+    /// What the process held beyond weights and states.
+    fn beyond(&self, row: &Row) -> Option<i64> {
+        row.peak.map(|peak| peak as i64 - self.held.held() as i64)
+    }
+}
+
+/// `fed`: tokens that were fed at once, and one by one.
+fn tell(model: &str, fed: [usize; 2], measured: &Measured, stated: &[Stated], out: &Out) {
+    let Measured { roof, rows, fits } = measured;
+    let host = benches::host();
+    match (roof.products, benches::gpu()) {
+        (None, Ok(gpu)) => out.line(&gpu.name),
+        _ => out.line(&format!("{}, {} threads", host.cpu, host.threads)),
+    }
+    out.line(&format!("memory is read at: {} GB/s", shown(roof.read, 1e-9, 0)));
+    let kinds = ["f32", "bf16 pairs", "bytes"];
+    for (kind, samples) in kinds.iter().zip(roof.products.iter().flatten()) {
+        out.line(&format!("products of {kind}: {} Gop/s", shown(*samples, 1e-9, 0)));
+    }
+    let cells = |row: &Row| {
+        let bytes = (row.traffic.weights + row.traffic.states) as f64;
+        let operations = (row.traffic.products + row.traffic.attention) as f64;
+        let decode = row.decode.map(|s| (shown(s, 1.0, 1), s.median * bytes));
+        let prefill = row.prefill.map(|s| (shown(s, 1.0, 0), s.median));
+        let none = || "-".to_owned();
+        let share = |x: f64| format!("{:.0} %", 100.0 * x);
+        vec![
+            row.engine.clone(),
+            depth(row),
+            prefill.as_ref().map_or_else(none, |(text, _)| text.clone()),
+            prefill.map_or_else(none, |(_, pace)| {
+                let of = row.least(roof).map(|least| format!(", {}", share(pace * least)));
+                format!("{:.0} Gop/s{}", pace * operations / 1e9, of.unwrap_or_default())
+            }),
+            decode.as_ref().map_or_else(none, |(text, _)| text.clone()),
+            decode.map_or_else(none, |(_, pace)| {
+                format!("{:.1} GB/s, {}", pace / 1e9, share(pace / row.read.median))
+            }),
+        ]
+    };
+    out.table(
+        &[
+            "engine",
+            "depth",
+            "prefill, tokens/s",
+            "of the products",
+            "decode, tokens/s",
+            "of memory",
+        ],
+        &rows.iter().map(cells).collect::<Vec<_>>(),
+    );
+    let mib = |bytes: f64| format!("{:.1}", bytes / f64::from(1 << 20));
+    let memory = |(row, stated): (&Row, &Stated)| {
+        let Memory { mapped, owned, state, cache, scratch } = stated.memory;
+        let none = || "-".to_owned();
+        let mut cells = vec![row.engine.clone(), depth(row)];
+        cells.extend([mapped, owned, state, cache, scratch].map(|bytes| mib(bytes as f64)));
+        cells.push(row.peak.map_or_else(none, |peak| mib(peak as f64)));
+        cells.push(stated.beyond(row).map_or_else(none, |beyond| mib(beyond as f64)));
+        cells
+    };
+    out.line(
+        "memory, MiB; the peak is of the whole process, pages of the map that were read included",
+    );
+    out.table(
+        &[
+            "engine",
+            "depth",
+            "weights, mapped",
+            "weights, own",
+            "states",
+            "keys, values",
+            "intermediates, at most",
+            "peak RSS",
+            "peak RSS - (weights + states)",
+        ],
+        &rows.iter().zip(stated).map(memory).collect::<Vec<_>>(),
+    );
+    let product = |kind: usize| roof.products.map(|all| samples(all[kind]));
+    for (row, stated) in rows.iter().zip(stated) {
+        out.json(&json!({"schema": "karat.result/1", "kind": "bench", "model": model,
+            "cpu": host.cpu, "threads": host.threads, "engine": row.engine,
+            "falls_back": row.falls_back, "kv_cache": stated.kept.map(Kept::name), "depth": row.depth.tokens, "fed": row.depth.fed,
+            "gpu": roof.products.is_none().then(|| benches::gpu().as_ref().map(|gpu| &*gpu.name).ok()),
+            "read_bytes_per_second": samples(row.read), "f32_per_second": product(0),
+            "bf16_per_second": product(1), "int8_per_second": product(2),
+            "prefill_tokens_per_second": row.prefill.map(samples),
+            "decode_tokens_per_second": row.decode.map(samples), "traffic": row.traffic,
+            "prefill": fed[0], "decode": fed[1],
+            "prefill_samples": row.taken[0], "decode_samples": row.taken[1],
+            "least_prefill_seconds_per_token": row.least(roof),
+            "memory_needed": stated.memory, "peak_rss_bytes": row.peak,
+            "peak_rss_beyond_bytes": stated.beyond(row)}));
+    }
+    lines(fits, out);
+}
+
+fn depth(row: &Row) -> String {
+    format!("{}{}", row.depth.tokens, if row.depth.fed { ", fed" } else { "" })
+}
+
+/// How the time of a token grows with the context.
+fn lines(fits: &[Fit], out: &Out) {
+    if fits.is_empty() {
+        return;
+    }
+    out.line("the time of a token after T others, as a + b T");
+    let cells = |fit: &Fit| {
+        vec![
+            fit.engine.clone(),
+            format!("{:.2} ms", fit.a * 1e3),
+            format!("{:.2} ns", fit.b * 1e9),
+            format!("{:.2} ns, {:.2}", fit.bytes * 1e9, fit.b / fit.bytes),
+            format!("{:+.1} % at {}", fit.worst.0 * 100.0, fit.worst.1),
+        ]
+    };
+    out.table(
+        &["engine", "a", "b", "b of the bytes, b over it", "furthest from the line"],
+        &fits.iter().map(cells).collect::<Vec<_>>(),
+    );
+    for fit in fits {
+        out.json(&json!({"schema": "karat.result/1", "kind": "bench_fit", "engine": fit.engine,
+            "depths": fit.depths, "seconds_at_none": fit.a, "seconds_per_token": fit.b,
+            "seconds_per_token_of_bytes": fit.bytes, "furthest": fit.worst.0,
+            "furthest_depth": fit.worst.1}));
+    }
+}
+
+fn samples(x: Samples) -> serde_json::Value {
+    json!({"min": x.min, "median": x.median, "max": x.max})
+}
+
+/// Median, least and most.
+fn shown(samples: Samples, unit: f64, digits: usize) -> String {
+    let [min, median, max] = [samples.min, samples.median, samples.max].map(|x| x * unit);
+    format!("{median:.digits$} [{min:.digits$}..{max:.digits$}]")
+}

@@ -1,0 +1,195 @@
+//! `karat bench [FILTER]`: how fast ways to compute ops are, beside what the machine can do.
+
+use benches::{
+    plan::Job,
+    roofline::Bound,
+    timing::{self, Options, Timing},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    ended::{self, Counts, Skips},
+    exit::{Exit, fail},
+    files,
+    list::Selection,
+    machine::Machine,
+    out::{self, Out},
+};
+
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    selection: Selection,
+    /// Turns of each way to compute an op; every turn takes inputs that the one before did not have
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    turns: u32,
+    /// Walk through twice what the caches hold before each call
+    #[arg(long)]
+    cold: bool,
+}
+
+/// Times of a turn.
+pub(crate) const CALLS: usize = 5;
+
+impl Args {
+    /// Whether ops were named.
+    pub(super) fn named(&self) -> bool {
+        self.selection.names()
+    }
+
+    /// The device that is meant, if one is.
+    pub(super) fn device(&self) -> Option<&'static str> {
+        self.selection.device()
+    }
+}
+
+/// The jobs that can be timed: the reference and foreign kernels are none of them.
+pub(crate) fn jobs(selection: &Selection) -> anyhow::Result<Vec<Job>> {
+    let mut jobs = selection.jobs(&[])?;
+    jobs.retain(|job| !job.variant.starts_with("reference/"));
+    if jobs.is_empty() {
+        return Err(fail(
+            Exit::Nothing,
+            "nothing selected that can be timed; `karat list` names every problem",
+        ));
+    }
+    Ok(jobs)
+}
+
+pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
+    let jobs = jobs(&args.selection)?;
+    let caches = benches::caches();
+    let away = match (args.cold, caches) {
+        (false, _) => None,
+        (true, Some(bytes)) => Some(2 * bytes as usize),
+        (true, None) => {
+            let why = "--cold: this machine does not tell what its caches hold, so that nothing is proven";
+            return Err(fail(Exit::Unfit, why));
+        }
+    };
+    let options = Options { rounds: args.turns as usize, calls: CALLS, away, caches };
+    benches::bound::keep_in(&files::cache_dir().join("bounds"));
+    let here = Machine::here();
+    out.line(&here.name);
+    out.json(&here.json());
+    let bar = out.bar(jobs.len() as u64, "bench", false);
+    let mut told = Told::new(out, away);
+    let mut machine = None;
+    for problem in jobs.chunk_by(|a, b| (a.entry.name(), &a.spec) == (b.entry.name(), &b.spec)) {
+        let timings = timing::run(problem, &options, &mut machine, &mut || !out::interrupted());
+        let Some(timings) = timings else { return Err(fail(Exit::Interrupted, "interrupted")) };
+        for (job, timing) in problem.iter().zip(&timings) {
+            told.add(job, timing);
+        }
+        bar.inc(problem.len() as u64);
+    }
+    bar.finish_and_clear();
+    told.end()
+}
+
+/// Rows as they come.
+struct Told<'a> {
+    out: &'a Out,
+    away: Option<usize>,
+    rows: Vec<Vec<String>>,
+    skips: Skips,
+    counts: Counts,
+    exit: Exit,
+}
+
+impl<'a> Told<'a> {
+    fn new(out: &'a Out, away: Option<usize>) -> Told<'a> {
+        let counts = Counts::default();
+        Told { out, away, rows: Vec::new(), skips: Skips::default(), counts, exit: Exit::Ok }
+    }
+
+    fn add(&mut self, job: &Job, timing: &Timing) {
+        self.out.json(&row(job, timing, self.away));
+        self.counts.add(&timing.checked);
+        let skipped = self.skips.add(&timing.checked, job.entry.name(), &job.variant);
+        let exit = ended::exit(&timing.checked, &job.variant);
+        self.exit = self.exit.gravest(exit);
+        if skipped {
+            return;
+        }
+        if exit != Exit::Ok {
+            let why = timing.checked.why().unwrap_or("`karat check` says what is wrong");
+            let line = format!("WITHHELD  {}: {}: {why}", job.id(), timing.checked.name());
+            self.out.line(&line);
+            return;
+        }
+        let golden::Cost { bytes, flops } = job.parsed.cost;
+        let ns = timing.median().unwrap_or(f64::NAN);
+        let pace =
+            |work: u64| if work == 0 { String::new() } else { format!("{:.1}", work as f64 / ns) };
+        let spread = |share| benches::stats::quantile(&timing.samples, share);
+        let warm = timing.warm.is_some_and(|warm| warm.stable);
+        self.rows.push(vec![
+            format!("{}/{}", job.entry.name(), job.spec),
+            job.variant.clone(),
+            micro(ns),
+            format!(
+                "{}..{}{}",
+                micro(spread(0.05)),
+                micro(spread(0.95)),
+                if warm { "" } else { " !" }
+            ),
+            pace(bytes),
+            pace(flops),
+            timing.share.map_or(String::new(), |(share, bound)| {
+                format!("{:.0} % of {}", 100.0 * share, name(bound))
+            }),
+        ]);
+    }
+
+    fn end(self) -> anyhow::Result<Exit> {
+        if !self.rows.is_empty() {
+            let head = ["problem", "way", "µs", "5 %..95 %", "GB/s", "Gop/s", "roof"];
+            self.out.table(&head, &self.rows);
+        }
+        if self.rows.iter().any(|row| row[3].ends_with('!')) {
+            self.out.line("!: still changing when its time for warming up was over");
+        }
+        self.skips.tell("problem", self.out);
+        self.out.line(&self.counts.told(" and timed"));
+        let exit = self.counts.exit(self.exit, None, self.out);
+        let Counts { rows, passed, skipped, unsupported } = self.counts;
+        self.out.json(
+            &json!({"schema": "karat.result/1", "kind": "summary", "rows": rows, "passed": passed,
+            "skipped": skipped, "unsupported": unsupported, "exit": exit as u8}),
+        );
+        Ok(exit)
+    }
+}
+
+/// Nanoseconds as microseconds.
+fn micro(ns: f64) -> String {
+    let us = ns / 1e3;
+    let digits = if us < 10.0 { 2 } else { usize::from(us < 100.0) };
+    format!("{us:.digits$}")
+}
+
+fn name(bound: Bound) -> &'static str {
+    match bound {
+        Bound::Memory => "memory",
+        Bound::Products => "products",
+    }
+}
+
+/// The object of `--format jsonl`.
+pub(crate) fn row(job: &Job, timing: &Timing, away: Option<usize>) -> Value {
+    let cost = job.parsed.cost;
+    json!({
+        "schema": "karat.result/1", "kind": "bench", "case": job.id(), "op": job.entry.name(),
+        "spec": job.spec, "variant": job.variant, "checked": timing.checked.name(),
+        "why": timing.checked.why(), "budget_used": benches::report::number(timing.budget()),
+        "plan": timing.plan, "samples_ns": timing.samples, "median_ns": timing.median(),
+        "throttled": timing.throttled, "warm": timing.warm.map(|warm| warm.stable),
+        "calls_per_sample": timing.warm.map(|warm| if away.is_some() { 1 } else { warm.group }),
+        "bytes": cost.bytes, "flops": cost.flops,
+        "share_of_roof": timing.share.map(|(share, _)| share),
+        "roof": timing.share.map(|(_, bound)| name(bound)),
+        "cold": away.is_some(), "walked_between_bytes": away, "cache_bytes": benches::caches(),
+    })
+}

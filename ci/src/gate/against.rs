@@ -1,0 +1,156 @@
+//! What is new against a baseline.
+
+use std::collections::BTreeMap;
+
+use benches::pairs::{
+    both,
+    verdict::{Verdict, apart, floor_apart},
+};
+
+use crate::{
+    ab::builds,
+    baseline,
+    exit::{Exit, fail},
+    floors::Floors,
+    machine::Machine,
+    out::Out,
+    policy::Policy,
+    results::{Results, Timed},
+    sampling::{self, Answers, Row, Sampled, worse},
+};
+
+use super::Args;
+
+pub(super) fn run(name: &str, args: &Args, out: &Out) -> anyhow::Result<Exit> {
+    let policy = args.policy.as_deref().map(Policy::read).transpose()?.unwrap_or_default();
+    let results = baseline::open(name)?;
+    let mut kept = results.rows("bench")?;
+    let here = Machine::here();
+    same_machine(&results, &here)?;
+    kept.retain(|row| args.filter.iter().all(|word| row.case.contains(word.as_str())));
+    if kept.is_empty() {
+        return Err(fail(Exit::Nothing, format!("{}: nothing selected", results.name)));
+    }
+    out.line(&here.name);
+    out.json(&here.json());
+    let plant = args.plant.clone().unwrap_or_default();
+    let program = super::program()?;
+    let cases: Vec<&str> = kept.iter().map(|row| row.case).collect();
+    let (mut rows, sampled) = match baseline::kept_program(name, &results) {
+        Some(was) => {
+            let builds = builds([&was, &program], plant);
+            let mut floors = Floors::kept()?;
+            let quads = args.sampling.quads;
+            let unknown: Vec<&str> = kept
+                .iter()
+                .filter(|row| row.checked == "passed")
+                .map(|row| row.case)
+                .filter(|case| floors.of(&here, case, quads as usize).is_none())
+                .collect();
+            if !unknown.is_empty() {
+                out.note(&format!("{} cases are not calibrated: that comes first", unknown.len()));
+                let aa = args.sampling.aa;
+                let bar = out.bar(u64::from(aa) * unknown.len() as u64, "calibrate", false);
+                let twice = both(&was, builds[0].threads);
+                let step = &mut || bar.inc(1);
+                sampling::calibrate(&unknown, &twice, (quads, aa), &mut floors, &here, step)?;
+                bar.finish_and_clear();
+            }
+            let floor = |case: &str, launches: usize| {
+                let of = floors.of(&here, case, quads as usize);
+                of.map_or(f64::NAN, |of| of.together(launches))
+            };
+            sampling::decide(&cases, &builds, args.sampling, &floor, &policy, out)?
+        }
+        None => {
+            out.note("its program is not kept beside it: times are compared with those that were taken then");
+            let [_, planted] = builds([&program, &program], plant);
+            unpaired(&kept, &[planted.clone(), planted], args, &policy, out)?
+        }
+    };
+    for (row, was) in rows.iter_mut().zip(&kept) {
+        let is = sampled.get(was.case).and_then(|sampled| sampled.told(1));
+        if let Some(is) = is
+            && let Some((verdict, reason, exit)) = worse(&answers(was), &Answers::from(is))
+        {
+            *row = Row::without(was.case, verdict, reason, exit);
+        } else if row.launches == 0 {
+            let reason = "the build of the baseline no longer has right answers".to_owned();
+            *row = Row::without(was.case, Verdict::Withheld, reason, Exit::Ok);
+        }
+    }
+    // What could not be run here then, and cannot now, is no news.
+    let before = rows.len();
+    let mut then = kept.iter();
+    rows.retain(|row| {
+        let idle = |was: &Timed<'_>| ["skipped", "unsupported"].contains(&was.checked);
+        let still = row.reason.as_deref().is_some_and(|reason| reason.starts_with("not run"));
+        !(then.next().is_some_and(idle) && still)
+    });
+    if rows.len() < before {
+        out.line(&format!("not run, neither then nor now: {} cases", before - rows.len()));
+    }
+    if rows.is_empty() {
+        return Err(fail(Exit::Unfit, "nothing that was selected can be run here"));
+    }
+    sampling::allow(&mut rows, &policy, out);
+    sampling::tell(&rows, args.strict, out)
+}
+
+/// Times of another machine say nothing here.
+fn same_machine(results: &Results, here: &Machine) -> anyhow::Result<()> {
+    let line = results.machine()?;
+    if line["fingerprint"] == here.fingerprint.as_str() {
+        return Ok(());
+    }
+    let there = line["machine"].as_str().unwrap_or("another machine");
+    let why = format!("{}: is of {there}; this is {}", results.name, here.name);
+    Err(fail(Exit::Baseline, why))
+}
+
+/// What answers were when the baseline was made.
+fn answers(was: &Timed<'_>) -> Answers {
+    Answers {
+        outcome: was.checked.to_owned(),
+        why: was.row["why"].as_str().map(str::to_owned),
+        budget: was.row["budget_used"].as_f64().unwrap_or(f64::INFINITY),
+        plan: was.row["plan"].as_str().unwrap_or_default().to_owned(),
+    }
+}
+
+/// Times against those that were kept, one after the other.
+fn unpaired(
+    kept: &[Timed<'_>],
+    builds: &[benches::pairs::Build; 2],
+    args: &Args,
+    policy: &Policy,
+    out: &Out,
+) -> anyhow::Result<(Vec<Row>, BTreeMap<String, Sampled>)> {
+    let cases: Vec<&str> = kept.iter().map(|row| row.case).collect();
+    let launches = args.sampling.launches;
+    let bar = out.bar(u64::from(launches) * cases.len() as u64, "launches", false);
+    let mut sampled = BTreeMap::new();
+    let step = &mut || bar.inc(1);
+    sampling::rounds(&cases, builds, args.sampling.quads, launches, &mut sampled, step)?;
+    bar.finish_and_clear();
+    let mut rows = Vec::new();
+    for was in kept {
+        let found = &sampled[was.case].launches;
+        let launches = was.row["launches"].as_u64().unwrap_or(1).max(1) as usize;
+        let then: Vec<Vec<f64>> =
+            was.ns.chunks(was.ns.len().div_ceil(launches).max(1)).map(<[f64]>::to_vec).collect();
+        let now: Vec<Vec<f64>> = found
+            .iter()
+            .map(|launch| launch.sides.iter().flat_map(|side| side.ns.clone()).collect())
+            .collect();
+        if then.is_empty() || now.is_empty() {
+            rows.push(Row::without(was.case, Verdict::Withheld, String::new(), Exit::Ok));
+            continue;
+        }
+        let floor = floor_apart(&then, now.len(), 0);
+        let judged = apart(&then, &now, &policy.rule(was.case, floor), 0);
+        rows.push(Row { paired: false, ..Row::of(was.case, judged, floor, &now) });
+    }
+    sampling::together(&mut rows);
+    Ok((rows, sampled))
+}
