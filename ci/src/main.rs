@@ -256,6 +256,7 @@ fn main() -> ExitCode {
     let told = match &cli.command {
         None => true,
         Some(Command::Check(args)) => args.tells(),
+        Some(Command::Gate(args)) => args.tells(),
         Some(_) => false,
     };
     let rows = format == Format::Jsonl || place.is_some() || told;
