@@ -150,6 +150,8 @@ pub struct Row {
     pub prefill: Option<Samples>,
     /// Tokens in a second, fed one by one.
     pub decode: Option<Samples>,
+    /// The samples of both as they were taken.
+    pub taken: [Vec<f64>; 2],
     /// Bytes and operations of a token.
     pub traffic: Traffic,
     /// Why slower kernels computed than those for this machine, if they did.
@@ -247,6 +249,7 @@ pub fn run(
             engine: engine.name(),
             depth,
             read: Samples::of(read[i / engines.len()].clone()),
+            taken: [prefill.clone(), decode.clone()],
             prefill: of(prefill),
             decode: of(decode),
             traffic: traffic.ok_or_else(|| format!("{}: tells no traffic", engine.name()))?,

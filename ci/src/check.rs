@@ -6,20 +6,23 @@ use benches::{
     evidence::Evidence,
     plan::Job,
     registry::{self, Spoil},
-    report::{Outcome, Row},
+    report::{Outcome, Row, number},
 };
 use golden::{compare::Bound, recording::Recording};
 use serde_json::json;
 
 use crate::{
     block::{Again, block},
+    changed::{self, Changed},
     derivation,
     ended::{self, Counts, Skips},
     exit::{Exit, fail, refuse},
     files, foreign,
-    list::Selection,
+    list::{Selection, Shard},
     out::{self, Out},
+    resume::{self, Before, Kept},
     support::Outcomes,
+    told,
     watch::Watcher,
 };
 
@@ -45,9 +48,31 @@ pub(crate) struct Args {
     /// Memory that one problem may take; what the machine has without it
     #[arg(long, value_name = "GIB", env = "KARAT_MEMORY_GIB")]
     memory_gib: Option<f64>,
+    #[command(flatten)]
+    changed: changed::Since,
+    /// Run what does not pass so many times more; what passes then is flaky, and told as such
+    #[arg(long, value_name = "N", default_value_t = 0, env = "KARAT_RETRIES")]
+    retries: u32,
+    /// Go on where an interrupted run with the same --results stopped
+    #[arg(long)]
+    resume: bool,
+    #[command(flatten)]
+    told: told::Told,
 }
 
-pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
+impl Args {
+    /// The part of the run that is meant, if not all of it is.
+    pub(crate) fn shard(&self) -> Option<Shard> {
+        self.selection.shard()
+    }
+
+    /// Whether something is told beside the answer.
+    pub(crate) fn tells(&self) -> bool {
+        self.told.any()
+    }
+}
+
+pub(crate) fn run(args: &Args, results: Option<&PathBuf>, out: &Out) -> anyhow::Result<Exit> {
     let plant = match &args.plant {
         None => None,
         Some(name) => {
@@ -61,7 +86,21 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         }
     };
     let (kernels, opened) = args.foreign.open(out)?;
-    let jobs = args.selection.jobs(&kernels)?;
+    let changed = args.changed.find(&kernels)?;
+    let mut jobs = args.selection.all(&kernels)?;
+    if let Some(changed) = &changed {
+        jobs = changed.of(jobs)?;
+    }
+    let some = !jobs.is_empty();
+    let jobs = args.selection.part(jobs);
+    let mut before = Before::default();
+    if args.resume {
+        before = Before::read(results.map(PathBuf::as_path))?;
+    } else if let Some(unfinished) = resume::unfinished(results) {
+        out.note(&unfinished);
+    }
+    args.told.begin(out);
+    let jobs: Vec<Job> = jobs.into_iter().filter(|job| !before.has(&job.id())).collect();
     let mut run = Run::new(out, args.fail_fast);
     run.exit = opened;
     run.again.plant.clone_from(&args.plant);
@@ -78,13 +117,19 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         Some(gib) if gib.is_finite() && 0.0 < gib => (gib * f64::from(1 << 30)) as u64,
         Some(gib) => return Err(refuse(format!("--memory-gib {gib}: expected a number above 0"))),
     };
+    if !before.rows().is_empty() {
+        out.note(&format!("{} problems were judged before", before.rows().len()));
+    }
+    before.rows().iter().for_each(|kept| run.add_kept(kept));
     let watcher = Watcher::new(memory, &run.again, out, args.save_failing.as_deref());
     let mut red: Vec<usize> = Vec::new();
     let mut at = 0;
     let bar = out.bar(jobs.len() as u64, "check", false);
     benches::bound::keep_in(&files::cache_dir().join("bounds"));
     benches::plan::check(&jobs, &watcher, plant, &mut |row| {
-        run.add(row);
+        let again = || jobs[at].run(plant);
+        let (row, earlier) = retried(row, args.retries, &again);
+        run.add_after(&row, &earlier);
         let same = |job: &Job| job.entry.name() == row.op && job.variant == row.variant;
         if row.outcome.is_red() && !red.iter().any(|&at| same(&jobs[at])) {
             red.push(at);
@@ -98,15 +143,45 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         red.iter().for_each(|&at| shrink(&jobs[at], plant, &run));
     }
     if args.selection.with_recordings() && !args.foreign.given() {
-        recorded(&mut run, args.selection.words(), plant, Some(&watcher))?;
+        let wanted = Wanted { shard: args.shard(), changed: changed.as_ref() };
+        recorded(&mut run, args.selection.words(), plant, Some(&watcher), &wanted, &before)?;
     }
     if let Some(lost) = watcher.end() {
         return Err(fail(Exit::Unfit, lost));
     }
+    if run.all.rows == 0 && some && args.shard().is_some() {
+        out.line("no problem falls on this shard");
+        return Ok(Exit::Ok);
+    }
     if run.all.rows == 0 {
         return Err(fail(Exit::Nothing, "nothing selected; `karat list` names every problem"));
     }
-    run.end()
+    run.shared = args.shard().is_some();
+    let exit = run.end()?;
+    args.told.end(exit, out)?;
+    Ok(exit)
+}
+
+/// A row, or what came of running its job again, with those before.
+fn retried(row: &Row, retries: u32, again: &dyn Fn() -> Row) -> (Row, Vec<Row>) {
+    let mut row = row.clone();
+    let mut earlier = Vec::new();
+    // Who cheats once has cheated.
+    while row.outcome.is_red()
+        && !matches!(row.outcome, Outcome::Cheat(_))
+        && earlier.len() < retries as usize
+        && !out::interrupted()
+    {
+        earlier.push(std::mem::replace(&mut row, again()));
+    }
+    (row, earlier)
+}
+
+/// Which recorded cases are meant, beside the words.
+#[derive(Default)]
+pub(crate) struct Wanted<'a> {
+    shard: Option<Shard>,
+    changed: Option<&'a Changed>,
 }
 
 /// Tells the smallest problem that fails as this one does.
@@ -133,6 +208,8 @@ pub(crate) fn recorded(
     words: &[String],
     plant: Option<Spoil>,
     watcher: Option<&Watcher>,
+    wanted: &Wanted<'_>,
+    before: &Before,
 ) -> anyhow::Result<()> {
     let dir = files::golden_dir().join("recordings/ops");
     if !dir.exists() {
@@ -140,7 +217,10 @@ pub(crate) fn recorded(
         return Ok(());
     }
     let recording = Recording::open(&dir).map_err(|e| fail(Exit::Recording, e.to_string()))?;
-    for case in &recording.manifest.cases {
+    for (at, case) in recording.manifest.cases.iter().enumerate() {
+        if wanted.shard.is_some_and(|shard| !shard.holds(at)) {
+            continue;
+        }
         let Some(entry) = registry::op(&case.op) else {
             return Err(fail(
                 Exit::Recording,
@@ -156,7 +236,10 @@ pub(crate) fn recorded(
             if run.over() {
                 return Ok(());
             }
-            if words.iter().all(|word| id.contains(word.as_str())) {
+            if wanted.changed.is_some_and(|changed| !changed.touches(&case.op, variant)) {
+                continue;
+            }
+            if !before.has(&id) && words.iter().all(|word| id.contains(word.as_str())) {
                 let mut evidence = Evidence::default();
                 let mut check =
                     || entry.check_recorded(&recording, case, variant, plant, &mut evidence);
@@ -177,6 +260,14 @@ pub(crate) fn recorded(
     Ok(())
 }
 
+/// An attempt that did not pass, as JSON.
+fn attempt(row: &Row) -> serde_json::Value {
+    json!({
+        "outcome": row.outcome.name(), "why": row.outcome.why(), "budget_used": number(row.budget()),
+        "ms": row.took.as_secs_f64() * 1e3,
+    })
+}
+
 /// Rows as they come, and what they come to.
 pub(crate) struct Run<'a> {
     pub(crate) out: &'a Out,
@@ -188,6 +279,9 @@ pub(crate) struct Run<'a> {
     found: Vec<(String, &'static str)>,
     ops: Vec<&'static str>,
     sums: BTreeMap<&'static str, Sum>,
+    flaky: usize,
+    /// Whether this is a part of a run, which need not hold what can run here.
+    shared: bool,
     exit: Exit,
 }
 
@@ -209,6 +303,8 @@ impl<'a> Run<'a> {
             found: Vec::new(),
             ops: Vec::new(),
             sums: BTreeMap::new(),
+            flaky: 0,
+            shared: false,
             exit: Exit::Ok,
         }
     }
@@ -220,23 +316,30 @@ impl<'a> Run<'a> {
 
     /// Takes a row.
     pub(crate) fn add(&mut self, row: &Row) {
-        self.all.add(&row.outcome);
+        self.add_after(row, &[]);
+    }
+
+    /// Takes a row that came after others of the same case, which did not pass.
+    fn add_after(&mut self, row: &Row, earlier: &[Row]) {
         // A planted fault says nothing of the variant.
         if self.again.plant.is_none() {
             self.found.extend(Outcomes::of(row));
         }
-        if !self.ops.contains(&row.op) {
-            self.ops.push(row.op);
+        let mut json = row.json();
+        json["repro"] = json!(self.again.typed(&row.id()));
+        if !earlier.is_empty() {
+            json["earlier"] = earlier.iter().map(attempt).collect();
         }
-        let sum = self.sums.entry(row.op).or_default();
-        sum.of.add(&row.outcome);
-        sum.seconds += row.took.as_secs_f64();
-        sum.budget = sum.budget.max(row.budget());
-        self.out.json(&row.json());
-        let skipped = self.skips.add(&row.outcome, row.op, &row.variant);
-        let exit = ended::exit(&row.outcome, &row.variant);
+        self.out.json(&json);
+        let seconds = row.took.as_secs_f64();
+        let (skipped, exit) = self.count(row.op, &row.variant, &row.outcome, row.budget(), seconds);
         if exit != Exit::Ok {
             self.out.line(&block(row, &self.again));
+        } else if !earlier.is_empty() {
+            self.flaky += 1;
+            let of = 1 + earlier.len();
+            let first = earlier[0].outcome.name();
+            self.out.line(&format!("FLAKY {}: {first}, then passed in attempt {of}", row.id()));
         } else if skipped && self.out.verbose {
             let why = row.outcome.why().unwrap_or_default();
             self.out.line(&format!("{:<11} {}: {why}", row.outcome.name(), row.id()));
@@ -251,7 +354,44 @@ impl<'a> Run<'a> {
         if self.out.verbose {
             self.derive(row);
         }
+    }
+
+    /// Takes a row of an earlier run.
+    fn add_kept(&mut self, kept: &Kept) {
+        let Some(entry) = registry::op(&kept.row.op) else { return };
+        self.out.again(&kept.line);
+        let (outcome, row) = (kept.outcome(), &kept.row);
+        let seconds = row.ms / 1e3;
+        let (_, exit) = self.count(entry.name(), &row.variant, &outcome, row.budget_used, seconds);
+        self.flaky += usize::from(row.is_flaky());
+        if exit != Exit::Ok {
+            let word = outcome.name().to_uppercase();
+            self.out.line(&format!("{word} {}  judged before", row.case));
+            self.out.line(&format!("  repro: {}", row.typed()));
+        }
+    }
+
+    /// Counts a row; whether it was skipped, and what it means for the run.
+    fn count(
+        &mut self,
+        op: &'static str,
+        variant: &str,
+        outcome: &Outcome,
+        budget: f64,
+        seconds: f64,
+    ) -> (bool, Exit) {
+        self.all.add(outcome);
+        if !self.ops.contains(&op) {
+            self.ops.push(op);
+        }
+        let sum = self.sums.entry(op).or_default();
+        sum.of.add(outcome);
+        sum.seconds += seconds;
+        sum.budget = sum.budget.max(budget);
+        let skipped = self.skips.add(outcome, op, variant);
+        let exit = ended::exit(outcome, variant);
         self.exit = self.exit.gravest(exit);
+        (skipped, exit)
     }
 
     /// What the bound of a row is made of. Recorded cases have another rule, told with their findings.
@@ -299,12 +439,21 @@ impl<'a> Run<'a> {
             &table,
         );
         self.skips.tell("problem", self.out);
+        let flaky = match self.flaky {
+            0 => String::new(),
+            n => format!(" ({n} flaky)"),
+        };
+        self.out.line(&self.all.told(&flaky));
         let Counts { rows, passed, skipped, unsupported } = self.all;
-        self.out.line(&self.all.told(""));
-        let exit = self.all.exit(self.exit, self.again.plant.as_deref(), self.out);
+        // Whether anything passed is asked of all parts together, by `karat merge`.
+        let exit = if self.shared && passed == 0 {
+            self.exit
+        } else {
+            self.all.exit(self.exit, self.again.plant.as_deref(), self.out)
+        };
         self.out.json(&json!({
             "schema": "karat.result/1", "kind": "summary", "rows": rows, "passed": passed, "skipped": skipped,
-            "unsupported": unsupported, "exit": exit as u8,
+            "unsupported": unsupported, "flaky": self.flaky, "exit": exit as u8,
         }));
         if out::interrupted() {
             return Err(fail(Exit::Interrupted, "interrupted"));

@@ -1,8 +1,6 @@
 //! `karat doctor`: what this machine is.
 
-use serde_json::json;
-
-use crate::{ceilings, config::InForce, exit::Exit, files, out::Out};
+use crate::{ceilings, config::InForce, env, exit::Exit, files, out::Out};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -51,10 +49,6 @@ pub(crate) fn told(settings: &[InForce], out: &Out) {
         let value = if value.is_empty() { "-" } else { value };
         out.line(&format!("     {key:<24}{value:<24} {from}"));
     }
-    out.json(&json!({
-        "schema": "karat.result/1", "kind": "env", "cpu": host.cpu, "threads": host.threads, "memory": host.memory,
-        "features": host.features, "gpu": benches::gpu().as_ref().ok().map(|gpu| &gpu.name), "recordings": recordings, "version": env!("CARGO_PKG_VERSION"),
-        "settings": settings.iter().map(|InForce { key, value, from }| json!({"key": key, "value": value, "from": from}))
-            .collect::<Vec<_>>(),
-    }));
+    // A run that begins with this row says here which it is.
+    out.json(&out.record.without_head().unwrap_or_else(|| env::machine(settings)));
 }

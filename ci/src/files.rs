@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     io::Write,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -24,7 +25,9 @@ pub(crate) fn replace(path: &Path, data: &[u8]) -> io::Result<()> {
     let parent =
         path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent)?;
-    let mut file = tempfile::NamedTempFile::new_in(parent)?;
+    // As any other file: who may read it is for the umask to say.
+    let anybody = fs::Permissions::from_mode(0o666);
+    let mut file = tempfile::Builder::new().permissions(anybody).tempfile_in(parent)?;
     file.write_all(data)?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|e| e.error)?;
@@ -42,13 +45,15 @@ pub(crate) fn jot(path: &Path, data: &[u8]) -> io::Result<()> {
     })
 }
 
-/// The folder with recordings and questions: `golden/` above the current folder, or that of the
-/// sources karat was built from.
+/// The folder with recordings and questions: `golden/` above the current folder, else that beside the
+/// program, as a release has it, else that of the sources karat was built from.
 pub(crate) fn golden_dir() -> PathBuf {
     let here = std::env::current_dir().unwrap_or_default();
-    let above =
-        here.ancestors().map(|dir| dir.join("golden")).find(|dir| dir.join("questions").is_dir());
-    above.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden"))
+    let program = std::env::current_exe().and_then(fs::canonicalize).unwrap_or_default();
+    let beside = program.parent().unwrap_or(Path::new(""));
+    let known = here.ancestors().chain([beside]).map(|dir| dir.join("golden"));
+    let found = known.into_iter().find(|dir| dir.join("questions").is_dir());
+    found.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden"))
 }
 
 /// Where karat keeps what it can make again.

@@ -11,6 +11,7 @@ use crate::{
     exit::{Exit, fail, refuse},
     out::Out,
     sampling::{Plant, Sampling},
+    told,
 };
 
 #[derive(Debug, clap::Args)]
@@ -33,12 +34,26 @@ pub(crate) struct Args {
     plant: Option<Plant>,
     #[command(flatten)]
     selftest: selftest::Args,
+    #[command(flatten)]
+    told: told::Told,
+}
+
+impl Args {
+    /// Whether something is told beside the answer.
+    pub(crate) fn tells(&self) -> bool {
+        self.told.any()
+    }
 }
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     match &args.baseline {
         _ if args.selftest.selftest => selftest::run(args.selftest, args.sampling.quads, out),
-        Some(name) => against::run(name, args, out),
+        Some(name) => {
+            args.told.begin(out);
+            let exit = against::run(name, args, out)?;
+            args.told.end(exit, out)?;
+            Ok(exit)
+        }
         None => Err(refuse("gate: expected --baseline NAME or --selftest")),
     }
 }

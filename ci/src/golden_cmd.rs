@@ -75,6 +75,13 @@ struct VerifyArgs {
     plant: Option<String>,
 }
 
+impl Args {
+    /// Whether recordings are held against an engine.
+    pub(crate) fn verifies(&self) -> bool {
+        matches!(self.command, Command::Verify(_))
+    }
+}
+
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     match &args.command {
         Command::Record(args) => record::run(args, out),
@@ -370,13 +377,18 @@ pub(crate) fn row(report: &Report) -> Vec<String> {
     ]
 }
 
-fn tell(report: &Report, args: &VerifyArgs, number: Number<'_>, out: &Out) {
-    if !report.other_files.is_empty() {
-        out.line(&format!("{}: not as recorded: {}", report.id, report.other_files.join(", ")));
+/// One object for each prompt, by which engine in which number.
+pub(crate) fn rows(report: &Report, engine: &str, number: &str, out: &Out) {
+    if report.verified.is_empty() {
+        out.json(&json!({
+            "schema": "karat.result/1", "kind": "golden", "recording": report.id, "engine": engine, "number": number,
+            "ok": report.ok(), "seconds": report.seconds, "other_files": report.other_files, "findings": [],
+        }));
     }
     for v in &report.verified {
         out.json(&json!({
             "schema": "karat.result/1", "kind": "golden", "recording": report.id, "prompt": v.prompt, "tokens": v.tokens,
+            "engine": engine, "number": number, "seconds": report.seconds / report.verified.len() as f64,
             "ok": v.ok(), "legal_flips": v.legal_flips, "illegal_flip": v.illegal_flip, "other_files": report.other_files,
             "findings": v.findings.iter().map(|(tap, f)| {
                 let mut json = benches::report::finding_json(f);
@@ -384,6 +396,15 @@ fn tell(report: &Report, args: &VerifyArgs, number: Number<'_>, out: &Out) {
                 json
             }).collect::<Vec<_>>(),
         }));
+    }
+}
+
+fn tell(report: &Report, args: &VerifyArgs, number: Number<'_>, out: &Out) {
+    if !report.other_files.is_empty() {
+        out.line(&format!("{}: not as recorded: {}", report.id, report.other_files.join(", ")));
+    }
+    rows(report, &args.engine, number.name, out);
+    for v in &report.verified {
         if out.verbose {
             for (tap, f) in &v.findings {
                 out.line(&format!(

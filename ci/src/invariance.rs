@@ -7,7 +7,7 @@ use benches::invariance::{Options, Problem, plan, run as run_changes};
 use crate::{
     exit::{Exit, refuse},
     foreign,
-    list::Selection,
+    list::{Selection, Shard},
     out::Out,
     same::{Models, Tally, typed},
 };
@@ -52,6 +52,12 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         kernels,
     };
     let problems = plan(&options, &args.selection.filter()?).map_err(refuse)?;
+    let some = !problems.is_empty();
+    let problems = args.selection.held(problems);
+    if some && problems.is_empty() {
+        out.line("no problem falls on this shard");
+        return Ok(opened);
+    }
     let mut tally =
         Tally::new(out, "invariance", args.flags(), args.fail_fast, args.plant.clone(), opened);
     let bar = out.bar(problems.iter().map(Problem::len).sum::<usize>() as u64, "invariance", false);
@@ -65,6 +71,11 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
 }
 
 impl Args {
+    /// The part of the run that is meant, if not all of it is.
+    pub(crate) fn shard(&self) -> Option<Shard> {
+        self.selection.shard()
+    }
+
     /// What has to be typed besides an id to see a row again.
     fn flags(&self) -> String {
         let flags = self.selection.typed() + &self.models.typed();

@@ -1,16 +1,17 @@
 //! `karat list`: what would run.
 
-use std::sync::Arc;
+use std::{fmt, str::FromStr, sync::Arc};
 
 use benches::{
     filter::Filter,
     foreign::{self, Kernel},
-    plan::plan,
+    plan::{Job, plan},
 };
 use golden::Set;
 use serde_json::json;
 
 use crate::{
+    changed,
     exit::{Exit, fail, refuse},
     out::Out,
 };
@@ -30,6 +31,43 @@ pub(crate) struct Selection {
     /// Only what runs on this device.
     #[arg(long, value_enum, env = "KARAT_DEVICE")]
     device: Option<Device>,
+    /// Only the i-th of n parts, so that n machines share a run: `karat merge` joins what they found
+    #[arg(long, value_name = "i/n", env = "KARAT_SHARD")]
+    shard: Option<Shard>,
+}
+
+/// One of several parts of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shard {
+    /// From one on.
+    index: usize,
+    /// How many there are.
+    of: usize,
+}
+
+impl Shard {
+    /// Whether it holds the problem at this place.
+    pub(crate) fn holds(self, at: usize) -> bool {
+        at % self.of == self.index - 1
+    }
+}
+
+impl FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Shard, String> {
+        let found = text.split_once('/').and_then(|(index, of)| {
+            let (index, of) = (index.parse().ok()?, of.parse().ok()?);
+            (1 <= index && index <= of).then_some(Shard { index, of })
+        });
+        found.ok_or_else(|| "expected i/n with i from 1 to n".to_owned())
+    }
+}
+
+impl fmt::Display for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.index, self.of)
+    }
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -83,13 +121,37 @@ impl From<SetName> for Set {
 
 impl Selection {
     /// The jobs that are meant: of these foreign kernels, where there are some.
-    pub(crate) fn jobs(&self, kernels: &[Arc<Kernel>]) -> anyhow::Result<Vec<benches::plan::Job>> {
+    pub(crate) fn jobs(&self, kernels: &[Arc<Kernel>]) -> anyhow::Result<Vec<Job>> {
+        Ok(self.part(self.all(kernels)?))
+    }
+
+    /// The same of all shards.
+    pub(crate) fn all(&self, kernels: &[Arc<Kernel>]) -> anyhow::Result<Vec<Job>> {
         let (set, filter, device) = (self.set(), self.filter()?, self.device());
         if kernels.is_empty() {
             plan(set, &filter, device).map_err(refuse)
         } else {
             foreign::jobs(set, &filter, device, kernels).map_err(refuse)
         }
+    }
+
+    /// Those of this shard: all ways to compute a problem stay together, they share its bound.
+    pub(crate) fn part(&self, jobs: Vec<Job>) -> Vec<Job> {
+        let Some(shard) = self.shard else { return jobs };
+        let problems = jobs.chunk_by(|a, b| (a.entry.name(), &a.spec) == (b.entry.name(), &b.spec));
+        let held = problems.enumerate().filter(|(at, _)| shard.holds(*at));
+        held.flat_map(|(_, jobs)| jobs.to_vec()).collect()
+    }
+
+    /// Of problems of another kind those of this shard.
+    pub(crate) fn held<T>(&self, all: Vec<T>) -> Vec<T> {
+        let holds = |at| self.shard.is_none_or(|shard| shard.holds(at));
+        all.into_iter().enumerate().filter(|(at, _)| holds(*at)).map(|(_, one)| one).collect()
+    }
+
+    /// The part of the run that is meant, if not all of it is.
+    pub(crate) fn shard(&self) -> Option<Shard> {
+        self.shard
     }
 
     /// Words and expression.
@@ -149,10 +211,16 @@ impl Selection {
 pub(crate) struct Args {
     #[command(flatten)]
     selection: Selection,
+    #[command(flatten)]
+    changed: changed::Since,
 }
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
-    let jobs = args.selection.jobs(&[])?;
+    let mut jobs = args.selection.all(&[])?;
+    if let Some(changed) = args.changed.find(&[])? {
+        jobs = changed.of(jobs)?;
+    }
+    let jobs = args.selection.part(jobs);
     if jobs.is_empty() {
         return Err(fail(
             Exit::Nothing,

@@ -12,6 +12,7 @@ mod bisect;
 mod block;
 mod calibrate;
 mod ceilings;
+mod changed;
 mod chat;
 mod check;
 mod child;
@@ -21,8 +22,10 @@ mod count;
 mod derivation;
 mod doctor;
 mod ended;
+mod env;
 mod exit;
 mod explain;
+mod export;
 mod files;
 mod fit;
 mod floors;
@@ -39,12 +42,17 @@ mod kernel_cmd;
 mod list;
 mod logits;
 mod machine;
+mod merge;
 mod mutate;
 mod out;
 mod paths;
 mod policy;
 mod ready;
+mod record;
+mod report;
 mod results;
+mod resume;
+mod runs;
 mod same;
 mod sampling;
 mod sanitize;
@@ -53,10 +61,12 @@ mod schema;
 mod support;
 mod synth;
 mod text;
+mod told;
 mod tour;
 mod turns;
 mod verdict;
 mod watch;
+mod words;
 
 use std::{
     num::NonZeroUsize,
@@ -65,12 +75,14 @@ use std::{
     process::ExitCode,
 };
 
+use benches::clock::Stopwatch;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{
     config::InForce,
     exit::{Exit, Failure, fail},
     out::{Format, Out},
+    record::Record,
 };
 
 /// How pure is it? Correctness and performance reference tests for Qwen3-Next and everything that
@@ -122,6 +134,9 @@ struct Global {
         env = verdict::VARIABLE
     )]
     verdict: PathBuf,
+    /// Also write the rows of a command that judges or measures to this file, as JSON lines
+    #[arg(long, global = true, value_name = "FILE", env = "KARAT_RESULTS")]
+    results: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -183,6 +198,12 @@ enum Command {
     Mutate(mutate::Args),
     /// Run kernels under the sanitizers of CUDA: memcheck, racecheck, initcheck, synccheck
     Sanitize(sanitize::Args),
+    /// Join the results of several runs, for example of the shards of one
+    Merge(merge::Args),
+    /// Write results as one HTML file that needs no network and no script
+    Report(report::Args),
+    /// Write results as other tools read them: JUnit, GitHub, Criterion, Bencher and others
+    Export(export::Args),
     /// Print the JSON schema of results, goldens or verdicts
     Schema(schema::Args),
     /// Print completions for a shell
@@ -227,9 +248,21 @@ fn main() -> ExitCode {
         return turns::run(cli.global.threads).into();
     }
     out::listen();
-    let Global { format, quiet, verbose, no_progress, threads, pin, ref nvrtc, ref verdict } =
-        cli.global;
-    let out = Out { format, quiet, verbose, progress: !no_progress };
+    let watch = Stopwatch::new();
+    let Global { format, quiet, verbose, no_progress, threads, pin, .. } = cli.global;
+    let Global { nvrtc, verdict, results, .. } = &cli.global;
+    let judges = judges(cli.command.as_ref());
+    let place = results.clone().filter(|_| judges);
+    let told = match &cli.command {
+        None => true,
+        Some(Command::Check(args)) => args.tells(),
+        Some(Command::Gate(args)) => args.tells(),
+        Some(_) => false,
+    };
+    let rows = format == Format::Jsonl || place.is_some() || told;
+    let head = (judges && rows).then(|| env::head(&settings, shard(&cli)));
+    let record = Record::new(head, place);
+    let out = Out { format, quiet, verbose, progress: !no_progress, record };
     if pin {
         if let Err(line) = benches::pin_threads(threads) {
             out::warn(&format!("karat: --pin: {line}"));
@@ -241,6 +274,9 @@ fn main() -> ExitCode {
         && let Err(line) = foreign::compiler_in(folder)
     {
         out::warn(&format!("karat: --nvrtc: {line}"));
+    }
+    if !judges && results.is_some() && std::env::var_os("KARAT_RESULTS").is_none() {
+        out.note("--results: this command has none");
     }
     benches::kernels::keep_in(&files::cache_dir().join("kernels"));
     let (name, ended) = panic::catch_unwind(AssertUnwindSafe(|| run(&cli, &settings, &out)))
@@ -265,10 +301,65 @@ fn main() -> ExitCode {
         }
         None => (exit, line),
     };
+    let exit = if judges { close(&out, name, exit, line.as_deref(), &watch) } else { exit };
     if let Err(error) = verdict::write(verdict, name, exit, line.as_deref()) {
         out.note(&format!("karat: {}: {error}", verdict.display()));
     }
     exit.into()
+}
+
+/// Whether a command's rows are results, which begin and end as a run does.
+fn judges(command: Option<&Command>) -> bool {
+    match command {
+        None => true,
+        Some(Command::Golden(args)) => args.verifies(),
+        Some(command) => matches!(
+            command,
+            Command::Check(_)
+                | Command::Support(_)
+                | Command::Paths(_)
+                | Command::Invariance(_)
+                | Command::Bisect(_)
+                | Command::Bench(_)
+                | Command::Formats(_)
+                | Command::Compare(_)
+                | Command::Mutate(_)
+                | Command::Sanitize(_)
+                | Command::Scale(_)
+                | Command::Ab(_)
+                | Command::Calibrate(_)
+                | Command::Gate(_)
+        ),
+    }
+}
+
+/// The part of a run that was asked for.
+fn shard(cli: &Cli) -> Option<list::Shard> {
+    match &cli.command {
+        Some(Command::Check(args)) => args.shard(),
+        Some(Command::Paths(args)) => args.shard(),
+        Some(Command::Invariance(args)) => args.shard(),
+        _ => None,
+    }
+}
+
+/// The last row of a run. What cannot be written is told, and is a fault of the machine.
+fn close(out: &Out, command: &str, exit: Exit, line: Option<&str>, watch: &Stopwatch) -> Exit {
+    // What was refused found nothing: results that are there stay.
+    if exit == Exit::Refused && !out.record.begun() {
+        return exit;
+    }
+    let end = serde_json::json!({
+        "schema": "karat.result/1", "kind": "end", "command": command, "exit": exit as u8, "line": line,
+        "seconds": watch.elapsed().as_secs_f64(),
+    });
+    match out.end(&end, exit != Exit::Interrupted) {
+        Ok(()) => exit,
+        Err(line) => {
+            out::warn(&format!("karat: {line}"));
+            exit.gravest(Exit::Unfit)
+        }
+    }
 }
 
 /// A command line or a file of settings that cannot be read.
@@ -295,7 +386,7 @@ fn run(cli: &Cli, settings: &[InForce], out: &Out) -> (&'static str, anyhow::Res
         Some(Command::Child(args)) => ("child", Ok(child::run(args))),
         Some(Command::Turns(_)) => ("turns", Ok(turns::run(cli.global.threads))),
         Some(Command::Kernel(args)) => ("kernel", kernel_cmd::run(args, out)),
-        Some(Command::Check(args)) => ("check", check::run(args, out)),
+        Some(Command::Check(args)) => ("check", check::run(args, cli.global.results.as_ref(), out)),
         Some(Command::Support(args)) => ("support", support::run(args, out)),
         Some(Command::Paths(args)) => ("paths", paths::run(args, out)),
         Some(Command::Invariance(args)) => ("invariance", invariance::run(args, out)),
@@ -317,6 +408,9 @@ fn run(cli: &Cli, settings: &[InForce], out: &Out) -> (&'static str, anyhow::Res
         Some(Command::Synth(args)) => ("synth", synth::run(args, out)),
         Some(Command::Mutate(args)) => ("mutate", mutate::run(args, out)),
         Some(Command::Sanitize(args)) => ("sanitize", sanitize::run(args, out)),
+        Some(Command::Merge(args)) => ("merge", merge::run(args, out)),
+        Some(Command::Report(args)) => ("report", report::run(args, out)),
+        Some(Command::Export(args)) => ("export", export::run(args, out)),
         Some(Command::Schema(args)) => ("schema", schema::run(args, out)),
         Some(Command::Completions { shell }) => ("completions", Ok(completions(*shell, out))),
         Some(Command::Explain(args)) => ("explain", explain::run(args, out)),

@@ -12,6 +12,8 @@ use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
+use crate::record::Record;
+
 /// Set by Ctrl-C; long work looks at it and ends.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -52,6 +54,8 @@ pub(crate) struct Out {
     pub(crate) verbose: bool,
     /// Whether bars are drawn where there is a terminal.
     pub(crate) progress: bool,
+    /// Where rows go beside standard output.
+    pub(crate) record: Record,
 }
 
 impl Out {
@@ -94,8 +98,29 @@ impl Out {
 
     /// An object of the answer, for programs.
     pub(crate) fn json(&self, value: &Value) {
+        if self.record.wants(self.format == Format::Jsonl) {
+            self.record.take(value, &mut |line| self.row(line));
+        }
+    }
+
+    /// An object of the answer as an earlier run wrote it.
+    pub(crate) fn again(&self, line: &str) {
+        if self.record.wants(self.format == Format::Jsonl) {
+            self.record.take_line(line, &mut |line| self.row(line));
+        }
+    }
+
+    /// The end of the rows: how it all ended.
+    ///
+    /// # Errors
+    /// What could not be written, and where.
+    pub(crate) fn end(&self, row: &Value, over: bool) -> Result<(), String> {
+        self.record.end(row, over, &mut |line| self.row(line))
+    }
+
+    fn row(&self, line: &str) {
         if self.format == Format::Jsonl {
-            print(&format!("{value}\n"));
+            print(&format!("{line}\n"));
         }
     }
 

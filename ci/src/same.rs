@@ -138,7 +138,9 @@ impl<'a> Tally<'a> {
         }
         self.skips.add(&row.outcome, &row.group, &row.by);
         let exit = ended::exit(&row.outcome, &row.by);
-        self.out.json(&row.json());
+        let mut json = row.json();
+        json["repro"] = json!(self.typed(row));
+        self.out.json(&json);
         if exit != Exit::Ok {
             self.out.line(&self.block(row));
         } else if self.out.verbose {
@@ -167,8 +169,13 @@ impl<'a> Tally<'a> {
         }
         // One output that is over says what all after it repeat.
         lines.extend(row.outcome.findings().iter().find(|f| !f.ok).into_iter().flat_map(told));
-        lines.push(format!("  repro: karat {} '{}'{}", self.command, row.id(), self.flags));
+        lines.push(format!("  repro: {}", self.typed(row)));
         lines.join("\n")
+    }
+
+    /// What to type to see a row again.
+    fn typed(&self, row: &Row) -> String {
+        format!("karat {} '{}'{}", self.command, row.id(), self.flags)
     }
 
     /// The table, the summary, and the exit code.

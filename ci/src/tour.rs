@@ -1,5 +1,7 @@
 //! `karat` without a command: everything that can be checked here, in two minutes.
 
+use std::path::Path;
+
 use benches::{ask::argmax, filter::Filter, plan::plan};
 use golden::{
     Set, Weights,
@@ -9,16 +11,25 @@ use golden::{
 use serde_json::json;
 
 use crate::{
-    check::{self, Run},
+    check::{self, Run, Wanted},
     config::InForce,
     doctor,
     exit::{Exit, refuse},
-    files, golden_cmd,
+    export, files, golden_cmd,
     out::{self, Out},
+    report,
+    resume::Before,
+    runs::Results,
 };
+
+/// Where the rows of the last one stand, and the page that was made of them.
+const RESULTS: &str = "target/karat/results.jsonl";
+const REPORT: &str = "target/karat/report.html";
 
 pub(crate) fn run(settings: &[InForce], out: &Out) -> anyhow::Result<Exit> {
     let watch = benches::clock::Stopwatch::new();
+    out.record.also(Path::new(RESULTS));
+    out.record.keep();
     out.line("machine");
     doctor::told(settings, out);
     let mut exit = Exit::Ok;
@@ -34,7 +45,7 @@ pub(crate) fn run(settings: &[InForce], out: &Out) -> anyhow::Result<Exit> {
         !checks.over()
     });
     bar.finish_and_clear();
-    check::recorded(&mut checks, &[], None, None)?;
+    check::recorded(&mut checks, &[], None, None, &Wanted::default(), &Before::default())?;
     exit = exit.gravest(checks.end()?);
 
     out.line("\nthe whole model: the reference and the fast CPU engine against recordings of the official implementation, on real files");
@@ -52,8 +63,7 @@ pub(crate) fn run(settings: &[InForce], out: &Out) -> anyhow::Result<Exit> {
         for id in ids {
             let report = golden_cmd::verify_one(id, None, engine, number.into(), None)?;
             bar.inc(1);
-            out.json(&json!({"schema": "karat.result/1", "kind": "golden", "recording": id, "engine": engine, "number": number, "ok": report.ok(),
-                "budget_used": report.budget().to_string(), "seconds": report.seconds}));
+            golden_cmd::rows(&report, engine, number, out);
             exit = exit.gravest(report.exit());
             let mut row = golden_cmd::row(&report);
             row.insert(1, if engine == "reference" { number } else { engine }.to_owned());
@@ -89,6 +99,9 @@ pub(crate) fn run(settings: &[InForce], out: &Out) -> anyhow::Result<Exit> {
         rows.push(speed(model, prompt, out)?);
     }
     out.table(&["model", "prefill tokens", "prefill tokens/s", "decode tokens/s"], &rows);
+    let results = Results::of_text(&out.record.kept(), exit)?;
+    export::write(Path::new(REPORT), &report::page(&results, None))?;
+    out.line(&format!("report: {REPORT}"));
     let seconds = watch.elapsed().as_secs_f64();
     out.line(&format!(
         "{} in {seconds:.0} s",

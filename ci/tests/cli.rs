@@ -18,5 +18,8 @@ mod cli {
     mod ops;
     mod paths;
     mod recordings;
+    mod reports;
+    mod results;
     mod scale;
+    mod workflows;
 }

@@ -81,6 +81,7 @@ mod tests {
             read,
             prefill: None,
             decode: Some(Samples::of(vec![1.0 / seconds])),
+            taken: [Vec::new(), Vec::new()],
             traffic: Traffic { weights: 5, states: 7 + 1000 * tokens as u64, ..Traffic::default() },
             falls_back: None,
             factors: [Activations::F32; 2],

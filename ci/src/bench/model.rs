@@ -102,7 +102,7 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
             of_engine(&e)
         }
     })?;
-    tell(model, &measured, &stated, out);
+    tell(model, [args.prefill, args.decode], &measured, &stated, out);
     Ok(Exit::Ok)
 }
 
@@ -180,7 +180,8 @@ impl Stated {
     }
 }
 
-fn tell(model: &str, measured: &Measured, stated: &[Stated], out: &Out) {
+/// `fed`: tokens that were fed at once, and one by one.
+fn tell(model: &str, fed: [usize; 2], measured: &Measured, stated: &[Stated], out: &Out) {
     let Measured { roof, rows, fits } = measured;
     let host = benches::host();
     match (roof.products, benches::gpu()) {
@@ -262,6 +263,8 @@ fn tell(model: &str, measured: &Measured, stated: &[Stated], out: &Out) {
             "bf16_per_second": product(1), "int8_per_second": product(2),
             "prefill_tokens_per_second": row.prefill.map(samples),
             "decode_tokens_per_second": row.decode.map(samples), "traffic": row.traffic,
+            "prefill": fed[0], "decode": fed[1],
+            "prefill_samples": row.taken[0], "decode_samples": row.taken[1],
             "least_prefill_seconds_per_token": row.least(roof),
             "memory_needed": stated.memory, "peak_rss_bytes": row.peak,
             "peak_rss_beyond_bytes": stated.beyond(row)}));

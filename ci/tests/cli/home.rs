@@ -80,7 +80,7 @@ impl Home {
         }
         if given("jsonl") && !given("schema") {
             let schema = schema("results");
-            for line in ran.lines() {
+            for line in ran.all_lines() {
                 conforms(&line, &schema).unwrap_or_else(|why| panic!("{command:?}: {why}: {line}"));
             }
         }
@@ -146,8 +146,15 @@ impl Home {
 }
 
 impl Ran {
-    /// stdout as JSON, one value per line.
+    /// stdout as JSON, one value per line, without what a run begins and ends with.
     pub(crate) fn lines(&self) -> Vec<Value> {
+        let mut lines = self.all_lines();
+        lines.retain(|line| line["run"].is_null() && line["kind"] != "end");
+        lines
+    }
+
+    /// stdout as JSON, one value per line.
+    pub(crate) fn all_lines(&self) -> Vec<Value> {
         let parse = |line: &str| -> Value {
             serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))
         };

@@ -68,6 +68,7 @@ pub(super) fn tests() -> Vec<Test> {
         test("zoo::random_without_a_claim", Needs::Cc, random_without_a_claim),
         test("zoo::invariance_that_is_claimed", Needs::Cc, invariance_that_is_claimed),
         test("zoo::invariance_that_is_not", Needs::Cc, invariance_that_is_not),
+        test("zoo::flaky", Needs::Cc, flaky),
         test("zoo::nobody_else_is_harmed", Needs::Cc, nobody_else_is_harmed),
         test("zoo::process::refused", Needs::Python, refused),
         test("zoo::process::never_opens", Needs::Python, never_opens),
@@ -118,6 +119,48 @@ fn narrow_but_declared() {
     let (ran, rows, _) = check(&home, FILE, &[]);
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(rows.iter().all(|row| row["outcome"] == "passed"), "{ran:?}");
+}
+
+/// What passes only when it is run again is told as such, and fails without another try.
+fn flaky() {
+    let home = of("ONCE", "");
+    let once = home.path("once");
+    let text = std::fs::read_to_string(home.path(FILE)).unwrap();
+    let file = format!("\"-DONCE_FILE=\\\"{}\\\"\", \"-o\"", once.display());
+    std::fs::write(home.path(FILE), text.replace("\"-o\"", &file)).unwrap();
+    let of_victim = |rows: &[serde_json::Value]| {
+        rows.iter().find(|row| row["spec"] == VICTIM).cloned().unwrap()
+    };
+    let (ran, rows, summary) = check(&home, FILE, &[]);
+    assert_eq!((ran.code, &summary["flaky"]), (10, &0.into()), "{ran:?}");
+    assert_eq!(of_victim(&rows)["outcome"], "crashed");
+    std::fs::remove_file(&once).unwrap();
+    let (ran, rows, summary) = check(&home, FILE, &["--retries", "2", "--junit", "j.xml"]);
+    assert_eq!((ran.code, &summary["flaky"]), (0, &1.into()), "{ran:?}");
+    let row = of_victim(&rows);
+    assert_eq!(
+        (&row["outcome"], row["earlier"].as_array().unwrap().len()),
+        (&"passed".into(), 1),
+        "{row}"
+    );
+    assert_eq!(row["earlier"][0]["outcome"], "crashed", "{row}");
+    assert!(rows.iter().all(|row| row["spec"] == VICTIM || row["earlier"].is_null()), "{ran:?}");
+    let junit = std::fs::read_to_string(home.path("j.xml")).unwrap();
+    assert!(junit.contains("<flakyError") && junit.contains("type=\"crashed\""), "{junit}");
+    std::fs::remove_file(&once).unwrap();
+    let ran = home.karat(&["check", "--kernel", FILE, "--retries", "1", "--report", "r.html"]);
+    assert!(
+        ran.code == 0 && ran.out.contains("FLAKY rms_norm/N3-D7@") && ran.out.contains("(1 flaky)"),
+        "{ran:?}"
+    );
+    assert!(
+        std::fs::read_to_string(home.path("r.html"))
+            .unwrap()
+            .contains("Flaky: passed, but not at once")
+    );
+    // What fails every time is no more flaky than before.
+    let ran = home.karat(&["check", "--kernel", FILE, "--retries", "2", "--plant", "nan"]);
+    assert_eq!(ran.code, 3, "{ran:?}");
 }
 
 /// Squares of tiny rows are zero in fp8, and one over their root is not finite: nobody fails for that.
