@@ -234,7 +234,7 @@ pub fn launch(
     for ((side, build), told) in sides.iter_mut().zip(builds).zip(&mut said.sides) {
         *told = side.load(case, build, plan.judged)?;
     }
-    if !said.sides.iter().all(|told| told.passed()) {
+    if !said.sides.iter().all(Told::passed) {
         return Ok(said);
     }
     let mut group = 1;

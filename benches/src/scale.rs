@@ -290,7 +290,7 @@ mod tests {
         let one = |i: u32| {
             let t = 1000 << i;
             // A little noise, the same every time.
-            let noise = if i % 2 == 0 { 1.002 } else { 0.998 };
+            let noise = if i.is_multiple_of(2) { 1.002 } else { 0.998 };
             point(t, (0.02 + 1e-7 * t as f64) * slower(t) * noise)
         };
         let points: Vec<_> = (0..10).map(one).collect();

@@ -149,7 +149,8 @@ fn save(args: &Save, out: &Out) -> anyhow::Result<Exit> {
         exit = exit.gravest(sampled.red.as_ref().map_or(Exit::Ok, red_exit));
         passed += usize::from(sampled.red.is_none());
         out.json(&row);
-        text += &format!("{row}\n");
+        text.push_str(&row.to_string());
+        text.push('\n');
     }
     if passed == 0 && exit == Exit::Ok {
         return Err(fail(Exit::Unfit, "nothing that was selected can be run here"));
@@ -157,7 +158,8 @@ fn save(args: &Save, out: &Out) -> anyhow::Result<Exit> {
     let summary = json!({"schema": "karat.result/1", "kind": "summary", "rows": jobs.len(),
         "passed": passed, "exit": exit as u8});
     out.json(&summary);
-    text += &format!("{summary}\n");
+    text.push_str(&summary.to_string());
+    text.push('\n');
     // The program first: a baseline without one is compared less well, one of another is not compared.
     let kept = beside(&path);
     fs::create_dir_all(folder()).map_err(|e| unfit(&e))?;
@@ -242,13 +244,12 @@ fn export(name: &str, to: Option<&Path>, out: &Out) -> anyhow::Result<Exit> {
     results.rows("bench")?;
     let lines = results.lines.iter().map(|(_, line)| format!("{line}\n"));
     let text: String = lines.collect();
-    match to {
-        Some(path) => files::replace(path, text.as_bytes())
-            .map_err(|e| fail(Exit::Unfit, format!("{}: {e}", path.display())))?,
-        None => {
-            out.text(&text);
-            results.lines.iter().for_each(|(_, line)| out.json(line));
-        }
+    if let Some(path) = to {
+        files::replace(path, text.as_bytes())
+            .map_err(|e| fail(Exit::Unfit, format!("{}: {e}", path.display())))?;
+    } else {
+        out.text(&text);
+        results.lines.iter().for_each(|(_, line)| out.json(line));
     }
     Ok(Exit::Ok)
 }

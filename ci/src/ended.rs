@@ -1,6 +1,6 @@
 //! How rows end a run: outcomes as exit codes, what was not run, and what all comes to.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use benches::report::Outcome;
 
@@ -74,7 +74,7 @@ impl Counts {
         let mut told = format!("{passed} passed{more}, {} not passed", self.not_passed());
         for (n, what) in [(skipped, "skipped"), (unsupported, "unsupported")] {
             if n != 0 {
-                told += &format!(", {n} {what}");
+                let _ = write!(told, ", {n} {what}");
             }
         }
         told

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command as Program,
 };
 
@@ -62,7 +62,7 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
 }
 
 /// The lines that are there; none where there is no file.
-fn kept(place: &PathBuf) -> anyhow::Result<Option<Results>> {
+fn kept(place: &Path) -> anyhow::Result<Option<Results>> {
     if !place.exists() {
         return Ok(None);
     }
@@ -120,7 +120,8 @@ fn add(place: &PathBuf, paths: &[PathBuf], rev: Option<&str>, out: &Out) -> anyh
     }
     for line in &added {
         out.json(line);
-        text += &format!("{line}\n");
+        text.push_str(&line.to_string());
+        text.push('\n');
     }
     files::replace(place, text.as_bytes())
         .map_err(|e| fail(Exit::Unfit, format!("{}: {e}", place.display())))?;
@@ -139,7 +140,7 @@ fn here() -> anyhow::Result<String> {
     Ok(rev)
 }
 
-fn changes(place: &PathBuf, words: &[String], level: f64, out: &Out) -> anyhow::Result<Exit> {
+fn changes(place: &Path, words: &[String], level: f64, out: &Out) -> anyhow::Result<Exit> {
     let none = || fail(Exit::Nothing, format!("{}: no history of that", place.display()));
     let history = kept(place)?.ok_or_else(none)?;
     let mut series: BTreeMap<(&str, &str), Vec<&Value>> = BTreeMap::new();

@@ -91,7 +91,7 @@ pub(crate) fn rounds(
                 let plan = Plan { quads: quads as usize, calls: CALLS, judged: true };
                 match launch(case, builds, plan, &mut || !out::interrupted()) {
                     Ok(found) if found.sides.iter().all(Told::passed) => {
-                        sampled.launches.push(found)
+                        sampled.launches.push(found);
                     }
                     Ok(red) => sampled.red = Some(red),
                     // A kernel that takes its process with it ends its case alone.
@@ -120,7 +120,7 @@ fn crashed(why: String, sampled: &Sampled, builds: &[Build; 2]) -> Launch {
     }
     let first = builds[0].program.display().to_string();
     let side = usize::from(!(why.starts_with(&first) && builds[0].program != builds[1].program));
-    red.sides[side].outcome = "crashed".to_owned();
+    "crashed".clone_into(&mut red.sides[side].outcome);
     red.sides[side].why = Some(why);
     red
 }

@@ -54,7 +54,7 @@ fn answer(request: &Value, ready: &mut Option<Box<dyn Timed>>) -> Result<Value, 
     let number = |name: &str| request[name].as_u64().unwrap_or(1) as usize;
     let asked = request["ask"].as_str().unwrap_or_default();
     if asked == "load" {
-        return load(request, ready);
+        return Ok(load(request, ready));
     }
     let timed = ready.as_mut().ok_or("nothing is loaded")?;
     Ok(match asked {
@@ -81,27 +81,27 @@ fn answer(request: &Value, ready: &mut Option<Box<dyn Timed>>) -> Result<Value, 
 }
 
 /// Makes a problem ready, and says what its answers come to.
-fn load(request: &Value, ready: &mut Option<Box<dyn Timed>>) -> Result<Value, Error> {
+fn load(request: &Value, ready: &mut Option<Box<dyn Timed>>) -> Value {
     let case = request["case"].as_str().unwrap_or_default();
     let known =
         spelled(case).and_then(|(op, spec, variant)| Some((registry::op(op)?, spec, variant?)));
     // A build may lack what the other one has.
     let Some((entry, spec, variant)) = known else {
-        return Ok(json!({"outcome": "missing", "why": format!("no case {case}")}));
+        return json!({"outcome": "missing", "why": format!("no case {case}")});
     };
     let cost = match entry.parse(spec) {
         Ok(parsed) => parsed.cost,
-        Err(why) => return Ok(json!({"outcome": "missing", "why": why})),
+        Err(why) => return json!({"outcome": "missing", "why": why}),
     };
     if !entry.variants().iter().any(|known| known == variant) {
-        return Ok(json!({"outcome": "missing", "why": format!("no variant {variant}")}));
+        return json!({"outcome": "missing", "why": format!("no variant {variant}")});
     }
     let extra = request["extra"].as_f64().unwrap_or(0.0);
     let fault = request["fault"].as_str().map(str::to_owned);
     let asked = Asked { extra, fault, ..Asked::of(cost.bytes) };
     let mut timed = match entry.timed(spec, variant, &asked) {
         Ok(timed) => timed,
-        Err(found) => return Ok(outcome(&found)),
+        Err(found) => return outcome(&found),
     };
     let mut said = if request["judged"] == true {
         outcome(&timed.judge())
@@ -112,7 +112,7 @@ fn load(request: &Value, ready: &mut Option<Box<dyn Timed>>) -> Result<Value, Er
     said["bytes"] = cost.bytes.into();
     said["flops"] = cost.flops.into();
     *ready = Some(timed);
-    Ok(said)
+    said
 }
 
 /// Sets every thread of this process on a processor. That the system does not let it makes times noisier,

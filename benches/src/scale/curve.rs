@@ -54,6 +54,7 @@ pub(super) fn solve(columns: &[Vec<f64>], y: &[f64]) -> Option<Solved> {
     }
     // r^-1, from below.
     let mut inverse = vec![vec![0.0; n]; n];
+    #[expect(clippy::needless_range_loop, reason = "a triangle is walked by its indices")]
     for j in 0..n {
         for i in (0..=j).rev() {
             let own = if i == j { 1.0 } else { 0.0 };

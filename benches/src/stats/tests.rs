@@ -78,10 +78,9 @@ fn intervals_hold_the_median_as_often_as_they_say() {
         let interval = median_interval(&groups, 0.95, trial);
         held += u32::from(interval.lo <= 0.5 && 0.5 <= interval.hi);
         // Groups that are off together, each in its own way.
-        let groups: Vec<Vec<f64>> = (0..9)
-            .map(|_| rng.normal(0.5, 1.0))
-            .map(|middle| normals(&mut rng, 20, middle, 0.1))
-            .collect();
+        let middles: Vec<_> = (0..9).map(|_| rng.normal(0.5, 1.0)).collect();
+        let groups: Vec<Vec<f64>> =
+            middles.into_iter().map(|middle| normals(&mut rng, 20, middle, 0.1)).collect();
         let interval = median_interval(&groups, 0.95, trial);
         moved += u32::from(interval.lo <= 0.5 && 0.5 <= interval.hi);
         let a: Vec<Vec<f64>> = (0..6).map(|_| normals(&mut rng, 10, 10.0, 1.0)).collect();

@@ -36,37 +36,36 @@ pub(super) fn run(name: &str, args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let plant = args.plant.clone().unwrap_or_default();
     let program = super::program()?;
     let cases: Vec<&str> = kept.iter().map(|row| row.case).collect();
-    let (mut rows, sampled) = match baseline::kept_program(name, &results) {
-        Some(was) => {
-            let builds = builds([&was, &program], plant);
-            let mut floors = Floors::kept()?;
-            let quads = args.sampling.quads;
-            let unknown: Vec<&str> = kept
-                .iter()
-                .filter(|row| row.checked == "passed")
-                .map(|row| row.case)
-                .filter(|case| floors.of(&here, case, quads as usize).is_none())
-                .collect();
-            if !unknown.is_empty() {
-                out.note(&format!("{} cases are not calibrated: that comes first", unknown.len()));
-                let aa = args.sampling.aa;
-                let bar = out.bar(u64::from(aa) * unknown.len() as u64, "calibrate", false);
-                let twice = both(&was, builds[0].threads);
-                let step = &mut || bar.inc(1);
-                sampling::calibrate(&unknown, &twice, (quads, aa), &mut floors, &here, step)?;
-                bar.finish_and_clear();
-            }
-            let floor = |case: &str, launches: usize| {
-                let of = floors.of(&here, case, quads as usize);
-                of.map_or(f64::NAN, |of| of.together(launches))
-            };
-            sampling::decide(&cases, &builds, args.sampling, &floor, &policy, out)?
+    let (mut rows, sampled) = if let Some(was) = baseline::kept_program(name, &results) {
+        let builds = builds([&was, &program], plant);
+        let mut floors = Floors::kept()?;
+        let quads = args.sampling.quads;
+        let unknown: Vec<&str> = kept
+            .iter()
+            .filter(|row| row.checked == "passed")
+            .map(|row| row.case)
+            .filter(|case| floors.of(&here, case, quads as usize).is_none())
+            .collect();
+        if !unknown.is_empty() {
+            out.note(&format!("{} cases are not calibrated: that comes first", unknown.len()));
+            let aa = args.sampling.aa;
+            let bar = out.bar(u64::from(aa) * unknown.len() as u64, "calibrate", false);
+            let twice = both(&was, builds[0].threads);
+            let step = &mut || bar.inc(1);
+            sampling::calibrate(&unknown, &twice, (quads, aa), &mut floors, &here, step)?;
+            bar.finish_and_clear();
         }
-        None => {
-            out.note("its program is not kept beside it: times are compared with those that were taken then");
-            let [_, planted] = builds([&program, &program], plant);
-            unpaired(&kept, &[planted.clone(), planted], args, &policy, out)?
-        }
+        let floor = |case: &str, launches: usize| {
+            let of = floors.of(&here, case, quads as usize);
+            of.map_or(f64::NAN, |of| of.together(launches))
+        };
+        sampling::decide(&cases, &builds, args.sampling, &floor, &policy, out)?
+    } else {
+        out.note(
+            "its program is not kept beside it: times are compared with those that were taken then",
+        );
+        let [_, planted] = builds([&program, &program], plant);
+        unpaired(&kept, &[planted.clone(), planted], args, &policy, out)?
     };
     for (row, was) in rows.iter_mut().zip(&kept) {
         let is = sampled.get(was.case).and_then(|sampled| sampled.told(1));

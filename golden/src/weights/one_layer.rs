@@ -112,10 +112,8 @@ impl Weights for OneLayer {
             if let Some(rest) = name.strip_prefix(&self.prefix) {
                 return Some(format!("{OWN}{rest}"));
             }
-            self.whole(&name)
-                .filter(|_| !name.starts_with("model.layers."))
-                .is_some()
-                .then_some(name)
+            let kept = !name.starts_with("model.layers.") && self.whole(&name).is_some();
+            kept.then_some(name)
         };
         self.weights.names().into_iter().filter_map(own).collect()
     }

@@ -153,7 +153,7 @@ fn work_on<S: Simd>(s: S, kind: Work, memory: &mut Memory) -> u64 {
                             whole.iter_mut().for_each(
                                 #[inline(always)]
                                 |sum| *sum = s.quads(*sum, w, [1; 4]),
-                            )
+                            );
                         }
                     }
                 }

@@ -324,8 +324,6 @@ impl Ops<'_> {
             let reads = [q, k, v, g, beta];
             return self.fast_delta((o, state, work), reads, cu, (n, s, one_each), c);
         }
-        /// eps of the norms of queries and keys.
-        const EPS: f32 = 1e-6;
         let args = [
             ("o", at(o)),
             ("state_out", at(state)),
@@ -336,7 +334,7 @@ impl Ops<'_> {
             ("beta", at(beta)),
             ("state_in", at(state)),
             ("cu_seqlens", cu),
-            ("eps", Float(EPS)),
+            ("eps", Float(fast::EPS)),
             ("HK", Int(c.hk)),
             ("HV", Int(c.hv)),
             ("K", Int(c.k)),

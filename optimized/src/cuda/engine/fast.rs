@@ -32,7 +32,7 @@ const PREPARED: usize = 17_408;
 /// Experts that can be sorted by.
 const MOST_EXPERTS: usize = 1024;
 /// eps of the norms of queries and keys.
-const EPS: f32 = 1e-6;
+pub(super) const EPS: f32 = 1e-6;
 /// Pairs of token and expert that are sorted together.
 const PAIRS: usize = 1024;
 

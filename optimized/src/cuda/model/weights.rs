@@ -27,6 +27,7 @@ pub(super) struct Layer {
     pub(super) mlp: MlpWeights,
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one per layer")]
 pub(super) enum MixerWeights {
     Linear {
         qkvz: Matrix,
@@ -216,11 +217,11 @@ impl Loader<'_> {
     /// Matrices that read the same, and one of all their rows where they are alike but for these.
     fn stacked<const N: usize>(
         &mut self,
-        names: [String; N],
+        names: &[String; N],
     ) -> Result<([Matrix; N], Option<Matrix>), Error> {
         let weights = self.weights;
         let mut kinds = Vec::new();
-        for name in &names {
+        for name in names {
             let stored = kept(weights, self.format, name)?;
             let shape = weights.meta(name).ok_or_else(|| format!("{name}: missing"))?.shape;
             kinds.push((stored, shape[0], shape[1..].iter().product::<usize>()));
@@ -349,7 +350,7 @@ impl Loader<'_> {
             Mixer::Full => {
                 let names = ["q_proj", "k_proj", "v_proj"];
                 let ([q, k, v], together) =
-                    self.stacked(names.map(|name| weight(&format!("self_attn.{name}"))))?;
+                    self.stacked(&names.map(|name| weight(&format!("self_attn.{name}"))))?;
                 MixerWeights::Full {
                     q,
                     k,
@@ -399,7 +400,7 @@ impl Loader<'_> {
             shared = self.swiglu(prefix, &["shared_expert".to_owned()])?;
         }
         let ([router, shared_gate], deciding) =
-            self.stacked([weight("gate"), weight("shared_expert_gate")])?;
+            self.stacked(&[weight("gate"), weight("shared_expert_gate")])?;
         Ok(MlpWeights::Sparse { router, experts, shared, shared_gate, deciding, together })
     }
 

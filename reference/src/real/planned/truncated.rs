@@ -59,7 +59,7 @@ fn cut(sum: f64, step: &[f64], hot: Hot) -> f64 {
         return round(exact, hot.accumulator, hot);
     }
     // A power of two, at the last bit that an addend keeps.
-    let unit = f64::from_bits((largest.to_bits() >> 52) - u64::from(bits + GUARD) << 52);
+    let unit = f64::from_bits(((largest.to_bits() >> 52) - u64::from(bits + GUARD)) << 52);
     let units = |x: f64| (x / unit).trunc();
     let total = unit * step.iter().fold(units(sum), |total, &x| total + units(x));
     let kept = f64::from_bits(total.to_bits() & !((1 << hot.accumulator.drop) - 1));
