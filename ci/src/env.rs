@@ -39,10 +39,7 @@ pub(crate) fn head(settings: &[InForce], shard: Option<Shard>) -> Value {
     let (revision, dirty) = revision();
     let mut row = machine(settings);
     row["run"] = json!(blake3::hash(run.as_bytes()).to_hex()[..16]);
-    row["time"] = json!(
-        DateTime::from_timestamp(now as i64, 0)
-            .map(|time| time.to_rfc3339_opts(SecondsFormat::Secs, true))
-    );
+    row["time"] = json!(moment(now));
     row["command"] = json!(typed(&command));
     row["arguments"] = json!(command);
     row["revision"] = json!(revision);
@@ -50,6 +47,12 @@ pub(crate) fn head(settings: &[InForce], shard: Option<Shard>) -> Value {
     row["build"] = json!(support::build());
     row["shard"] = json!(shard.map(|shard| shard.to_string()));
     row
+}
+
+/// Seconds since 1970, as RFC 3339 says them.
+pub(crate) fn moment(seconds: u64) -> Option<String> {
+    let time = DateTime::from_timestamp(seconds as i64, 0)?;
+    Some(time.to_rfc3339_opts(SecondsFormat::Secs, true))
 }
 
 /// A command as a shell reads it.

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::env::moment;
+
 /// What a time depends on, and its hash.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Machine {
@@ -36,7 +38,7 @@ impl Machine {
             "schema": "karat.result/1", "kind": "env", "cpu": host.cpu, "threads": host.threads,
             "memory": host.memory, "features": host.features, "machine": self.name,
             "fingerprint": self.fingerprint, "version": env!("CARGO_PKG_VERSION"),
-            "time": benches::clock::now(),
+            "time": moment(benches::clock::now()),
         })
     }
 }

@@ -207,7 +207,10 @@ pub(crate) fn conforms(value: &Value, schema: &Value) -> Result<(), String> {
             },
             "required" => {
                 let names = rule.as_array().ok_or("required is a list")?;
-                names.iter().all(|name| name.as_str().is_some_and(|name| value.get(name).is_some()))
+                // It says what objects have, and nothing of null.
+                let has =
+                    |name: &Value| name.as_str().is_some_and(|name| value.get(name).is_some());
+                !value.is_object() || names.iter().all(has)
             }
             "items" => {
                 for item in value.as_array().into_iter().flatten() {
