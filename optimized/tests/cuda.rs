@@ -1,17 +1,14 @@
 //! What can be said of CUDA variants on any machine: every parameter of every kernel is bound, every fault
 //! can be planted. Here, because a unit test that reaches them compiles every kernel a second time.
 
-use golden::{Dtype, Host, Narrow, Op, Rng, Set, Spec, Variant, ops};
+use golden::{Dtype, Narrow, Op, Rng, Set, Spec, Variant, ops};
 use optimized::cuda;
 
 /// One problem of every type that a variant computes; of those of a set, so that optional tensors are missing
 /// in some.
 fn specs<O: Op>(variant: &dyn Variant<O>) -> Vec<Spec<O::Case>> {
     let mut specs: Vec<Spec<O::Case>> = Vec::new();
-    let absent = cuda::gpu().as_ref().err();
-    let computed = |spec: &Spec<O::Case>| {
-        variant.skip(&Host::default(), spec).is_none_or(|why| Some(&why) == absent)
-    };
+    let computed = |spec: &Spec<O::Case>| variant.unfit(spec).is_none();
     for spec in O::specs(Set::Ci).into_iter().filter(computed) {
         let of_its_own = |known: &Spec<O::Case>| {
             (known.dtype, known.weights, &known.fill) != (spec.dtype, spec.weights, &spec.fill)

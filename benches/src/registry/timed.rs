@@ -14,6 +14,7 @@ use crate::{
     guard, judge,
     report::Outcome,
     turns::{self, Asked, Away, Timed, Times, Turn},
+    way,
 };
 
 /// A problem, drawn several times.
@@ -41,8 +42,8 @@ impl<O: Answer> Times for Bench<O> {
                 let why = "the reference is there to be read, not to be fast";
                 return Err(Outcome::Unsupported(why.to_owned()));
             };
-            if let Some(why) = honest.skip(&crate::host(), &spec) {
-                return Err(Outcome::Skipped(why));
+            if let Some(outcome) = way::not_run(honest, &spec) {
+                return Err(outcome);
             }
             let running = match &asked.fault {
                 None => Running::<O>::new(honest, &spec, asked)?,
