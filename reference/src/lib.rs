@@ -91,6 +91,7 @@ const SOURCES: &[&str] = &[
     include_str!("sampling.rs"),
     include_str!("shared_expert.rs"),
     include_str!("real/planned.rs"),
+    include_str!("real/planned/truncated.rs"),
 ];
 
 /// blake3 of the text of the reference and of the contracts: an answer that was kept is still that

