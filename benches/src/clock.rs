@@ -47,36 +47,9 @@ pub fn now() -> u64 {
     since.map_or(0, |since| since.as_secs())
 }
 
-/// Year, month and day of some seconds since 1970, by the calendar of Gregory.
-pub fn date(seconds: u64) -> (u64, u64, u64) {
-    // Years begin in March here, so that a leap day is the last of its year; days count from 0000-03-01.
-    let days = seconds / 86_400 + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let of_month = day - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    (400 * era + year + u64::from(month <= 2), month, of_month)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{chain, date};
-
-    #[test]
-    fn days_have_their_dates() {
-        for (seconds, want) in [
-            (0, (1970, 1, 1)),
-            (951_782_400, (2000, 2, 29)),
-            (1_709_164_799, (2024, 2, 28)),
-            (1_709_164_800, (2024, 2, 29)),
-            (1_767_225_599, (2025, 12, 31)),
-            (4_107_542_400, (2100, 3, 1)),
-        ] {
-            assert_eq!(date(seconds), want);
-        }
-    }
+    use super::chain;
 
     #[test]
     fn a_chain_takes_time() {

@@ -19,6 +19,7 @@ use crate::{
     clock::time,
     forget_peak, held,
     speed::{Ceilings, Depth, Samples, deepen, factors, states, token},
+    stats::median,
 };
 
 /// What is asked.
@@ -138,13 +139,14 @@ pub fn run(
         }
     }
     kept.give_back(engine)?;
-    let middle =
-        |samples: &Vec<u64>| curve::median(samples.iter().map(|&ns| ns as f64 * 1e-9).collect());
+    let middle = |samples: &Vec<u64>| {
+        median(&samples.iter().map(|&ns| ns as f64 * 1e-9).collect::<Vec<_>>())
+    };
     let by_round = |round: usize| samples.iter().map(|own| middle(&own[round])).collect();
     let by_rounds: Vec<Vec<f64>> = (0..*rounds).map(by_round).collect();
     let points =
         contexts.iter().zip(samples.iter().zip(memory)).map(|(&context, (samples, memory))| {
-            let seconds = curve::median(samples.iter().map(middle).collect());
+            let seconds = median(&samples.iter().map(middle).collect::<Vec<_>>());
             Point { context, seconds, samples: samples.clone(), memory }
         });
     let points: Vec<Point> = points.collect();

@@ -59,7 +59,6 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     }
     let here = Machine::here();
     out.line(&format!("A {}\nB {}\n{}", a.name, b.name, here.name));
-    out.json(&here.json());
     let both: Vec<&str> =
         of_b.iter().filter(|case| of_a.contains(*case)).map(String::as_str).collect();
     let mut floors = Floors::kept()?;

@@ -39,7 +39,6 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let here = Machine::here();
     let mut floors = Floors::kept()?;
     out.line(&here.name);
-    out.json(&here.json());
     let bar = out.bar(u64::from(args.launches) * cases.len() as u64, "calibrate", false);
     let builds = both(&program()?, Some(benches::host().threads));
     let sizes = (args.quads, args.launches);

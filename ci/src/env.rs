@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use chrono::{DateTime, SecondsFormat};
+use chrono::{DateTime, Datelike, SecondsFormat};
 use serde_json::{Value, json};
 
 use crate::{block::quoted, config::InForce, files, list::Shard, machine::Machine, support};
@@ -10,7 +10,7 @@ use crate::{block::quoted, config::InForce, files, list::Shard, machine::Machine
 /// What this machine is, and which settings are in force.
 pub(crate) fn machine(settings: &[InForce]) -> Value {
     let host = benches::host();
-    let gpu = benches::gpu().as_ref().ok();
+    let (here, gpu) = (Machine::here(), benches::gpu().as_ref().ok());
     let goldens = files::golden_dir().join("recordings");
     let recordings =
         std::fs::read_dir(&goldens).map_or(0, |dir| dir.filter_map(Result::ok).count());
@@ -20,14 +20,9 @@ pub(crate) fn machine(settings: &[InForce]) -> Value {
     json!({
         "schema": "karat.result/1", "kind": "env", "cpu": host.cpu, "threads": host.threads, "memory": host.memory,
         "features": host.features, "gpu": gpu.map(|gpu| &gpu.name), "gpu_memory": gpu.map(|gpu| gpu.memory),
-        "recordings": recordings, "version": env!("CARGO_PKG_VERSION"), "machine": fingerprint(),
+        "recordings": recordings, "version": env!("CARGO_PKG_VERSION"), "machine": here.name, "fingerprint": here.fingerprint,
         "os": std::env::consts::OS, "arch": std::env::consts::ARCH, "settings": settings.collect::<Vec<_>>(),
     })
-}
-
-/// What tells one machine from another as far as speed goes.
-fn fingerprint() -> String {
-    Machine::here().fingerprint
 }
 
 /// The head of a run: the machine, and what ran on it when.
@@ -55,6 +50,12 @@ pub(crate) fn moment(seconds: u64) -> Option<String> {
     Some(time.to_rfc3339_opts(SecondsFormat::Secs, true))
 }
 
+/// Year, month and day of some seconds since 1970.
+pub(crate) fn day(seconds: u64) -> (u64, u64, u64) {
+    let day = DateTime::from_timestamp(seconds as i64, 0).unwrap_or(DateTime::UNIX_EPOCH);
+    (day.year() as u64, day.month().into(), day.day().into())
+}
+
 /// A command as a shell reads it.
 pub(crate) fn typed(arguments: &[String]) -> String {
     let words = arguments.iter().map(|word| quoted(word));
@@ -73,4 +74,23 @@ fn revision() -> (Option<String>, Option<bool>) {
     let changed = || git(&["status", "--porcelain", "--untracked-files=no"]);
     let dirty = revision.as_ref().and_then(|_| changed()).map(|changed| !changed.is_empty());
     (revision, dirty)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::day;
+
+    #[test]
+    fn days_have_their_dates() {
+        for (seconds, want) in [
+            (0, (1970, 1, 1)),
+            (951_782_400, (2000, 2, 29)),
+            (1_709_164_799, (2024, 2, 28)),
+            (1_709_164_800, (2024, 2, 29)),
+            (1_767_225_599, (2025, 12, 31)),
+            (4_107_542_400, (2100, 3, 1)),
+        ] {
+            assert_eq!(day(seconds), want);
+        }
+    }
 }

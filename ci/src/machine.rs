@@ -31,7 +31,7 @@ impl Machine {
         Machine { name, fingerprint }
     }
 
-    /// The line with which results begin.
+    /// The line with which a baseline begins.
     pub(crate) fn json(&self) -> Value {
         let host = benches::host();
         json!({

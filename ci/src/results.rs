@@ -63,7 +63,9 @@ impl Results {
 
     /// Whether it ends as results end, with a summary of as many rows as there are.
     fn whole(&self) -> anyhow::Result<()> {
-        let Some((_, last)) = self.lines.last() else {
+        // Behind the summary stands the end of the run, if a run wrote it.
+        let mut lines = self.lines.iter().map(|(_, line)| line).rev();
+        let Some(last) = lines.find(|line| line["kind"] != "end") else {
             return Err(refuse(format!("{}: has no results", self.name)));
         };
         if last["kind"] != "summary" {

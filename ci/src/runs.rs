@@ -322,7 +322,7 @@ impl Results {
             "scale" => {
                 let row: Scale = read(line)?;
                 for point in &row.points {
-                    times(&row.model, "samples_ns", &point.samples_ns)?;
+                    times(&row.model, "samples_ns", &point.samples_ns.concat())?;
                     times(&row.model, "ms_per_token", &[point.ms_per_token])?;
                 }
                 let number_of = row.number.clone().unwrap_or_default();
@@ -350,7 +350,7 @@ impl Results {
     /// A case stands once on each machine: two answers to one question leave open which one holds.
     fn once(&mut self, run: usize, number: u32, key: &[&str]) -> Result<(), String> {
         let mut hasher = blake3::Hasher::new();
-        for part in [self.runs[run].env.machine.as_str()].iter().chain(key) {
+        for part in [self.runs[run].env.fingerprint.as_str()].iter().chain(key) {
             hasher.update(part.as_bytes()).update(&[0]);
         }
         let mut hash = [0; 16];

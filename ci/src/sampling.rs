@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     bench::ops::CALLS,
+    env::day,
     exit::{Exit, fail},
     floors::{Floors, OfCase},
     gate::stopped,
@@ -339,7 +340,7 @@ pub(crate) fn worse(was: &Answers, is: &Answers) -> Option<(Verdict, String, Exi
 
 /// Lets through what the policy does today.
 pub(crate) fn allow(rows: &mut [Row], policy: &Policy, out: &Out) {
-    let today = benches::clock::date(benches::clock::now());
+    let today = day(benches::clock::now());
     let counts = |exit: Exit| [Exit::Slower, Exit::Wrong, Exit::Ambiguous].contains(&exit);
     for row in rows.iter_mut().filter(|row| counts(row.exit)) {
         match policy.allowed(&row.case, today) {

@@ -174,21 +174,11 @@ fn usual(points: &[Measured], (own, noise): (f64, f64), taken: usize, together: 
 mod tests {
     use golden::Rng;
 
-    use super::{super::curve::Measured, smooth};
+    use super::{
+        super::curve::{LADDER, Measured},
+        smooth,
+    };
 
-    const LADDER: [usize; 11] = [
-        1 << 10,
-        1 << 11,
-        1 << 12,
-        1 << 13,
-        1 << 14,
-        1 << 15,
-        1 << 16,
-        1 << 17,
-        1 << 18,
-        1 << 19,
-        1 << 20,
-    ];
     const TRIALS: u64 = 60;
     const NOISE: f32 = 0.01;
 

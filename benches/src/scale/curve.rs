@@ -1,5 +1,7 @@
 //! Curves through what was measured at some contexts, and how well they are known.
 
+use crate::stats::median;
+
 /// A number with its standard error.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Value {
@@ -182,10 +184,12 @@ pub(super) fn noise(rounds: &[Vec<f64>]) -> f64 {
     let mut middles = vec![1.0; contexts];
     for _ in 0..4 {
         for (i, middle) in middles.iter_mut().enumerate() {
-            *middle = median(rounds.iter().zip(&common).map(|(round, c)| round[i] / c).collect());
+            let own: Vec<_> = rounds.iter().zip(&common).map(|(round, c)| round[i] / c).collect();
+            *middle = median(&own);
         }
         for (round, common) in rounds.iter().zip(&mut common) {
-            *common = median(round.iter().zip(&middles).map(|(x, middle)| x / middle).collect());
+            let own: Vec<_> = round.iter().zip(&middles).map(|(x, middle)| x / middle).collect();
+            *common = median(&own);
         }
     }
     let mut sum = 0.0;
@@ -199,32 +203,23 @@ pub(super) fn noise(rounds: &[Vec<f64>]) -> f64 {
     (sum / free as f64).sqrt() * median
 }
 
-/// The middle one, or between the two.
-pub(super) fn median(mut all: Vec<f64>) -> f64 {
-    all.sort_by(f64::total_cmp);
-    let (n, last) = (all.len(), all.len().saturating_sub(1));
-    if n == 0 { f64::NAN } else { f64::midpoint(all[last / 2], all[n / 2]) }
-}
+/// Contexts from 1k to 1M.
+#[cfg(test)]
+pub(super) const LADDER: [usize; 11] = {
+    let mut ladder = [1 << 10; 11];
+    let mut i = 1;
+    while i < ladder.len() {
+        ladder[i] = 2 * ladder[i - 1];
+        i += 1;
+    }
+    ladder
+};
 
 #[cfg(test)]
 mod tests {
     use golden::Rng;
 
-    use super::{Curve, Measured, exponent, median, noise, solve};
-
-    const LADDER: [usize; 11] = [
-        1 << 10,
-        1 << 11,
-        1 << 12,
-        1 << 13,
-        1 << 14,
-        1 << 15,
-        1 << 16,
-        1 << 17,
-        1 << 18,
-        1 << 19,
-        1 << 20,
-    ];
+    use super::{Curve, LADDER, Measured, exponent, median, noise, solve};
 
     fn drawn(f: impl Fn(f64) -> f64, noise: f32, seed: u64) -> Vec<Measured> {
         let mut rng = Rng::keyed("a curve", seed);
@@ -305,7 +300,7 @@ mod tests {
         }
         let of_five: Vec<f64> = all.chunks_exact(5).map(noise).collect();
         let want = 0.03 * (std::f64::consts::FRAC_PI_2 / 5.0).sqrt();
-        let got = median(of_five);
+        let got = median(&of_five);
         assert!((0.8..1.2).contains(&(got / want)), "{got} for {want}");
         assert_eq!(noise(&all[..1]), 0.0);
     }

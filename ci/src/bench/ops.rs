@@ -72,7 +72,6 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     benches::bound::keep_in(&files::cache_dir().join("bounds"));
     let here = Machine::here();
     out.line(&here.name);
-    out.json(&here.json());
     let bar = out.bar(jobs.len() as u64, "bench", false);
     let mut told = Told::new(out, away);
     let mut machine = None;

@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path};
 
+use benches::stats::{median, quantile};
 use golden::Rng;
 use serde_json::{Value, json};
 
@@ -66,9 +67,7 @@ fn files(one: &Timed, directory: &str) -> [(&'static str, Value); 4] {
     });
     let ones = vec![1.0; one.samples.len()];
     let sample = json!({"sampling_mode": "Flat", "iters": ones, "times": one.samples});
-    let mut sorted = one.samples.clone();
-    sorted.sort_by(f64::total_cmp);
-    let (low, high) = (quantile(&sorted, 0.25), quantile(&sorted, 0.75));
+    let [low, high] = [0.25, 0.75].map(|share| quantile(&one.samples, share));
     let fences = [-3.0, -1.5, 1.5, 3.0]
         .map(|k| if k < 0.0 { low + k * (high - low) } else { high + k * (high - low) });
     [
@@ -79,54 +78,39 @@ fn files(one: &Timed, directory: &str) -> [(&'static str, Value); 4] {
     ]
 }
 
-/// A statistic of sorted samples.
+/// A statistic of samples.
 type Statistic = fn(&[f64]) -> f64;
 
-const STATISTICS: [(&str, Statistic); 4] = [
-    ("mean", mean),
-    ("median", |sorted| quantile(sorted, 0.5)),
-    ("median_abs_dev", median_abs_dev),
-    ("std_dev", std_dev),
-];
+const STATISTICS: [(&str, Statistic); 4] =
+    [("mean", mean), ("median", median), ("median_abs_dev", median_abs_dev), ("std_dev", std_dev)];
 
 /// What the samples come to, with intervals from drawing them again.
 fn estimates(samples: &[f64]) -> Value {
     const DRAWS: usize = 1_000_000;
     let rounds = (DRAWS / samples.len()).clamp(100, 1000);
     let mut rng = Rng::keyed("estimates", samples.len() as u64);
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(f64::total_cmp);
     let mut drawn: [Vec<f64>; 4] = Default::default();
     for _ in 0..rounds {
-        let mut again: Vec<f64> =
+        let again: Vec<f64> =
             (0..samples.len()).map(|_| samples[rng.below(samples.len())]).collect();
-        again.sort_by(f64::total_cmp);
         for ((_, statistic), drawn) in STATISTICS.iter().zip(&mut drawn) {
             drawn.push(statistic(&again));
         }
     }
     let mut all = serde_json::Map::new();
-    for ((name, statistic), mut drawn) in STATISTICS.iter().zip(drawn) {
-        drawn.sort_by(f64::total_cmp);
+    for ((name, statistic), drawn) in STATISTICS.iter().zip(drawn) {
         let estimate = json!({
             "confidence_interval": {
                 "confidence_level": 0.95, "lower_bound": quantile(&drawn, 0.025),
                 "upper_bound": quantile(&drawn, 0.975),
             },
-            "point_estimate": statistic(&sorted), "standard_error": std_dev(&drawn),
+            "point_estimate": statistic(samples), "standard_error": std_dev(&drawn),
         });
         all.insert((*name).to_owned(), estimate);
     }
     // Calls were timed one by one: there is no line through their numbers.
     all.insert("slope".to_owned(), Value::Null);
     Value::Object(all)
-}
-
-/// Of sorted samples, between two where it falls between.
-pub(super) fn quantile(sorted: &[f64], q: f64) -> f64 {
-    let at = q * (sorted.len() - 1) as f64;
-    let (low, high) = (at.floor() as usize, at.ceil() as usize);
-    sorted[low] + (sorted[high] - sorted[low]) * (at - at.floor())
 }
 
 pub(super) fn mean(samples: &[f64]) -> f64 {
@@ -140,9 +124,7 @@ pub(super) fn std_dev(samples: &[f64]) -> f64 {
     (sum / (samples.len() - 1).max(1) as f64).sqrt()
 }
 
-fn median_abs_dev(sorted: &[f64]) -> f64 {
-    let median = quantile(sorted, 0.5);
-    let mut off: Vec<f64> = sorted.iter().map(|x| (x - median).abs()).collect();
-    off.sort_by(f64::total_cmp);
-    quantile(&off, 0.5)
+fn median_abs_dev(samples: &[f64]) -> f64 {
+    let middle = median(samples);
+    median(&samples.iter().map(|x| (x - middle).abs()).collect::<Vec<_>>())
 }

@@ -1,9 +1,10 @@
 //! Times for tools that follow them.
 
+use benches::stats::quantile;
 use serde_json::{Map, Value, json};
 
 use super::{
-    criterion::{mean, quantile, std_dev},
+    criterion::{mean, std_dev},
     nothing,
 };
 use crate::runs::{Results, rows::ModelSpeed};
@@ -25,7 +26,7 @@ pub(crate) struct Timed {
 /// Calls of ops, tokens of models.
 pub(crate) fn all(results: &Results) -> Vec<Timed> {
     let mut all = Vec::new();
-    let machine = |run: usize| results.runs[run].env.machine.clone();
+    let machine = |run: usize| results.runs[run].env.fingerprint.clone();
     for row in results.op_speeds.iter().filter(|row| row.timed()) {
         all.push(Timed {
             id: row.case.clone(),
@@ -54,11 +55,13 @@ pub(crate) fn all(results: &Results) -> Vec<Timed> {
     }
     for row in &results.scales {
         let number = row.number.as_ref().map_or(String::new(), |number| format!(" {number}"));
+        // A layer alone is another thing than the model.
+        let layer = if row.part == "model" { String::new() } else { format!(" {}", row.part) };
         for point in &row.points {
             all.push(Timed {
-                id: format!("scale/{}/{}{number}@{}", row.model, row.engine, point.context),
+                id: format!("scale/{}{layer}/{}{number}@{}", row.model, row.engine, point.context),
                 machine: machine(row.run),
-                samples: point.samples_ns.clone(),
+                samples: point.samples_ns.concat(),
                 median: 1e6 * point.ms_per_token,
                 bytes: 0.0,
                 more: point.memory_bytes.map(|bytes| format!("{bytes} bytes of memory")),
@@ -122,9 +125,7 @@ pub(super) fn action(results: &Results) -> anyhow::Result<(String, usize)> {
     let entry = |one: &Timed| {
         let mut entry = json!({"name": one.id, "unit": "ns", "value": one.median});
         if 1 < one.samples.len() {
-            let mut sorted = one.samples.clone();
-            sorted.sort_by(f64::total_cmp);
-            let half = (quantile(&sorted, 0.75) - quantile(&sorted, 0.25)) / 2.0;
+            let half = (quantile(&one.samples, 0.75) - quantile(&one.samples, 0.25)) / 2.0;
             entry["range"] = json!(format!("± {half:.0}"));
         }
         if let Some(more) = &one.more {

@@ -32,7 +32,6 @@ pub(super) fn run(name: &str, args: &Args, out: &Out) -> anyhow::Result<Exit> {
         return Err(fail(Exit::Nothing, format!("{}: nothing selected", results.name)));
     }
     out.line(&here.name);
-    out.json(&here.json());
     let plant = args.plant.clone().unwrap_or_default();
     let program = super::program()?;
     let cases: Vec<&str> = kept.iter().map(|row| row.case).collect();

@@ -35,7 +35,8 @@ pub(super) fn refuse_other_machines(
         for run in of.runs.iter().filter(|run| run.told) {
             let env = &run.env;
             let gpu = env.gpu.as_ref().map_or(String::new(), |gpu| format!(", {gpu}"));
-            let one = (env.machine.clone(), format!("{}, {} threads{gpu}", env.cpu, env.threads));
+            let one =
+                (env.fingerprint.clone(), format!("{}, {} threads{gpu}", env.cpu, env.threads));
             if !all.contains(&one) {
                 all.push(one);
             }

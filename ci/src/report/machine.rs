@@ -41,7 +41,7 @@ fn revision(env: &Env) -> String {
 pub(super) fn machines(results: &Results) -> Markup {
     let mut machines: Vec<&Env> = Vec::new();
     for run in results.runs.iter().filter(|run| run.told) {
-        if !machines.iter().any(|env| env.machine == run.env.machine) {
+        if !machines.iter().any(|env| env.fingerprint == run.env.fingerprint) {
             machines.push(&run.env);
         }
     }
@@ -57,7 +57,7 @@ pub(super) fn machines(results: &Results) -> Markup {
             ("instruction sets", env.features.join(" ")),
             ("GPU", gpu.unwrap_or_else(|| "none that karat can use".to_owned())),
             ("system", format!("{} {}", env.os, env.arch)),
-            ("fingerprint", env.machine.clone()),
+            ("fingerprint", env.fingerprint.clone()),
         ]
     };
     let runs: Vec<Vec<Markup>> = results
@@ -82,7 +82,7 @@ pub(super) fn machines(results: &Results) -> Markup {
                 )),
                 html! { code { (revision(env)) } },
                 html! { code { (env.build) } },
-                html! { code { (env.machine.get(..6).unwrap_or_default()) } },
+                html! { code { (env.fingerprint.get(..6).unwrap_or_default()) } },
             ]
         })
         .collect();

@@ -152,8 +152,8 @@ pub(super) fn context(results: &Results) -> Markup {
     for fit in &results.fits {
         for line in decode.iter_mut().filter(|line| line.name == fit.engine) {
             line.fit = Some(ScaleFit {
-                a: 1e3 * fit.seconds_at_none,
-                b: 1e3 * fit.seconds_per_token,
+                a: fit.seconds_at_none,
+                b: fit.seconds_per_token,
                 c: 0.0,
                 exponent: None,
                 residual: None,
@@ -212,7 +212,7 @@ fn plot(title: &str, unit: &str, lines: &[Line], scale: f64) -> Markup {
         if let Some(fit) = &line.fit {
             let curve = (0..=60).map(|k| x.range.end * f64::from(k) / 60.0).map(|at| {
                 let tokens = 1024.0 * (at.exp2() - 1.0);
-                (at, 1e3 / (fit.a + fit.b * tokens + fit.c * tokens * tokens))
+                (at, 1.0 / (fit.a + fit.b * tokens + fit.c * tokens * tokens))
             });
             let curve = curve
                 .filter(|(at, y)| *at <= at_context(most) && x_holds(*y, scale, &all))
@@ -271,9 +271,9 @@ fn fits(results: &Results) -> Markup {
             row.cliffs.as_ref().map_or("–".to_owned(), |cliffs| cliffs.len().to_string());
         Some(vec![
             html! { code { (row.engine) } " " (row.part) },
-            cell(format!("{:.3}", fit.a)),
-            cell(format!("{:.3}", 1e6 * fit.b)),
-            cell(format!("{:.3e}", 1e6 * fit.c)),
+            cell(format!("{:.3}", 1e3 * fit.a)),
+            cell(format!("{:.3}", 1e9 * fit.b)),
+            cell(format!("{:.3e}", 1e9 * fit.c)),
             number(fit.exponent),
             cell(
                 fit.residual
@@ -318,7 +318,7 @@ fn raw(results: &Results) -> Markup {
                 @for row in scales.iter().take(20) {
                     @for point in &row.points {
                         p { code { (row.engine) } " after " (point.context) " tokens" }
-                        (samples("ns", &point.samples_ns))
+                        (samples("ns", &point.samples_ns.concat()))
                     }
                 }
             }

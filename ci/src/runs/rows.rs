@@ -17,7 +17,7 @@ pub(crate) struct Env {
     pub(crate) revision: Option<String>,
     pub(crate) dirty: Option<bool>,
     pub(crate) build: String,
-    pub(crate) machine: String,
+    pub(crate) fingerprint: String,
     pub(crate) cpu: String,
     pub(crate) threads: u64,
     pub(crate) memory: u64,
@@ -337,15 +337,16 @@ pub(crate) struct Point {
     pub(crate) context: f64,
     #[serde(deserialize_with = "number")]
     pub(crate) ms_per_token: f64,
-    #[serde(default, deserialize_with = "numbers")]
-    pub(crate) samples_ns: Vec<f64>,
+    /// By round.
+    #[serde(default)]
+    pub(crate) samples_ns: Vec<Vec<f64>>,
     #[serde(default)]
     pub(crate) memory_bytes: Option<f64>,
     #[serde(default)]
     pub(crate) state_bytes: Option<f64>,
 }
 
-/// Milliseconds as a + b T + c T².
+/// Seconds as a + b T + c T².
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct ScaleFit {
     pub(crate) a: f64,

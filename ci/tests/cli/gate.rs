@@ -45,7 +45,7 @@ fn ops_are_timed_side_by_side_after_they_were_judged() {
     let words = ["bench", "rms_norm/N16-D64", "--turns", "3", "--format", "jsonl"];
     let ran = home.karat(&words);
     assert_eq!(ran.code, 0, "{ran:?}");
-    let lines = ran.lines();
+    let lines = ran.all_lines();
     assert_eq!(lines[0]["kind"], "env");
     assert!(lines[0]["fingerprint"].is_string());
     let timed: Vec<_> = lines.iter().filter(|line| line["checked"] == "passed").collect();
@@ -252,7 +252,7 @@ fn floors_are_found_and_kept() {
     let few = ["--quads", "8", "--launches", "4", "--format", "jsonl"];
     let ran = home.karat(&[&["calibrate", CASE], &few[..]].concat());
     assert_eq!(ran.code, 0, "{ran:?}");
-    let lines = ran.lines();
+    let lines = ran.all_lines();
     let row = lines.iter().find(|line| line["kind"] == "calibrate").unwrap();
     assert!(0.0 <= row["floor"].as_f64().unwrap() && row["launches"] == 4, "{row}");
     let kept = fs::read_to_string(home.path("target/karat/floors.json")).unwrap();

@@ -47,10 +47,10 @@ fn everything(home: &Home) {
     }
     rows.push(row("bench_fit", json!({"engine": "cpu in bf16", "depths": 3, "seconds_at_none": 0.033, "seconds_per_token": 1e-7})));
     let points: Vec<Value> = [0, 1024, 16384].map(|context| json!({
-        "context": context, "ms_per_token": 20.0 + f64::from(context) * 1e-4, "samples_ns": [2e7], "memory_bytes": 5e8, "state_bytes": 1e6,
+        "context": context, "ms_per_token": 20.0 + f64::from(context) * 1e-4, "samples_ns": [[2e7]], "memory_bytes": 5e8, "state_bytes": 1e6,
     })).to_vec();
     rows.push(row("scale", json!({"model": "synthetic:slice", "engine": "cpu in int8", "number": "int8", "points": points,
-        "fit": {"a": 20.0, "b": 1e-4, "c": 0.0, "errors": {"a": 0.1}, "exponent": 1.0, "residual": 0.01}, "cliffs": []})));
+        "part": "model", "fit": {"a": 0.02, "b": 1e-7, "c": 0.0, "errors": {"a": 1e-4}, "exponent": 1.0, "residual": 0.01}, "cliffs": []})));
     rows.push(row(
         "gate",
         json!({"case": "linear/N4-M64-D64@cpu/avx2", "variant": "cpu/avx2", "verdict": "slower",
@@ -295,4 +295,33 @@ fn a_check_tells_others_as_it_ends() {
     let plain = home.karat(&["check", "l2_norm/", "--format", "jsonl"]);
     let told = home.karat(&["check", "l2_norm/", "--format", "jsonl", "--junit", "j.xml"]);
     assert_eq!((plain.code, plain.lines().len()), (told.code, told.lines().len()));
+}
+
+/// Not rows that were made up here: what commands write is what others read.
+#[test]
+fn what_commands_write_is_read() {
+    let home = Home::with(&[]);
+    let case = "rms_norm/N16-D64@cpu/portable";
+    let scale = "scale --model synthetic:tiny --rounds 2 --tokens 2 --context 1k,2k,4k";
+    let bench = format!("bench {case} --turns 2");
+    for (file, line) in [("bench.jsonl", bench.as_str()), ("scale.jsonl", scale)] {
+        let args: Vec<&str> = line.split(' ').chain(["--results", file]).collect();
+        home.ends(0, &args);
+    }
+    let both = ["bench.jsonl", "scale.jsonl"];
+    home.ends(0, &[&["merge"], &both[..], &["-o", "all.jsonl"]].concat());
+    home.ends(0, &["report", "all.jsonl", "-o", "all.html"]);
+    let page = fs::read_to_string(home.path("all.html")).unwrap();
+    for said in [case, "synthetic:tiny", "ns/token"] {
+        assert!(page.contains(said), "{said}");
+    }
+    home.ends(0, &["export", "--to", "github-action-benchmark", "all.jsonl", "-o", "times.json"]);
+    home.ends(0, &["history", "add", "bench.jsonl", "--rev", "r1"]);
+    // The line's first number is milliseconds, which a token of so small a model takes few of.
+    let text = fs::read_to_string(home.path("scale.jsonl")).unwrap();
+    let row = text.lines().find(|line| line.contains("\"kind\":\"scale\"")).unwrap();
+    let row: Value = serde_json::from_str(row).unwrap();
+    if let Some(a) = row["fit"]["a"].as_f64() {
+        assert!(page.contains(&format!("{:.3}", 1e3 * a)), "{a}");
+    }
 }

@@ -207,7 +207,7 @@ fn samples_are_times_and_times_are_of_one_machine() {
     }
     with("here", head, &timed(case, "[1900.0,2000.0,2100.0]"));
     let mut other: Value = serde_json::from_str(head).unwrap();
-    other["machine"] = json!("another");
+    other["fingerprint"] = json!("another");
     other["cpu"] = json!("another processor");
     with("there", &other.to_string(), &timed(case, "[1900.0,2000.0,2100.0]"));
     refused(
