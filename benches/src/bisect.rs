@@ -171,7 +171,7 @@ impl Report {
         let loss = self.loss.iter().map(|loss| {
             json!({
                 "schema": "karat.result/1", "kind": "bisect", "subject": self.subject, "part": "logits",
-                "kl": number(loss.kl), "kl_emulated": number(loss.emulated), "kl_allowed": number(loss.allowed),
+                "kl_own": number(loss.kl), "kl_emulated": number(loss.emulated), "kl_allowed": number(loss.allowed),
                 "ok": loss.ok(),
             })
         });
