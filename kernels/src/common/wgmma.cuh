@@ -29,6 +29,12 @@ __device__ inline uint4 read_chunk(unsigned at)
     return x;
 }
 
+__device__ inline void write_chunk(unsigned at, uint4 x)
+{
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};"
+                 :: "r"(at), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+}
+
 // 16 bytes from global to shared memory, of which the first `bytes` are read and the rest are zero.
 __device__ inline void copy_16(unsigned to, const void* from, int bytes)
 {
