@@ -103,7 +103,10 @@ fn keys_and_values_are_kept_as_it_is_said() {
     let ran = home.karat(&["bisect", "--kv-cache", "int4"]);
     assert_eq!(ran.code, 2, "{}", ran.err);
     let line = ran.err.lines().next().unwrap();
-    assert!(line.contains("int4") && line.contains("expected one of f32, bf16, int8"), "{line}");
+    assert!(
+        line.contains("int4") && line.contains("expected one of f32, bf16, int8, fp8"),
+        "{line}"
+    );
 }
 
 /// A model is timed beside what the machine can do.
