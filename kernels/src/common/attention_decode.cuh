@@ -22,27 +22,24 @@ __device__ inline unsigned chunk(int row, int c) { return row * ROW + (c ^ row &
 // The same of codes; of two neighbours four chunks stand in eight places.
 __device__ inline unsigned chunk_of_codes(int row, int c) { return row * H + (c ^ (row & 1) * 4 ^ row / 2 % 4) * 16; }
 
-// A query's channels from bf16 to f16, of head g in the lanes 4 g to 4 g + 3: times the power of two that brings the
-// largest to 2^14, so that those are exact that are no smaller than 2^-31 of it, and of the others less is lost than
-// 2^-39 of it. What undoes it of heads 2 t and 2 t + 1 comes back.
+// A query's channels from bf16 to f16, of head g in the lanes 4 g to 4 g + 3. What undoes it of heads 2 t and 2 t + 1
+// comes back.
 template <int STEPS> __device__ void narrowed(unsigned (&query)[STEPS][2], float (&back)[2])
 {
     int exponent = 15;
 #pragma unroll
     for (int c = 0; c < STEPS; c++)
 #pragma unroll
-        for (int i = 0; i < 2; i++)
-            exponent = max(exponent, max((int)(query[c][i] >> 7 & 0xff), (int)(query[c][i] >> 23 & 0xff)));
+        for (int i = 0; i < 2; i++) exponent = largest_exponent(exponent, query[c][i]);
     exponent = max(exponent, __shfl_xor_sync(~0u, exponent, 1));
     exponent = max(exponent, __shfl_xor_sync(~0u, exponent, 2));
-    const float by = __int_as_float((268 - exponent) << 23);
 #pragma unroll
     for (int c = 0; c < STEPS; c++)
 #pragma unroll
-        for (int i = 0; i < 2; i++) query[c][i] = pack_f16(low_of(query[c][i]) * by, high_of(query[c][i]) * by);
+        for (int i = 0; i < 2; i++) query[c][i] = lifted(query[c][i], exponent);
     const int t = threadIdx.x % 4;
 #pragma unroll
-    for (int e = 0; e < 2; e++) back[e] = __int_as_float((__shfl_sync(~0u, exponent, 8 * t + 4 * e) - 14) << 23);
+    for (int e = 0; e < 2; e++) back[e] = undone(__shfl_sync(~0u, exponent, 8 * t + 4 * e));
 }
 
 // Of T queries, with 4 W warps: of every four, each takes 16 keys of a tile for the scores and 64 channels for

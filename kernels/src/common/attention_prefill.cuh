@@ -2,7 +2,8 @@
 
 // Attention of many queries over a cache, whose kernels are in hopper/attention_prefill.cu, of a cache in bf16, and in
 // hopper/attention_prefill_fp8.cu. Codes of FP8 come to shared memory in the place of what they become: 16 of them
-// where a thread finds its own, and makes 32 bytes of bf16 of them while the next tile is on its way.
+// where a thread finds its own, and makes 32 bytes of f16 of them while the next tile is on its way. Queries become
+// f16 as well, where they stand.
 
 #define BLOCK 16                 // Queries of a block; row r of its product is query r / 8, head r % 8.
 #define SPAN 80                  // Keys of a tile.
@@ -25,6 +26,14 @@ __device__ inline unsigned finite(unsigned both)
 {
     const unsigned low = (both & 0x7f80u) == 0x7f80u ? 0 : both & 0xffffu;
     return (both & 0x7f800000u) == 0x7f800000u ? low : low | both & 0xffff0000u;
+}
+
+// The same of four codes; whether there were others is added to.
+__device__ inline unsigned finite_codes(unsigned four, unsigned& others)
+{
+    const unsigned none = ((four & 0x7f7f7f7fu) + 0x01010101u & 0x80808080u) >> 7;
+    others |= none;
+    return four & ~(none * 0xffu);
 }
 
 // How the keys of a block of queries are shared out: tiles of a part, and how many parts have any.
@@ -109,14 +118,14 @@ template <class C> struct Loader {
     int warp, c;    // Rows warp, warp + 4 and so on; chunk c.
 
     // Of a tile of codes: rows `row`, row + 8 and so on, chunk `codes` of 16; where they stand in the first row until
-    // they are bf16, and where the other half of that is to be.
+    // they are f16, and where the other half of that is to be.
     __device__ int row() const { return CODES ? 2 * warp + c / 16 : warp; }
     __device__ int codes() const { return c % 16; }
-    __device__ unsigned own(int unit) const
+    __device__ unsigned own(unsigned unit) const
     {
         return ring + unit % SLOTS * SLOT + spread(row(), 2 * codes() + codes() / 4 % 2, SPAN);
     }
-    __device__ unsigned other(int unit) const
+    __device__ unsigned other(unsigned unit) const
     {
         return ring + unit % SLOTS * SLOT + spread(row(), 2 * codes() + 1 - codes() / 4 % 2, SPAN);
     }
@@ -164,7 +173,7 @@ template <class C> struct Loader {
         }
     }
 
-    // Codes of a unit become bf16; those from row `least` on that are no numbers become zero.
+    // Codes of a unit become f16; those from row `least` on that are no numbers become zero.
     __device__ void widen(unsigned unit, int least, int* strange)
     {
         const unsigned to = own(unit), beside = other(unit);
@@ -177,16 +186,15 @@ template <class C> struct Loader {
             for (int j = 0; j < 2; j++) {
                 // What becomes of the half that is written here first.
                 const uint4 x = both[j], of = swapped ? make_uint4(x.z, x.w, x.x, x.y) : x;
-                const unsigned codes[4] = {of.x, of.y, of.z, of.w};
+                unsigned four[4] = {of.x, of.y, of.z, of.w};
+                if (least <= row() + 8 * (i + j)) {
+                    unsigned others = 0;
 #pragma unroll
-                for (int e = 0; e < 8; e++) wide[j][e] = bf16_of(e % 2 ? codes[e / 2] >> 16 : codes[e / 2]);
-                if (row() + 8 * (i + j) < least) continue;
-#pragma unroll
-                for (int e = 0; e < 8; e++) {
-                    if (finite(wide[j][e]) == wide[j][e]) continue;
-                    *(volatile int*)strange = 1;
-                    wide[j][e] = finite(wide[j][e]);
+                    for (int e = 0; e < 4; e++) four[e] = finite_codes(four[e], others);
+                    if (others) *(volatile int*)strange = 1;
                 }
+#pragma unroll
+                for (int e = 0; e < 8; e++) wide[j][e] = f16_of(four[e / 2] >> e % 2 * 16);
             }
 #pragma unroll
             for (int j = 0; j < 2; j++) {
@@ -268,6 +276,30 @@ __device__ inline void add_strange(float& low, float& high, unsigned both)
 __device__ inline unsigned two_of(const bf16* at) { return word(at); }
 __device__ inline unsigned two_of(const Code* at) { return bf16_of(*(const unsigned short*)at); }
 
+// The queries of a warp from bf16 to f16, two lanes to each of its 16 rows from `first` on: times the power of two that
+// brings the largest channel to 2^14 (attention_decode.cuh). What undoes it of rows g and g + 8 comes back.
+__device__ inline void narrow_queries(unsigned queries, int first, float (&back)[2])
+{
+    const int lane = threadIdx.x % 32, row = first + lane / 2;
+    const auto place = [&](int i) { return queries + spread(row, lane % 2 * 20 ^ i, BLOCK * GROUP); };
+    int exponent = 15;
+#pragma unroll 4
+    for (int i = 0; i < 16; i++) {
+        const uint4 x = read_chunk(place(i));
+        exponent = largest_exponent(exponent, x.x), exponent = largest_exponent(exponent, x.y);
+        exponent = largest_exponent(exponent, x.z), exponent = largest_exponent(exponent, x.w);
+    }
+    exponent = max(exponent, __shfl_xor_sync(~0u, exponent, 1));
+#pragma unroll 4
+    for (int i = 0; i < 16; i++) {
+        const uint4 x = read_chunk(place(i));
+        write_chunk(place(i), make_uint4(lifted(x.x, exponent), lifted(x.y, exponent), lifted(x.z, exponent),
+                                         lifted(x.w, exponent)));
+    }
+    back[0] = undone(__shfl_sync(~0u, exponent, lane / 4 * 2));
+    back[1] = undone(__shfl_sync(~0u, exponent, lane / 4 * 2 + 16));
+}
+
 template <class C>
 __device__ void prefill(bf16* o, const bf16* q, const C* k, const C* v, const bf16* gate,
                         const long long* cu_seqlens_q, const long long* cu_seqlens_k, float* parts, int* tickets, int S,
@@ -316,7 +348,8 @@ __device__ void prefill(bf16* o, const bf16* q, const C* k, const C* v, const bf
     take_registers<224>();
     const int group = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
     const int g = lane / 4, t = lane % 4, mine = group * 8 + warp * 2;  // Queries mine and mine + 1, head g.
-    const float scale = scale_of(plant);
+    constexpr bool CODES = sizeof(C) == 1;
+    float scales[2] = {scale_of(plant), scale_of(plant)};  // Of rows g and g + 8.
 
     // Scores of rows g and g + 8 of the warp, columns 8 i + 2 t and the next: s[4 i], s[4 i + 1], and s[4 i + 2],
     // s[4 i + 3]. Answers in the same order.
@@ -327,15 +360,22 @@ __device__ void prefill(bf16* o, const bf16* q, const C* k, const C* v, const bf
     const auto multiply_keys = [&](unsigned unit) {
         const unsigned key_matrix = uniform(matrix_at(ring + unit % SLOTS * SLOT, 16));
 #pragma unroll
-        for (int c = 0; c < H / 16; c++)
-            wgmma_n80(score, matrix(query_matrix + (c / 4 * BLOCK * GROUP * 128 + c % 4 * 32) / 16),
-                      matrix(key_matrix + (c / 4 * SPAN * 128 + c % 4 * 32) / 16), c != 0);
+        for (int c = 0; c < H / 16; c++) {
+            const auto a = matrix(query_matrix + (c / 4 * BLOCK * GROUP * 128 + c % 4 * 32) / 16);
+            const auto b = matrix(key_matrix + (c / 4 * SPAN * 128 + c % 4 * 32) / 16);
+            if (CODES) wgmma_n80_f16(score, a, b, c != 0);
+            else wgmma_n80(score, a, b, c != 0);
+        }
         wgmma_close();
     };
     const auto multiply_values = [&](unsigned unit) {
         const unsigned value_matrix = uniform(matrix_at(ring + unit % SLOTS * SLOT, SPAN * 128));
 #pragma unroll
-        for (int c = 0; c < SPAN / 16; c++) wgmma_n256(out, p + 4 * c, matrix(value_matrix + c * 16 * 128 / 16));
+        for (int c = 0; c < SPAN / 16; c++) {
+            const auto b = matrix(value_matrix + c * 16 * 128 / 16);
+            if (CODES) wgmma_n256_f16(out, p + 4 * c, b);
+            else wgmma_n256(out, p + 4 * c, b);
+        }
         wgmma_close();
     };
     const auto release = [&](unsigned unit) {
@@ -343,7 +383,8 @@ __device__ void prefill(bf16* o, const bf16* q, const C* k, const C* v, const bf
     };
     const auto narrow = [&] {
 #pragma unroll
-        for (int i = 0; i < SPAN / 4; i++) p[i] = pack(score[2 * i], score[2 * i + 1]);
+        for (int i = 0; i < SPAN / 4; i++)
+            p[i] = CODES ? pack_f16(score[2 * i], score[2 * i + 1]) : pack(score[2 * i], score[2 * i + 1]);
     };
 
     for (int piece = 0;; piece++) {
@@ -378,8 +419,8 @@ __device__ void prefill(bf16* o, const bf16* q, const C* k, const C* v, const bf
                 raised = fmaxf(raised, __shfl_xor_sync(~0u, raised, 1));
                 raised = fmaxf(raised, __shfl_xor_sync(~0u, raised, 2));
                 // Where nothing was seen yet nothing is subtracted, and nothing is kept.
-                const float base = raised == -INFINITY ? 0 : raised * scale;
-                kept[half] = exp2_fast(top[half] * scale - base);
+                const float base = raised == -INFINITY ? 0 : raised * scales[half];
+                kept[half] = exp2_fast(top[half] * scales[half] - base);
                 if (plant == SUM_NOT_RESCALED) kept[half] = 1;
                 top[half] = raised;
                 float added = 0;
@@ -388,7 +429,7 @@ __device__ void prefill(bf16* o, const bf16* q, const C* k, const C* v, const bf
 #pragma unroll
                     for (int e = 0; e < 2; e++) {
                         float& x = score[4 * i + 2 * half + e];
-                        x = exp2_fast(x * scale - base);
+                        x = exp2_fast(x * scales[half] - base);
                         added += x;
                     }
                 sum[half] = sum[half] * kept[half] + added;
@@ -396,6 +437,13 @@ __device__ void prefill(bf16* o, const bf16* q, const C* k, const C* v, const bf
         };
 
         barrier_wait(shared_address(&board.queries_full), piece & 1);
+        if (CODES) {
+            float back[2];
+            narrow_queries(queries, group * 64 + warp * 16, back);
+            for (int half = 0; half < 2; half++) scales[half] = scale_of(plant) * back[half];
+            fence_for_wgmma();
+            asm volatile("bar.sync %0, 128;" :: "r"(2 + group) : "memory");
+        }
         board.wait_full(unit);
         fence_for_wgmma();
         hold(score);
@@ -468,7 +516,7 @@ __device__ void prefill(bf16* o, const bf16* q, const C* k, const C* v, const bf
             for (int half = 0; half < 2; half++) {
                 if (seen.queries <= mine + half) continue;
                 float* part = part_of(parts, work.block, kv, HKV, work.part, PARTS, (mine + half) * GROUP + g);
-                if (t == 0) *(float2*)(part + H) = {top[half] * scale, sum[half]};
+                if (t == 0) *(float2*)(part + H) = {top[half] * scales[half], sum[half]};
 #pragma unroll
                 for (int i = 0; i < H / 8; i++)
                     *(float2*)(part + 8 * i + 2 * t) = {out[4 * i + 2 * half], out[4 * i + 2 * half + 1]};

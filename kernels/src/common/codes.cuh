@@ -42,3 +42,22 @@ __device__ inline void mma_f16(float (&d)[4], const unsigned (&a)[4], unsigned b
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+// Queries in bf16 become f16 times the power of two that brings the largest channel to 2^14: those are exact that are
+// no smaller than 2^-31 of it, and of the others less is lost than 2^-39 of it.
+
+// The larger of a biased exponent and those of two numbers; 15 at the least.
+__device__ inline int largest_exponent(int exponent, unsigned both)
+{
+    return max(exponent, max((int)(both >> 7 & 0xff), (int)(both >> 23 & 0xff)));
+}
+
+// Two numbers times that power.
+__device__ inline unsigned lifted(unsigned both, int exponent)
+{
+    const float by = __int_as_float((268 - exponent) << 23);
+    return pack_f16(low_of(both) * by, high_of(both) * by);
+}
+
+// What undoes it.
+__device__ inline float undone(int exponent) { return __int_as_float((exponent - 14) << 23); }

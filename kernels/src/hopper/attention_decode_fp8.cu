@@ -10,9 +10,9 @@
 //   Grids, threads and workspace are as there. Dynamic shared memory, for T = 1 or 8 queries: DECODE_SHARED(T, 1),
 //   99,520 or 173,568 bytes.
 //
-// A code's value is exact in f16 as in bf16. One query is brought to f16 by a power of two, which its scores lose
-// again: what of it is smaller than 2^-31 of its largest channel loses less than 2^-39 of that. Scores, sums and answers
-// are f32; probabilities are rounded to f16 before they meet values, and added up as they were before.
+// A code's value is exact in f16 as in bf16. Several queries meet it in bf16; one in f16, where it is brought by a power
+// of two, which its scores lose again (common/codes.cuh). Scores, sums and answers are f32; probabilities are rounded to
+// f16 before they meet values, and added up as they were before.
 // Best is about two blocks to a multiprocessor; of clusters of eight 30 have room at once.
 
 #include "common/attention_decode.cuh"

@@ -3,10 +3,14 @@
 //
 // attention_prefill_fp8_keep: codes of keys and values, to the nearest, ties to even, what is beyond 448 saturated; one
 //                             thread per number.
-// attention_prefill_fp8:      as attention_prefill. Its loading warpgroup makes bf16 of the codes, exactly, of a tile
-//                             while the next one is on its way.
+// attention_prefill_fp8:      as attention_prefill. Its loading warpgroup makes f16 of the codes of a tile while the next
+//                             one is on its way.
 //
-//   Grid, threads, dynamic shared memory and workspace are as there, with the same roundings.
+//   Grid, threads, dynamic shared memory and workspace are as there.
+//
+// Products are of f16, where a code's value is exact; queries are brought there by a power of two, which their scores
+// lose again (common/codes.cuh). Scores, sums and answers are f32; probabilities are rounded to f16 before they meet
+// values, and added up as they were before.
 
 #include "common/attention_prefill.cuh"
 #include "common/keep.cuh"

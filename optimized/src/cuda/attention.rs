@@ -141,7 +141,7 @@ macro_rules! decode_fp8 {
                 Scratch::zero("tickets", |n| decode_tickets(n, $each, $blocks)),
             ],
             unfit: |spec| few(spec, $most),
-            plan: |spec| in_fp8(spec).truncated(16).round(Site::Probabilities, Grid::F16),
+            plan: fp8_plan,
             claims: Claims { batch_invariant: false, ..CLAIMS },
             plants: &HOPPER_FP8_PLANTS,
         }
@@ -237,7 +237,7 @@ const PREFILL_FP8: Cuda<Attention> = Cuda {
         Scratch::new("parts", |_| 0),
         Scratch::zero("tickets", |_| 8),
     ],
-    plan: |spec| in_fp8(spec).truncated(16).round(Site::Probabilities, Grid::Bf16),
+    plan: fp8_plan,
     plants: {
         let [scale, heads, gate, sum, _, fnuz, cut, page] = HOPPER_FP8_PLANTS;
         &[scale, heads, gate, sum, fnuz, cut, page]
@@ -254,6 +254,11 @@ const fn prefill(entry: &'static str) -> Launch {
 /// Probabilities meet values in bf16.
 fn plan(spec: &Spec<Case>) -> Plan {
     Plan::stored(spec.dtype).truncated(16).round(Site::Probabilities, Grid::Bf16)
+}
+
+/// The same over a cache in FP8, in f16.
+fn fp8_plan(spec: &Spec<Case>) -> Plan {
+    in_fp8(spec).truncated(16).round(Site::Probabilities, Grid::F16)
 }
 
 const HOPPER_PLANTS: [Plant; 7] = {
