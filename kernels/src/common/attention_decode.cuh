@@ -75,7 +75,8 @@ __device__ void decode(bf16* o, const bf16* q, const C* k, const C* v, const bf1
     int keys = max(min(size, seen.most - begin), 0);
     if (plant == LAST_PART_DROPPED && seen.most <= begin + size) keys = 0;
     const int tiles = (keys + KEYS - 1) / KEYS;
-    const size_t stride = (size_t)HKV * H, corner = ((seen.first + begin) * HKV + kv) * H + lane % CHUNKS * 16 / sizeof(C);
+    const size_t stride = (size_t)HKV * H;
+    const size_t corner = ((seen.first + begin) * HKV + kv) * H + lane % CHUNKS * 16 / sizeof(C);
 
     // Begins to load a unit: keys of tile unit / 2 if it is even, else its values.
     const auto load = [&](int unit) {
@@ -330,8 +331,10 @@ __device__ void decode(bf16* o, const bf16* q, const C* k, const C* v, const bf1
 #pragma unroll
             for (int m = 0; m < 4; m++)
 #pragma unroll
-                for (int half = 0; half < 2; half++)
-                    rows[row * H + warp * 64 + m * 16 + (CODES ? 2 * g + half : half * 8 + g)] = out[j][m][2 * half + e];
+                for (int half = 0; half < 2; half++) {
+                    const int of_sixteen = CODES ? 2 * g + half : half * 8 + g;
+                    rows[row * H + warp * 64 + m * 16 + of_sixteen] = out[j][m][2 * half + e];
+                }
         }
     __syncthreads();
     if (threadIdx.x < ROWS) {

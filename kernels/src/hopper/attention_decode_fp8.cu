@@ -10,10 +10,10 @@
 //   Grids, threads and workspace are as there. Dynamic shared memory, for T = 1 or 8 queries: DECODE_SHARED(T, 1),
 //   99,520 or 173,568 bytes.
 //
-// A code's value is exact in f16 as in bf16. Several queries meet it in bf16; one in f16, where it is brought by a power
-// of two, which its scores lose again (common/codes.cuh). Scores, sums and answers are f32; probabilities are rounded to
-// f16 before they meet values, and added up as they were before.
-// Best is about two blocks to a multiprocessor; of clusters of eight 30 have room at once.
+// A code's value is exact in f16 as in bf16. Several queries meet it in bf16; one in f16, where it is brought by a
+// power of two, which its scores lose again (common/codes.cuh). Scores, sums and answers are f32; probabilities are
+// rounded to f16 before they meet values, and added up as they were before. Best is about two blocks of one query to a
+// multiprocessor; of clusters of eight 30 have room at once.
 
 #include "common/attention_decode.cuh"
 #include "common/keep.cuh"

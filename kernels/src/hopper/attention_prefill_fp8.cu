@@ -1,10 +1,10 @@
 // attention_prefill.cu over a cache in FP8: keys and values are codes of float8_e4m3fn under one scale for each of the
 // two, which is 1.
 //
-// attention_prefill_fp8_keep: codes of keys and values, to the nearest, ties to even, what is beyond 448 saturated; one
-//                             thread per number.
-// attention_prefill_fp8:      as attention_prefill. Its loading warpgroup makes f16 of the codes of a tile while the next
-//                             one is on its way.
+// attention_prefill_fp8_keep: codes of keys and values, to the nearest, ties to even, what is beyond 448 saturated;
+//                             one thread per number.
+// attention_prefill_fp8:      as attention_prefill. Its loading warpgroup makes f16 of the codes of a tile while the
+//                             next one is on its way.
 //
 //   Grid, threads, dynamic shared memory and workspace are as there.
 //
