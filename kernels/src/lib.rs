@@ -107,7 +107,9 @@ pub mod hopper {
         GATED_DELTA_RULE_FUSED = "gated_delta_rule_fused" of ONE,
         GATED_DELTA_RULE_FEW = "gated_delta_rule_few" of WIDE,
         ATTENTION_DECODE = "attention_decode" of ONE,
+        ATTENTION_DECODE_FP8 = "attention_decode_fp8" of ONE,
         ATTENTION_PREFILL = "attention_prefill" of ONE,
+        ATTENTION_PREFILL_FP8 = "attention_prefill_fp8" of ONE,
         MOE_ROUTER = "moe_router" of ONE,
         MOE_EXPERTS = "moe_experts" of READ,
         ENGINE_DELTA = "engine_delta" of ONE,
@@ -130,7 +132,10 @@ pub fn sources() -> impl Iterator<Item = &'static Source> {
 /// Headers, by the one name under which they are included.
 const HEADERS: &[(&str, &str)] = &[
     ("common/activation.cuh", include_str!("common/activation.cuh")),
+    ("common/attention_decode.cuh", include_str!("common/attention_decode.cuh")),
+    ("common/attention_prefill.cuh", include_str!("common/attention_prefill.cuh")),
     ("common/block.cuh", include_str!("common/block.cuh")),
+    ("common/codes.cuh", include_str!("common/codes.cuh")),
     ("common/delta_chunk.cuh", include_str!("common/delta_chunk.cuh")),
     ("common/delta_rule.cuh", include_str!("common/delta_rule.cuh")),
     ("common/delta_walk.cuh", include_str!("common/delta_walk.cuh")),
@@ -139,6 +144,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("common/gemm.cuh", include_str!("common/gemm.cuh")),
     ("common/gemv.cuh", include_str!("common/gemv.cuh")),
     ("common/grouped_attention.cuh", include_str!("common/grouped_attention.cuh")),
+    ("common/keep.cuh", include_str!("common/keep.cuh")),
     ("common/mma.cuh", include_str!("common/mma.cuh")),
     ("common/order.cuh", include_str!("common/order.cuh")),
     ("common/rows.cuh", include_str!("common/rows.cuh")),

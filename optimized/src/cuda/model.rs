@@ -51,11 +51,14 @@ use self::{
 };
 use super::{
     device::{self, Buffer, Device, Graph},
-    engine::{Added, Element, Fast, Matrix, Ops},
+    engine::{Added, Element, Fast, Matrix, Ops, Stored},
     gpu::{Context, gpu, with},
     launch::{Arg, Kernels, Stream},
 };
-use crate::cpu::model::pieces::{Piece, join, pieces, want_of};
+use crate::{
+    Kept,
+    cpu::model::pieces::{Piece, join, pieces, want_of},
+};
 
 /// Rows that are walked at once.
 pub(super) fn piece(fast: Option<Fast>) -> usize {
@@ -85,6 +88,31 @@ pub(super) enum Format {
     Bf16,
 }
 
+/// A format, and what keys and values are kept in: as activations are, or in FP8.
+fn keeping(format: &str, kept: Option<Kept>) -> Result<(Format, Stored), Error> {
+    let format = Format::of(format)?;
+    let (own, stored) = match format {
+        Format::F32 => (Kept::F32, Stored::F32),
+        Format::Bf16 => (Kept::Bf16, Stored::Bf16),
+    };
+    let engine = format!("the cuda engine in {}", own.name());
+    match kept.unwrap_or(own).among(&[own, Kept::Fp8], &engine)? {
+        Kept::Fp8 => Ok((format, Stored::Fp8)),
+        _ => Ok((format, stored)),
+    }
+}
+
+/// What [`engine`] keeps keys and values in with a format, unless it is told otherwise.
+///
+/// # Errors
+/// If there is no such format.
+pub fn kept(format: &str) -> Result<Kept, Error> {
+    Ok(match Format::of(format)? {
+        Format::F32 => Kept::F32,
+        Format::Bf16 => Kept::Bf16,
+    })
+}
+
 impl Format {
     fn of(name: &str) -> Result<Format, Error> {
         match name {
@@ -108,6 +136,8 @@ pub(super) struct Model {
     kernels: Kernels,
     config: Config,
     format: Format,
+    /// What keys and values are in.
+    kept: Stored,
     fast: Option<Fast>,
     embedding: Matrix,
     layers: Vec<Layer>,
@@ -145,7 +175,7 @@ struct Captured {
 impl Model {
     fn load(
         weights: &dyn Weights,
-        format: Format,
+        (format, kept): (Format, Stored),
         context: &mut Context,
         tell: &mut dyn FnMut(u64) -> bool,
     ) -> Result<Model, Error> {
@@ -185,6 +215,7 @@ impl Model {
             device,
             kernels,
             format,
+            kept,
             fast: fast(&config, format).ok(),
             embedding,
             layers,
@@ -211,7 +242,7 @@ impl Model {
     }
 
     fn sizes(&self) -> Sizes {
-        Sizes::of(&self.config, self.format.element())
+        Sizes::of(&self.config, self.format.element(), self.kept)
     }
 
     fn step(
@@ -537,17 +568,19 @@ pub fn free() -> Result<u64, Error> {
 }
 
 /// The engine on the GPU of this machine: `format` is `f32`, activations in f32 over weights as the checkpoint
-/// has them, or `bf16`, activations, keys and values in bf16 over weights in bf16 or FP8.
+/// has them, or `bf16`, activations in bf16 over weights in bf16 or FP8. Keys and values are in the same, or in FP8 where
+/// `kept` says so.
 ///
 /// # Errors
-/// [`Unfit`] if there is no GPU, or not enough memory on it; if there is no such format, or a weight cannot be
-/// had; [`INTERRUPTED`] if who is told of bytes that are loaded ends it.
+/// [`Unfit`] if there is no GPU, or not enough memory on it; if there is no such format, or it keeps keys and values in
+/// no such thing; if a weight cannot be had; [`INTERRUPTED`] if who is told of bytes that are loaded ends it.
 pub fn engine(
     weights: &dyn Weights,
     format: &str,
+    kept: Option<Kept>,
     tell: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Box<dyn Engine>, Error> {
-    let format = Format::of(format)?;
+    let (format, kept) = keeping(format, kept)?;
     gpu().as_ref().map_err(|why| Unfit(why.clone()))?;
     let all = memory::weights(weights, format)?;
     let mut done = 0;
@@ -557,7 +590,7 @@ pub fn engine(
     };
     let model = on(|context| {
         memory::fits_weights(&context.device, all)?;
-        Model::load(weights, format, context, &mut count)
+        Model::load(weights, (format, kept), context, &mut count)
     })?;
     Ok(Box::new(model))
 }

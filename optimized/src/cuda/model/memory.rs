@@ -8,24 +8,33 @@ use golden::{
 };
 
 use super::{
-    Format, Unfit, fast, piece,
+    Format, Unfit, fast, keeping, piece,
     scratch::Room,
     states::{Sizes, capacity},
     weights::{block, kept},
 };
-use crate::cuda::{
-    device::{self, Device},
-    engine::Stored,
+use crate::{
+    Kept,
+    cuda::{
+        device::{self, Device},
+        engine::Stored,
+    },
 };
 
-/// What an engine of these weights in that format needs of the GPU to be asked this: nothing is read.
+/// What an engine of these weights in that format, keys and values kept so, needs of the GPU to be asked this:
+/// nothing is read.
 ///
 /// # Errors
-/// If there is no such format, or a weight is missing.
-pub fn memory(weights: &dyn Weights, format: &str, demand: &Demand) -> Result<Memory, Error> {
-    let format = Format::of(format)?;
+/// If there is no such format, it keeps keys and values in no such thing, or a weight is missing.
+pub fn memory(
+    weights: &dyn Weights,
+    format: &str,
+    kept: Option<Kept>,
+    demand: &Demand,
+) -> Result<Memory, Error> {
+    let (format, kept) = keeping(format, kept)?;
     let c = weights.config();
-    let sizes = Sizes::of(c, format.element());
+    let sizes = Sizes::of(c, format.element(), kept);
     let full = c.layer_types.iter().filter(|mixer| **mixer == Mixer::Full).count();
     let linear = c.layer_types.len() - full;
     let state = product(&[linear, sizes.conv + sizes.recurrent, demand.sequences]);
@@ -116,6 +125,7 @@ mod tests {
     };
 
     use super::memory;
+    use crate::Kept;
 
     const DEMAND: Demand = Demand {
         sequences: 2,
@@ -130,16 +140,22 @@ mod tests {
     #[test]
     fn memory_is_that_of_the_checkpoint_and_of_states() {
         let official: Synthetic = "synthetic:official,dtype=fp8".parse().unwrap();
-        let stated = memory(&official, "bf16", &DEMAND).unwrap();
+        let stated = memory(&official, "bf16", None, &DEMAND).unwrap();
         // 80 GB of FP8 and what stays in bf16.
         assert!((79..84).contains(&(stated.owned / 1_000_000_000)), "{}", stated.owned);
         assert_eq!(stated.state, 2 * 36 * (2 * 8192 * 3 + 4 * 32 * 128 * 128));
         assert_eq!(stated.cache, 2 * 2 * 12 * 512 * 2 * 256 * 2);
-        let wide = memory(&official, "f32", &DEMAND).unwrap();
+        let codes = memory(&official, "bf16", Some(Kept::Fp8), &DEMAND).unwrap();
+        assert_eq!((2 * codes.cache, codes.scratch), (stated.cache, stated.scratch));
+        let wide = memory(&official, "f32", None, &DEMAND).unwrap();
         assert_eq!(wide.owned, stated.owned);
         let tiny = Synthetic::new(Preset::Tiny.config(None, None).unwrap(), 0);
-        assert!(memory(&tiny, "int8", &DEMAND).is_err());
+        assert!(memory(&tiny, "int8", None, &DEMAND).is_err());
+        for (format, kept) in [("bf16", Kept::Int8), ("bf16", Kept::F32), ("f32", Kept::Bf16)] {
+            let why = memory(&tiny, format, Some(kept), &DEMAND).unwrap_err().to_string();
+            assert!(why.contains("fp8") && why.contains(kept.name()), "{why}");
+        }
         let most = Demand { context: usize::MAX, ..DEMAND };
-        assert_eq!(memory(&tiny, "f32", &most).unwrap().must_fit(), u64::MAX);
+        assert_eq!(memory(&tiny, "f32", None, &most).unwrap().must_fit(), u64::MAX);
     }
 }
