@@ -86,7 +86,8 @@ impl Roof {
     pub(crate) fn of(&self, factors: Activations) -> Option<Samples> {
         let [f32, bf16, int8] = self.products?;
         Some(match factors {
-            Activations::F32 => f32,
+            // Codes of FP8 have no products of their own there.
+            Activations::F32 | Activations::Fp8 => f32,
             Activations::Bf16 => bf16,
             Activations::Int8 => int8,
         })

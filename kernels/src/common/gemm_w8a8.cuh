@@ -1,0 +1,250 @@
+#include "common/gemm.cuh"
+
+// Products of activations in FP8 with weights in FP8, on the tensor cores of Hopper (sm_90a).
+//
+// 128 columns of a row of activations are a group: codes of float8_e4m3fn under one scale, the largest over
+// 448. The tensor core keeps few bits of a sum of such products, so that it adds up one group, and both scales
+// multiply that on its way into a sum in f32.
+//
+// Tiles of 128 tokens and 128 rows of weights, a group of columns at a time. Two groups of 128 threads
+// multiply (wgmma), 64 tokens each; a third brings codes into a ring of W8A8_STAGES stages. Tokens stand where
+// the product has its rows, so that all that a thread sums has two scales of tokens.
+//
+// What they ask for: addresses and D that are multiples of 16. One block of W8A8_THREADS threads per
+// multiprocessor, GEMM_SHARED bytes of dynamic shared memory; blocks walk through the tiles.
+constexpr int GROUP = 128;  // Columns that share a scale.
+constexpr int W8A8_TILE = 128;
+constexpr int W8A8_THREADS = 384;
+constexpr int W8A8_STAGES = 6;
+constexpr int CODES_BYTES = W8A8_TILE * GROUP;  // Of a stage: those of tokens, then those of weights.
+constexpr int OWN_BYTES = 128;                  // Of a thread that multiplies, for itself or its warp.
+
+static_assert(1024 + W8A8_STAGES * (2 * CODES_BYTES + 16) + 256 * OWN_BYTES <= GEMM_SHARED, "it fits");
+
+// Two codes, the first in the lower byte; what is beyond 448 saturates.
+__device__ inline unsigned codes_of(float first, float second)
+{
+    unsigned short both;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(both) : "f"(second), "f"(first));
+    return both;
+}
+
+// The scale of a group, and what its codes are taken of: of zeros they are zeros.
+__device__ inline float scale_of(float largest) { return __fdiv_rn(largest, 448); }
+__device__ inline float in_steps(float x, float scale) { return __fdiv_rn(x, fmaxf(scale, 1e-12f)); }
+
+// Activations in groups, one warp each. `counted`: columns in which the largest is looked for.
+template <class X>
+__device__ void quantise(unsigned char* codes, float* scales, const X* x, int N, int D, int counted)
+{
+    const int across = ceil_div(D, GROUP), lane = threadIdx.x % 32;
+    const size_t group = (size_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, n = group / across;
+    if ((size_t)N <= n) return;
+    const int d = group % across * GROUP + 4 * lane;
+    float own[4] = {}, largest = 0;
+    if (d < D) {
+        if constexpr (sizeof(X) == 2) {
+            const uint2 all = *(const uint2*)(x + n * D + d);
+            own[0] = __uint_as_float(all.x << 16), own[1] = __uint_as_float(all.x & 0xffff0000);
+            own[2] = __uint_as_float(all.y << 16), own[3] = __uint_as_float(all.y & 0xffff0000);
+        } else {
+            const float4 all = *(const float4*)(x + n * D + d);
+            own[0] = all.x, own[1] = all.y, own[2] = all.z, own[3] = all.w;
+        }
+    }
+    if (4 * lane < counted)
+        for (int i = 0; i < 4; i++) largest = fmaxf(largest, fabsf(own[i]));
+#pragma unroll
+    for (int apart = 16; 0 < apart; apart /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, apart));
+    const float scale = scale_of(largest);
+    const unsigned low = codes_of(in_steps(own[0], scale), in_steps(own[1], scale));
+    const unsigned high = codes_of(in_steps(own[2], scale), in_steps(own[3], scale));
+    if (d < D) *(unsigned*)(codes + n * D + d) = high << 16 | low;
+    if (lane == 0) scales[group] = scale;
+}
+
+// d = a b, or d += a b, of 64 tokens, 128 rows of weights and 32 terms.
+__device__ inline void wgmma_e4m3(float (&d)[64], unsigned long long a, unsigned long long b, int add)
+{
+    asm volatile(
+        "{\n"
+        ".reg .pred add;\n"
+        "setp.ne.b32 add, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+        "%64, %65, add, 1, 1;\n"
+        "}"
+        : KEEP_8(d, 0), KEEP_8(d, 8), KEEP_8(d, 16), KEEP_8(d, 24), KEEP_8(d, 32), KEEP_8(d, 40), KEEP_8(d, 48),
+          KEEP_8(d, 56)
+        : "l"(a), "l"(b), "r"(add));
+}
+
+// Where the parts of shared memory are, and how far a group of threads is along the ring.
+struct CodeRing {
+    unsigned stages;
+    unsigned step = 0;
+
+    __device__ explicit CodeRing(unsigned base) : stages((base + 1023) & ~1023u) {}
+
+    __device__ unsigned slot() const { return step % W8A8_STAGES; }
+    __device__ unsigned tokens() const { return stages + slot() * 2 * CODES_BYTES; }
+    __device__ unsigned weights() const { return tokens() + CODES_BYTES; }
+    // Of a warp, one after another: OWN_BYTES for each of its threads.
+    __device__ unsigned own(int warp) const
+    {
+        return stages + W8A8_STAGES * 2 * CODES_BYTES + warp * 32 * OWN_BYTES;
+    }
+    __device__ unsigned barriers() const { return own(8); }
+    __device__ unsigned full() const { return barriers() + 8 * slot(); }
+    __device__ unsigned empty() const { return barriers() + 8 * (W8A8_STAGES + slot()); }
+    __device__ unsigned round() const { return step / W8A8_STAGES & 1; }
+
+    // All threads of the block, before anything else.
+    __device__ void init() const
+    {
+        if (threadIdx.x == 0) {
+            for (int i = 0; i < W8A8_STAGES; i++) {
+                barrier_init(barriers() + 8 * i, 128);
+                barrier_init(barriers() + 8 * (W8A8_STAGES + i), 8);
+            }
+            asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        }
+        __syncthreads();
+    }
+};
+
+// A tile, as the group that brings it sees it.
+struct BroughtCodes {
+    const unsigned char* rows[2];  // First rows of weights of each block of 64.
+    int there[2];                  // How many of them there are.
+    const unsigned char* x;
+    unsigned x_at[8];              // Rows of this thread (threadIdx.x % 128 / 8, each 16th after it), in 16 bytes.
+    int D;
+    int summed;                    // Columns that are.
+};
+
+__device__ inline void bring(const BroughtCodes& tile, CodeRing& ring)
+{
+    const int own = threadIdx.x % 128, row = own / 8;
+    for (int k = 0; k * GROUP < tile.summed; k++, ring.step++) {
+        const int d = GROUP * k + own % 8 * 16;
+        const bool in = d < tile.summed;
+        const unsigned to = row * 128 + ((own ^ row) % 8 << 4);
+        barrier_wait(ring.empty(), ring.round() ^ 1);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const bool there = in && tile.x_at[i] != NO_ROW;
+            copy16(ring.tokens() + to + i * 2048, tile.x + (there ? 16 * (size_t)tile.x_at[i] + d : 0), there);
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const int at = i % 4 * 16 + row;
+            const bool there = in && at < tile.there[i / 4];
+            copy16(ring.weights() + to + i * 2048, tile.rows[i / 4] + (there ? (size_t)at * tile.D + d : 0), there);
+        }
+        barrier_arrive_with_copies(ring.full());
+    }
+}
+
+// Scales of what a thread sums, a group after another: those of its two tokens (row lane / 4 of 16, and 8 further)
+// and of the two blocks of 64 rows of weights.
+struct GroupScales { const float *tokens[2], *weights[2]; };
+
+// How scales may be got wrong.
+enum class Scaling { HONEST, OF_NEXT_GROUP, FORGOTTEN, AT_THE_END };
+
+// Sums of a tile: sums[i] is of token 16 warp + lane / 4 (and 8 further where i & 2) and of row
+// 8 (i / 4) + 2 (lane % 4) + (i & 1) of the weights.
+__device__ inline void consume(
+    float (&sums)[64], CodeRing& ring, int groups, const GroupScales& scales, Scaling scaling)
+{
+    const int group = threadIdx.x / 128;
+    float of_tokens[2], of_weights[2];
+#pragma unroll
+    for (int i = 0; i < 64; i++) sums[i] = 0;
+    for (int k = 0; k < groups; k++) {
+        float block[64];
+        barrier_wait(ring.full(), ring.round());
+        fence_shared();
+        wgmma_begin();
+        const unsigned long long a = described(ring.tokens() + group * 64 * GROUP), b = described(ring.weights());
+#pragma unroll
+        for (int i = 0; i < 4; i++) wgmma_e4m3(block, a + 2 * i, b + 2 * i, 0 < i);
+        wgmma_end();
+        // They come while the tensor core is at work.
+        int at = k;
+        if (scaling == Scaling::OF_NEXT_GROUP && 1 < groups) at += k + 1 < groups ? 1 : -1;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(of_tokens[i]) : "l"(scales.tokens[i] + at));
+            asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(of_weights[i]) : "l"(scales.weights[i] + k));
+            if (scaling == Scaling::FORGOTTEN) of_tokens[i] = 1;
+        }
+        float both[2][2];
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            both[i / 2][i % 2] = scaling == Scaling::AT_THE_END ? 1 : of_weights[i / 2] * of_tokens[i % 2];
+        wgmma_wait<0>();
+        if (threadIdx.x % 32 == 0) barrier_arrive(ring.empty());
+        ring.step++;
+#pragma unroll
+        for (int i = 0; i < 64; i++) sums[i] = __fmaf_rn(both[i / 32][i / 2 % 2], block[i], sums[i]);
+    }
+    if (scaling == Scaling::AT_THE_END)
+#pragma unroll
+        for (int i = 0; i < 64; i++) sums[i] *= of_weights[i / 32] * of_tokens[i / 2 % 2];
+}
+
+// 16 tokens of a warp: row m0 + r of the weights of token n to out(n)[m0 + r], where out(n) is not 0 and the row is
+// below M. value(i) as sums of a tile.
+template <class Value, class Out>
+__device__ void write_tokens(bf16, unsigned own, int m0, int M, Value value, Out out)
+{
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int q = 0; q < 16; q += 2) {
+        const int n = lane % 16, piece = q + lane / 16;
+        const unsigned to = own + n * 256 + ((piece ^ n % 8) << 4);
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
+                     "r"(bf16_pair(value(4 * q), value(4 * q + 1))),
+                     "r"(bf16_pair(value(4 * q + 2), value(4 * q + 3))),
+                     "r"(bf16_pair(value(4 * q + 4), value(4 * q + 5))),
+                     "r"(bf16_pair(value(4 * q + 6), value(4 * q + 7)))
+                     : "memory");
+    }
+    __syncwarp();
+    const int piece = lane % 16, m = m0 + 8 * piece;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const int n = 2 * i + lane / 16;
+        const Words read = read_shared(own + n * 256 + ((piece ^ n % 8) << 4));
+        bf16* to = out(n);
+        if (!to) continue;
+        if (M % 8 == 0 && m < M) {
+            asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to + m), "r"(read.at[0]), "r"(read.at[1]),
+                         "r"(read.at[2]), "r"(read.at[3]) : "memory");
+        } else {
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                if (m + j < M) to[m + j].bits = (unsigned short)(read.at[j / 2] >> 16 * (j % 2));
+        }
+    }
+    __syncwarp();
+}
+
+// The same in f32, as it is.
+template <class Value, class Out>
+__device__ void write_tokens(f32, unsigned, int m0, int M, Value value, Out out)
+{
+    const int lane = threadIdx.x % 32;
+    f32* rows[2] = {out(lane / 4), out(lane / 4 + 8)};
+#pragma unroll
+    for (int i = 0; i < 64; i++) {
+        f32* to = rows[i / 2 % 2];
+        const int m = m0 + 8 * (i / 4) + lane % 4 * 2 + i % 2;
+        if (to && m < M) to[m] = value(i);
+    }
+}
