@@ -1,10 +1,8 @@
 #include "common/gemm.cuh"
+#include "common/w8a8.cuh"
 
-// Products of activations in FP8 with weights in FP8, on the tensor cores of Hopper (sm_90a).
-//
-// 128 columns of a row of activations are a group: codes of float8_e4m3fn under one scale, the largest over
-// 448. The tensor core keeps few bits of a sum of such products, so that it adds up one group, and both scales
-// multiply that on its way into a sum in f32.
+// Products of activations in FP8 with weights in FP8, on the tensor cores of Hopper (sm_90a). A tensor core
+// keeps 13 bits of a sum of products of codes, so that it adds up one group, and what is beyond that is f32.
 //
 // Tiles of 128 tokens and 128 rows of weights, a group of columns at a time. Two groups of 128 threads
 // multiply (wgmma), 64 tokens each; a third brings codes into a ring of W8A8_STAGES stages. Tokens stand where
@@ -12,7 +10,6 @@
 //
 // What they ask for: addresses and D that are multiples of 16. One block of W8A8_THREADS threads per
 // multiprocessor, GEMM_SHARED bytes of dynamic shared memory; blocks walk through the tiles.
-constexpr int GROUP = 128;  // Columns that share a scale.
 constexpr int W8A8_TILE = 128;
 constexpr int W8A8_THREADS = 384;
 constexpr int W8A8_STAGES = 6;
@@ -28,10 +25,6 @@ __device__ inline unsigned codes_of(float first, float second)
     asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(both) : "f"(second), "f"(first));
     return both;
 }
-
-// The scale of a group, and what its codes are taken of: of zeros they are zeros.
-__device__ inline float scale_of(float largest) { return __fdiv_rn(largest, 448); }
-__device__ inline float in_steps(float x, float scale) { return __fdiv_rn(x, fmaxf(scale, 1e-12f)); }
 
 // Activations in groups, one warp each. `counted`: columns in which the largest is looked for.
 template <class X>
@@ -81,6 +74,10 @@ __device__ inline void wgmma_e4m3(float (&d)[64], unsigned long long a, unsigned
           KEEP_8(d, 56)
         : "l"(a), "l"(b), "r"(add));
 }
+
+// Registers go from the group that brings to those that multiply.
+__device__ inline void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 40;"); }
+__device__ inline void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 232;"); }
 
 // Where the parts of shared memory are, and how far a group of threads is along the ring.
 struct CodeRing {
@@ -152,9 +149,6 @@ __device__ inline void bring(const BroughtCodes& tile, CodeRing& ring)
 // Scales of what a thread sums, a group after another: those of its two tokens (row lane / 4 of 16, and 8 further)
 // and of the two blocks of 64 rows of weights.
 struct GroupScales { const float *tokens[2], *weights[2]; };
-
-// How scales may be got wrong.
-enum class Scaling { HONEST, OF_NEXT_GROUP, FORGOTTEN, AT_THE_END };
 
 // Sums of a tile: sums[i] is of token 16 warp + lane / 4 (and 8 further where i & 2) and of row
 // 8 (i / 4) + 2 (lane % 4) + (i & 1) of the weights.
@@ -246,5 +240,20 @@ __device__ void write_tokens(f32, unsigned, int m0, int M, Value value, Out out)
         f32* to = rows[i / 2 % 2];
         const int m = m0 + 8 * (i / 4) + lane % 4 * 2 + i % 2;
         if (to && m < M) to[m] = value(i);
+    }
+}
+
+// Words of four threads change places: words[i] of thread t was words[t] of thread i.
+__device__ inline void turn(unsigned (&words)[4])
+{
+#pragma unroll
+    for (int apart = 1; apart < 4; apart *= 2) {
+        const bool upper = threadIdx.x & apart;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (i & apart) continue;
+            const unsigned got = __shfl_xor_sync(~0u, upper ? words[i] : words[i + apart], apart);
+            (upper ? words[i] : words[i + apart]) = got;
+        }
     }
 }

@@ -251,6 +251,7 @@ extern "C" __global__ void __launch_bounds__(W8A8_THREADS, 1) linear_w8a8_gemm(
         const int tiles = ceil_div(M, W8A8_TILE) * ceil_div(N, W8A8_TILE), columns = summed(D, plant);
 
         if (group == 2) {
+            give_registers();
             for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
                 const Where at = where<W8A8_TILE>(tile, M, N);
                 BroughtCodes all;
@@ -271,6 +272,7 @@ extern "C" __global__ void __launch_bounds__(W8A8_THREADS, 1) linear_w8a8_gemm(
             return;
         }
 
+        take_registers();
         for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
             const Where at = where<W8A8_TILE>(tile, M, N);
             const int n0 = at.n0 + own / 32 * 16 + 64 * group;
