@@ -26,34 +26,41 @@ __device__ inline unsigned codes_of(float first, float second)
     return both;
 }
 
-// Activations in groups, one warp each. `counted`: columns in which the largest is looked for.
+// 8 neighbours in f32.
+__device__ inline void read_eight(float (&to)[8], const bf16* from)
+{
+    const Words all = read_words(from);
+#pragma unroll
+    for (int i = 0; i < 8; i++) to[i] = __uint_as_float(i % 2 ? all.at[i / 2] & 0xffff0000 : all.at[i / 2] << 16);
+}
+
+__device__ inline void read_eight(float (&to)[8], const f32* from)
+{
+    const Words low = read_words(from), high = read_words(from + 4);
+#pragma unroll
+    for (int i = 0; i < 8; i++) to[i] = __uint_as_float(i < 4 ? low.at[i] : high.at[i % 4]);
+}
+
+// Activations in groups, half a warp each. `counted`: columns in which the largest is looked for.
 template <class X>
 __device__ void quantise(unsigned char* codes, float* scales, const X* x, int N, int D, int counted)
 {
-    const int across = ceil_div(D, GROUP), lane = threadIdx.x % 32;
-    const size_t group = (size_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, n = group / across;
-    if ((size_t)N <= n) return;
-    const int d = group % across * GROUP + 4 * lane;
-    float own[4] = {}, largest = 0;
-    if (d < D) {
-        if constexpr (sizeof(X) == 2) {
-            const uint2 all = *(const uint2*)(x + n * D + d);
-            own[0] = __uint_as_float(all.x << 16), own[1] = __uint_as_float(all.x & 0xffff0000);
-            own[2] = __uint_as_float(all.y << 16), own[3] = __uint_as_float(all.y & 0xffff0000);
-        } else {
-            const float4 all = *(const float4*)(x + n * D + d);
-            own[0] = all.x, own[1] = all.y, own[2] = all.z, own[3] = all.w;
-        }
-    }
-    if (4 * lane < counted)
-        for (int i = 0; i < 4; i++) largest = fmaxf(largest, fabsf(own[i]));
+    const int across = ceil_div(D, GROUP), own = threadIdx.x % 16;
+    const size_t group = (size_t)blockIdx.x * (blockDim.x / 16) + threadIdx.x / 16, n = group / across;
+    const int d = group % across * GROUP + 8 * own;
+    const bool there = n < (size_t)N && d < D;
+    float values[8] = {}, largest = 0;
+    if (there) read_eight(values, x + n * D + d);
+    if (8 * own < counted)
+        for (int i = 0; i < 8; i++) largest = fmaxf(largest, fabsf(values[i]));
 #pragma unroll
-    for (int apart = 16; 0 < apart; apart /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, apart));
+    for (int apart = 8; 0 < apart; apart /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, apart));
     const float scale = scale_of(largest);
-    const unsigned low = codes_of(in_steps(own[0], scale), in_steps(own[1], scale));
-    const unsigned high = codes_of(in_steps(own[2], scale), in_steps(own[3], scale));
-    if (d < D) *(unsigned*)(codes + n * D + d) = high << 16 | low;
-    if (lane == 0) scales[group] = scale;
+    unsigned words[2] = {};
+    for (int i = 0; i < 8; i += 2)
+        words[i / 4] |= codes_of(in_steps(values[i], scale), in_steps(values[i + 1], scale)) << 8 * (i % 4);
+    if (there) *(uint2*)(codes + n * D + d) = {words[0], words[1]};
+    if (own == 0 && n < (size_t)N) scales[group] = scale;
 }
 
 // d = a b, or d += a b, of 64 tokens, 128 rows of weights and 32 terms.
@@ -151,45 +158,69 @@ __device__ inline void bring(const BroughtCodes& tile, CodeRing& ring)
 struct GroupScales { const float *tokens[2], *weights[2]; };
 
 // Sums of a tile: sums[i] is of token 16 warp + lane / 4 (and 8 further where i & 2) and of row
-// 8 (i / 4) + 2 (lane % 4) + (i & 1) of the weights.
+// 8 (i / 4) + 2 (lane % 4) + (i & 1) of the weights. The tensor core goes on with the next group while one is scaled.
 __device__ inline void consume(
     float (&sums)[64], CodeRing& ring, int groups, const GroupScales& scales, Scaling scaling)
 {
-    const int group = threadIdx.x / 128;
-    float of_tokens[2], of_weights[2];
-#pragma unroll
-    for (int i = 0; i < 64; i++) sums[i] = 0;
-    for (int k = 0; k < groups; k++) {
-        float block[64];
+    struct Block { float sums[64], of_tokens[2], of_weights[2]; } even, odd;
+    const auto begin = [&](Block& block, int k) {
         barrier_wait(ring.full(), ring.round());
         fence_shared();
         wgmma_begin();
-        const unsigned long long a = described(ring.tokens() + group * 64 * GROUP), b = described(ring.weights());
+        const unsigned long long a = described(ring.tokens() + threadIdx.x / 128 * 64 * GROUP);
+        const unsigned long long b = described(ring.weights());
 #pragma unroll
-        for (int i = 0; i < 4; i++) wgmma_e4m3(block, a + 2 * i, b + 2 * i, 0 < i);
+        for (int i = 0; i < 4; i++) wgmma_e4m3(block.sums, a + 2 * i, b + 2 * i, 0 < i);
         wgmma_end();
-        // They come while the tensor core is at work.
         int at = k;
         if (scaling == Scaling::OF_NEXT_GROUP && 1 < groups) at += k + 1 < groups ? 1 : -1;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(of_tokens[i]) : "l"(scales.tokens[i] + at));
-            asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(of_weights[i]) : "l"(scales.weights[i] + k));
-            if (scaling == Scaling::FORGOTTEN) of_tokens[i] = 1;
+            asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(block.of_tokens[i]) : "l"(scales.tokens[i] + at));
+            asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(block.of_weights[i]) : "l"(scales.weights[i] + k));
+            if (scaling == Scaling::FORGOTTEN) block.of_tokens[i] = 1;
         }
+        ring.step++;
+    };
+    // Of a block that is there; `after` it so many were begun.
+    const auto add = [&](Block& block, int after, bool last) {
+        const unsigned slot = (ring.step - 1 - after) % W8A8_STAGES;
+        if (threadIdx.x % 32 == 0) barrier_arrive(ring.barriers() + 8 * (W8A8_STAGES + slot));
         float both[2][2];
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            both[i / 2][i % 2] = scaling == Scaling::AT_THE_END ? 1 : of_weights[i / 2] * of_tokens[i % 2];
-        wgmma_wait<0>();
-        if (threadIdx.x % 32 == 0) barrier_arrive(ring.empty());
-        ring.step++;
+        for (int i = 0; i < 4; i++) {
+            const float scale = block.of_weights[i / 2] * block.of_tokens[i % 2];
+            both[i / 2][i % 2] = scaling == Scaling::AT_THE_END && !last ? 1 : scale;
+        }
 #pragma unroll
-        for (int i = 0; i < 64; i++) sums[i] = __fmaf_rn(both[i / 32][i / 2 % 2], block[i], sums[i]);
+        for (int i = 0; i < 64; i++) {
+            const float scale = both[i / 32][i / 2 % 2];
+            sums[i] = scaling == Scaling::AT_THE_END ? scale * (sums[i] + block.sums[i])
+                                                     : __fmaf_rn(scale, block.sums[i], sums[i]);
+        }
+    };
+#pragma unroll
+    for (int i = 0; i < 64; i++) sums[i] = 0;
+    begin(even, 0);
+    int k = 1;
+    for (; k + 1 < groups; k += 2) {
+        begin(odd, k);
+        wgmma_wait<1>();
+        add(even, 1, false);
+        begin(even, k + 1);
+        wgmma_wait<1>();
+        add(odd, 1, false);
     }
-    if (scaling == Scaling::AT_THE_END)
-#pragma unroll
-        for (int i = 0; i < 64; i++) sums[i] *= of_weights[i / 32] * of_tokens[i / 2 % 2];
+    if (k < groups) {
+        begin(odd, k);
+        wgmma_wait<1>();
+        add(even, 1, false);
+        wgmma_wait<0>();
+        add(odd, 0, true);
+    } else {
+        wgmma_wait<0>();
+        add(even, 0, true);
+    }
 }
 
 // 16 tokens of a warp: row m0 + r of the weights of token n to out(n)[m0 + r], where out(n) is not 0 and the row is
@@ -198,6 +229,9 @@ template <class Value, class Out>
 __device__ void write_tokens(bf16, unsigned own, int m0, int M, Value value, Out out)
 {
     const int lane = threadIdx.x % 32;
+    bf16* rows[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) rows[i] = out(2 * i + lane / 16);
 #pragma unroll
     for (int q = 0; q < 16; q += 2) {
         const int n = lane % 16, piece = q + lane / 16;
@@ -215,7 +249,7 @@ __device__ void write_tokens(bf16, unsigned own, int m0, int M, Value value, Out
     for (int i = 0; i < 8; i++) {
         const int n = 2 * i + lane / 16;
         const Words read = read_shared(own + n * 256 + ((piece ^ n % 8) << 4));
-        bf16* to = out(n);
+        bf16* to = rows[i];
         if (!to) continue;
         if (M % 8 == 0 && m < M) {
             asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to + m), "r"(read.at[0]), "r"(read.at[1]),

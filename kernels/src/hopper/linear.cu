@@ -15,7 +15,7 @@
 //
 // W8A8, where W is Fp8: activations in codes as well (gemm_w8a8.cuh), in order of launch.
 //
-// linear_w8a8_quantise: grid [ceil(N ceil(D / 128) / 8)], 256 threads. Workspace: x_codes, N D bytes; x_scales,
+// linear_w8a8_quantise: grid [ceil(N ceil(D / 128) / 16)], 256 threads. Workspace: x_codes, N D bytes; x_scales,
 //                       4 N ceil(D / 128) bytes.
 // linear_w8a8_gemm:     grid: one block a multiprocessor, 384 threads, 231424 bytes of dynamic shared memory.
 //

@@ -25,9 +25,8 @@
 // moe_experts_gemm_down: launched alike. Workspace: parts, N A D numbers of E.
 // moe_experts_combine:   grid [N], 256 threads.
 //
-// W8A8, where W is Fp8: activations in codes as well (gemm_w8a8.cuh). After _place, and before _combine:
-//
-// moe_experts_w8a8_quantise: grid [ceil(N ceil(D / 128) / 8)], 256 threads. Workspace: x_codes, N D bytes;
+// W8A8, where W is Fp8: activations in codes as well (gemm_w8a8.cuh), between _place and _combine:
+// moe_experts_w8a8_quantise: grid [ceil(N ceil(D / 128) / 16)], 256 threads. Workspace: x_codes, N D bytes;
 //                            x_scales, 4 N ceil(D / 128) bytes.
 // moe_experts_w8a8_up:       grid: one block a multiprocessor, 384 threads, 231424 bytes of dynamic shared memory.
 //                            Workspace: hidden_codes, N A F bytes; hidden_scales, 4 N A ceil(F / 128) bytes.
@@ -537,19 +536,21 @@ extern "C" __global__ void __launch_bounds__(W8A8_THREADS, 1) moe_experts_w8a8_u
                 consume(sums, ring, ceil_div(columns, GROUP), scales, scaling(plant));
 #pragma unroll
                 for (int i = 0; i < 32; i++) {
-                    sums[i] = passed_on(sums[i], sums[32 + i], plant);
+                    const float gate = sums[i], up = sums[32 + i];
+                    sums[i] = plant == GATE_UP_SWAPPED ? silu_fast(up) * gate : silu_fast(gate) * up;
                     if (plant != LARGEST_OF_A_QUARTER || (half == 0 && i < 16))
                         largest[i / 2 % 2] = fmaxf(largest[i / 2 % 2], fabsf(sums[i]));
                     if (half < both)
                         asm volatile("st.shared.f32 [%0], %1;" ::"r"(kept + 128 * i), "f"(sums[i]) : "memory");
                 }
             }
-            float scale[2];
+            float scale[2], steps[2];
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 largest[i] = fmaxf(largest[i], __shfl_xor_sync(~0u, largest[i], 1));
                 largest[i] = fmaxf(largest[i], __shfl_xor_sync(~0u, largest[i], 2));
                 scale[i] = scale_of(largest[i]);
+                steps[i] = in_steps(1, scale[i]);
                 if (lane % 4 == 0 && n0 + 8 * i < end)
                     hidden_scales[(size_t)(n0 + 8 * i) * across + f0 / GROUP] = scale[i];
             }
@@ -560,9 +561,8 @@ extern "C" __global__ void __launch_bounds__(W8A8_THREADS, 1) moe_experts_w8a8_u
 #pragma unroll
                     for (int i = 0; i < 4; i++) {
                         const int first = 8 * i + 2 * row, second = first + 4;
-                        words[i] = codes_of(in_steps(sums[first], scale[row]), in_steps(sums[first + 1], scale[row]))
-                                   | codes_of(in_steps(sums[second], scale[row]),
-                                              in_steps(sums[second + 1], scale[row])) << 16;
+                        words[i] = codes_of(sums[first] * steps[row], sums[first + 1] * steps[row])
+                                   | codes_of(sums[second] * steps[row], sums[second + 1] * steps[row]) << 16;
                     }
                     turn(words);
                     const int f = f0 + 64 * half + 16 * (lane % 4), n = n0 + 8 * row;
@@ -631,6 +631,7 @@ extern "C" __global__ void __launch_bounds__(W8A8_THREADS, 1) moe_experts_w8a8_d
             const Tile at = tiles[tile / across];
             const int m0 = tile % across * W8A8_TILE, e = at.expert, end = offsets[e + 1];
             const int n0 = at.first + 64 * group + own / 32 * 16;
+            const int pair = order[min(n0 + lane % 16, end - 1)];
             float sums[64];
             GroupScales scales;
 #pragma unroll
@@ -639,7 +640,10 @@ extern "C" __global__ void __launch_bounds__(W8A8_THREADS, 1) moe_experts_w8a8_d
                 scales.weights[i] = scales_of(down_proj_scales, e, m0, D, F, plant);
             }
             consume(sums, ring, ceil_div(F, GROUP), scales, scaling(plant));
-            const auto out = [&](int n) { return n0 + n < end ? parts + (size_t)order[n0 + n] * D : nullptr; };
+            const auto out = [&](int n) {
+                const int to = __shfl_sync(~0u, pair, n);
+                return n0 + n < end ? parts + (size_t)to * D : nullptr;
+            };
             write_tokens(E(), ring.own(threadIdx.x / 32), m0, D, [&](int i) { return sums[i]; }, out);
         }
     }
