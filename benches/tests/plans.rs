@@ -78,7 +78,7 @@ fn activations_in_fp8_pass_under_their_own_plan_only() {
     let w8a8 = Plan::F32.w8a8();
     let fp22 = Plan { sums: Sums::Fp22, ..w8a8.clone() };
     for (name, spec) in
-        [("linear", "N13-M100-D300;weights=fp8"), ("moe_experts", "N9-D144-E4-A2-F144;weights=fp8")]
+        [("linear", "N5-M40-D300;weights=fp8"), ("moe_experts", "N4-D144-E3-A2-F40;weights=fp8")]
     {
         let op = registry::op(name).expect("an op of that name");
         let own = op.check(spec, "cpu/portable-w8a8", None);
