@@ -44,6 +44,9 @@ const NARROW: &[(&str, &str)] = &[
     ("f32", "Int4"),
 ];
 
+/// Weights in FP8.
+const FP8: &[(&str, &str)] = &[("f32", "Fp8"), ("bf16", "Fp8")];
+
 macro_rules! sources {
     ($all:ident: $targets:ident in $folder:literal; $($source:ident = $op:literal of $stored:expr,)*) => {
         $(
@@ -66,6 +69,7 @@ sources! {
     EMBEDDING = "embedding" of WIDE,
     RMS_NORM = "rms_norm" of WIDE,
     LINEAR = "linear" of NARROW,
+    LINEAR_W8A8 = "linear_w8a8" of FP8,
     CAUSAL_CONV1D = "causal_conv1d" of WIDE,
     L2_NORM = "l2_norm" of WIDE,
     GDN_GATES = "gdn_gates" of WIDE,
@@ -75,6 +79,7 @@ sources! {
     ATTENTION = "attention" of WIDE,
     MOE_ROUTER = "moe_router" of WIDE,
     MOE_EXPERTS = "moe_experts" of NARROW,
+    MOE_EXPERTS_W8A8 = "moe_experts_w8a8" of FP8,
     SHARED_EXPERT = "shared_expert" of NARROW,
     LM_HEAD = "lm_head" of NARROW,
     SAMPLING = "sampling" of WIDE,
@@ -142,6 +147,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("common/early.cuh", include_str!("common/early.cuh")),
     ("common/fp8.cuh", include_str!("common/fp8.cuh")),
     ("common/gemm.cuh", include_str!("common/gemm.cuh")),
+    ("common/gemm_w8a8.cuh", include_str!("common/gemm_w8a8.cuh")),
     ("common/gemv.cuh", include_str!("common/gemv.cuh")),
     ("common/grouped_attention.cuh", include_str!("common/grouped_attention.cuh")),
     ("common/keep.cuh", include_str!("common/keep.cuh")),
@@ -149,6 +155,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("common/order.cuh", include_str!("common/order.cuh")),
     ("common/rows.cuh", include_str!("common/rows.cuh")),
     ("common/stored.cuh", include_str!("common/stored.cuh")),
+    ("common/w8a8.cuh", include_str!("common/w8a8.cuh")),
     ("common/weight.cuh", include_str!("common/weight.cuh")),
     ("common/wgmma.cuh", include_str!("common/wgmma.cuh")),
 ];
