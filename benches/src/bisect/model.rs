@@ -164,7 +164,7 @@ impl Oracle {
             if cast { Arc::new(Rounded::new(weights, Dtype::Bf16)) } else { weights };
         let (free, emulated, dear) = (Told::default(), None, false);
         let (narrow, kept) = (BTreeSet::new(), Mutex::default());
-        Oracle { weights, cast, plan, text, free, emulated, narrow, dear, kept, steps }
+        Oracle { weights, cast, plan, text, free, emulated, dear, narrow, kept, steps }
     }
 
     /// As if a dozen runs were too dear.

@@ -72,12 +72,12 @@ impl Oracle {
         let given = self.given(if forces { &self.free } else { &free }, Fed::Layers);
         let theirs = self.theirs(engine, &free, &given)?;
         // Emulations take one thread each.
-        let own = || match &self.emulated {
-            Some(emulated) => Ok(Cow::Borrowed(emulated)),
-            None => {
-                self.expect(1);
-                self.planned(Rounding::Nearest, &routing).map(Cow::Owned)
+        let own = || -> Result<Cow<'_, Told>, Error> {
+            if let Some(emulated) = &self.emulated {
+                return Ok(Cow::Borrowed(emulated));
             }
+            self.expect(1);
+            self.planned(Rounding::Nearest, &routing).map(Cow::Owned)
         };
         let (emulated, layers) = rayon::join(own, || self.oracles(&given));
         let (emulated, (want, near)) = (emulated?, layers?);
@@ -243,11 +243,12 @@ impl Oracle {
                 let Some(ids) = &ids[layer] else { continue };
                 let unborne = ids.rows().into_iter().enumerate().find_map(|(token, ids)| {
                     let row = self.text.row(piece, token);
-                    let lead = lead(want.row(row), ids);
-                    (!(lead <= 4.0 * off)).then_some((row, ids, lead))
+                    let lead = lead(&want.row(row), &ids);
+                    let borne = lead <= 4.0 * off;
+                    (!borne).then_some((row, ids, lead))
                 });
                 let Some((row, ids, lead)) = unborne else { continue };
-                let own = top(want.row(row), ids.len());
+                let own = top(&want.row(row), ids.len());
                 let (own, ids) = (own.into_dyn(), ids.to_owned().into_dyn());
                 found.push(Op {
                     part: *part,
@@ -268,7 +269,7 @@ impl Oracle {
 }
 
 /// By how much the first that was left out leads the last that was taken; what is no choice leads by far.
-fn lead(logits: ArrayView1<'_, f64>, ids: ArrayView1<'_, i64>) -> f64 {
+fn lead(logits: &ArrayView1<'_, f64>, ids: &ArrayView1<'_, i64>) -> f64 {
     let taken: BTreeSet<usize> = ids.iter().filter_map(|&id| usize::try_from(id).ok()).collect();
     if taken.len() < ids.len() || taken.iter().any(|&id| logits.len() <= id) {
         return f64::INFINITY;
@@ -285,7 +286,7 @@ fn lead(logits: ArrayView1<'_, f64>, ids: ArrayView1<'_, i64>) -> f64 {
 }
 
 /// The experts of the largest logits.
-fn top(logits: ArrayView1<'_, f64>, count: usize) -> Array1<i64> {
+fn top(logits: &ArrayView1<'_, f64>, count: usize) -> Array1<i64> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
     order.into_iter().take(count).map(|id| id as i64).collect()

@@ -22,9 +22,9 @@ pub(super) const W8A8_PLANTS: &[Plant] = {
 
 /// The weights of one expert.
 struct Expert {
-    gate_proj: Codes,
-    up_proj: Codes,
-    down_proj: Codes,
+    gate: Codes,
+    up: Codes,
+    down: Codes,
 }
 
 /// A problem in memory, and its weights in codes.
@@ -41,9 +41,9 @@ impl<E: Stored> InCodes<E> {
             Codes::weights(&w.index_axis(Axis(0), e).iter().copied().collect::<Vec<_>>(), d)
         };
         let expert = |e| Expert {
-            gate_proj: codes(&x.gate_proj, e, d),
-            up_proj: codes(&x.up_proj, e, d),
-            down_proj: codes(&x.down_proj, e, f),
+            gate: codes(&x.gate_proj, e, d),
+            up: codes(&x.up_proj, e, d),
+            down: codes(&x.down_proj, e, f),
         };
         let experts = (0..spec.case.e).map(expert).collect();
         InCodes { of, experts }
@@ -53,17 +53,17 @@ impl<E: Stored> InCodes<E> {
 impl Expert {
     /// `down( silu(gate x) * (up x) )` of row `n`.
     fn run(&self, x: &Codes, n: usize, plant: Planted) -> Vec<f32> {
-        let hidden = (0..self.gate_proj.len()).map(|f| {
-            let gate = x.product(n, &self.gate_proj, f, plant);
-            let up = x.product(n, &self.up_proj, f, plant);
+        let hidden = (0..self.gate.len()).map(|f| {
+            let gate = x.product(n, &self.gate, f, plant);
+            let up = x.product(n, &self.up, f, plant);
             match plant.0 {
                 Some("gate-up-swapped") => silu(up) * gate,
                 Some("silu-on-product") => silu(gate * up),
                 _ => silu(gate) * up,
             }
         });
-        let hidden = Codes::activations(hidden, self.gate_proj.len(), plant);
-        (0..self.down_proj.len()).map(|d| hidden.product(0, &self.down_proj, d, plant)).collect()
+        let hidden = Codes::activations(hidden, self.gate.len(), plant);
+        (0..self.down.len()).map(|d| hidden.product(0, &self.down, d, plant)).collect()
     }
 }
 
