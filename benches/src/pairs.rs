@@ -15,8 +15,8 @@ use std::{
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use golden::Clock;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 
 use crate::{stats::median, turns::throttled};

@@ -24,7 +24,8 @@ pub(super) fn tests() -> Vec<Test> {
 fn manifests() -> Vec<PathBuf> {
     let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join("../benches/peers");
     let folders = fs::read_dir(peers).unwrap().map(|entry| entry.unwrap().path());
-    let files = folders.filter(|path| path.is_dir()).flat_map(|folder| fs::read_dir(folder).unwrap());
+    let files =
+        folders.filter(|path| path.is_dir()).flat_map(|folder| fs::read_dir(folder).unwrap());
     let files = files.map(|entry| entry.unwrap().path());
     files.filter(|path| path.extension().is_some_and(|end| end == "toml")).collect()
 }
