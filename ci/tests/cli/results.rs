@@ -172,7 +172,7 @@ fn shards_of_a_bench_join_to_the_whole() {
 
 #[test]
 fn shards_of_a_hunt_join_to_the_whole() {
-    shared(&["mutate", "l2_norm", "--set", "smoke"], &[("mutant", "mutant")]);
+    shared(&["mutate", "l2_norm"], &[("mutant", "mutant")]);
 }
 
 #[test]

@@ -209,8 +209,9 @@ struct There {
 impl There {
     /// Puts every kernel into the stream. A grid without blocks is no launch.
     fn launch(&self) -> Result<(), device::Error> {
-        let some = self.launches.iter().filter(|(_, shape, _)| shape.grid.iter().all(|&n| 0 < n));
-        some.map(|(function, shape, values)| function.launch(*shape, values)).collect()
+        let is_some = |(_, shape, _): &&(Function, Shape, Vec<Value>)| !shape.grid.contains(&0);
+        let mut all = self.launches.iter().filter(is_some);
+        all.try_for_each(|(function, shape, values)| function.launch(*shape, values))
     }
 }
 
