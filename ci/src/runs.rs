@@ -37,8 +37,8 @@ pub(crate) struct Run {
     pub(crate) env: Env,
     pub(crate) end: Option<End>,
     pub(crate) rows: usize,
-    /// Whether it came to a summary, and of how many rows.
-    pub(crate) summary: Option<Option<u64>>,
+    /// What it came to, if it came to that.
+    pub(crate) summary: Option<Summary>,
 }
 
 impl Run {
@@ -343,10 +343,7 @@ impl Results {
                 self.once(run, number, &[kind, &row.case, &row.variant])?;
                 self.gated.push(row);
             }
-            "summary" => {
-                let Summary { rows } = read(line)?;
-                self.runs[run].summary = Some(rows);
-            }
+            "summary" => self.runs[run].summary = Some(read(line)?),
             "history" => {
                 let row: Past = read(line)?;
                 times(&row.case, "median_ns", &[row.median_ns])?;

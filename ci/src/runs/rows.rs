@@ -268,6 +268,7 @@ pub(crate) struct OpSpeed {
 /// The last row of what a command found.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub(crate) struct Summary {
+    /// Of how many rows.
     #[serde(default)]
     pub(crate) rows: Option<u64>,
 }

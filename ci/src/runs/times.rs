@@ -40,15 +40,11 @@ impl Times {
             return wrong(format!("has {} runs, expected one", results.runs.len()));
         };
         let rows = results.op_speeds;
-        match run.summary {
-            None => {
-                return wrong(format!("ends without its summary: it is cut off after {n} lines"));
-            }
-            Some(told) if told.is_some_and(|told| told != rows.len() as u64) => {
-                let told = told.unwrap_or_default();
-                return wrong(format!("{} rows, its summary says {told}", rows.len()));
-            }
-            Some(_) => {}
+        let Some(summary) = run.summary else {
+            return wrong(format!("ends without its summary: it is cut off after {n} lines"));
+        };
+        if let Some(told) = summary.rows.filter(|&told| told != rows.len() as u64) {
+            return wrong(format!("{} rows, its summary says {told}", rows.len()));
         }
         let env = std::mem::take(&mut run.env);
         if env.fingerprint.is_empty() {
