@@ -179,6 +179,11 @@ impl Share {
         self.rank == 0
     }
 
+    /// Heads of queries and of keys that the whole model has.
+    pub fn heads_of_whole(&self) -> [usize; 2] {
+        [self.config.num_attention_heads * self.ranks, self.heads.1]
+    }
+
     /// What it has of a tensor of that name and shape in the whole model; of scales, of the weight's blocks.
     pub fn cut(&self, name: &str, shape: &[usize]) -> Cut {
         if self.ranks == 1 {
