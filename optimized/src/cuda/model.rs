@@ -163,7 +163,7 @@ impl Model {
         let ops = Ops { stream, element: format.element(), fast: None };
         let own = device.clone();
         let experts = share.experts.clone();
-        let mut load = Loader { weights, config: &config, experts, format, device: own, ops, tell };
+        let mut load = Loader { weights, experts, format, device: own, ops, tell };
         let embedding = load.matrix(names::EMBED_TOKENS)?;
         let kinds = config.layer_types.iter().zip(&config.mlp_types).enumerate();
         let layers = kinds

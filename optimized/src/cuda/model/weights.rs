@@ -6,7 +6,7 @@
 use std::{ops::Range, sync::Arc};
 
 use golden::{
-    Config, Dtype, Error, Weights,
+    Dtype, Error, Weights,
     config::{Mixer, Mlp},
     fp8, names,
     weights::RawTensor,
@@ -150,7 +150,6 @@ pub(super) fn block(weights: &dyn Weights) -> [usize; 2] {
 /// Puts weights on the device.
 pub(super) struct Loader<'a> {
     pub(super) weights: &'a dyn Weights,
-    pub(super) config: &'a Config,
     /// The routed experts that are kept here.
     pub(super) experts: Range<usize>,
     pub(super) format: Format,
@@ -465,10 +464,9 @@ mod tests {
                     let device = context.device.clone();
                     let stream = &mut Stream { context, kernels: &mut kernels };
                     let ops = Ops { stream, element: format.element(), fast: None };
-                    let (weights, config, tell) = (&weights, &config, &mut |_| true);
+                    let (weights, tell) = (&weights, &mut |_| true);
                     let experts = 0..config.num_experts;
-                    Loader { weights, config, experts, format, device, ops, tell }
-                        .matrix(&entry.name)
+                    Loader { weights, experts, format, device, ops, tell }.matrix(&entry.name)
                 });
                 let matrix = matrix.unwrap();
                 same(&entry.name, &matrix.weights);
