@@ -13,6 +13,9 @@
 //! the same inputs: runs of the reference in stochastic arithmetic along the same walk
 //! ([`crate::spread`]). A layer is to blame if it is over its bound by layer, an op if it is over it by op;
 //! the first of them, in the order of the computation, is named.
+//!
+//! Where a dozen runs of a text are too dear ([`crate::dear`]), two emulations of the plan stand for them, free
+//! and by layer: an engine may err twice as much. Its loss on the whole is then held to theirs as well.
 
 mod element;
 mod file;
@@ -50,8 +53,28 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// Ops that are over their bound when fed the right inputs, in the order of the computation.
     pub ops: Vec<Op>,
+    /// What the logits of the engine on its own lose; only where the rule is relative.
+    pub loss: Option<Loss>,
     /// What cannot be told, and why.
     pub unknown: Vec<String>,
+}
+
+/// Mean `KL(oracle || …)` of logits, nats a token, each on its own but with the oracle's experts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Loss {
+    /// The engine's.
+    pub kl: f64,
+    /// That of the reference as it rounds to the nearest under the engine's plan.
+    pub emulated: f64,
+    /// What is allowed: twice that, or the most of emulations that add in other orders.
+    pub allowed: f64,
+}
+
+impl Loss {
+    /// Whether it is no more than is allowed.
+    pub fn ok(&self) -> bool {
+        self.kl <= self.allowed
+    }
 }
 
 /// A part of a model, and whose error it has.
@@ -102,7 +125,8 @@ impl Row {
 impl Report {
     /// Whether nothing is to blame.
     pub fn ok(&self) -> bool {
-        self.ops.is_empty() && self.rows.iter().all(|row| row.ok)
+        let lost = self.loss.is_some_and(|loss| !loss.ok());
+        !lost && self.ops.is_empty() && self.rows.iter().all(|row| row.ok)
     }
 
     /// The first part that is to blame.
@@ -144,6 +168,13 @@ impl Report {
                 "after": optional(row.after), "ok": row.ok,
             })
         });
+        let loss = self.loss.iter().map(|loss| {
+            json!({
+                "schema": "karat.result/1", "kind": "bisect", "subject": self.subject, "part": "logits",
+                "kl_own": number(loss.kl), "kl_emulated": number(loss.emulated), "kl_allowed": number(loss.allowed),
+                "ok": loss.ok(),
+            })
+        });
         let ops = self.ops.iter().map(|op| {
             json!({
                 "schema": "karat.result/1", "kind": "bisect", "subject": self.subject, "part": op.part.to_string(),
@@ -151,6 +182,6 @@ impl Report {
                 "first": op.first.as_ref().map(First::json), "notes": op.notes,
             })
         });
-        rows.chain(ops).collect()
+        rows.chain(loss).chain(ops).collect()
     }
 }

@@ -12,7 +12,10 @@ use golden::{
     engine::{Demand, INTERRUPTED, Narrowed, Rows, Snapshot, Traffic, Want},
     plan::{Activations, Grid, Site},
 };
-use optimized::{cpu::roof::Work, cuda::roof::Memory};
+use optimized::{
+    cpu::roof::Work,
+    cuda::{peak::Products, roof::Memory},
+};
 
 pub use self::fit::Fit;
 use crate::{clock::time, forget_peak, peak_memory, roofline::Machine};
@@ -76,20 +79,22 @@ impl Samples {
 pub struct Roof {
     /// Bytes read in a second.
     pub read: Samples,
-    /// Operations of the processor in a second, a multiplication and an addition counting as two: of f32, of
-    /// bf16 pairs and of bytes.
-    pub products: Option<[Samples; 3]>,
+    /// Operations in a second, a multiplication and an addition counting as two: of f32, of bf16 pairs and of
+    /// bytes; of a GPU those of bf16 alone, by tensor cores.
+    pub products: [Option<Samples>; 3],
+    /// Whether it is a GPU's.
+    pub gpu: bool,
 }
 
 impl Roof {
     /// Of products that read their factors so.
     pub(crate) fn of(&self, factors: Activations) -> Option<Samples> {
-        let [f32, bf16, int8] = self.products?;
-        Some(match factors {
+        let [f32, bf16, int8] = self.products;
+        match factors {
             Activations::F32 => f32,
             Activations::Bf16 => bf16,
             Activations::Int8 => int8,
-        })
+        }
     }
 }
 
@@ -97,7 +102,7 @@ impl Roof {
 #[derive(Default)]
 pub struct Ceilings {
     machine: Option<Machine>,
-    gpu: Option<Memory>,
+    gpu: Option<(Memory, Products)>,
     samples: [Vec<f64>; 4],
 }
 
@@ -105,22 +110,26 @@ pub struct Ceilings {
 const KINDS: [Work; 4] = [Work::Read, Work::F32, Work::Bf16, Work::Int8];
 
 impl Ceilings {
-    /// Of the GPU: its memory alone.
+    /// Of the GPU: its memory and its tensor cores.
     ///
     /// # Errors
     /// If there is none.
     pub fn of_gpu() -> Result<Ceilings, Error> {
-        Ok(Ceilings { gpu: Some(Memory::new()?), ..Ceilings::default() })
+        Ok(Ceilings { gpu: Some((Memory::new()?, Products::new()?)), ..Ceilings::default() })
     }
 
     /// One more sample of each; the bytes that were read in a second.
     pub fn sample(&mut self) -> f64 {
-        if let Some(memory) = &mut self.gpu {
-            let (bytes, took) = time(|| memory.read());
-            // What fails here fails again in the engine, which says so.
-            let pace = bytes.map_or(f64::NAN, |bytes| bytes as f64 / took.as_secs_f64());
-            self.samples[0].push(pace);
-            return pace;
+        if let Some((memory, products)) = &mut self.gpu {
+            let mut push = |at: usize, work: &mut dyn FnMut() -> Result<u64, Error>| {
+                let (done, took) = time(work);
+                // What fails here fails again in the engine, which says so.
+                let pace = done.map_or(f64::NAN, |done| done as f64 / took.as_secs_f64());
+                self.samples[at].push(pace);
+                pace
+            };
+            push(2, &mut || products.multiply());
+            return push(0, &mut || memory.read());
         }
         let machine = self.machine.get_or_insert_with(Machine::new);
         for (kind, samples) in KINDS.into_iter().zip(&mut self.samples) {
@@ -132,8 +141,9 @@ impl Ceilings {
     /// Of what was sampled: at least once.
     pub fn roof(&self) -> Roof {
         let [read, f32, bf16, int8] = self.samples.clone();
-        let products = self.gpu.is_none().then(|| [f32, bf16, int8].map(Samples::of));
-        Roof { read: Samples::of(read), products }
+        let of = |samples: Vec<f64>| (!samples.is_empty()).then(|| Samples::of(samples));
+        let products = [f32, bf16, int8].map(of);
+        Roof { read: Samples::of(read), products, gpu: self.gpu.is_some() }
     }
 }
 

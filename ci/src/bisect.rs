@@ -343,6 +343,15 @@ fn tell(report: &Report, args: &Args, out: &Out) {
     if !others.is_empty() {
         out.line(&format!("the same further on: {}", others.join(", ")));
     }
+    if let Some(loss) = report.loss {
+        out.line(&format!(
+            "on its own: KL {:.2e} nats a token, of an emulation of its plan {:.2e}, allowed {:.2e}{}",
+            loss.kl,
+            loss.emulated,
+            loss.allowed,
+            if loss.ok() { "" } else { ": OVER" }
+        ));
+    }
     for unknown in &report.unknown {
         out.line(&format!("cannot be told: {unknown}"));
     }

@@ -1,5 +1,7 @@
 //! An engine held against the reference, layer by layer and op by op.
 
+mod large;
+
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex},
@@ -95,6 +97,9 @@ pub(super) struct Oracle {
     plan: Plan,
     text: Text,
     free: Told,
+    /// The reference as it rounds to the nearest under the plan, with the oracle's experts: where a dozen
+    /// runs are too dear, it is the yardstick.
+    emulated: Option<Told>,
     /// What the plan stores in bf16, if not everything.
     narrow: BTreeSet<String>,
     /// Bounds of walks that are forced with the reference's own intermediates: every engine of this
@@ -116,19 +121,47 @@ impl Oracle {
         let cast = number == "bf16";
         let weights: Arc<dyn Weights> =
             if cast { Arc::new(Rounded::new(weights, Dtype::Bf16)) } else { weights };
-        let (free, narrow, kept) = (Told::default(), BTreeSet::new(), Mutex::default());
-        let mut oracle = Oracle { weights, cast, plan, text, free, narrow, kept, steps };
+        let (free, emulated) = (Told::default(), None);
+        let (narrow, kept) = (BTreeSet::new(), Mutex::default());
+        let mut oracle = Oracle { weights, cast, plan, text, free, emulated, narrow, kept, steps };
         oracle.expect(1);
         oracle.free = walk(&mut oracle.model::<f64>(), &oracle.text, &Given::default())?;
-        if oracle.plan.output != Grid::Bf16 && oracle.plan.round.values().any(|&g| g == Grid::Bf16)
-        {
+        let some = oracle.plan.round.values().any(|&grid| grid == Grid::Bf16);
+        let stores = oracle.plan.output != Grid::Bf16 && some;
+        let dear = oracle.is_dear();
+        if stores || dear {
             oracle.expect(1);
-            let told = under(&oracle.plan, None, Rounding::Nearest, || {
-                walk(&mut oracle.model::<Planned>(), &oracle.text, &Given::default())
-            });
-            oracle.narrow = told?.stored_in(Dtype::Bf16);
+            let told = oracle.planned(Rounding::Nearest, &oracle.routing())?;
+            if stores {
+                oracle.narrow = told.stored_in(Dtype::Bf16);
+            }
+            oracle.emulated = dear.then_some(told);
         }
         Ok(oracle)
+    }
+
+    /// As if a dozen runs were too dear.
+    #[cfg(test)]
+    pub(super) fn large(mut self) -> Result<Oracle, Error> {
+        self.emulated = Some(self.planned(Rounding::Nearest, &self.routing())?);
+        Ok(self)
+    }
+
+    /// The reference as it rounds under the plan.
+    fn planned(&self, rounding: Rounding, given: &Given) -> Result<Told, Error> {
+        under(&self.plan, None, rounding, || walk(&mut self.model::<Planned>(), &self.text, given))
+    }
+
+    /// What an op leaves is stored as its sites say, which runs of the plan do; logits as outputs are.
+    fn grid(&self, name: &str) -> Grid {
+        let logits = name.ends_with("/lm_head/logits") || name.ends_with("mtp/logits");
+        if logits { self.plan.output } else { Grid::F32 }
+    }
+
+    /// Experts are the oracle's: a swap in a near tie is judged where the router is.
+    fn routing(&self) -> Given {
+        let layers = self.weights.config().num_hidden_layers();
+        Given { routing: self.free.routing(layers), ..Given::default() }
     }
 
     fn model<R: Real>(&self) -> Model<R> {
@@ -175,15 +208,16 @@ impl Oracle {
 
     /// Holds an engine against the reference.
     pub(super) fn hold(&self, engine: &mut dyn Engine) -> Result<Report, Error> {
+        if let Some(emulated) = &self.emulated {
+            return self.hold_large(engine, emulated);
+        }
         let forces = engine.forces();
         let mut report = Report {
             subject: format!("{} against reference/f64", engine.name()),
             ..Report::default()
         };
-        // Experts are the oracle's: a swap in a near tie is judged where the router is.
-        let routing = Given { forced: Vec::new(), mtp: None, ..self.given(&self.free, Fed::Free) };
         self.expect(1);
-        let free = walk(engine, &self.text, &routing)?;
+        let free = walk(engine, &self.text, &self.routing())?;
         let whole = free.whole(&self.text)?;
         let tells_ops = whole.iter().any(|(tap, _)| !Oracle::stream(tap));
         // What an engine does not tell it is not fed either: from one tap that it tells to the next is one
@@ -252,6 +286,14 @@ impl Oracle {
         Ok(judged)
     }
 
+    /// What is judged of what was told.
+    fn judged_of(&self, told: &Told, fed: Fed) -> Result<Vec<(Tap, same::Tap)>, Error> {
+        let keep = |tap: &Tap| fed == Fed::Ops || Oracle::stream(tap);
+        let mut whole = told.whole(&self.text)?;
+        whole.retain(|(tap, _)| keep(tap) && tap.tensor != "ids" && tap.tensor != "margins");
+        Ok(whole)
+    }
+
     /// Holds what was told against the oracle fed with the same.
     fn judge(
         &self,
@@ -262,14 +304,13 @@ impl Oracle {
         runs: u32,
     ) -> Result<Vec<Judged>, Error> {
         let given = self.given(from, fed);
-        let keep = |tap: &Tap| fed == Fed::Ops || Oracle::stream(tap);
-        let pick = |told: &Told| -> Result<Vec<(Tap, same::Tap)>, Error> {
-            let mut whole = told.whole(&self.text)?;
-            whole.retain(|(tap, _)| keep(tap) && tap.tensor != "ids" && tap.tensor != "margins");
-            Ok(whole)
+        let pick = |told: &Told| self.judged_of(told, fed);
+        let want = if fed == Fed::Free {
+            pick(&self.free)?
+        } else {
+            self.expect(1);
+            pick(&walk(&mut self.model::<f64>(), &self.text, &given)?)?
         };
-        self.expect(1);
-        let want = pick(&walk(&mut self.model::<f64>(), &self.text, &given)?)?;
         let ids: Vec<(Part, ArrayD<i64>)> = from
             .whole(&self.text)?
             .into_iter()
@@ -279,14 +320,10 @@ impl Oracle {
             })
             .collect();
         let named: same::Taps = want.iter().map(|(tap, x)| (tap.name(), x.clone())).collect();
-        // What an op leaves is stored as its sites say, which the runs do; logits as outputs are.
-        let logits = |name: &str| name.ends_with("/lm_head/logits") || name.ends_with("mtp/logits");
-        let grid = |name: &str| if logits(name) { self.plan.output } else { Grid::F32 };
+        let grid = |name: &str| self.grid(name);
         let run = |rounding: Rounding| {
-            let told = under(&self.plan, None, rounding, || {
-                walk(&mut self.model::<Planned>(), &self.text, &given)
-            });
-            Ok(pick(&told?)?.into_iter().map(|(_, tap)| tap.view().to_f64()).collect())
+            let told = self.planned(rounding, &given)?;
+            Ok(pick(&told)?.into_iter().map(|(_, tap)| tap.view().to_f64()).collect())
         };
         let derive = |runs: u32| -> Result<Arc<Bounds>, Error> {
             let kept = self.kept.lock().ok().and_then(|kept| {

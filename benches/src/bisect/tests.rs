@@ -98,6 +98,41 @@ fn named(
     found
 }
 
+/// Of a text that is too large for a dozen runs.
+#[test]
+fn a_relative_rule_finds_the_layer_and_accuses_nobody() {
+    let weights = weights();
+    let config = weights.config().clone();
+    let plan = crate::engine("cpu", "bf16", weights.clone(), None).unwrap().plan();
+    let text = || text(&config, &[11, 4, 1]);
+    let oracle =
+        |plan| Oracle::new(weights.clone(), "f32", plan, text(), steps()).unwrap().large().unwrap();
+    let mut halves = crate::engine("cpu", "bf16", weights.clone(), None).unwrap();
+    let report = oracle(plan).hold(&mut *halves).unwrap();
+    assert!(report.ok(), "{report:#?}");
+    let loss = report.loss.unwrap();
+    assert!(0.0 < loss.kl && 0.0 < loss.emulated && loss.kl <= loss.allowed, "{loss:?}");
+
+    let oracle = oracle(Plan::F32);
+    let report = oracle.hold(&mut *halves).unwrap();
+    assert!(!report.ok() && report.loss.is_some_and(|loss| !loss.ok()), "{report:#?}");
+    assert_eq!(report.part(), Some(Part::Layer(0)));
+    let hold = |plant: Option<Plant>| -> Report {
+        let mut engine = Model::<f32>::new(weights.clone()).with_plant(plant);
+        oracle.hold(&mut engine as &mut dyn Engine).unwrap()
+    };
+    let honest = hold(None);
+    assert!(honest.ok(), "{honest:#?}");
+    for &(name, plant, _) in Plant::ALL {
+        if plant == Plant::InterleavedValueHeads {
+            continue;
+        }
+        let report = hold(Some(plant));
+        assert_eq!(report.part(), Some(first(&config, plant.place().0)), "{name}: {report:#?}");
+        assert_eq!(report.blamed(), plant.place().1, "{name}: {report:#?}");
+    }
+}
+
 #[test]
 fn an_emulation_is_held_to_its_own_plan() {
     let weights = weights();

@@ -174,9 +174,9 @@ struct Stated {
 }
 
 impl Stated {
-    /// What the process held beyond weights and states.
-    fn beyond(&self, row: &Row) -> Option<i64> {
-        row.peak.map(|peak| peak as i64 - self.held.held() as i64)
+    /// What the process held beyond weights and states; of a GPU these lie elsewhere.
+    fn beyond(&self, row: &Row, gpu: bool) -> Option<i64> {
+        row.peak.filter(|_| !gpu).map(|peak| peak as i64 - self.held.held() as i64)
     }
 }
 
@@ -184,14 +184,15 @@ impl Stated {
 fn tell(model: &str, fed: [usize; 2], measured: &Measured, stated: &[Stated], out: &Out) {
     let Measured { roof, rows, fits } = measured;
     let host = benches::host();
-    match (roof.products, benches::gpu()) {
-        (None, Ok(gpu)) => out.line(&gpu.name),
+    match (roof.gpu, benches::gpu()) {
+        (true, Ok(gpu)) => out.line(&gpu.name),
         _ => out.line(&format!("{}, {} threads", host.cpu, host.threads)),
     }
     out.line(&format!("memory is read at: {} GB/s", shown(roof.read, 1e-9, 0)));
     let kinds = ["f32", "bf16 pairs", "bytes"];
-    for (kind, samples) in kinds.iter().zip(roof.products.iter().flatten()) {
-        out.line(&format!("products of {kind}: {} Gop/s", shown(*samples, 1e-9, 0)));
+    for (kind, samples) in kinds.iter().zip(roof.products) {
+        let Some(samples) = samples else { continue };
+        out.line(&format!("products of {kind}: {} Gop/s", shown(samples, 1e-9, 0)));
     }
     let cells = |row: &Row| {
         let bytes = (row.traffic.weights + row.traffic.states) as f64;
@@ -232,7 +233,7 @@ fn tell(model: &str, fed: [usize; 2], measured: &Measured, stated: &[Stated], ou
         let mut cells = vec![row.engine.clone(), depth(row)];
         cells.extend([mapped, owned, state, cache, scratch].map(|bytes| mib(bytes as f64)));
         cells.push(row.peak.map_or_else(none, |peak| mib(peak as f64)));
-        cells.push(stated.beyond(row).map_or_else(none, |beyond| mib(beyond as f64)));
+        cells.push(stated.beyond(row, roof.gpu).map_or_else(none, |beyond| mib(beyond as f64)));
         cells
     };
     out.line(
@@ -252,13 +253,13 @@ fn tell(model: &str, fed: [usize; 2], measured: &Measured, stated: &[Stated], ou
         ],
         &rows.iter().zip(stated).map(memory).collect::<Vec<_>>(),
     );
-    let product = |kind: usize| roof.products.map(|all| samples(all[kind]));
+    let product = |kind: usize| roof.products[kind].map(samples);
     for (row, stated) in rows.iter().zip(stated) {
         out.json(&json!({"schema": "karat.result/1", "kind": "bench", "model": model,
             "cpu": host.cpu, "threads": host.threads, "engine": row.engine,
             "falls_back": row.falls_back, "kv_cache": stated.kept.map(Kept::name),
             "depth": row.depth.tokens, "fed": row.depth.fed,
-            "gpu": roof.products.is_none().then(|| benches::gpu().as_ref().map(|gpu| &*gpu.name).ok()),
+            "gpu": roof.gpu.then(|| benches::gpu().as_ref().map(|gpu| &*gpu.name).ok()),
             "read_bytes_per_second": samples(row.read), "f32_per_second": product(0),
             "bf16_per_second": product(1), "int8_per_second": product(2),
             "prefill_tokens_per_second": row.prefill.map(samples),
@@ -267,7 +268,7 @@ fn tell(model: &str, fed: [usize; 2], measured: &Measured, stated: &[Stated], ou
             "prefill_samples": row.taken[0], "decode_samples": row.taken[1],
             "least_prefill_seconds_per_token": row.least(roof),
             "memory_needed": stated.memory, "peak_rss_bytes": row.peak,
-            "peak_rss_beyond_bytes": stated.beyond(row)}));
+            "peak_rss_beyond_bytes": stated.beyond(row, roof.gpu)}));
     }
     lines(fits, out);
 }
