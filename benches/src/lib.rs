@@ -51,7 +51,8 @@ pub use host::{
 };
 pub use number::Number;
 pub use optimized::{
-    cpu::model::{Kept, Loading, Store, StoreError},
+    Kept,
+    cpu::model::{Loading, Store, StoreError},
     cuda::{Gpu, Trapped, gpu, model::Unfit, several},
     doors::World,
 };
@@ -66,8 +67,8 @@ use golden::{
 
 /// An engine by name: `reference` in `f32`, `f64` or (the official code in bf16, emulated) `bf16`, with a fault planted in its
 /// wiring if one is named; or `cpu`, the fast kernels of this machine, over weights as they are
-/// (`f32`: it computes in that) or narrowed (`int8`, `int4`), keys and values kept as the number says; or `cuda`, one GPU
-/// of this machine or [as many as were asked for](use_gpus), in `f32` or `bf16`.
+/// (`f32`: it computes in that) or narrowed (`int8`, `int4`); or `cuda`, one GPU of this machine or [as many as were asked
+/// for](use_gpus), in `f32` or `bf16`; both keep keys and values as the number says.
 ///
 /// # Errors
 /// If there is none of that name.
@@ -118,10 +119,9 @@ pub fn engine_with<'a>(
         }
         ("cpu", _) if 1 < gpus() => Err("gpus: the cpu engine computes on none".into()),
         ("cpu", format) => optimized::cpu::model::engine(&*weights, format, kept, loading),
-        ("cuda", _) if kept.is_some() => {
-            Err("kv-cache: the cuda engine keeps keys and values as it has activations".into())
+        ("cuda", format) => {
+            optimized::cuda::model::engine(&*weights, format, kept, gpus(), loading.tell)
         }
-        ("cuda", format) => optimized::cuda::model::engine(&*weights, format, gpus(), loading.tell),
         _ => Err(format!("engine {name:?}: expected reference, cpu or cuda").into()),
     }
 }
@@ -140,7 +140,7 @@ pub fn memory<'a>(
     let Number { name: number, kept } = number.into();
     match name {
         "cpu" => optimized::cpu::model::memory(weights, number, kept, demand).map(Some),
-        "cuda" => optimized::cuda::model::memory(weights, number, gpus(), demand).map(Some),
+        "cuda" => optimized::cuda::model::memory(weights, number, kept, gpus(), demand).map(Some),
         _ => Ok(None),
     }
 }

@@ -57,11 +57,14 @@ use self::{
 };
 use super::{
     device::{self, Buffer, Device, Graph},
-    engine::{Added, Element, Fast, Matrix, Ops},
+    engine::{Added, Element, Fast, Matrix, Ops, Stored},
     gpu::{Context, gpu, with},
     launch::{Arg, Kernels, Stream},
 };
-use crate::cpu::model::pieces::{Piece, join, pieces, want_of};
+use crate::{
+    Kept,
+    cpu::model::pieces::{Piece, join, pieces, want_of},
+};
 
 /// Rows that are walked at once.
 pub(super) fn piece(fast: Option<Fast>) -> usize {
@@ -91,6 +94,31 @@ pub(super) enum Format {
     Bf16,
 }
 
+/// A format, and what keys and values are kept in: as activations are, or in FP8.
+fn keeping(format: &str, kept: Option<Kept>) -> Result<(Format, Stored), Error> {
+    let format = Format::of(format)?;
+    let (own, stored) = match format {
+        Format::F32 => (Kept::F32, Stored::F32),
+        Format::Bf16 => (Kept::Bf16, Stored::Bf16),
+    };
+    let engine = format!("the cuda engine in {}", own.name());
+    match kept.unwrap_or(own).among(&[own, Kept::Fp8], &engine)? {
+        Kept::Fp8 => Ok((format, Stored::Fp8)),
+        _ => Ok((format, stored)),
+    }
+}
+
+/// What [`engine`] keeps keys and values in with a format, unless it is told otherwise.
+///
+/// # Errors
+/// If there is no such format.
+pub fn kept(format: &str) -> Result<Kept, Error> {
+    Ok(match Format::of(format)? {
+        Format::F32 => Kept::F32,
+        Format::Bf16 => Kept::Bf16,
+    })
+}
+
 impl Format {
     fn of(name: &str) -> Result<Format, Error> {
         match name {
@@ -115,6 +143,8 @@ pub(super) struct Model {
     config: Config,
     share: Share,
     format: Format,
+    /// What keys and values are in.
+    kept: Stored,
     fast: Option<Fast>,
     embedding: Matrix,
     layers: Vec<Layer>,
@@ -152,7 +182,7 @@ struct Captured {
 impl Model {
     fn load(
         weights: &dyn Weights,
-        (share, format): (&Share, Format),
+        (share, format, kept): (&Share, Format, Stored),
         context: &mut Context,
         tell: &mut dyn FnMut(u64) -> bool,
     ) -> Result<Model, Error> {
@@ -197,6 +227,7 @@ impl Model {
             device,
             kernels,
             format,
+            kept,
             fast: fast(share, format).ok(),
             share: share.clone(),
             embedding,
@@ -224,7 +255,7 @@ impl Model {
     }
 
     fn sizes(&self) -> Sizes {
-        Sizes::of(&self.config, self.format.element())
+        Sizes::of(&self.config, self.format.element(), self.kept)
     }
 
     fn step(
@@ -558,23 +589,25 @@ pub fn free(gpus: usize) -> Result<u64, Error> {
 }
 
 /// The engine on GPUs of this machine, one or several that have a share of the model each: `format` is `f32`,
-/// activations in f32 over weights as the checkpoint has them, or `bf16`, activations, keys and values in bf16 over
-/// weights in bf16 or FP8.
+/// activations in f32 over weights as the checkpoint has them, or `bf16`, activations in bf16 over weights in bf16 or FP8.
+/// Keys and values are in the same, or in FP8 where `kept` says so.
 ///
 /// # Errors
-/// [`Unfit`] if there are not as many GPUs, or not enough memory on them; if there is no such format, the model does
-/// not divide, or a weight cannot be had; [`INTERRUPTED`] if who is told of bytes that are loaded ends it.
+/// [`Unfit`] if there are not as many GPUs, or not enough memory on them; if there is no such format, it keeps keys and
+/// values in no such thing, or the model does not divide; if a weight cannot be had; [`INTERRUPTED`] if who is told of
+/// bytes that are loaded ends it.
 pub fn engine(
     weights: &dyn Weights,
     format: &str,
+    kept: Option<Kept>,
     gpus: usize,
     tell: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Box<dyn Engine>, Error> {
-    let format = Format::of(format)?;
+    let (format, kept) = keeping(format, kept)?;
     let split = split(weights.config(), gpus)?;
     gpu().as_ref().map_err(|why| Unfit(why.clone()))?;
     if 1 < gpus {
-        return Ok(Box::new(ranks::Ranks::load(weights, &split, format, tell)?));
+        return Ok(Box::new(ranks::Ranks::load(weights, &split, (format, kept), tell)?));
     }
     let share = Share::whole(weights.config());
     let all = memory::weights(weights, &share, format)?;
@@ -585,7 +618,7 @@ pub fn engine(
     };
     let model = on(|context| {
         memory::fits_weights(&context.device, all)?;
-        Model::load(weights, (&share, format), context, &mut count)
+        Model::load(weights, (&share, format, kept), context, &mut count)
     })?;
     Ok(Box::new(model))
 }

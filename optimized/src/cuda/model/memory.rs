@@ -10,34 +10,40 @@ use golden::{
 };
 
 use super::{
-    Format, Unfit, fast, piece,
+    Format, Unfit, fast, keeping, piece,
     scratch::Room,
     split,
     states::{Sizes, capacity},
     weights::{block, kept},
 };
-use crate::cuda::{
-    device::{self, Device},
-    engine::Stored,
+use crate::{
+    Kept,
+    cuda::{
+        device::{self, Device},
+        engine::Stored,
+    },
 };
 
-/// What an engine of these weights in that format needs of each of so many GPUs to be asked this: nothing is read.
+/// What an engine of these weights in that format, keys and values kept so, needs of each of so many GPUs to be asked
+/// this: nothing is read.
 ///
 /// # Errors
-/// If there is no such format, the model does not divide, or a weight is missing.
+/// If there is no such format, it keeps keys and values in no such thing, the model does not divide, or a weight is
+/// missing.
 pub fn memory(
     weights: &dyn Weights,
     format: &str,
+    kept: Option<Kept>,
     gpus: usize,
     demand: &Demand,
 ) -> Result<Memory, Error> {
-    let format = Format::of(format)?;
+    let (format, kept) = keeping(format, kept)?;
     // All shares need the same.
     let shares = split(weights.config(), gpus)?.shares();
     let share = shares.into_iter().next().ok_or("no share")?;
     let part = Part::new(weights, share.clone());
     let (weights, c): (&dyn Weights, _) = (&part, &share.config);
-    let sizes = Sizes::of(c, format.element());
+    let sizes = Sizes::of(c, format.element(), kept);
     let full = c.layer_types.iter().filter(|mixer| **mixer == Mixer::Full).count();
     let linear = c.layer_types.len() - full;
     let state = product(&[linear, sizes.conv + sizes.recurrent, demand.sequences]);
@@ -133,6 +139,7 @@ mod tests {
     };
 
     use super::memory;
+    use crate::Kept;
 
     const DEMAND: Demand = Demand {
         sequences: 2,
@@ -147,17 +154,23 @@ mod tests {
     #[test]
     fn memory_is_that_of_the_checkpoint_and_of_states() {
         let official: Synthetic = "synthetic:official,dtype=fp8".parse().unwrap();
-        let stated = memory(&official, "bf16", 1, &DEMAND).unwrap();
+        let stated = memory(&official, "bf16", None, 1, &DEMAND).unwrap();
         // 80 GB of FP8 and what stays in bf16.
         assert!((79..84).contains(&(stated.owned / 1_000_000_000)), "{}", stated.owned);
         assert_eq!(stated.state, 2 * 36 * (2 * 8192 * 3 + 4 * 32 * 128 * 128));
         assert_eq!(stated.cache, 2 * 2 * 12 * 512 * 2 * 256 * 2);
-        let wide = memory(&official, "f32", 1, &DEMAND).unwrap();
+        let codes = memory(&official, "bf16", Some(Kept::Fp8), 1, &DEMAND).unwrap();
+        assert_eq!((2 * codes.cache, codes.scratch), (stated.cache, stated.scratch));
+        let wide = memory(&official, "f32", None, 1, &DEMAND).unwrap();
         assert_eq!(wide.owned, stated.owned);
         let tiny = Synthetic::new(Preset::Tiny.config(None, None).unwrap(), 0);
-        assert!(memory(&tiny, "int8", 1, &DEMAND).is_err());
+        assert!(memory(&tiny, "int8", None, 1, &DEMAND).is_err());
+        for (format, kept) in [("bf16", Kept::Int8), ("bf16", Kept::F32), ("f32", Kept::Bf16)] {
+            let why = memory(&tiny, format, Some(kept), 1, &DEMAND).unwrap_err().to_string();
+            assert!(why.contains("fp8") && why.contains(kept.name()), "{why}");
+        }
         let most = Demand { context: usize::MAX, ..DEMAND };
-        assert_eq!(memory(&tiny, "f32", 1, &most).unwrap().must_fit(), u64::MAX);
+        assert_eq!(memory(&tiny, "f32", None, 1, &most).unwrap().must_fit(), u64::MAX);
     }
 
     /// Of eight GPUs each has an eighth of what is dealt, and all of what is not.
@@ -165,7 +178,7 @@ mod tests {
     fn a_share_is_stated_of_each_gpu() {
         let official: Synthetic = "synthetic:official,dtype=fp8".parse().unwrap();
         let [one, two, eight] =
-            [1, 2, 8].map(|gpus| memory(&official, "bf16", gpus, &DEMAND).unwrap());
+            [1, 2, 8].map(|gpus| memory(&official, "bf16", None, gpus, &DEMAND).unwrap());
         // Embedding, routers, shared experts and norms.
         let everywhere = 2 * 2048 * (151_936 + 48 * 513) + 48 * 3 * 512 * 2048..;
         let whole = everywhere.start as u64;
@@ -178,7 +191,8 @@ mod tests {
         // Two heads of keys: two GPUs have one each, and eight do too.
         assert_eq!((two.cache, eight.cache), (one.cache / 2, one.cache / 2));
         assert!(
-            memory(&official, "bf16", 3, &DEMAND).is_err_and(|e| e.to_string().contains("16 fit"))
+            memory(&official, "bf16", None, 3, &DEMAND)
+                .is_err_and(|e| e.to_string().contains("16 fit"))
         );
     }
 }

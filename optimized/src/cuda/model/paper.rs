@@ -124,10 +124,10 @@ impl Paper {
     fn states(
         &mut self,
         c: &Config,
-        element: Element,
+        (element, kept): (Element, Stored),
         (s, capacity): (usize, usize),
     ) -> Vec<LayerState> {
-        let sizes = Sizes::of(c, element);
+        let sizes = Sizes::of(c, element, kept);
         let state = |mixer: &Mixer| match mixer {
             Mixer::Linear => LayerState::Linear(Linear {
                 conv: self.room(s * sizes.conv),
@@ -135,7 +135,7 @@ impl Paper {
             }),
             Mixer::Full => {
                 let all = s * capacity * sizes.row;
-                LayerState::Full(Cache { k: self.room(all), v: self.room(all), capacity })
+                LayerState::Full(Cache { k: self.room(all), v: self.room(all), kept, capacity })
             }
         };
         c.layer_types.iter().map(state).collect()
@@ -216,14 +216,19 @@ impl Launches for Paper {
 }
 
 /// Every launch of a step of so many tokens of each sequence.
-fn walk(c: &Config, kinds: (Element, Stored), fast: Option<Fast>, lengths: &[usize]) -> Paper {
+fn walk(
+    c: &Config,
+    kinds: (Element, Stored, Stored),
+    fast: Option<Fast>,
+    lengths: &[usize],
+) -> Paper {
     walk_share(&Share::whole(c), kinds, fast, lengths)
 }
 
 /// Those of one rank.
 fn walk_share(
     share: &Share,
-    (element, stored): (Element, Stored),
+    (element, stored, kept): (Element, Stored, Stored),
     fast: Option<Fast>,
     lengths: &[usize],
 ) -> Paper {
@@ -240,7 +245,7 @@ fn walk_share(
     let (final_norm, inv_freq) =
         (paper.room(4 * shape[1]), paper.room(4 * c.rope.inv_freq().len()));
     let capacity = lengths.iter().max().unwrap_or(&0) + 3;
-    let states = paper.states(c, element, (s, capacity));
+    let states = paper.states(c, (element, kept), (s, capacity));
     let room = Room { c, element, fast, ranks: share.ranks, n, sequences: s };
     let mut scratch = Scratch::make(&mut |name| Ok(paper.room(room.bytes(name)))).unwrap();
     paper.known = [("N", n), ("S", s)].into_iter().collect();
@@ -271,13 +276,13 @@ fn every_launch_is_as_its_kernel_says() {
     let official = Preset::Official.config(Some(4), None).unwrap();
     let [tiny, ragged] =
         [Preset::Tiny, Preset::Ragged].map(|preset| preset.config(None, None).unwrap());
-    let wide = (Element::F32, Stored::F32);
-    let halves = (Element::Bf16, Stored::Bf16);
-    let codes = (Element::Bf16, Stored::Fp8);
+    let wide = (Element::F32, Stored::F32, Stored::F32);
+    let halves = (Element::Bf16, Stored::Bf16, Stored::Bf16);
+    let codes = (Element::Bf16, Stored::Fp8, Stored::Fp8);
     for (config, all) in [
-        (&tiny, &[wide, halves, (Element::F32, Stored::F16)][..]),
-        (&ragged, &[wide, halves, (Element::F32, Stored::Fp8)]),
-        (&official, &[halves, codes, (Element::F32, Stored::Fp8)]),
+        (&tiny, &[wide, halves, (Element::F32, Stored::F16, Stored::Fp8)][..]),
+        (&ragged, &[wide, halves, (Element::F32, Stored::Fp8, Stored::F32)]),
+        (&official, &[halves, codes, (Element::F32, Stored::Fp8, Stored::Fp8)]),
     ] {
         for &kinds in all {
             for lengths in [&[1][..], &[1, 1, 1], &[2], &[5, 0, 1], &[9], &[40], &[2048], &[700, 3]]
@@ -289,6 +294,11 @@ fn every_launch_is_as_its_kernel_says() {
                     assert!(0 < seen(entry), "{entry}: {:?}", paper.seen);
                 }
                 assert_eq!(0 < seen("engine_conv_state"), lengths.iter().any(|&n| n != 1));
+                let codes = kinds.2 == Stored::Fp8;
+                for (entry, of_codes) in [("attention_naive", false), ("attention_naive_fp8", true)]
+                {
+                    assert_eq!(0 < seen(entry), codes == of_codes, "{entry}");
+                }
             }
         }
     }
@@ -305,7 +315,8 @@ fn kernels_for_hopper_are_as_they_say() {
         Fast::unfit(&official, Element::Bf16, "sm_80").is_some_and(|why| why.contains("sm_80"))
     );
     let fast = Some(Fast { multiprocessors: 132 });
-    for stored in [Stored::Bf16, Stored::Fp8] {
+    let kinds = [Stored::Bf16, Stored::Fp8];
+    for (stored, kept) in kinds.into_iter().flat_map(|stored| kinds.map(|kept| (stored, kept))) {
         for lengths in [
             &[1][..],
             &[1, 1, 1],
@@ -317,12 +328,15 @@ fn kernels_for_hopper_are_as_they_say() {
             &[700, 3],
             &[70, 0, 3, 1],
         ] {
-            let paper = walk(&official, (Element::Bf16, stored), fast, lengths);
+            let paper = walk(&official, (Element::Bf16, stored, kept), fast, lengths);
             let seen = |entry| paper.seen.get(entry).copied().unwrap_or(0);
             let (n, one_each) =
                 (lengths.iter().sum::<usize>(), lengths.iter().all(|&length| length == 1));
-            assert_eq!(0 < seen("attention_decode_1"), one_each);
-            assert_eq!(0 < seen("attention_prefill"), !one_each);
+            let codes = kept == Stored::Fp8;
+            assert_eq!(0 < seen("attention_decode_1"), one_each && !codes);
+            assert_eq!(0 < seen("attention_decode_fp8_1"), one_each && codes);
+            assert_eq!(0 < seen("attention_prefill"), !one_each && !codes);
+            assert_eq!(0 < seen("attention_prefill_fp8"), !one_each && codes);
             let one = seen("gated_delta_rule_few") + seen("engine_delta_step");
             assert_eq!(0 < one, one_each);
             let crowded = 2 < lengths.len();
@@ -343,10 +357,10 @@ fn every_rank_launches_as_kernels_say() {
     let ragged = Preset::Ragged.config(None, None).unwrap();
     let fast = Some(Fast { multiprocessors: 132 });
     for (config, kinds, fast) in [
-        (&official, (Element::Bf16, Stored::Fp8), fast),
-        (&official, (Element::Bf16, Stored::Bf16), fast),
-        (&official, (Element::F32, Stored::Fp8), None),
-        (&ragged, (Element::Bf16, Stored::Bf16), None),
+        (&official, (Element::Bf16, Stored::Fp8, Stored::Bf16), fast),
+        (&official, (Element::Bf16, Stored::Bf16, Stored::Bf16), fast),
+        (&official, (Element::F32, Stored::Fp8, Stored::F32), None),
+        (&ragged, (Element::Bf16, Stored::Bf16, Stored::Bf16), None),
     ] {
         for gpus in [1, 2, 4, 8].into_iter().filter(|gpus| Split::new(config, *gpus).is_ok()) {
             let shares = Split::new(config, gpus).unwrap().shares();

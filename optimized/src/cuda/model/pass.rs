@@ -274,8 +274,8 @@ impl<'a> Pass<'a> {
         };
         let c = self.config;
         let (n, s, told) = (self.told.n, self.told.s, self.told);
-        let heads = Heads { hq: c.num_attention_heads, hkv: c.num_key_value_heads, h: c.head_dim };
-        let Heads { hq, hkv, h } = heads;
+        let (hq, hkv, h) = (c.num_attention_heads, c.num_key_value_heads, c.head_dim);
+        let heads = Heads { hq, hkv, h, kept: cache.kept };
         let r = &*self.scratch;
         let mut reads = None;
         if let Some(all) = together

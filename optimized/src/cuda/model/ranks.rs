@@ -27,6 +27,7 @@ use ndarray::{Array2, Array3, Axis, concatenate};
 use super::{Format, Model, Unfit, memory, on};
 use crate::cuda::{
     device::{self, Device},
+    engine::Stored,
     gpu::{self, Context},
     nccl,
 };
@@ -91,7 +92,7 @@ impl Ranks {
     pub(super) fn load(
         weights: &dyn Weights,
         split: &Split,
-        format: Format,
+        kinds: (Format, Stored),
         tell: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<Ranks, Error> {
         let shares = split.shares();
@@ -105,7 +106,7 @@ impl Ranks {
         for (device, rank) in devices.into_iter().zip(&peers) {
             contexts.push(Context::of(device, rank.clone())?);
         }
-        let loaded = load(weights, &shares, format, contexts, tell)?;
+        let loaded = load(weights, &shares, kinds, contexts, tell)?;
         let first = &loaded[0].1;
         let (plan, claims, falls_back) = (first.plan(), first.claims(), first.falls_back());
         let name = format!("{}-x{}", first.name(), shares.len());
@@ -203,7 +204,7 @@ impl Ranks {
 fn load(
     weights: &dyn Weights,
     shares: &[Share],
-    format: Format,
+    (format, kept): (Format, Stored),
     contexts: Vec<Context>,
     tell: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Vec<(Context, Model)>, Error> {
@@ -229,7 +230,7 @@ fn load(
                         let heard = told.send(bytes).is_ok();
                         heard && goes_on.load(Ordering::Relaxed)
                     };
-                    Model::load(&part, (share, format), context, &mut tell)
+                    Model::load(&part, (share, format, kept), context, &mut tell)
                 });
                 if loaded.is_err() {
                     goes_on.store(false, Ordering::Relaxed);
