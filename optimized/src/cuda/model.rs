@@ -413,7 +413,7 @@ impl Model {
         let element = self.format.element();
         seen.see(&self.device, ("rms_norm", "norm"), &[n, d], &mut self.scratch.normed, element)?;
         let mut logits = self.logits(context, told, asked.len())?;
-        let shape = [asked.len(), self.config.vocab_size];
+        let shape = [asked.len(), self.share.vocabulary.len()];
         if let Some(numbers) = logits.as_slice_mut() {
             seen.see_here(("lm_head", "logits"), &shape, numbers)?;
         }
