@@ -17,8 +17,10 @@ impl Keeps {
         Number { name, kept: self.kv_cache }
     }
 
-    /// As it is typed.
+    /// As it is typed, with the GPUs that are asked for.
     pub(crate) fn typed(self) -> String {
-        self.kv_cache.map_or(String::new(), |kept| format!(" --kv-cache {kept}"))
+        let kept = self.kv_cache.map_or(String::new(), |kept| format!(" --kv-cache {kept}"));
+        let gpus = benches::gpus();
+        if gpus == 1 { kept } else { format!("{kept} --gpus {gpus}") }
     }
 }

@@ -14,6 +14,7 @@
 // engine_attention_in:  norm and rotation of queries and keys, keys and values into the cache; one block per
 //                       token and head.
 // engine_attention_in_fp8: the same into a cache in FP8, without a scale.
+// engine_sum:           what several GPUs add to the residual stream, in their order; one thread per element.
 // engine_gather:        rows of a matrix; one thread per element.
 // engine_repeat:        a few rows again and again; one thread per byte.
 // engine_read:          reads memory, to see how fast that is; every thread 16 bytes at a time.
@@ -93,6 +94,24 @@ extern "C" __global__ void engine_embedding(
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     const int n = i / D, d = i % D;
     if (n < N) o[i] = bare(table[ids[n] * D + d]);
+}
+
+// Of parts in f32 or in E the sum, which may be rounded to E.
+extern "C" __global__ void engine_sum(
+    float* __restrict__ o,           // [N, D]
+    const float* __restrict__ wide,  // [RANKS, N, D], or none
+    const E* __restrict__ narrow,    // [RANKS, N, D], or none
+    int rounds,
+    int RANKS,
+    int N,
+    int D)
+{
+    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, all = (size_t)N * D;
+    if (all <= i) return;
+    float sum = wide ? wide[i] : load(narrow[i]);
+    for (int rank = 1; rank < RANKS; rank++)
+        sum = __fadd_rn(sum, wide ? wide[rank * all + i] : load(narrow[rank * all + i]));
+    o[i] = rounds ? rounded<E>(sum) : sum;
 }
 
 extern "C" __global__ void engine_gather(

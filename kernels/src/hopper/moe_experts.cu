@@ -32,6 +32,9 @@
 //                            Workspace: hidden_codes, N A F bytes; hidden_scales, 4 N A ceil(F / 128) bytes.
 // moe_experts_w8a8_down:     launched alike. Workspace: parts, as above.
 //
+// An id below 0 is of an expert that another GPU has: nothing is read of its slot and nothing comes of it. Its weight
+// is -0, which no other has.
+//
 // In bf16 the gemm rounds what passes between the products, and each expert's output; the gemv does not. The gemv
 // may be launched to start before the kernel before has ended, _down only right after _up; the others not.
 
@@ -111,6 +114,7 @@ extern "C" __global__ void __launch_bounds__(256) moe_experts_gemv_up(
     const size_t pair = blockIdx.y;
     wait_for_previous();  // For ids.
     const int e = ids[pair], f0 = 8 * blockIdx.x;
+    if (e < 0) return;
     int f = min(f0 + lane / 4, F - 1);
     if (plant == ROWS_OF_EXPERT_SHIFTED && e % 4 == 1) f = f == 0 ? F - 1 : f - 1;
     const Rows<W> rows = {row_of(gate_proj, e, f, F, D), row_of(up_proj, e, f, F, D),
@@ -155,6 +159,11 @@ extern "C" __global__ void __launch_bounds__(704, 1) moe_experts_gemv_down(
     const int d0 = 16 * blockIdx.x, upper = min(d0 + lane / 4, D - 1), lower = min(d0 + lane / 4 + 8, D - 1);
     for (int part = warp; part < 2 * A; part += blockDim.x / 32) {
         const int a = part / 2, e = ids[n * A + a];
+        if (e < 0) {
+            wait_for_previous();
+            if (lane % 4 == 0) outputs[part * 16 + lane / 4] = outputs[part * 16 + lane / 4 + 8] = 0;
+            continue;
+        }
         const Rows<W> rows = {row_of(down_proj, e, upper, D, F), row_of(down_proj, e, lower, D, F),
                               scales_of(down_proj_scales, e, upper, D, F, plant),
                               scales_of(down_proj_scales, e, lower, D, F, plant)};
@@ -187,7 +196,8 @@ extern "C" __global__ void moe_experts_count(
     const int from = blockIdx.x * CHUNK, to = min(from + CHUNK, N * A);
     for (int e = threadIdx.x; e < EXPERTS; e += blockDim.x) own[e] = 0;
     __syncthreads();
-    for (int i = from + threadIdx.x; i < to; i += blockDim.x) atomicAdd(&own[ids[i]], 1);
+    for (int i = from + threadIdx.x; i < to; i += blockDim.x)
+        if (0 <= ids[i]) atomicAdd(&own[ids[i]], 1);
     __syncthreads();
     for (int e = threadIdx.x; e < EXPERTS; e += blockDim.x) counts[(size_t)blockIdx.x * EXPERTS + e] = own[e];
 }
@@ -441,10 +451,13 @@ extern "C" __global__ void moe_experts_combine(
         for (int a = 0; a < A; a++) {
             const Words read = read_words(parts + (n * A + a) * D + d);
             const float weight = plant == WEIGHTS_NOT_APPLIED ? 1 : weights[n * A + a];
+            const bool elsewhere = __float_as_uint(weight) == 0x80000000;
 #pragma unroll
             for (int i = 0; i < N; i++) {
                 const unsigned bits = read.at[i * 4 / N];
-                all[i] += weight * __uint_as_float(N == 4 ? bits : i % 2 ? bits & 0xffff0000 : bits << 16);
+                const float x = __uint_as_float(N == 4 ? bits : i % 2 ? bits & 0xffff0000 : bits << 16);
+                const float more = __fmaf_rn(weight, x, all[i]);
+                all[i] = elsewhere ? all[i] : more;
             }
         }
         E own[N];

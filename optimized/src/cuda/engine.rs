@@ -3,6 +3,7 @@
 
 mod fast;
 mod matrix;
+mod several;
 
 pub(super) use fast::{FEW, Fast, Sorted};
 pub(super) use matrix::{Element, Matrix, Stored};
@@ -105,7 +106,8 @@ impl Ops<'_> {
     ) -> Result<(), Error> {
         let activations = self.element.name();
         let weights = Some(weights.map_or(activations, Stored::name));
-        let of_experts = entry == "engine_route" || entry.starts_with("engine_experts");
+        let of_experts = ["engine_route", "engine_share"].contains(&entry)
+            || entry.starts_with("engine_experts");
         let source = if of_experts { &ENGINE_EXPERTS } else { &ENGINE };
         self.launch((source, Build { activations, weights }), entry, shape, args)
     }
@@ -211,6 +213,18 @@ impl Ops<'_> {
         n: usize,
     ) -> Result<(), Error> {
         let to = (At(0), at(o), true);
+        self.project(to, x, weight, n)
+    }
+
+    /// The same, not rounded yet.
+    pub(super) fn unrounded(
+        &mut self,
+        o: &Buffer,
+        x: &Buffer,
+        weight: &Matrix,
+        n: usize,
+    ) -> Result<(), Error> {
+        let to = (At(0), at(o), false);
         self.project(to, x, weight, n)
     }
 
@@ -418,7 +432,7 @@ impl Ops<'_> {
         (n, s, one_each): (usize, usize, bool),
         c: Heads,
     ) -> Result<(), Error> {
-        if self.fast.is_some() {
+        if self.attends(c) {
             let reads = [q, k, v, gate, parts, tickets];
             return self.fast_attention(o, reads, (cu_q, cu_k), (s, one_each), c);
         }

@@ -180,6 +180,11 @@ impl Ops<'_> {
         self.reads(weight) && weight.stored == Stored::Bf16 && 1 < weight.rows
     }
 
+    /// Whether attention of so many heads is one for Hopper: eight of queries to one of keys.
+    pub(super) fn attends(&self, c: Heads) -> bool {
+        self.fast.is_some() && c.hq == 8 * c.hkv
+    }
+
     fn multiprocessors(&self) -> usize {
         self.fast.map_or(1, |fast| fast.multiprocessors)
     }

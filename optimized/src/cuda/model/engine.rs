@@ -43,8 +43,16 @@ impl Engine for Model {
     }
 
     fn falls_back(&self) -> Option<String> {
-        if let Err(why) = fast(&self.config, self.format) {
+        if let Err(why) = fast(&self.share, self.format) {
             return Some(why);
+        }
+        let [queries, keys] = [self.config.num_attention_heads, self.config.num_key_value_heads];
+        if queries != 8 * keys {
+            let of = "attention for Hopper is of 8 heads to a head of keys";
+            return Some(format!(
+                "{of}, each of {} GPUs has {queries} to {keys}",
+                self.share.ranks
+            ));
         }
         let odd: Vec<_> = self.layers.iter().flat_map(Layer::projections).collect();
         let all = odd.len();
@@ -265,6 +273,10 @@ impl Engine for Model {
 }
 
 /// How a format rounds, on plain kernels or on those for Hopper.
+///
+/// Of several GPUs that is the same, but for one thing that no plan says: kernels for Hopper answer in bf16, so that
+/// each GPU's part of what is added to the stream is rounded, and their sum is not. Plain kernels answer in f32, and
+/// the sum is rounded as one GPU's is.
 fn plan(format: Format, fast: bool) -> Plan {
     match format {
         Format::F32 => Plan::F32,
@@ -334,12 +346,14 @@ mod tests {
     #[test]
     fn without_a_gpu_one_line_says_so() {
         let weights: Synthetic = "synthetic:tiny".parse().unwrap();
-        assert!(engine(&weights, "int8", None, &mut |_, _| true).is_err_and(|e| !e.is::<Unfit>()));
-        let kept = |kept| engine(&weights, "bf16", Some(kept), &mut |_, _| true);
+        assert!(
+            engine(&weights, "int8", None, 1, &mut |_, _| true).is_err_and(|e| !e.is::<Unfit>())
+        );
+        let kept = |kept| engine(&weights, "bf16", Some(kept), 1, &mut |_, _| true);
         let refused = kept(Kept::Int8).err().unwrap();
         assert!(!refused.is::<Unfit>() && refused.to_string().contains("bf16, fp8"), "{refused}");
         assert!(kept(Kept::Fp8).is_ok() || gpu().is_err());
-        let made = engine(&weights, "f32", None, &mut |_, _| true);
+        let made = engine(&weights, "f32", None, 1, &mut |_, _| true);
         match gpu() {
             Ok(_) => assert!(made.is_ok()),
             Err(why) => {
