@@ -19,6 +19,9 @@ use crate::{
     turns::{Asked, Timed, Turn},
 };
 
+/// A problem, and inputs that were drawn for it.
+type Draw<O> = (Spec<<O as Op>::Case>, <O as Op>::Inputs<f32>);
+
 /// The kernel, and the problem that it is timed on.
 pub(crate) struct Far<O: Op> {
     kernel: Arc<Kernel>,
@@ -27,7 +30,7 @@ pub(crate) struct Far<O: Op> {
     plan: Plan,
     told: String,
     spec: Spec<O::Case>,
-    draws: Vec<(Spec<O::Case>, O::Inputs<f32>)>,
+    draws: Vec<Draw<O>>,
 }
 
 impl<O: Answer> Far<O> {
@@ -89,7 +92,7 @@ impl<O: Answer> Far<O> {
         let mut first = None;
         for (at, (spec, inputs)) in self.draws.iter().enumerate() {
             let got = O::Outputs::<f32>::read(answers.under(&format!("{at}/")));
-            let got = got.map_err(|e| Outcome::Crashed(e.to_string()))?;
+            let got = got.map_err(|e| Outcome::Crashed(e.clone()))?;
             let case = judge::Case::<O> { spec, inputs, plan: &self.plan };
             let outcome = Outcome::of(case.judge(&got));
             if outcome.is_red() {
