@@ -190,7 +190,7 @@ fn cost(job: &Job, timed: &dyn Timed, options: &Options) -> Cost {
     };
     // The pace of products is that of instructions which karat has; the matrix units of a processor, which a
     // foreign kernel may use, are faster.
-    let matrix_units = || crate::host().features.iter().any(|feature| *feature == "amx_bf16");
+    let matrix_units = || crate::host().features.contains(&"amx_bf16");
     let faster = job.foreign.is_some() && word != Work::F32 && matrix_units();
     let operations = if faster { 0 } else { flops };
     Cost { read: if cached { 0 } else { bytes }, changed: 0, operations, word }
