@@ -51,7 +51,7 @@ pub struct Said {
     pub generated: Vec<Vec<u32>>,
     /// `[N - S, V]`: row `t` from the hidden state of token `t` and token `t + 1`.
     pub mtp: Option<Array2<f32>>,
-    /// Per layer; only where the prompt was fed at once.
+    /// Per layer; `None` for dense layers.
     pub routing: Vec<Option<Routing>>,
     /// States after the prompt.
     pub states: Vec<Option<LinearState>>,
@@ -124,8 +124,8 @@ pub fn ask(
         said.hidden.push(joined(&|part: &Step| &part.hidden[layer])?);
     }
     said.logits = joined(&|part: &Step| &part.logits)?;
-    if let [part] = &mut parts[..] {
-        said.routing = std::mem::take(&mut part.routing);
+    for layer in 0..parts.first().map_or(0, |part| part.routing.len()) {
+        said.routing.push(routing(&fed_lengths, &parts, layer)?);
     }
     if request.mtp {
         said.mtp = Some(mtp(engine, tokens, &said)?);
@@ -202,7 +202,21 @@ pub fn argmax(x: &[f32]) -> u32 {
 }
 
 /// Rows of pieces (each: all sequences one after another) put back in the order of whole sequences.
-fn join(lengths: &[Vec<usize>], pieces: &[&Array2<f32>]) -> Result<Array2<f32>, Error> {
+/// What the router of a layer chose, piece by piece.
+fn routing(lengths: &[Vec<usize>], parts: &[Step], layer: usize) -> Result<Option<Routing>, Error> {
+    let parts: Option<Vec<&Routing>> =
+        parts.iter().map(|part| part.routing.get(layer)?.as_ref()).collect();
+    let Some(parts) = parts else { return Ok(None) };
+    let column =
+        |part: &&Routing| Array2::from_shape_vec((part.margins.len(), 1), part.margins.clone());
+    let margins = parts.iter().map(column).collect::<Result<Vec<_>, _>>()?;
+    Ok(Some(Routing {
+        ids: join(lengths, &parts.iter().map(|part| &part.ids).collect::<Vec<_>>())?,
+        margins: join(lengths, &margins.iter().collect::<Vec<_>>())?.into_raw_vec_and_offset().0,
+    }))
+}
+
+fn join<T: Clone>(lengths: &[Vec<usize>], pieces: &[&Array2<T>]) -> Result<Array2<T>, Error> {
     let sequences = lengths.first().map_or(0, Vec::len);
     let mut starts = vec![0; pieces.len()];
     let mut all = Vec::new();

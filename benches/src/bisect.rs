@@ -17,6 +17,7 @@
 //! Where a dozen runs of a text are too dear ([`crate::dear`]), two emulations of the plan stand for them, free
 //! and by layer: an engine may err twice as much. Its loss on the whole is then held to theirs as well.
 
+mod answers;
 mod element;
 mod file;
 mod model;
@@ -32,9 +33,10 @@ use golden::{compare::Finding, tap::Part};
 use serde_json::{Value, json};
 
 pub use self::{
+    answers::Answers,
     element::First,
     file::{File, against_file},
-    model::{Asked, against_reference},
+    model::{Asked, against_reference, answers_against_reference},
     progress::Progress,
     recorded::against_recording,
 };

@@ -16,6 +16,19 @@ pub fn use_threads(threads: NonZeroUsize) {
     }
 }
 
+/// GPUs that somebody asked for.
+static GPUS: OnceLock<NonZeroUsize> = OnceLock::new();
+
+/// Spreads a model over so many GPUs from now on, where one computes it. The first call counts.
+pub fn use_gpus(gpus: NonZeroUsize) {
+    let _ = GPUS.set(gpus);
+}
+
+/// GPUs that a model is spread over.
+pub fn gpus() -> usize {
+    GPUS.get().map_or(1, |gpus| gpus.get())
+}
+
 /// Pins threads to a processor each from now on, as many as somebody asks for or as there are processors
 /// for this process. Only before any work.
 ///

@@ -46,12 +46,14 @@ pub mod verify;
 mod way;
 
 pub use host::{
-    available_memory, caches, forget_peak, host, peak_memory, pin_threads, use_threads,
+    available_memory, caches, forget_peak, gpus, host, peak_memory, pin_threads, use_gpus,
+    use_threads,
 };
 pub use number::Number;
 pub use optimized::{
-    cpu::model::{Kept, Loading, Store, StoreError},
-    cuda::{Gpu, Trapped, gpu, model::Unfit},
+    Kept,
+    cpu::model::{Loading, Store, StoreError},
+    cuda::{Gpu, Trapped, gpu, model::Unfit, several},
     doors::World,
 };
 
@@ -65,8 +67,8 @@ use golden::{
 
 /// An engine by name: `reference` in `f32`, `f64` or (the official code in bf16, emulated) `bf16`, with a fault planted in its
 /// wiring if one is named; or `cpu`, the fast kernels of this machine, over weights as they are
-/// (`f32`: it computes in that) or narrowed (`int8`, `int4`), keys and values kept as the number says; or `cuda`, the
-/// GPU of this machine, in `f32` or `bf16`.
+/// (`f32`: it computes in that) or narrowed (`int8`, `int4`); or `cuda`, one GPU of this machine or [as many as were asked
+/// for](use_gpus), in `f32` or `bf16`; both keep keys and values as the number says.
 ///
 /// # Errors
 /// If there is none of that name.
@@ -115,16 +117,16 @@ pub fn engine_with<'a>(
         ("cpu" | "cuda", _) if plant.is_some() => {
             Err("plants are of the reference's wiring".into())
         }
+        ("cpu", _) if 1 < gpus() => Err("gpus: the cpu engine computes on none".into()),
         ("cpu", format) => optimized::cpu::model::engine(&*weights, format, kept, loading),
-        ("cuda", _) if kept.is_some() => {
-            Err("kv-cache: the cuda engine keeps keys and values as it has activations".into())
+        ("cuda", format) => {
+            optimized::cuda::model::engine(&*weights, format, kept, gpus(), loading.tell)
         }
-        ("cuda", format) => optimized::cuda::model::engine(&*weights, format, loading.tell),
         _ => Err(format!("engine {name:?}: expected reference, cpu or cuda").into()),
     }
 }
 
-/// What [`engine`] would need of the machine's memory to be asked this, `cuda` of the GPU's; `None` of an engine
+/// What [`engine`] would need of the machine's memory to be asked this, `cuda` of each GPU's; `None` of an engine
 /// that does not say.
 ///
 /// # Errors
@@ -138,7 +140,7 @@ pub fn memory<'a>(
     let Number { name: number, kept } = number.into();
     match name {
         "cpu" => optimized::cpu::model::memory(weights, number, kept, demand).map(Some),
-        "cuda" => optimized::cuda::model::memory(weights, number, demand).map(Some),
+        "cuda" => optimized::cuda::model::memory(weights, number, kept, gpus(), demand).map(Some),
         _ => Ok(None),
     }
 }
@@ -150,7 +152,7 @@ pub fn memory<'a>(
 /// [`Unfit`] if it is the GPU's, and there is none.
 pub fn available(name: &str) -> Result<Option<u64>, Error> {
     match name {
-        "cuda" => optimized::cuda::model::free().map(Some),
+        "cuda" => optimized::cuda::model::free(gpus()).map(Some),
         _ => Ok(available_memory()),
     }
 }
@@ -172,10 +174,12 @@ pub fn as_kept(
 }
 
 /// Bytes that are in use of the memory that an engine of that name computes in: the most that the process held
-/// since [`forget_peak`], `cuda` of the GPU now, other processes included. `None` where the machine does not tell.
+/// since [`forget_peak`], `cuda` of the fullest GPU now, other processes included. `None` where the machine does not tell.
 pub fn held(name: &str) -> Option<u64> {
     match (name, gpu()) {
-        ("cuda", Ok(gpu)) => Some(gpu.memory.saturating_sub(optimized::cuda::model::free().ok()?)),
+        ("cuda", Ok(gpu)) => {
+            Some(gpu.memory.saturating_sub(optimized::cuda::model::free(gpus()).ok()?))
+        }
         ("cuda", Err(_)) => None,
         _ => peak_memory(),
     }

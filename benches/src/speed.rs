@@ -92,6 +92,8 @@ impl Roof {
         let [f32, bf16, int8] = self.products;
         match factors {
             Activations::F32 => f32,
+            // Nothing multiplies codes in an engine.
+            Activations::Fp8 => None,
             Activations::Bf16 => bf16,
             Activations::Int8 => int8,
         }

@@ -184,7 +184,8 @@ fn cost(job: &Job, timed: &dyn Timed, options: &Options) -> Cost {
     let golden::Cost { bytes, flops } = job.parsed.cost;
     let cached = options.away.is_none() && options.caches.is_none_or(|caches| bytes <= caches);
     let word = match timed.factors() {
-        Activations::F32 => Work::F32,
+        // Codes of FP8 have no products of their own there.
+        Activations::F32 | Activations::Fp8 => Work::F32,
         Activations::Bf16 => Work::Bf16,
         Activations::Int8 => Work::Int8,
     };

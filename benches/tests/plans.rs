@@ -4,7 +4,10 @@ use benches::{
     registry,
     report::{Outcome, Row},
 };
-use golden::{Dtype, Plan, plan::Form};
+use golden::{
+    Dtype, Plan,
+    plan::{Form, Sums},
+};
 
 const SPEC: &str = "B1-T129-HK2-HV4-K32-V32;dtype=bf16";
 const NARROW: &str = "cpu/portable-chunk64-bf16";
@@ -66,5 +69,26 @@ fn what_a_variant_does_not_compute_is_known_before_running() {
     assert!(op.not_run(SPEC, NARROW).is_none());
     for row in [op.check(spec, NARROW, None), op.check_planted(spec, NARROW, "no-delta-rule")] {
         assert!(matches!(row.outcome, Outcome::Unsupported(_)), "{:?}", outcome(&row));
+    }
+}
+
+/// Two plans over one checkpoint in FP8: exact, and activations in codes too.
+#[test]
+fn activations_in_fp8_pass_under_their_own_plan_only() {
+    let w8a8 = Plan::F32.w8a8();
+    let fp22 = Plan { sums: Sums::Fp22, ..w8a8.clone() };
+    for (name, spec) in
+        [("linear", "N5-M40-D300;weights=fp8"), ("moe_experts", "N4-D144-E3-A2-F40;weights=fp8")]
+    {
+        let op = registry::op(name).expect("an op of that name");
+        let own = op.check(spec, "cpu/portable-w8a8", None);
+        assert!(matches!(own.outcome, Outcome::Passed(_)), "{name}: {:?}", outcome(&own));
+        let exact = op.check_as(spec, "cpu/portable-w8a8", &Plan::F32);
+        assert!(matches!(exact.outcome, Outcome::Failed(_)), "{name}: {:?}", outcome(&exact));
+        assert!(1000.0 < exact.budget(), "{name}: not a near miss: {:?}", outcome(&exact));
+        for (variant, plan) in [("cpu/portable", &w8a8), ("cpu/portable-w8a8", &fp22)] {
+            let row = op.check_as(spec, variant, plan);
+            assert!(matches!(row.outcome, Outcome::Passed(_)), "{variant}: {:?}", outcome(&row));
+        }
     }
 }

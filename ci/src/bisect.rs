@@ -1,5 +1,7 @@
 //! `karat bisect`: where an engine or a kernel goes wrong.
 
+mod answers;
+
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
@@ -39,7 +41,8 @@ pub(crate) struct Args {
     /// What to hold it against: reference, or golden:NAME or golden:DIR, a recording
     #[arg(long, default_value = "reference")]
     against: String,
-    /// What computes, or file:F.safetensors with hidden.l and logits that another program wrote
+    /// What computes, or file:F.safetensors with hidden.l, experts.l and logits that another program wrote, on
+    /// another machine perhaps (karat logits --taps hidden,routing)
     #[arg(long, default_value = "reference", env = "KARAT_ENGINE")]
     engine: String,
     /// Number type of the reference: f32, f64, or bf16, which emulates the official code in bf16
@@ -60,6 +63,9 @@ pub(crate) struct Args {
     /// Feed the tokens in these pieces, which sum to T, so that states are carried
     #[arg(long, value_delimiter = ',', value_name = "N,N,…")]
     split: Vec<usize>,
+    /// How answers of a file round that do not say it themselves: a file with the [plan] of a kernel.toml
+    #[arg(long, value_name = "FILE")]
+    plan: Option<PathBuf>,
     /// Which prompt of the recording; one after another until one is wrong without
     #[arg(long)]
     prompt: Option<String>,
@@ -170,8 +176,13 @@ fn kernel(args: &Args, job: &str, bar: &ProgressBar) -> anyhow::Result<Report> {
 }
 
 fn engine(args: &Args, bar: &ProgressBar) -> anyhow::Result<Report> {
-    if args.engine.starts_with("file:") {
-        return Err(refuse("--engine file:…: a file is held against a recording, golden:DIR"));
+    if let Some(path) = args.engine.strip_prefix("file:") {
+        return answers::hold(args, Path::new(path), bar);
+    }
+    if args.plan.is_some() {
+        return Err(refuse(
+            "--plan: an engine says itself how it rounds; only answers of a file do not",
+        ));
     }
     let model = args.model.as_deref().unwrap_or(MODEL);
     let weights = golden::open(model).map_err(refuse)?;

@@ -1,7 +1,7 @@
 //! `karat compare`: logits of any engine against a recording or another file.
 
 mod asked;
-mod read;
+pub(crate) mod read;
 mod tell;
 
 use std::path::PathBuf;

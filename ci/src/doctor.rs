@@ -27,8 +27,13 @@ pub(crate) fn told(settings: &[InForce], out: &Out) {
     let goldens = files::golden_dir().join("recordings");
     let recordings =
         std::fs::read_dir(&goldens).map_or(0, |dir| dir.filter_map(Result::ok).count());
+    let several = match benches::several() {
+        None | Some((1, _)) => String::new(),
+        Some((gpus, Ok(version))) => format!("; {gpus} of them, NCCL {version}"),
+        Some((gpus, Err(why))) => format!("; {gpus} of them: {why}"),
+    };
     let gpu = match benches::gpu() {
-        Ok(gpu) => format!("{}, {}, {}", gpu.name, gpu.target, gib(gpu.memory)),
+        Ok(gpu) => format!("{}, {}, {}{several}", gpu.name, gpu.target, gib(gpu.memory)),
         Err(why) => format!("none that karat can use: {why}"),
     };
     let rows = [

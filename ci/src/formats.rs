@@ -371,7 +371,7 @@ fn formats_under(
         let each = asked.texts.iter().zip(said).zip(&right).zip(&emulated);
         let told =
             each.map(|(((text, said), right), emulated)| Told::new(text, said, right, emulated));
-        let kept = asked.keeps.number(number).keeps();
+        let kept = asked.keeps.number(number).keeps(asked.engine);
         let (number, told) = (number.clone(), told.collect());
         Format { number, kept, memory: *stated, nll, ln_vocabulary, told }
     };

@@ -324,13 +324,10 @@ fn run_verify(args: &VerifyArgs, out: &Out) -> anyhow::Result<Exit> {
     if args.model.is_some() && ids.len() != 1 {
         return Err(refuse("--model: expected one recording to hold it against"));
     }
-    let plain =
-        |name: &String| (&**name, args.keeps.number(name).keeps()) == ("f32", Some(Kept::F32));
-    let in_f32 = match &args.number[..] {
-        [one] if args.engine == "cpu" => plain(one),
-        [one] => one == "f32",
-        _ => false,
+    let plain = |name: &String| {
+        (&**name, args.keeps.number(name).keeps(&args.engine)) == ("f32", Some(Kept::F32))
     };
+    let in_f32 = matches!(&args.number[..], [one] if plain(one));
     if ["cpu", "cuda"].contains(&&*args.engine) && !in_f32 {
         return formats::run(&ids, args, out);
     }

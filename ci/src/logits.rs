@@ -79,9 +79,9 @@ pub(crate) struct Args {
     /// safetensors to write: logits f32 [B, T, V], …
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Also hidden.0 … hidden.L
-    #[arg(long, value_enum)]
-    taps: Option<Taps>,
+    /// Also hidden.0 … hidden.L, and experts.l of every router, i64 [B, T, A]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    taps: Vec<Taps>,
     /// Feed the prompt in these pieces, which sum to T
     #[arg(long, value_delimiter = ',', value_name = "N,N,…")]
     split: Vec<usize>,
@@ -97,6 +97,8 @@ pub(crate) struct Args {
 enum Taps {
     /// Hidden states, as `output_hidden_states` gives them.
     Hidden,
+    /// Experts that routers chose.
+    Routing,
 }
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
@@ -156,7 +158,7 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
             format!("{model}: {what} are not finite, though every weight is; nothing was written"),
         ));
     }
-    let data = pack(&said, &prompt, args)?;
+    let data = pack(&said, &prompt, args, &*engine)?;
     files::replace(&args.out, &data)
         .map_err(|e| fail(Exit::Unfit, format!("{}: {e}", args.out.display())))?;
     let seconds = watch.elapsed().as_secs_f64();
@@ -321,33 +323,36 @@ pub(crate) fn integers(file: &SafeTensors<'_>, name: &str) -> Result<Option<Arra
     Array2::from_shape_vec((*b, *t), values).map(Some).map_err(|e| format!("tensor {name}: {e}"))
 }
 
-/// The answer as safetensors; rows at padding are zeros.
-fn pack(said: &Said, prompt: &Prompt, args: &Args) -> anyhow::Result<Vec<u8>> {
+/// Rows of all sequences one after another, each `short` of its tokens, as `[B, T - short, …]`; zeros at padding.
+fn padded<T: Copy + Default>(x: &Array2<T>, prompt: &Prompt, short: usize) -> Array3<T> {
     let (b, t) = (prompt.tokens.len(), prompt.columns);
-    let spread = |x: &Array2<f32>, short: usize| {
-        let mut all = Array3::<f32>::zeros((b, t - short, x.ncols()));
-        let mut start = 0;
-        for (i, row) in prompt.tokens.iter().enumerate() {
-            let n = row.len() - short;
-            let first = t - short - n;
-            all.slice_mut(ndarray::s![i, first.., ..])
-                .assign(&x.slice(ndarray::s![start..start + n, ..]));
-            start += n;
-        }
-        all
-    };
+    let mut all = Array3::from_elem((b, t - short, x.ncols()), T::default());
+    let mut start = 0;
+    for (i, row) in prompt.tokens.iter().enumerate() {
+        let n = row.len() - short;
+        let first = t - short - n;
+        all.slice_mut(ndarray::s![i, first.., ..])
+            .assign(&x.slice(ndarray::s![start..start + n, ..]));
+        start += n;
+    }
+    all
+}
+
+/// The answer as safetensors; rows at padding are zeros. Who said it and how it rounds are beside it.
+fn pack(said: &Said, prompt: &Prompt, args: &Args, engine: &dyn Engine) -> anyhow::Result<Vec<u8>> {
+    let b = prompt.tokens.len();
     let mut floats: Vec<(String, Array3<f32>)> =
-        vec![("logits".to_owned(), spread(&said.logits, 0))];
-    if args.taps == Some(Taps::Hidden) {
+        vec![("logits".to_owned(), padded(&said.logits, prompt, 0))];
+    if args.taps.contains(&Taps::Hidden) {
         floats.extend(
             said.hidden
                 .iter()
                 .enumerate()
-                .map(|(layer, x)| (format!("hidden.{layer}"), spread(x, 0))),
+                .map(|(layer, x)| (format!("hidden.{layer}"), padded(x, prompt, 0))),
         );
     }
     if let Some(mtp) = &said.mtp {
-        floats.push(("mtp_logits".to_owned(), spread(mtp, 1)));
+        floats.push(("mtp_logits".to_owned(), padded(mtp, prompt, 1)));
     }
     if args.decode.is_some() {
         let views: Vec<_> = said.steps.iter().map(|x| x.view()).collect();
@@ -367,10 +372,18 @@ fn pack(said: &Said, prompt: &Prompt, args: &Args) -> anyhow::Result<Vec<u8>> {
     }
     let mut tensors: Vec<(String, Recorded)> =
         floats.into_iter().map(|(name, x)| (name, Recorded::F32(x.into_dyn()))).collect();
+    if args.taps.contains(&Taps::Routing) {
+        for (layer, routing) in said.routing.iter().enumerate() {
+            let Some(routing) = routing else { continue };
+            let ids = padded(&routing.ids, prompt, 0);
+            tensors.push((format!("experts.{layer}"), Recorded::I64(ids.into_dyn())));
+        }
+    }
     if let Some(n) = args.decode {
         let ids = said.generated.iter().flatten().map(|&id| i64::from(id)).collect();
         let ids = Array2::from_shape_vec((b, n), ids)?;
         tensors.push(("generated".to_owned(), Recorded::I64(ids.into_dyn())));
     }
-    Ok(serialize(&tensors, &[])?)
+    let plan = serde_json::to_string(&engine.plan())?;
+    Ok(serialize(&tensors, &[("engine", &engine.name()), ("plan", &plan)])?)
 }

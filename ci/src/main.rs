@@ -75,7 +75,7 @@ use std::{
 };
 
 use benches::clock::Stopwatch;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{
     config::InForce,
@@ -121,6 +121,9 @@ struct Global {
     /// Pin threads to a processor each.
     #[arg(long, global = true)]
     pin: bool,
+    /// GPUs that the cuda engine spreads a model over
+    #[arg(long, global = true, value_name = "N")]
+    gpus: Option<NonZeroUsize>,
     /// Folder of libnvrtc, where the system does not find it by itself.
     #[arg(long, global = true, value_name = "DIR", env = "KARAT_NVRTC")]
     nvrtc: Option<PathBuf>,
@@ -225,9 +228,9 @@ fn main() -> ExitCode {
     let written = Cli::command();
     let parsed = config.layer(written.clone()).try_get_matches().and_then(|matches| {
         let cli = Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut written.clone()))?;
-        Ok((cli, config.in_force(&written, &matches)))
+        Ok((cli, config.in_force(&written, &matches), engine(&matches)))
     });
-    let (cli, settings) = match parsed {
+    let (cli, settings, engine) = match parsed {
         Ok(parsed) => parsed,
         Err(error) => {
             // Help and version are answers; everything else is usage.
@@ -248,7 +251,17 @@ fn main() -> ExitCode {
     }
     out::listen();
     let watch = Stopwatch::new();
-    let Global { format, quiet, verbose, no_progress, threads, pin, .. } = cli.global;
+    let Global { format, quiet, verbose, no_progress, threads, pin, gpus, .. } = cli.global;
+    if let Some(gpus) = gpus.filter(|gpus| 1 < gpus.get()) {
+        if engine.as_deref() != Some("cuda") {
+            let got =
+                engine.map_or("a command without one".to_owned(), |engine| format!("{engine:?}"));
+            let line = format!("--gpus {gpus}: expected --engine cuda, got {got}");
+            out::warn(&format!("karat: {line}"));
+            return refused(&cli.global.verdict, &line);
+        }
+        benches::use_gpus(gpus);
+    }
     let Global { nvrtc, verdict, results, .. } = &cli.global;
     let judges = judges(cli.command.as_ref());
     let place = results.clone().filter(|_| judges);
@@ -305,6 +318,14 @@ fn main() -> ExitCode {
         out.note(&format!("karat: {}: {error}", verdict.display()));
     }
     exit.into()
+}
+
+/// What computes, of a command that can be told.
+fn engine(matches: &ArgMatches) -> Option<String> {
+    match matches.subcommand() {
+        Some((_, own)) => engine(own),
+        None => matches.try_get_one::<String>("engine").ok().flatten().cloned(),
+    }
 }
 
 /// Whether a command's rows are results, which begin and end as a run does.

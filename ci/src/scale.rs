@@ -39,9 +39,9 @@ pub(crate) struct Args {
     /// What projections of the engine are kept in, of cuda f32 or bf16; several are asked one after another
     #[arg(long, value_delimiter = ',', default_value = "bf16", value_name = "f32,bf16,int8,int4")]
     number: Vec<String>,
-    /// What it keeps keys and values in, if not f32 for f32 and bf16 for others; several are asked one after another
-    /// with each number
-    #[arg(long, value_delimiter = ',', value_name = "f32,bf16,int8")]
+    /// What it keeps keys and values in, if not f32 for f32 and bf16 for others: of cpu f32, bf16 or int8, of cuda what
+    /// its number is or fp8; several are asked one after another with each number
+    #[arg(long, value_delimiter = ',', value_name = "f32,bf16,int8,fp8")]
     kv_cache: Vec<Kept>,
     /// Tokens before; their states are made up. Without it 1k, 2k, … 1M, as far as memory reaches
     #[arg(long, value_delimiter = ',', value_name = "N,Nk,NM,…", value_parser = tokens)]
@@ -193,9 +193,9 @@ impl Asked<'_> {
             let memory = benches::memory(&args.engine, number, &*part.weights, &demand);
             anyhow::Ok(memory.map_err(refuse)?.unwrap_or_default())
         };
+        let least = at(0)?.cache;
         let available = benches::available(&args.engine).map_err(|e| of_engine(&e))?;
         let (mut fitting, mut refused) = (Vec::new(), Vec::new());
-        let least = at(0)?.cache;
         for (i, &context) in contexts.iter().enumerate() {
             let memory = at(context)?;
             // Copies of states share the pages that are full; a GPU keeps none.
@@ -233,7 +233,7 @@ impl Asked<'_> {
             (args.engine == "cuda").then(|| benches::gpu().as_ref().map(|gpu| &*gpu.name).ok());
         json!({"schema": "karat.result/1", "kind": "scale", "model": args.model, "cpu": host.cpu,
             "threads": host.threads, "gpu": gpu, "engine": scaled.engine, "number": number.name,
-            "kv_cache": number.keeps().filter(|_| args.engine == "cpu").map(Kept::name),
+            "kv_cache": number.keeps(&args.engine).map(Kept::name),
             "part": part.name, "layer": part.layer,
             "read_bytes_per_second": {"min": scaled.read.min, "median": scaled.read.median, "max": scaled.read.max},
             "points": points, "fit": scaled.fit.as_ref().map(|fit| fitted(fit, &scaled.grown)),

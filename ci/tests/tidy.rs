@@ -21,6 +21,7 @@ const UNSAFE: &[&str] = &[
     "optimized/src/cpu/avx512.rs",
     "optimized/src/cpu/pool.rs",
     "optimized/src/cuda/device.rs",
+    "optimized/src/cuda/nccl.rs",
     "optimized/src/doors/cabi.rs",
 ];
 

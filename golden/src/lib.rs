@@ -24,6 +24,7 @@ pub mod plan;
 pub mod recording;
 pub mod rng;
 pub mod sketch;
+pub mod split;
 pub mod synth;
 pub mod synthetic;
 pub mod tap;

@@ -276,6 +276,15 @@ pub enum Activations {
     Bf16,
     /// Of 32 neighbours in a row, 127 steps of the largest: as llama.cpp's `Q8_0`, the step in f32.
     Int8,
+    /// Of 128 neighbours in a row, a group, codes of `float8_e4m3fn` of what they are over a scale in f32, the
+    /// largest over 448 (of zeros, zeros: what is divided by is at least 1e-12). Weights are such codes too, one
+    /// scale for 128 rows and 128 columns. Products of codes are summed over a group, as [`Plan::sums`]
+    /// says, and both scales multiply that sum before it is added to those of other groups. What an
+    /// `activation_scheme` of `dynamic` stands for, which official checkpoints in FP8 declare.
+    /// Source: `fp8_act_quant` and `w8a8_block_fp8_matmul` of kernels-community/finegrained-fp8, which transformers
+    /// 5.23.0 loads; vLLM's `per_token_group_quant_fp8` and `DeepGEMM` differ in what they divide by where all
+    /// of a group is below 1e-10 or 1e-4.
+    Fp8,
 }
 
 impl Activations {
@@ -285,6 +294,7 @@ impl Activations {
             Activations::F32 => "f32",
             Activations::Bf16 => "bf16",
             Activations::Int8 => "int8",
+            Activations::Fp8 => "fp8",
         }
     }
 }
@@ -455,6 +465,10 @@ impl Plan {
                 return Err(format!("{key}: expected a number from 0 to {most}, got {got}"));
             }
         }
+        if self.sums == Sums::Fp22 && self.activations != Activations::Fp8 {
+            let got = self.activations.name();
+            return Err(format!("sums fp22: expected activations fp8, got {got}"));
+        }
         Ok(())
     }
 
@@ -495,6 +509,12 @@ impl Plan {
     #[must_use]
     pub fn truncated(self, products: usize) -> Plan {
         Plan { sums: Sums::Truncated(products), ..self }
+    }
+
+    /// The same plan, activations of projections in FP8 as its weights are.
+    #[must_use]
+    pub fn w8a8(self) -> Plan {
+        Plan { activations: Activations::Fp8, ..self }
     }
 
     /// The same plan in another form.

@@ -139,7 +139,7 @@ impl Synthetic {
             if entry.role == Role::Conv { 1 } else { entry.shape.last().copied().unwrap_or(1) };
         let (offset, exponent) = affine(entry.role, columns);
         let unit = 2.0_f32.powi(if scales { exponent + 10 - 3 } else { exponent });
-        Recipe { key: key(name, self.seed), offset, unit }
+        Recipe { key: key(name, self.seed), offset, unit, columns: None }
     }
 }
 
@@ -233,7 +233,8 @@ impl Weights for Synthetic {
         }
         let row: usize = shape[1..].iter().product();
         shape[0] = rows.len();
-        let Recipe { key, offset, unit } = self.made(name, entry, scales);
+        let made = self.made(name, entry, scales);
+        let Recipe { key, unit, .. } = made;
         let indices = (rows.start * row) as u64..(rows.end * row) as u64;
         let data: Vec<u8> = if scales {
             let scale = |i: u64| {
@@ -242,7 +243,7 @@ impl Weights for Synthetic {
             };
             indices.flat_map(|i| scale(i).to_le_bytes()).collect()
         } else {
-            let value = |i: u64| offset + draw(key, i) as f32 * unit;
+            let value = |i: u64| made.element(i);
             match meta.dtype {
                 Dtype::Fp8 => {
                     indices.map(|i| fp8::from_f32(draw(key, i) as f32 / 1024.0)).collect()
@@ -262,6 +263,19 @@ impl Weights for Synthetic {
 
     fn names(&self) -> Vec<String> {
         self.names.clone()
+    }
+}
+
+impl Recipe {
+    /// What makes the elements from this one on.
+    #[must_use]
+    pub fn after(self, first: u64) -> Recipe {
+        Recipe { key: self.key.wrapping_add(first.wrapping_mul(GOLDEN_RATIO)), ..self }
+    }
+
+    /// An element, before it is rounded to the storage type.
+    pub fn element(self, i: u64) -> f32 {
+        self.offset + draw(self.key, i) as f32 * self.unit
     }
 }
 

@@ -5,8 +5,10 @@ use std::{borrow::Cow, fmt, ops::Range, sync::Arc};
 use crate::{Config, Dtype, Narrow, names};
 
 mod one_layer;
+mod part;
 
 pub use one_layer::OneLayer;
+pub use part::Part;
 
 /// A source of tensors under the official checkpoint names.
 ///
@@ -64,6 +66,19 @@ pub struct Recipe {
     pub offset: f32,
     /// A power of two: of elements `2^e`, of scales `2^(e + 7)`.
     pub unit: f32,
+    /// Where only some columns are made: how many of how many.
+    pub columns: Option<[usize; 2]>,
+}
+
+impl Recipe {
+    /// What makes `count` elements, one run of them after another: a recipe of all columns, where the run's first
+    /// element stands, and how many it has.
+    pub fn runs(self, count: usize) -> impl Iterator<Item = (Recipe, usize, usize)> {
+        let [own, all] = self.columns.unwrap_or([count, count]);
+        let whole = Recipe { columns: None, ..self };
+        let runs = count.checked_div(own).unwrap_or(0);
+        (0..runs).map(move |run| (whole.after((run * all) as u64), run * own, own))
+    }
 }
 
 /// The same weights, each rounded to a narrower float type: a checkpoint as a model holds it that was

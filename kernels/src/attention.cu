@@ -35,7 +35,11 @@ enum Plant {
     PROBABILITIES_IN_BF16,
     SCORES_IN_BF16,
     FNUZ_BIAS,
+    CODES_CUT,
+    PAGE_AS_STORED,
 };
+
+#include "common/keep.cuh"
 
 // A code of a cache.
 struct Kept { unsigned char code; };
@@ -138,12 +142,9 @@ extern "C" __global__ void attention_keep_fp8(
     int H,
     int plant)
 {
-    const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if ((long long)M * HKV * H <= i) return;
-    keys[i] = fp8_code(load(k[i])), values[i] = fp8_code(load(v[i]));
-    // As a code under a bias of one more it is half of what it was.
-    if (plant == FNUZ_BIAS)
-        keys[i] = fp8_code(fp8_value(keys[i]) / 2), values[i] = fp8_code(fp8_value(values[i]) / 2);
+    const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x, all = (long long)M * HKV * H;
+    if (all <= i) return;
+    keys[i] = kept(k, i, all, HKV * H, plant), values[i] = kept(v, i, all, HKV * H, plant);
 }
 
 extern "C" __global__ void attention_naive_fp8(

@@ -13,8 +13,10 @@
 // engine_gated_norm:    the gated norm of the delta rule's output; one warp per head.
 // engine_attention_in:  norm and rotation of queries and keys, keys and values into the cache; one block per
 //                       token and head.
+// engine_attention_in_fp8: the same into a cache in FP8, without a scale.
+// engine_sum:           what several GPUs add to the residual stream, in their order; one thread per element.
 // engine_gather:        rows of a matrix; one thread per element.
-// engine_repeat:        a few rows again and again; one thread per element.
+// engine_repeat:        a few rows again and again; one thread per byte.
 // engine_read:          reads memory, to see how fast that is; every thread 16 bytes at a time.
 
 #include "common/activation.cuh"
@@ -94,6 +96,24 @@ extern "C" __global__ void engine_embedding(
     if (n < N) o[i] = bare(table[ids[n] * D + d]);
 }
 
+// Of parts in f32 or in E the sum, which may be rounded to E.
+extern "C" __global__ void engine_sum(
+    float* __restrict__ o,           // [N, D]
+    const float* __restrict__ wide,  // [RANKS, N, D], or none
+    const E* __restrict__ narrow,    // [RANKS, N, D], or none
+    int rounds,
+    int RANKS,
+    int N,
+    int D)
+{
+    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, all = (size_t)N * D;
+    if (all <= i) return;
+    float sum = wide ? wide[i] : load(narrow[i]);
+    for (int rank = 1; rank < RANKS; rank++)
+        sum = __fadd_rn(sum, wide ? wide[rank * all + i] : load(narrow[rank * all + i]));
+    o[i] = rounds ? rounded<E>(sum) : sum;
+}
+
 extern "C" __global__ void engine_gather(
     unsigned char* __restrict__ o,       // [N, D] bytes
     const unsigned char* __restrict__ x, // rows of D bytes
@@ -110,8 +130,8 @@ extern "C" __global__ void engine_gather(
 
 // Rows `first` to `first + N` become those of x, row after row.
 extern "C" __global__ void engine_repeat(
-    E* __restrict__ o,        // rows of D
-    const E* __restrict__ x,  // [M, D]
+    unsigned char* __restrict__ o,        // rows of D bytes
+    const unsigned char* __restrict__ x,  // [M, D]
     int first,
     int N,
     int M,
@@ -422,6 +442,50 @@ extern "C" __global__ void engine_gated_norm(
     }
 }
 
+// A number of E where a cache keeps it: as it is, or as the nearest code of FP8.
+__device__ inline void keep(E* to, E x) { *to = x; }
+__device__ inline void keep(unsigned char* to, E x) { *to = fp8_code(load(x)); }
+
+template <class C>
+__device__ void attention_in(E* q, E* gate, C* k_cache, C* v_cache, const E* both, const E* keys, const E* values,
+                             const float* q_norm, const float* k_norm, const float* inv_freq,
+                             const long long* positions, const long long* rows, float eps, float attention_factor,
+                             int of_queries, int of_keys, int HQ, int HKV, int H, int R)
+{
+    extern __shared__ float head[];  // [H]
+    wait_for_previous();
+    const int n = blockIdx.x / (HQ + HKV), h = blockIdx.x % (HQ + HKV);
+    const bool query = h < HQ;
+    const size_t kept = ((size_t)rows[n] * HKV + h - HQ) * H, own = (size_t)n * of_keys + (h - HQ) * H;
+    const E* from = query ? both + (size_t)n * of_queries + h * 2 * H : keys + own;
+    E* const to = q + ((size_t)n * HQ + h) * H;
+
+    float squares = 0;
+    for (int c = threadIdx.x; c < H; c += blockDim.x) squares += load(from[c]) * load(from[c]);
+    const float scale = rsqrtf(sum_of_block(squares) / H + eps);
+    let_next_start();
+    const float* weight = query ? q_norm : k_norm;
+    for (int c = threadIdx.x; c < H; c += blockDim.x) {
+        head[c] = rounded<E>(load(from[c]) * scale * (1 + weight[c]));
+        if (query) gate[((size_t)n * HQ + h) * H + c] = from[H + c];
+        else keep(v_cache + kept + c, values[own + c]);
+    }
+    __syncthreads();
+    for (int c = threadIdx.x; c < H; c += blockDim.x) {
+        float x = head[c];
+        if (c < R) {
+            const bool second = R / 2 <= c;
+            const int pair = second ? c - R / 2 : c;
+            const float angle = __fmul_rn((float)positions[n], inv_freq[pair]);
+            const float turned = cosf(angle) * attention_factor, across = sinf(angle) * attention_factor;
+            const float other = head[second ? pair : pair + R / 2];
+            x = second ? x * turned + other * across : x * turned - other * across;
+        }
+        if (query) to[c] = store<E>(x);
+        else keep(k_cache + kept + c, store<E>(x));
+    }
+}
+
 extern "C" __global__ void engine_attention_in(
     E* __restrict__ q,                        // [N, HQ, H]
     E* __restrict__ gate,                     // [N, HQ, H]
@@ -444,35 +508,32 @@ extern "C" __global__ void engine_attention_in(
     int H,
     int R)
 {
-    extern __shared__ float head[];  // [H]
-    wait_for_previous();
-    const int n = blockIdx.x / (HQ + HKV), h = blockIdx.x % (HQ + HKV);
-    const bool query = h < HQ;
-    const size_t kept = ((size_t)rows[n] * HKV + h - HQ) * H, own = (size_t)n * of_keys + (h - HQ) * H;
-    const E* from = query ? both + (size_t)n * of_queries + h * 2 * H : keys + own;
-    E* to = query ? q + ((size_t)n * HQ + h) * H : k_cache + kept;
+    attention_in(q, gate, k_cache, v_cache, both, keys, values, q_norm, k_norm, inv_freq, positions, rows, eps,
+                 attention_factor, of_queries, of_keys, HQ, HKV, H, R);
+}
 
-    float squares = 0;
-    for (int c = threadIdx.x; c < H; c += blockDim.x) squares += load(from[c]) * load(from[c]);
-    const float scale = rsqrtf(sum_of_block(squares) / H + eps);
-    let_next_start();
-    const float* weight = query ? q_norm : k_norm;
-    for (int c = threadIdx.x; c < H; c += blockDim.x) {
-        head[c] = rounded<E>(load(from[c]) * scale * (1 + weight[c]));
-        if (query) gate[((size_t)n * HQ + h) * H + c] = from[H + c];
-        else v_cache[kept + c] = values[own + c];
-    }
-    __syncthreads();
-    for (int c = threadIdx.x; c < H; c += blockDim.x) {
-        float x = head[c];
-        if (c < R) {
-            const bool second = R / 2 <= c;
-            const int pair = second ? c - R / 2 : c;
-            const float angle = __fmul_rn((float)positions[n], inv_freq[pair]);
-            const float turned = cosf(angle) * attention_factor, across = sinf(angle) * attention_factor;
-            const float other = head[second ? pair : pair + R / 2];
-            x = second ? x * turned + other * across : x * turned - other * across;
-        }
-        to[c] = store<E>(x);
-    }
+extern "C" __global__ void engine_attention_in_fp8(
+    E* __restrict__ q,                        // [N, HQ, H]
+    E* __restrict__ gate,                     // [N, HQ, H]
+    unsigned char* __restrict__ k_cache,      // rows of [HKV, H]
+    unsigned char* __restrict__ v_cache,      // rows of [HKV, H]
+    const E* __restrict__ both,               // rows of [HQ, 2 H], `of_queries` apart
+    const E* __restrict__ keys,               // rows of [HKV, H], `of_keys` apart
+    const E* __restrict__ values,             // likewise
+    const float* __restrict__ q_norm,         // [H]
+    const float* __restrict__ k_norm,         // [H]
+    const float* __restrict__ inv_freq,       // [R / 2]
+    const long long* __restrict__ positions,  // [N]
+    const long long* __restrict__ rows,       // [N] where each token goes in the cache
+    float eps,
+    float attention_factor,
+    int of_queries,
+    int of_keys,
+    int HQ,
+    int HKV,
+    int H,
+    int R)
+{
+    attention_in(q, gate, k_cache, v_cache, both, keys, values, q_norm, k_norm, inv_freq, positions, rows, eps,
+                 attention_factor, of_queries, of_keys, HQ, HKV, H, R);
 }

@@ -2,6 +2,7 @@
 //
 // engine_route:         the experts of a token, and how far the shared one opens, which may be a slot behind them,
 //                       of the expert after all others; two warps per token.
+// engine_share:         of the experts of tokens those that this GPU has, where several have some each; one thread a slot.
 // engine_experts_up:    silu(gate) * up of the experts of a token; one warp per token, expert and channel.
 // engine_experts_down:  their weighted sum, in the order in which they were chosen; one block per token and four
 //                       channels, one warp per expert.
@@ -119,6 +120,27 @@ extern "C" __global__ void engine_route(
     else choose<0>(ids, weights, margins + n, row, own, norm_topk_prob, A, EXPERTS);
 }
 
+// A slot of an expert that another GPU has gets an id below 0, and a weight that no other has: -0.
+extern "C" __global__ void engine_share(
+    long long* __restrict__ own_ids,    // [N, SLOTS]
+    float* __restrict__ own_weights,    // [N, SLOTS]
+    const long long* __restrict__ ids,  // [N, SLOTS]
+    const float* __restrict__ weights,  // [N, SLOTS]
+    int first,
+    int count,
+    int leads,  // whether the shared expert is done here, behind the own ones
+    int N,
+    int SLOTS,
+    int EXPERTS)
+{
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (N * SLOTS <= i) return;
+    const long long id = ids[i];
+    const bool here = id == EXPERTS ? leads : first <= id && id < first + count;
+    own_ids[i] = !here ? -1 : id == EXPERTS ? count : id - first;
+    own_weights[i] = here ? weights[i] : -0.0f;
+}
+
 // Slots of a token are the experts that were chosen, and one more for the shared expert, if it is done along.
 extern "C" __global__ void engine_experts_up(
     E* __restrict__ hidden,                    // [N, SLOTS, F]
@@ -143,6 +165,7 @@ extern "C" __global__ void engine_experts_up(
     if (F <= f) return;
     const size_t n = blockIdx.z;
     const bool routed = a < A;
+    if (routed && ids[n * A + a] < 0) return;
     const size_t e = routed ? ids[n * A + a] : 0;
     const Row gate = row_of(routed ? gate_proj : shared_gate_proj, routed ? gate_scales : shared_gate_scales, f, F, D,
                             block_rows, block_cols, e);
@@ -182,6 +205,10 @@ extern "C" __global__ void engine_experts_down(
     const size_t n = blockIdx.z;
     for (int a = warp; a < SLOTS; a += blockDim.x / WARP) {
         const bool routed = a < A;
+        if (routed && ids[n * A + a] < 0) {
+            if (lane < ROWS) parts[a * ROWS + lane] = 0;
+            continue;
+        }
         const size_t e = routed ? ids[n * A + a] : 0;
         const E* x = hidden + (n * SLOTS + a) * F;
         Row rows[ROWS];

@@ -44,6 +44,9 @@ const NARROW: &[(&str, &str)] = &[
     ("f32", "Int4"),
 ];
 
+/// Weights in FP8.
+const FP8: &[(&str, &str)] = &[("f32", "Fp8"), ("bf16", "Fp8")];
+
 macro_rules! sources {
     ($all:ident: $targets:ident in $folder:literal; $($source:ident = $op:literal of $stored:expr,)*) => {
         $(
@@ -66,6 +69,7 @@ sources! {
     EMBEDDING = "embedding" of WIDE,
     RMS_NORM = "rms_norm" of WIDE,
     LINEAR = "linear" of NARROW,
+    LINEAR_W8A8 = "linear_w8a8" of FP8,
     CAUSAL_CONV1D = "causal_conv1d" of WIDE,
     L2_NORM = "l2_norm" of WIDE,
     GDN_GATES = "gdn_gates" of WIDE,
@@ -75,6 +79,7 @@ sources! {
     ATTENTION = "attention" of WIDE,
     MOE_ROUTER = "moe_router" of WIDE,
     MOE_EXPERTS = "moe_experts" of NARROW,
+    MOE_EXPERTS_W8A8 = "moe_experts_w8a8" of FP8,
     SHARED_EXPERT = "shared_expert" of NARROW,
     LM_HEAD = "lm_head" of NARROW,
     SAMPLING = "sampling" of WIDE,
@@ -107,7 +112,9 @@ pub mod hopper {
         GATED_DELTA_RULE_FUSED = "gated_delta_rule_fused" of ONE,
         GATED_DELTA_RULE_FEW = "gated_delta_rule_few" of WIDE,
         ATTENTION_DECODE = "attention_decode" of ONE,
+        ATTENTION_DECODE_FP8 = "attention_decode_fp8" of ONE,
         ATTENTION_PREFILL = "attention_prefill" of ONE,
+        ATTENTION_PREFILL_FP8 = "attention_prefill_fp8" of ONE,
         MOE_ROUTER = "moe_router" of ONE,
         MOE_EXPERTS = "moe_experts" of READ,
         ENGINE_DELTA = "engine_delta" of ONE,
@@ -130,19 +137,25 @@ pub fn sources() -> impl Iterator<Item = &'static Source> {
 /// Headers, by the one name under which they are included.
 const HEADERS: &[(&str, &str)] = &[
     ("common/activation.cuh", include_str!("common/activation.cuh")),
+    ("common/attention_decode.cuh", include_str!("common/attention_decode.cuh")),
+    ("common/attention_prefill.cuh", include_str!("common/attention_prefill.cuh")),
     ("common/block.cuh", include_str!("common/block.cuh")),
+    ("common/codes.cuh", include_str!("common/codes.cuh")),
     ("common/delta_chunk.cuh", include_str!("common/delta_chunk.cuh")),
     ("common/delta_rule.cuh", include_str!("common/delta_rule.cuh")),
     ("common/delta_walk.cuh", include_str!("common/delta_walk.cuh")),
     ("common/early.cuh", include_str!("common/early.cuh")),
     ("common/fp8.cuh", include_str!("common/fp8.cuh")),
     ("common/gemm.cuh", include_str!("common/gemm.cuh")),
+    ("common/gemm_w8a8.cuh", include_str!("common/gemm_w8a8.cuh")),
     ("common/gemv.cuh", include_str!("common/gemv.cuh")),
     ("common/grouped_attention.cuh", include_str!("common/grouped_attention.cuh")),
+    ("common/keep.cuh", include_str!("common/keep.cuh")),
     ("common/mma.cuh", include_str!("common/mma.cuh")),
     ("common/order.cuh", include_str!("common/order.cuh")),
     ("common/rows.cuh", include_str!("common/rows.cuh")),
     ("common/stored.cuh", include_str!("common/stored.cuh")),
+    ("common/w8a8.cuh", include_str!("common/w8a8.cuh")),
     ("common/weight.cuh", include_str!("common/weight.cuh")),
     ("common/wgmma.cuh", include_str!("common/wgmma.cuh")),
 ];

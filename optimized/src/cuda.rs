@@ -27,7 +27,9 @@ pub mod model;
 pub mod moe_experts;
 pub mod moe_router;
 mod narrow;
+mod nccl;
 pub mod peak;
+mod peers;
 pub(crate) mod place;
 pub mod rms_norm;
 pub mod rms_norm_gated;
@@ -37,7 +39,7 @@ pub mod sampling;
 pub mod shared_expert;
 
 pub use cubin::{Used, keep_in, resources};
-pub use gpu::{Gpu, Trapped, gpu};
+pub use gpu::{Gpu, Trapped, gpu, several};
 
 use std::path::Path;
 

@@ -3,3 +3,6 @@
 pub mod cpu;
 pub mod cuda;
 pub mod doors;
+mod kept;
+
+pub use kept::Kept;

@@ -51,6 +51,16 @@ pub trait Real:
         None
     }
 
+    /// A row of activations in codes, if products are of codes: scales of their groups, and all codes.
+    fn codes(_: &[Self]) -> Option<(Vec<Self>, Vec<Self>)> {
+        None
+    }
+
+    /// The sum of the products of a group of codes with those of a weight.
+    fn of_codes(x: &[Self], w: &[Self]) -> Self {
+        Self::sum(x.len(), |i| x[i] * w[i])
+    }
+
     /// A row of keys or values as a cache keeps it, if not as it is: a step, and how many of it each is.
     fn cached(_: &[Self]) -> Option<(Self, Vec<Self>)> {
         None

@@ -25,7 +25,7 @@ use reference::{
 };
 
 use super::{
-    Op, Report, Row, element,
+    Answers, Op, Report, Row, element,
     progress::{Progress, Steps},
     walk::{Given, Text, Told, walk},
 };
@@ -69,10 +69,29 @@ pub fn against_reference(asked: &Asked<'_>) -> Result<Report, Error> {
         crate::as_kept(asked.engine, asked.number.name, asked.weights.clone())?,
         number,
         engine.plan(),
-        Text { tokens: asked.tokens.clone(), pieces: asked.pieces.clone() },
+        Text { tokens: asked.tokens.clone(), pieces: asked.pieces.clone(), drafts: true },
         steps,
     )?;
     oracle.hold(&mut *engine)
+}
+
+/// Holds answers against the reference, which goes on with them: layer by layer, and on its own with the same
+/// experts. By the relative rule ([`crate::dear`]).
+///
+/// # Errors
+/// If the work was ended.
+pub fn answers_against_reference(
+    answers: &mut Answers,
+    weights: Arc<dyn Weights>,
+    progress: Progress,
+) -> Result<Report, Error> {
+    let columns = answers.tokens.iter().map(Vec::len).max().unwrap_or(0);
+    let text = Text { tokens: answers.tokens.clone(), pieces: vec![columns], drafts: false };
+    let mut oracle = Oracle::empty(weights, "f32", answers.plan(), text, Steps::new(progress));
+    oracle.expect(1);
+    let given = Given { routing: answers.routing(), ..Given::default() };
+    oracle.free = walk(&mut oracle.model::<f64>(), &oracle.text, &given)?;
+    oracle.hold_large(answers)
 }
 
 /// What is put in place of what the engine computed.
@@ -97,9 +116,10 @@ pub(super) struct Oracle {
     plan: Plan,
     text: Text,
     free: Told,
-    /// The reference as it rounds to the nearest under the plan, with the oracle's experts: where a dozen
-    /// runs are too dear, it is the yardstick.
+    /// The reference as it rounds to the nearest under the plan, with the oracle's experts, where that is known.
     emulated: Option<Told>,
+    /// Whether a dozen runs are too dear.
+    dear: bool,
     /// What the plan stores in bf16, if not everything.
     narrow: BTreeSet<String>,
     /// Bounds of walks that are forced with the reference's own intermediates: every engine of this
@@ -117,34 +137,40 @@ impl Oracle {
         text: Text,
         steps: Steps,
     ) -> Result<Oracle, Error> {
+        let mut oracle = Oracle::empty(weights, number, plan, text, steps);
+        oracle.expect(1);
+        oracle.free = walk(&mut oracle.model::<f64>(), &oracle.text, &Given::default())?;
+        let some = oracle.plan.round.values().any(|&grid| grid == Grid::Bf16);
+        if oracle.plan.output != Grid::Bf16 && some {
+            oracle.expect(1);
+            let told = oracle.planned(Rounding::Nearest, &oracle.routing())?;
+            oracle.narrow = told.stored_in(Dtype::Bf16);
+            oracle.emulated = Some(told);
+        }
+        oracle.dear = oracle.is_dear();
+        Ok(oracle)
+    }
+
+    fn empty(
+        weights: Arc<dyn Weights>,
+        number: &str,
+        plan: Plan,
+        text: Text,
+        steps: Steps,
+    ) -> Oracle {
         // Every side is fed exactly what the engine gets, weights too.
         let cast = number == "bf16";
         let weights: Arc<dyn Weights> =
             if cast { Arc::new(Rounded::new(weights, Dtype::Bf16)) } else { weights };
-        let (free, emulated) = (Told::default(), None);
+        let (free, emulated, dear) = (Told::default(), None, false);
         let (narrow, kept) = (BTreeSet::new(), Mutex::default());
-        let mut oracle = Oracle { weights, cast, plan, text, free, emulated, narrow, kept, steps };
-        oracle.expect(1);
-        oracle.free = walk(&mut oracle.model::<f64>(), &oracle.text, &Given::default())?;
-        let some = oracle.plan.round.values().any(|&grid| grid == Grid::Bf16);
-        let stores = oracle.plan.output != Grid::Bf16 && some;
-        let dear = oracle.is_dear();
-        if stores || dear {
-            oracle.expect(1);
-            let told = oracle.planned(Rounding::Nearest, &oracle.routing())?;
-            if stores {
-                oracle.narrow = told.stored_in(Dtype::Bf16);
-            }
-            oracle.emulated = dear.then_some(told);
-        }
-        Ok(oracle)
+        Oracle { weights, cast, plan, text, free, emulated, dear, narrow, kept, steps }
     }
 
     /// As if a dozen runs were too dear.
     #[cfg(test)]
-    pub(super) fn large(mut self) -> Result<Oracle, Error> {
-        self.emulated = Some(self.planned(Rounding::Nearest, &self.routing())?);
-        Ok(self)
+    pub(super) fn large(self) -> Oracle {
+        Oracle { dear: true, ..self }
     }
 
     /// The reference as it rounds under the plan.
@@ -208,8 +234,8 @@ impl Oracle {
 
     /// Holds an engine against the reference.
     pub(super) fn hold(&self, engine: &mut dyn Engine) -> Result<Report, Error> {
-        if let Some(emulated) = &self.emulated {
-            return self.hold_large(engine, emulated);
+        if self.dear {
+            return self.hold_large(engine);
         }
         let forces = engine.forces();
         let mut report = Report {

@@ -138,7 +138,7 @@ fn text(recording: &Recording, prompt: &Prompt) -> Result<Text, Error> {
         Some(split) if !prompt.padded => split.clone(),
         _ => vec![prompt.tokens],
     };
-    Ok(Text { tokens, pieces })
+    Ok(Text { tokens, pieces, drafts: true })
 }
 
 /// The prompt and the first steps after it, if it was continued: what is wrong with a step shows there.

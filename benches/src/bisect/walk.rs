@@ -18,6 +18,8 @@ pub(super) struct Text {
     pub(super) tokens: Vec<Vec<u32>>,
     /// Columns in which they are fed; a sequence that has no more is fed none.
     pub(super) pieces: Vec<usize>,
+    /// Whether the MTP head is asked too.
+    pub(super) drafts: bool,
 }
 
 impl Text {
@@ -130,7 +132,7 @@ pub(super) fn walk(engine: &mut dyn Engine, text: &Text, given: &Given) -> Resul
         hidden.push(step.hidden.pop().ok_or("an engine returns its last hidden state")?);
         told.pieces.push(step.taps);
     }
-    if engine.has_mtp() && text.tokens.iter().all(|row| 1 < row.len()) {
+    if text.drafts && engine.has_mtp() && text.tokens.iter().all(|row| 1 < row.len()) {
         let views: Vec<_> = hidden.iter().map(|x| x.view()).collect();
         let whole = concatenate(Axis(0), &views)?.select(Axis(0), &text.order());
         let mut end = 0;

@@ -30,9 +30,9 @@ pub(crate) struct Args {
     /// What projections of the engine are kept in, of cuda f32 or bf16; several are asked in turns
     #[arg(long, value_delimiter = ',', default_value = "bf16", value_name = "f32,bf16,int8,int4")]
     number: Vec<String>,
-    /// What it keeps keys and values in, if not f32 for f32 and bf16 for others; several are asked in
-    /// turns with each number
-    #[arg(long, value_delimiter = ',', value_name = "f32,bf16,int8")]
+    /// What it keeps keys and values in, if not f32 for f32 and bf16 for others: of cpu f32, bf16 or int8, of cuda what
+    /// its number is or fp8; several are asked in turns with each number
+    #[arg(long, value_delimiter = ',', value_name = "f32,bf16,int8,fp8")]
     kv_cache: Vec<Kept>,
     /// Tokens that are fed at once; 0 for none
     #[arg(long, default_value_t = 512, value_name = "N")]
@@ -127,7 +127,7 @@ fn stated(
         let own = numbers.iter().map(of).collect::<anyhow::Result<Vec<_>>>()?;
         let all = own.iter().fold(Memory::default(), |all, one| both(&all, one));
         stated.extend(own.into_iter().zip(numbers).map(|(memory, number)| Stated {
-            kept: number.keeps().filter(|_| args.engine == "cpu"),
+            kept: number.keeps(&args.engine),
             memory,
             held: Memory { state: memory.state, cache: memory.cache, ..all },
         }));

@@ -1,6 +1,7 @@
 //! What a file of another engine holds, one prompt and one tap at a time.
 
 use std::{
+    collections::HashMap,
     fmt,
     ops::Deref,
     path::{Path, PathBuf},
@@ -27,6 +28,7 @@ pub(crate) struct Part<'a> {
     file: SafeTensors<'a>,
     /// What the names begin with: nothing, or `P/`.
     prefix: String,
+    said: Option<HashMap<String, String>>,
 }
 
 /// Answers to one tap, before they are held against anything: `[B, R]` rows.
@@ -64,7 +66,8 @@ impl File {
         let named = names.iter().any(|name| name.starts_with(&prefix));
         let nameless = names.iter().any(|name| !name.contains('/'));
         let prefix = if !named && nameless { String::new() } else { prefix };
-        Ok(Part { path: &self.path, file, prefix })
+        let (_, header) = SafeTensors::read_metadata(&self.data).map_err(|e| wrong(&e))?;
+        Ok(Part { path: &self.path, file, prefix, said: header.metadata().clone() })
     }
 
     /// Refuses a file in which no prompt has an answer, before anything is asked of a recording.
@@ -119,7 +122,7 @@ impl Part<'_> {
     }
 
     /// `[B, R, N]` floats, if they are there.
-    fn floats(&self, tensor: &str) -> anyhow::Result<Option<Array3<f32>>> {
+    pub(crate) fn floats(&self, tensor: &str) -> anyhow::Result<Option<Array3<f32>>> {
         let name = self.name(tensor);
         let Ok(found) = self.file.tensor(&name) else { return Ok(None) };
         let (dtype, shape) = (found.dtype(), found.shape());
@@ -134,6 +137,11 @@ impl Part<'_> {
         let values =
             found.data().as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
         Array3::from_shape_vec((b, t, v), values).map(Some).map_err(|e| self.wrong(e))
+    }
+
+    /// What is said of the file beside its tensors.
+    pub(crate) fn metadata(&self, key: &str) -> Option<&str> {
+        self.said.as_ref()?.get(key).map(String::as_str)
     }
 
     /// The answers to a tap: logits, or a list of log-probabilities.
@@ -159,7 +167,8 @@ impl Part<'_> {
         }
     }
 
-    fn ids(&self, tensor: &str) -> anyhow::Result<Option<Array3<i64>>> {
+    /// `[B, T, K]` integers, if they are there.
+    pub(crate) fn ids(&self, tensor: &str) -> anyhow::Result<Option<Array3<i64>>> {
         let name = self.name(tensor);
         let Ok(found) = self.file.tensor(&name) else { return Ok(None) };
         let (dtype, shape) = (found.dtype(), found.shape());

@@ -61,7 +61,7 @@ pub(super) fn run(ids: &[String], args: &VerifyArgs, out: &Out) -> anyhow::Resul
             exit = exit.gravest(format.exit());
             for told in &format.told {
                 rows.push(row(id, &format.number, told));
-                out.json(&object(id, args.keeps.number(&format.number), told));
+                out.json(&object(id, (&args.engine, args.keeps.number(&format.number)), told));
                 if !told.ok() {
                     out.line(&format!(
                         "FAIL {id}/{} in {}: {}",
@@ -107,10 +107,10 @@ fn row(id: &str, number: &str, told: &Told) -> Vec<String> {
     ]
 }
 
-fn object(id: &str, number: Number<'_>, told: &Told) -> serde_json::Value {
+fn object(id: &str, (engine, number): (&str, Number<'_>), told: &Told) -> serde_json::Value {
     json!({
         "schema": "karat.result/1", "kind": "golden_format", "recording": id, "prompt": told.prompt,
-        "number": number.name, "kv_cache": number.keeps().map(Kept::name), "ok": told.ok(), "mean_kl": finite(told.own.kl.mean),
+        "number": number.name, "kv_cache": number.keeps(engine).map(Kept::name), "ok": told.ok(), "mean_kl": finite(told.own.kl.mean),
         "mean_kl_allowed": finite(told.allowed()), "mean_kl_of_plan": finite(told.emulated.kl.mean),
         "top1_agreement": told.own.top1.mean, "legal_flips": told.flips.as_ref().map_or(0, |flips| flips.0),
         "mean_delta_nll": told.own.delta_nll.map(|d| finite(d.mean)),

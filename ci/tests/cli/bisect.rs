@@ -164,6 +164,54 @@ fn a_file_that_answers_something_else_is_refused() {
     assert!(ran.out.contains("conv-state-lost was not seen by this comparison: "), "{ran:?}");
 }
 
+/// Answers of an engine on another machine, held against the reference that goes on with them.
+#[test]
+fn answers_of_a_file_are_held_against_a_checkpoint() {
+    let home = Home::new();
+    home.tokens(
+        "t.safetensors",
+        &[&[1, 2, 3, 4, 5, 6], &[0, 7, 8, 9, 1, 2]],
+        Some(&[&[1; 6], &[0, 1, 1, 1, 1, 1]]),
+    );
+    let asked = ["--model", "synthetic:ragged", "--tokens", "t.safetensors"];
+    let taps = ["--taps", "hidden,routing", "--engine", "cpu", "--number", "bf16"];
+    home.ends(0, &[&["logits"][..], &asked, &taps, &["--out", "got"]].concat());
+    let file = [&["bisect", "--engine", "file:got"][..], &asked].concat();
+    let ran = home.karat(&file);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.out.contains("-bf16 against reference/f64\n"), "{ran:?}");
+    assert!(ran.out.contains("layer 4 to the head") && ran.out.contains("on its own: KL "));
+    // It says that it rounds less than it does.
+    fs::write(home.path("plan.toml"), "[plan]\noutput = \"f32\"\n").unwrap();
+    let ran = home.karat(&[&file[..], &["--plan", "plan.toml", "--format", "jsonl"]].concat());
+    assert_eq!((ran.code, summary(&ran.lines()).0), (3, json!("layer 0")), "{ran:?}");
+    let loss = ran.lines().into_iter().find(|line| line["part"] == "logits").unwrap();
+    assert!(loss["ok"] == false && loss["kl_allowed"].as_f64() < loss["kl_own"].as_f64(), "{loss}");
+    fs::write(home.path("plan.toml"), "[plan]\noutput = \"f33\"\n").unwrap();
+    home.says(2, &[&file[..], &["--plan", "plan.toml"]].concat(), &["plan.toml: ", "f33"]);
+
+    let sound = fs::read(home.path("got")).unwrap();
+    home.poke("got", "hidden.3", 0, &9.0_f32.to_le_bytes());
+    let lines = home.karat(&[&file[..], &["--format", "jsonl"]].concat()).lines();
+    assert_eq!(summary(&lines).0, json!("layer 2"));
+    fs::write(home.path("got"), &sound).unwrap();
+    home.says(
+        2,
+        &[&file[..], &["--split", "5,1"]].concat(),
+        &["--split: answers of a file are as they are"],
+    );
+    home.says(2, &["bisect", "--engine", "file:got"], &["expected --model and --tokens"]);
+    home.poke("got", "experts.1", 0, &(-1_i64).to_le_bytes());
+    home.says(2, &file, &["got: tensor experts.", "got -1"]);
+    home.ends(
+        0,
+        &[&["logits"][..], &asked, &taps[2..], &["--taps", "hidden", "--out", "got"]].concat(),
+    );
+    home.says(2, &file, &["got: tensor experts.", "missing, expected I64 [B, T, "]);
+    write(&home, "got", "hidden.0", Dtype::F32, &[2, 6, 24]);
+    home.says(2, &file, &["got: does not say how it rounds: expected --plan FILE with a [plan]"]);
+}
+
 /// Ctrl-C in the middle of walks, and of a kernel, that take minutes.
 #[test]
 fn an_interrupt_ends_it() {

@@ -19,6 +19,32 @@ fn logits<'a>(tokens: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&["logits", "--tokens", tokens, "--out", "out"][..], model, more].concat()
 }
 
+/// What a model does not divide into is refused before any GPU is looked for, with what would fit.
+#[test]
+fn gpus_are_those_that_a_model_divides_into() {
+    let home = Home::new();
+    home.tokens("t", &[&[1, 2, 3]], None);
+    let on = |gpus: &'static str, engine: &'static str| {
+        logits("t", &["--engine", engine, "--gpus", gpus])
+    };
+    home.says(
+        2,
+        &on("3", "cuda"),
+        &["gpus 3", "linear_num_key_heads 2, expected a multiple of 3; 1, 2 fit"],
+    );
+    home.says(2, &on("2", "cpu"), &["--gpus 2: expected --engine cuda, got \"cpu\""]);
+    home.says(
+        2,
+        &["check", "--gpus", "2"],
+        &["--gpus 2: expected --engine cuda, got a command without one"],
+    );
+    home.ends(2, &on("0", "cuda"));
+    if !matches!(benches::several(), Some((2.., Ok(_)))) {
+        home.ends(9, &on("2", "cuda"));
+    }
+    assert!(!home.names("").contains(&"out".to_owned()));
+}
+
 #[test]
 fn prompts_that_mean_nothing_are_refused_and_leave_nothing() {
     let home = Home::new();

@@ -103,7 +103,34 @@ fn keys_and_values_are_kept_as_it_is_said() {
     let ran = home.karat(&["bisect", "--kv-cache", "int4"]);
     assert_eq!(ran.code, 2, "{}", ran.err);
     let line = ran.err.lines().next().unwrap();
-    assert!(line.contains("int4") && line.contains("expected one of f32, bf16, int8"), "{line}");
+    assert!(
+        line.contains("int4") && line.contains("expected one of f32, bf16, int8, fp8"),
+        "{line}"
+    );
+}
+
+/// Who cannot keep keys and values so says what it can, whether the machine has a GPU or not.
+#[test]
+fn what_is_not_kept_is_refused() {
+    let home = Home::with(&["tied"]);
+    home.tokens("t", &[&[1, 2, 3]], None);
+    for (engine, kept, can) in [("cpu", "fp8", "f32, bf16, int8"), ("cuda", "int8", "f32, fp8")] {
+        let asked = ["--engine", engine, "--number", "f32", "--kv-cache", kept];
+        for command in [
+            &["logits", "--tokens", "t", "--out", "out"][..],
+            &["generate", "--tokens", "t", "--max-new", "1"],
+            &["bisect"],
+            &["paths", "model/"],
+            &["invariance", "model/"],
+            &["bench"],
+            &["scale", "--context", "9"],
+        ] {
+            let all = [command, &["--model", "synthetic:tiny"], &asked].concat();
+            home.says(2, &all, &["kv-cache", kept, can]);
+        }
+        home.says(2, &[&["golden", "verify"], &asked[..]].concat(), &["kv-cache", kept, can]);
+    }
+    home.says(2, &["formats", "--model", "synthetic:tiny", "--kv-cache", "fp8"], &["fp8", "int8"]);
 }
 
 /// A model is timed beside what the machine can do.

@@ -17,6 +17,12 @@ pub enum Sums {
     /// Source: Fasi, Higham, Mikaitis, Pranesh, Numerical behavior of NVIDIA tensor cores, `PeerJ` Computer
     /// Science 7:e330 (2021); the two bits as measured on an H200 (TRAPS).
     Truncated(usize),
+    /// As the FP8 tensor cores of Hopper do (`wgmma`), of products of codes ([`Activations::Fp8`](super::Activations));
+    /// all others to the nearest. 32 products are added to the sum at once: every addend is cut below the 13th
+    /// bit after the first of the largest, that of a product being where the exponents of its factors add up
+    /// to, and the result is cut to 13 bits after its first. As measured on an H200, to the bit (TRAPS); `mma`
+    /// has other bits there.
+    Fp22,
 }
 
 impl fmt::Display for Sums {
@@ -24,6 +30,7 @@ impl fmt::Display for Sums {
         match self {
             Sums::Nearest => f.write_str("nearest"),
             Sums::Truncated(products) => write!(f, "truncated {products}"),
+            Sums::Fp22 => f.write_str("fp22"),
         }
     }
 }
@@ -35,10 +42,11 @@ impl FromStr for Sums {
         let products = s.strip_prefix("truncated ").and_then(|n| n.parse().ok());
         match (s, products) {
             ("nearest", _) => Ok(Sums::Nearest),
+            ("fp22", _) => Ok(Sums::Fp22),
             (_, Some(products)) if (1..=256).contains(&products) => Ok(Sums::Truncated(products)),
-            _ => {
-                Err(format!("sums {s:?}: expected \"nearest\" or \"truncated N\", N from 1 to 256"))
-            }
+            _ => Err(format!(
+                "sums {s:?}: expected \"nearest\", \"fp22\" or \"truncated N\", N from 1 to 256"
+            )),
         }
     }
 }

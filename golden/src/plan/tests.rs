@@ -10,10 +10,27 @@ fn sums_of_tensor_cores_are_part_of_a_plan() {
     assert_eq!(read(r#"{"sums": "nearest"}"#).unwrap(), Plan::F32);
     assert_eq!(read(&serde_json::to_string(&plan).unwrap()).unwrap(), plan);
     for wrong in ["truncated", "truncated 0", "truncated 257", "truncated -1", "up"] {
-        let why =
-            format!("sums {wrong:?}: expected \"nearest\" or \"truncated N\", N from 1 to 256");
+        let why = format!(
+            "sums {wrong:?}: expected \"nearest\", \"fp22\" or \"truncated N\", N from 1 to 256"
+        );
         assert_eq!(wrong.parse::<Sums>(), Err(why));
     }
+}
+
+#[test]
+fn activations_in_fp8_are_part_of_a_plan() {
+    let plan = Plan { sums: Sums::Fp22, ..Plan::F32.w8a8() };
+    let text = "plain; accumulator f32; dot f32; sums fp22; activations fp8; output f32";
+    assert_eq!(plan.to_string(), text);
+    assert!(!Plan::F32.w8a8().only_f32());
+    let term = ("fp8 activations".to_owned(), Term::Activations);
+    assert!(plan.terms().contains(&term) && !Plan::F32.terms().contains(&term));
+    let read = |json: &str| serde_json::from_str::<Plan>(json);
+    assert_eq!(read(r#"{"sums": "fp22", "activations": "fp8"}"#).unwrap(), plan);
+    assert_eq!(read(&serde_json::to_string(&plan).unwrap()).unwrap(), plan);
+    assert_eq!(plan.check(), Ok(()));
+    let alone = Plan { sums: Sums::Fp22, ..Plan::F32 };
+    assert_eq!(alone.check(), Err("sums fp22: expected activations fp8, got f32".to_owned()));
 }
 
 #[test]

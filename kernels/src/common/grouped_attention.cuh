@@ -11,6 +11,9 @@ enum Plant {
     GATE_MISSING,
     LAST_PART_DROPPED,
     SUM_NOT_RESCALED,
+    FNUZ_BIAS,
+    CODES_CUT,
+    PAGE_AS_STORED,
 };
 
 #define H 256       // Channels of a head.

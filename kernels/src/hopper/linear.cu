@@ -13,9 +13,15 @@
 // linear_gemm:    tiles for many rows of x (gemm.cuh). Grid: one block a multiprocessor, 384 threads (512 with
 //                 Fp8), 231424 bytes of dynamic shared memory. Workspace with E f32: pieces, 6 N D bytes.
 //
+// W8A8, where W is Fp8: activations in codes as well (gemm_w8a8.cuh), in order of launch.
+//
+// linear_w8a8_quantise: grid [ceil(N ceil(D / 128) / 16)], 256 threads. Workspace: x_codes, N D bytes; x_scales,
+//                       4 N ceil(D / 128) bytes.
+// linear_w8a8_gemm:     grid: one block a multiprocessor, 384 threads, 231424 bytes of dynamic shared memory.
+//
 // The first two may be launched to start before the kernel before has ended; the others not.
 
-#include "common/gemm.cuh"
+#include "common/gemm_w8a8.cuh"
 
 enum Plant {
     HONEST,
@@ -24,7 +30,19 @@ enum Plant {
     UNIFORM_SCALE,
     SCALE_OF_NEIGHBOUR,
     LAST_TOKEN_STALE,
+    SCALE_OF_NEXT_GROUP,
+    ACTIVATION_SCALE_FORGOTTEN,
+    SCALED_AT_THE_END,
+    LARGEST_OF_A_QUARTER,
 };
+
+__device__ inline Scaling scaling(int plant)
+{
+    return plant == SCALE_OF_NEXT_GROUP          ? Scaling::OF_NEXT_GROUP
+           : plant == ACTIVATION_SCALE_FORGOTTEN ? Scaling::FORGOTTEN
+           : plant == SCALED_AT_THE_END          ? Scaling::AT_THE_END
+                                                 : Scaling::HONEST;
+}
 
 // Columns that are summed.
 __device__ inline int summed(int D, int plant)
@@ -136,13 +154,13 @@ extern "C" __global__ void linear_split(
 // tiles of tokens, then on to other rows.
 struct Where { int m0, n0; };
 
-__device__ inline Where where(int tile, int M, int N)
+template <int ROWS = ROW_TILE<W, PIECES<E>>> __device__ Where where(int tile, int M, int N)
 {
-    constexpr int TOGETHER = 16, P = PIECES<E>;
-    const int across = ceil_div(M, ROW_TILE<W, P>), down = ceil_div(N, TOKEN_TILE);
+    constexpr int TOGETHER = 16;
+    const int across = ceil_div(M, ROWS), down = ceil_div(N, TOKEN_TILE);
     const int group = tile / (TOGETHER * across), first = group * TOGETHER, high = min(TOGETHER, down - first);
     const int within = tile - group * TOGETHER * across;
-    return {within / high * ROW_TILE<W, P>, (first + within % high) * TOKEN_TILE};
+    return {within / high * ROWS, (first + within % high) * TOKEN_TILE};
 }
 
 extern "C" __global__ void __launch_bounds__(GEMM_THREADS<W>, 1) linear_gemm(
@@ -167,7 +185,7 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS<W>, 1) linear_gemm(
     if (2 <= group) {
         give_registers<W, P>();
         for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-            const Where at = where(tile, M, N);
+            const Where at = where<>(tile, M, N);
             Brought<W, P> all;
 #pragma unroll
             for (int i = 0; i < 2 * BLOCKS<W, P>; i++) {
@@ -188,7 +206,7 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS<W>, 1) linear_gemm(
 
     take_registers<W, P>();
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        const Where at = where(tile, M, N);
+        const Where at = where<>(tile, M, N);
         float sums[BLOCKS<W, P>][64];
         consume(sums, ring, steps, scales_of(weight_scales, at.m0, M, D, plant));
         const auto out = [&](int n) { return at.n0 + n < N ? o + (size_t)(at.n0 + n) * M : nullptr; };
@@ -199,6 +217,78 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS<W>, 1) linear_gemm(
             };
             const int m0 = at.m0 + 64 * (BLOCKS<W, P> * group + block);
             write(E(), ring.staging(group), m0, M, value, out);
+        }
+    }
+}
+
+extern "C" __global__ void linear_w8a8_quantise(
+    unsigned char* __restrict__ x_codes,  // [N, D]
+    float* __restrict__ x_scales,         // [N, ceil(D / 128)]
+    const E* __restrict__ x,              // [N, D]
+    int N,
+    int D,
+    int plant)
+{
+    quantise(x_codes, x_scales, x, N, D, plant == LARGEST_OF_A_QUARTER ? 32 : GROUP);
+}
+
+extern "C" __global__ void __launch_bounds__(W8A8_THREADS, 1) linear_w8a8_gemm(
+    E* __restrict__ o,                          // [N, M]
+    const unsigned char* __restrict__ x_codes,  // [N, D]
+    const float* __restrict__ x_scales,         // [N, ceil(D / 128)]
+    const W* __restrict__ weight,               // [M, D]
+    const float* __restrict__ weight_scales,    // of codes
+    int N,
+    int M,
+    int D,
+    int plant)
+{
+    if constexpr (sizeof(W) == 1) {
+        extern __shared__ char shared[];
+        CodeRing ring(shared_address(shared));
+        ring.init();
+        const int group = threadIdx.x / 128, own = threadIdx.x % 128, lane = own % 32;
+        const int tiles = ceil_div(M, W8A8_TILE) * ceil_div(N, W8A8_TILE), columns = summed(D, plant);
+
+        if (group == 2) {
+            give_registers();
+            for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+                const Where at = where<W8A8_TILE>(tile, M, N);
+                BroughtCodes all;
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    all.there[i] = min(max(M - at.m0 - 64 * i, 0), 64);
+                    all.rows[i] = (const unsigned char*)weight + (all.there[i] ? (size_t)(at.m0 + 64 * i) * D : 0);
+                }
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    int n = at.n0 + 16 * i + own / 8;
+                    if (plant == LAST_TOKEN_STALE && n == N - 1 && 0 < n) n -= 1;
+                    all.x_at[i] = n < N ? (unsigned)((size_t)n * D / 16) : NO_ROW;
+                }
+                all.x = x_codes, all.D = D, all.summed = columns;
+                bring(all, ring);
+            }
+            return;
+        }
+
+        take_registers();
+        for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+            const Where at = where<W8A8_TILE>(tile, M, N);
+            const int n0 = at.n0 + own / 32 * 16 + 64 * group;
+            float sums[64];
+            GroupScales scales;
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                int n = min(n0 + lane / 4 + 8 * i, N - 1);
+                if (plant == LAST_TOKEN_STALE && n == N - 1 && 0 < n) n -= 1;
+                scales.tokens[i] = x_scales + (size_t)n * ceil_div(D, GROUP);
+                scales.weights[i] = scales_of(weight_scales, at.m0, M, D, plant);
+            }
+            consume(sums, ring, ceil_div(columns, GROUP), scales, scaling(plant));
+            const auto out = [&](int n) { return n0 + n < N ? o + (size_t)(n0 + n) * M : nullptr; };
+            const auto value = [&](int i) { return plant == UNIFORM_SCALE ? 1.004f * sums[i] : sums[i]; };
+            write_tokens(E(), ring.own(threadIdx.x / 32), at.m0, M, value, out);
         }
     }
 }

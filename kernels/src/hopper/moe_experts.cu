@@ -25,11 +25,21 @@
 // moe_experts_gemm_down: launched alike. Workspace: parts, N A D numbers of E.
 // moe_experts_combine:   grid [N], 256 threads.
 //
+// W8A8, where W is Fp8: activations in codes as well (gemm_w8a8.cuh), between _place and _combine:
+// moe_experts_w8a8_quantise: grid [ceil(N ceil(D / 128) / 16)], 256 threads. Workspace: x_codes, N D bytes;
+//                            x_scales, 4 N ceil(D / 128) bytes.
+// moe_experts_w8a8_up:       grid: one block a multiprocessor, 384 threads, 231424 bytes of dynamic shared memory.
+//                            Workspace: hidden_codes, N A F bytes; hidden_scales, 4 N A ceil(F / 128) bytes.
+// moe_experts_w8a8_down:     launched alike. Workspace: parts, as above.
+//
+// An id below 0 is of an expert that another GPU has: nothing is read of its slot and nothing comes of it. Its weight
+// is -0, which no other has.
+//
 // In bf16 the gemm rounds what passes between the products, and each expert's output; the gemv does not. The gemv
 // may be launched to start before the kernel before has ended, _down only right after _up; the others not.
 
 #include "common/activation.cuh"
-#include "common/gemm.cuh"
+#include "common/gemm_w8a8.cuh"
 
 enum Plant {
     HONEST,
@@ -38,7 +48,19 @@ enum Plant {
     ROWS_OF_EXPERT_SHIFTED,
     SCALE_OF_NEIGHBOUR,
     GATE_UP_SWAPPED,
+    SCALE_OF_NEXT_GROUP,
+    ACTIVATION_SCALE_FORGOTTEN,
+    SCALED_AT_THE_END,
+    LARGEST_OF_A_QUARTER,
 };
+
+__device__ inline Scaling scaling(int plant)
+{
+    return plant == SCALE_OF_NEXT_GROUP          ? Scaling::OF_NEXT_GROUP
+           : plant == ACTIVATION_SCALE_FORGOTTEN ? Scaling::FORGOTTEN
+           : plant == SCALED_AT_THE_END          ? Scaling::AT_THE_END
+                                                 : Scaling::HONEST;
+}
 
 constexpr int CHUNK = 1024;  // Pairs that are sorted together.
 
@@ -92,6 +114,7 @@ extern "C" __global__ void __launch_bounds__(256) moe_experts_gemv_up(
     const size_t pair = blockIdx.y;
     wait_for_previous();  // For ids.
     const int e = ids[pair], f0 = 8 * blockIdx.x;
+    if (e < 0) return;
     int f = min(f0 + lane / 4, F - 1);
     if (plant == ROWS_OF_EXPERT_SHIFTED && e % 4 == 1) f = f == 0 ? F - 1 : f - 1;
     const Rows<W> rows = {row_of(gate_proj, e, f, F, D), row_of(up_proj, e, f, F, D),
@@ -136,6 +159,11 @@ extern "C" __global__ void __launch_bounds__(704, 1) moe_experts_gemv_down(
     const int d0 = 16 * blockIdx.x, upper = min(d0 + lane / 4, D - 1), lower = min(d0 + lane / 4 + 8, D - 1);
     for (int part = warp; part < 2 * A; part += blockDim.x / 32) {
         const int a = part / 2, e = ids[n * A + a];
+        if (e < 0) {
+            wait_for_previous();
+            if (lane % 4 == 0) outputs[part * 16 + lane / 4] = outputs[part * 16 + lane / 4 + 8] = 0;
+            continue;
+        }
         const Rows<W> rows = {row_of(down_proj, e, upper, D, F), row_of(down_proj, e, lower, D, F),
                               scales_of(down_proj_scales, e, upper, D, F, plant),
                               scales_of(down_proj_scales, e, lower, D, F, plant)};
@@ -168,7 +196,8 @@ extern "C" __global__ void moe_experts_count(
     const int from = blockIdx.x * CHUNK, to = min(from + CHUNK, N * A);
     for (int e = threadIdx.x; e < EXPERTS; e += blockDim.x) own[e] = 0;
     __syncthreads();
-    for (int i = from + threadIdx.x; i < to; i += blockDim.x) atomicAdd(&own[ids[i]], 1);
+    for (int i = from + threadIdx.x; i < to; i += blockDim.x)
+        if (0 <= ids[i]) atomicAdd(&own[ids[i]], 1);
     __syncthreads();
     for (int e = threadIdx.x; e < EXPERTS; e += blockDim.x) counts[(size_t)blockIdx.x * EXPERTS + e] = own[e];
 }
@@ -422,14 +451,213 @@ extern "C" __global__ void moe_experts_combine(
         for (int a = 0; a < A; a++) {
             const Words read = read_words(parts + (n * A + a) * D + d);
             const float weight = plant == WEIGHTS_NOT_APPLIED ? 1 : weights[n * A + a];
+            const bool elsewhere = __float_as_uint(weight) == 0x80000000;
 #pragma unroll
             for (int i = 0; i < N; i++) {
                 const unsigned bits = read.at[i * 4 / N];
-                all[i] += weight * __uint_as_float(N == 4 ? bits : i % 2 ? bits & 0xffff0000 : bits << 16);
+                const float x = __uint_as_float(N == 4 ? bits : i % 2 ? bits & 0xffff0000 : bits << 16);
+                const float more = __fmaf_rn(weight, x, all[i]);
+                all[i] = elsewhere ? all[i] : more;
             }
         }
         E own[N];
         for (int i = 0; i < N; i++) own[i] = store<E>(all[i]);
         for (int i = 0; i < N; i++) o[n * D + d + i] = own[i];
+    }
+}
+
+extern "C" __global__ void moe_experts_w8a8_quantise(
+    unsigned char* __restrict__ x_codes,  // [N, D]
+    float* __restrict__ x_scales,         // [N, ceil(D / 128)]
+    const E* __restrict__ x,              // [N, D]
+    int N,
+    int D,
+    int plant)
+{
+    quantise(x_codes, x_scales, x, N, D, plant == LARGEST_OF_A_QUARTER ? 32 : GROUP);
+}
+
+// A tile is a group of hidden channels: 64 of them, gate beside up, and then the other 64.
+extern "C" __global__ void __launch_bounds__(W8A8_THREADS, 1) moe_experts_w8a8_up(
+    unsigned char* __restrict__ hidden_codes,   // [N A, F], in order
+    float* __restrict__ hidden_scales,          // [N A, ceil(F / 128)]
+    const unsigned char* __restrict__ x_codes,  // [N, D]
+    const float* __restrict__ x_scales,         // [N, ceil(D / 128)]
+    const int* __restrict__ order,              // [N A] pairs
+    const int* __restrict__ offsets,            // [EXPERTS + 1]
+    const Tile* __restrict__ tiles,             // [ceil(N A / 128) + EXPERTS]
+    const int* __restrict__ n_tiles,            // [1]
+    const W* __restrict__ gate_proj,            // [EXPERTS, F, D]
+    const float* __restrict__ gate_proj_scales,  // of codes
+    const W* __restrict__ up_proj,              // [EXPERTS, F, D]
+    const float* __restrict__ up_proj_scales,    // of codes
+    int D,
+    int A,
+    int F,
+    int plant)
+{
+    if constexpr (sizeof(W) == 1) {
+        extern __shared__ char shared[];
+        CodeRing ring(shared_address(shared));
+        ring.init();
+        const int group = threadIdx.x / 128, own = threadIdx.x % 128, lane = own % 32;
+        const int across = ceil_div(F, GROUP), all_tiles = *n_tiles * across, columns = summed(D, plant);
+
+        if (group == 2) {
+            give_registers();
+            for (int tile = blockIdx.x; tile < all_tiles; tile += gridDim.x) {
+                const Tile at = tiles[tile / across];
+                const int f0 = tile % across * GROUP, e = at.expert, end = offsets[e + 1];
+                BroughtCodes all;
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    const int n = at.first + 16 * i + own / 8;
+                    all.x_at[i] = n < end ? (unsigned)((size_t)(order[n] / A) * D / 16) : NO_ROW;
+                }
+                all.x = x_codes, all.D = D, all.summed = columns;
+                for (int f = f0; f < min(f0 + GROUP, F); f += 64) {
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        all.there[i] = min(F - f, 64);
+                        all.rows[i] = (const unsigned char*)row_of(i ? up_proj : gate_proj, e, f, F, D);
+                        if (plant == ROWS_OF_EXPERT_SHIFTED && e % 4 == 1 && 0 < f) all.rows[i] -= D;
+                    }
+                    bring(all, ring);
+                }
+            }
+            return;
+        }
+
+        take_registers();
+        // Values of the first 64 channels wait for the others.
+        const unsigned kept = ring.own(threadIdx.x / 32) + 4 * lane;
+        static_assert(32 * 4 <= OWN_BYTES, "they fit");
+        for (int tile = blockIdx.x; tile < all_tiles; tile += gridDim.x) {
+            const Tile at = tiles[tile / across];
+            const int f0 = tile % across * GROUP, e = at.expert, end = offsets[e + 1];
+            const int n0 = at.first + 64 * group + own / 32 * 16 + lane / 4;
+            GroupScales scales;
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const int n = order[min(n0 + 8 * i, end - 1)] / A;
+                scales.tokens[i] = x_scales + (size_t)n * ceil_div(D, GROUP);
+                scales.weights[i] = scales_of(i ? up_proj_scales : gate_proj_scales, e, f0, F, D, plant);
+            }
+            float sums[64], largest[2] = {};
+            const bool both = f0 + 64 < F;
+            for (int half = 0; half <= both; half++) {
+                consume(sums, ring, ceil_div(columns, GROUP), scales, scaling(plant));
+#pragma unroll
+                for (int i = 0; i < 32; i++) {
+                    const float gate = sums[i], up = sums[32 + i];
+                    sums[i] = plant == GATE_UP_SWAPPED ? silu_fast(up) * gate : silu_fast(gate) * up;
+                    if (plant != LARGEST_OF_A_QUARTER || (half == 0 && i < 16))
+                        largest[i / 2 % 2] = fmaxf(largest[i / 2 % 2], fabsf(sums[i]));
+                    if (half < both)
+                        asm volatile("st.shared.f32 [%0], %1;" ::"r"(kept + 128 * i), "f"(sums[i]) : "memory");
+                }
+            }
+            float scale[2], steps[2];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                largest[i] = fmaxf(largest[i], __shfl_xor_sync(~0u, largest[i], 1));
+                largest[i] = fmaxf(largest[i], __shfl_xor_sync(~0u, largest[i], 2));
+                scale[i] = scale_of(largest[i]);
+                steps[i] = in_steps(1, scale[i]);
+                if (lane % 4 == 0 && n0 + 8 * i < end)
+                    hidden_scales[(size_t)(n0 + 8 * i) * across + f0 / GROUP] = scale[i];
+            }
+            for (int half = both; 0 <= half; half--) {
+#pragma unroll
+                for (int row = 0; row < 2; row++) {
+                    unsigned words[4];
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        const int first = 8 * i + 2 * row, second = first + 4;
+                        words[i] = codes_of(sums[first] * steps[row], sums[first + 1] * steps[row])
+                                   | codes_of(sums[second] * steps[row], sums[second + 1] * steps[row]) << 16;
+                    }
+                    turn(words);
+                    const int f = f0 + 64 * half + 16 * (lane % 4), n = n0 + 8 * row;
+                    if (n < end && f < F)
+                        asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(hidden_codes + (size_t)n * F + f),
+                                     "r"(__byte_perm(words[0], words[1], 0x5410)),
+                                     "r"(__byte_perm(words[2], words[3], 0x5410)),
+                                     "r"(__byte_perm(words[0], words[1], 0x7632)),
+                                     "r"(__byte_perm(words[2], words[3], 0x7632)) : "memory");
+                }
+                if (0 < half)
+#pragma unroll
+                    for (int i = 0; i < 32; i++)
+                        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(sums[i]) : "r"(kept + 128 * i) : "memory");
+            }
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(W8A8_THREADS, 1) moe_experts_w8a8_down(
+    E* __restrict__ parts,                           // [N A, D]
+    const unsigned char* __restrict__ hidden_codes,  // [N A, F], in order
+    const float* __restrict__ hidden_scales,         // [N A, ceil(F / 128)]
+    const int* __restrict__ order,                   // [N A] pairs
+    const int* __restrict__ offsets,                 // [EXPERTS + 1]
+    const Tile* __restrict__ tiles,                  // [ceil(N A / 128) + EXPERTS]
+    const int* __restrict__ n_tiles,                 // [1]
+    const W* __restrict__ down_proj,                 // [EXPERTS, D, F]
+    const float* __restrict__ down_proj_scales,       // of codes
+    int D,
+    int F,
+    int plant)
+{
+    if constexpr (sizeof(W) == 1) {
+        extern __shared__ char shared[];
+        CodeRing ring(shared_address(shared));
+        ring.init();
+        const int group = threadIdx.x / 128, own = threadIdx.x % 128, lane = own % 32;
+        const int across = ceil_div(D, W8A8_TILE), all_tiles = *n_tiles * across;
+
+        if (group == 2) {
+            give_registers();
+            for (int tile = blockIdx.x; tile < all_tiles; tile += gridDim.x) {
+                const Tile at = tiles[tile / across];
+                const int m0 = tile % across * W8A8_TILE, e = at.expert, end = offsets[e + 1];
+                BroughtCodes all;
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    all.there[i] = min(max(D - m0 - 64 * i, 0), 64);
+                    all.rows[i] =
+                        (const unsigned char*)row_of(down_proj, e, all.there[i] ? m0 + 64 * i : 0, D, F);
+                }
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    const int n = at.first + 16 * i + own / 8;
+                    all.x_at[i] = n < end ? (unsigned)((size_t)n * F / 16) : NO_ROW;
+                }
+                all.x = hidden_codes, all.D = F, all.summed = F;
+                bring(all, ring);
+            }
+            return;
+        }
+
+        take_registers();
+        for (int tile = blockIdx.x; tile < all_tiles; tile += gridDim.x) {
+            const Tile at = tiles[tile / across];
+            const int m0 = tile % across * W8A8_TILE, e = at.expert, end = offsets[e + 1];
+            const int n0 = at.first + 64 * group + own / 32 * 16;
+            const int pair = order[min(n0 + lane % 16, end - 1)];
+            float sums[64];
+            GroupScales scales;
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                scales.tokens[i] = hidden_scales + (size_t)min(n0 + lane / 4 + 8 * i, end - 1) * ceil_div(F, GROUP);
+                scales.weights[i] = scales_of(down_proj_scales, e, m0, D, F, plant);
+            }
+            consume(sums, ring, ceil_div(F, GROUP), scales, scaling(plant));
+            const auto out = [&](int n) {
+                const int to = __shfl_sync(~0u, pair, n);
+                return n0 + n < end ? parts + (size_t)to * D : nullptr;
+            };
+            write_tokens(E(), ring.own(threadIdx.x / 32), m0, D, [&](int i) { return sums[i]; }, out);
+        }
     }
 }

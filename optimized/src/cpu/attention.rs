@@ -97,6 +97,16 @@ pub(crate) const FP8_PLANTS: &[Plant] = &[
         what: "codes of keys and values are read as e4m3fnuz, whose exponents are biased by one more",
         cite: "https://github.com/vllm-project/vllm/issues/45562",
     },
+    Plant {
+        name: "codes-cut",
+        what: "keys and values are cut to the bits of a code, not rounded to the nearest",
+        cite: "https://github.com/ROCm/rocm-systems/pull/6877",
+    },
+    Plant {
+        name: "page-as-stored",
+        what: "the last page of 64 tokens is kept as it came, and its bytes are read as codes",
+        cite: "https://github.com/vllm-project/vllm/pull/54338",
+    },
 ];
 
 pub(crate) const PLANTS: &[Plant] = &[

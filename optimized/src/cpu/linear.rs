@@ -11,13 +11,15 @@ use rayon::prelude::*;
 
 use super::vector::variants;
 use super::{
-    portable::{Kernel, Planted, Portable, as_stored, pack, packed, unpacked},
+    portable::{Kernel, Only, Planted, Portable, as_stored, pack, packed, unpacked},
     stored::{Stored, widen},
 };
+use w8a8::{InCodes, W8A8_PLANTS};
 
 pub(crate) mod activations;
 pub(crate) mod fast;
 pub(crate) mod halves;
+pub(crate) mod w8a8;
 
 /// Every CPU variant, plainest first.
 #[inline(never)]
@@ -26,12 +28,14 @@ pub fn variants() -> &'static [&'static dyn Variant<Linear>] {
 }
 
 const VARIANTS: &[&dyn Variant<Linear>] = variants!(
-    [&Portable::new(
-        "cpu/portable",
-        pack!(Loaded),
-        as_stored,
-        PLANTS,
-    )],
+    [
+        &Portable::new("cpu/portable", pack!(Loaded), as_stored, PLANTS),
+        &Only {
+            lacks: || None,
+            unfit: w8a8::unfit,
+            of: Portable::new("cpu/portable-w8a8", pack!(InCodes), w8a8::plan, W8A8_PLANTS),
+        },
+    ],
     fast::plan,
     VECTOR_PLANTS,
     paired: fast::unpaired,

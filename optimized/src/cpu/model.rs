@@ -11,7 +11,7 @@ pub(crate) mod pieces;
 mod store;
 mod weights;
 
-pub use super::attention::kept::Kept;
+use super::attention::kept::Kept;
 pub use store::{Store, StoreError};
 
 use std::{cell::RefCell, collections::HashMap};
@@ -513,23 +513,28 @@ pub struct Loading<'a> {
 ///
 /// # Errors
 /// If there is no such format.
-pub fn kept(format: &str) -> Result<Kept, Error> {
-    Ok(Format::of(format)?.kept())
+pub fn kept(format: &str) -> Result<crate::Kept, Error> {
+    Ok(Format::of(format)?.kept().said())
+}
+
+/// A format, and what keys and values are kept in.
+fn keeping(format: &str, kept: Option<crate::Kept>) -> Result<(Format, Kept), Error> {
+    let format = Format::of(format)?;
+    Ok((format, kept.map_or(Ok(format.kept()), Kept::of)?))
 }
 
 /// What [`engine`] of these weights in that format, keys and values kept so, needs of the machine's memory
 /// to be asked this: from names and shapes alone, nothing is read.
 ///
 /// # Errors
-/// If there is no such format, or a weight is missing.
+/// If there is no such format, it keeps keys and values in no such thing, or a weight is missing.
 pub fn memory(
     weights: &dyn Weights,
     format: &str,
-    kept: Option<Kept>,
+    kept: Option<crate::Kept>,
     demand: &Demand,
 ) -> Result<Memory, Error> {
-    let format = Format::of(format)?;
-    memory::memory(weights, (format, kept.unwrap_or(format.kept())), demand)
+    memory::memory(weights, keeping(format, kept)?, demand)
 }
 
 /// The engine for this machine: on the widest instruction set that it has.
@@ -545,11 +550,10 @@ pub fn memory(
 pub fn engine(
     weights: &dyn Weights,
     format: &str,
-    kept: Option<Kept>,
+    kept: Option<crate::Kept>,
     loading: &mut Loading<'_>,
 ) -> Result<Box<dyn Engine>, Error> {
-    let format = Format::of(format)?;
-    let format = (format, kept.unwrap_or(format.kept()));
+    let format = keeping(format, kept)?;
     #[cfg(target_arch = "x86_64")]
     {
         if let Some(s) = super::avx512::Avx512::new() {

@@ -10,12 +10,14 @@ use rayon::prelude::*;
 use super::vector::variants;
 use super::{
     linear,
-    portable::{Kernel, Planted, Portable, as_stored, pack, packed, unpacked},
+    portable::{Kernel, Only, Planted, Portable, as_stored, pack, packed, unpacked},
     shared_expert::{Mlp, swiglu},
     stored::Stored,
 };
+use w8a8::{InCodes, W8A8_PLANTS};
 
 pub(crate) mod fast;
+mod w8a8;
 
 /// Every CPU variant, plainest first.
 #[inline(never)]
@@ -24,13 +26,15 @@ pub fn variants() -> &'static [&'static dyn Variant<MoeExperts>] {
 }
 
 const VARIANTS: &[&dyn Variant<MoeExperts>] = variants!(
-    [&Portable::new(
-        "cpu/portable",
-        pack!(Loaded),
-        // Hidden activations, expert outputs and their sum stay in f32.
-        as_stored,
-        PLANTS,
-    )],
+    // Hidden activations, expert outputs and their sum stay in f32.
+    [
+        &Portable::new("cpu/portable", pack!(Loaded), as_stored, PLANTS),
+        &Only {
+            lacks: || None,
+            unfit: linear::w8a8::unfit,
+            of: Portable::new("cpu/portable-w8a8", pack!(InCodes), linear::w8a8::plan, W8A8_PLANTS),
+        },
+    ],
     linear::fast::plan,
     VECTOR_PLANTS,
     paired: linear::fast::unpaired,

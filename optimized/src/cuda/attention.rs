@@ -20,6 +20,7 @@ pub fn variants() -> &'static [&'static dyn Variant<Attention>] {
 
 const VARIANTS: &[&dyn Variant<Attention>] = {
     let [one, four, eight, pairs_one, pairs_four, pairs_eight] = &DECODE;
+    let [one_fp8, eight_fp8, pairs_one_fp8] = &DECODE_FP8;
     &[
         &NAIVE,
         &NAIVE_FP8,
@@ -29,8 +30,12 @@ const VARIANTS: &[&dyn Variant<Attention>] = {
         pairs_one,
         pairs_four,
         pairs_eight,
+        one_fp8,
+        eight_fp8,
+        pairs_one_fp8,
         &PREFILL,
         &PREFILL_PARTS,
+        &PREFILL_FP8,
     ]
 };
 
@@ -69,15 +74,12 @@ const NAIVE: Cuda<Attention> = Cuda {
 const NAIVE_FP8: Cuda<Attention> = Cuda {
     name: "cuda/naive-fp8",
     launches: &[
-        Launch::blocks("attention_keep_fp8", |n| threads(n.of("M") * n.of("HKV") * n.of("H"))),
+        Launch::blocks("attention_keep_fp8", |n| threads(codes(n))),
         Launch::blocks("attention_naive_fp8", |n| [n.of("N") * n.of("HQ"), 1, 1])
             .threads(|_| 128)
             .sharing(|n| 4 * (2 * n.of("H") + 128)),
     ],
-    scratch: &[
-        Scratch::new("keys", |n| n.of("M") * n.of("HKV") * n.of("H")),
-        Scratch::new("values", |n| n.of("M") * n.of("HKV") * n.of("H")),
-    ],
+    scratch: &[Scratch::new("keys", codes), Scratch::new("values", codes)],
     plan: in_fp8,
     plants: FP8_PLANTS,
     ..NAIVE
@@ -117,6 +119,65 @@ const DECODE: [Cuda<Attention>; 6] = [
     decode!("cuda/decode8-pairs", "attention_decode_pairs_8", 8 queries, 2 blocks, 256 threads, 206_336 bytes, up to 64, &HOPPER_PLANTS),
 ];
 
+/// The same over a cache in FP8: half the bytes, and two blocks to a multiprocessor.
+macro_rules! decode_fp8 {
+    ($name:literal, $entry:literal, $each:literal queries, $clusters:ident of $blocks:literal blocks,
+     $threads:literal threads, $shared:literal bytes, up to $most:literal) => {
+        Cuda {
+            name: $name,
+            source: kernels::hopper::ATTENTION_DECODE_FP8,
+            launches: &[
+                Launch::blocks("attention_decode_fp8_keep", |n| threads(codes(n))),
+                Launch::blocks($entry, |n| {
+                    [$blocks * $clusters(n, $each, $blocks), n.of("HKV"), groups(n, $each)]
+                })
+                .threads(|_| $threads)
+                .sharing(|_| $shared),
+            ],
+            scratch: &[
+                Scratch::new("keys", codes),
+                Scratch::new("values", codes),
+                Scratch::new("parts", |n| parts(n, $each, $clusters(n, $each, $blocks))),
+                Scratch::zero("tickets", |n| decode_tickets(n, $each, $blocks)),
+            ],
+            unfit: |spec| few(spec, $most),
+            plan: fp8_plan,
+            claims: Claims { batch_invariant: false, ..CLAIMS },
+            plants: &HOPPER_FP8_PLANTS,
+        }
+    };
+}
+
+#[rustfmt::skip]
+const DECODE_FP8: [Cuda<Attention>; 3] = [
+    decode_fp8!("cuda/decode1-fp8", "attention_decode_fp8_1", 1 queries, crowded of 8 blocks, 128 threads, 99_520 bytes, up to 1),
+    decode_fp8!("cuda/decode8-fp8", "attention_decode_fp8_8", 8 queries, clusters of 8 blocks, 256 threads, 173_568 bytes, up to 64),
+    decode_fp8!("cuda/decode1-pairs-fp8", "attention_decode_fp8_pairs_1", 1 queries, crowded of 2 blocks, 128 threads, 99_520 bytes, up to 1),
+];
+
+/// Codes of keys, or of values.
+fn codes(n: &Sizes) -> i64 {
+    n.of("M") * n.of("HKV") * n.of("H")
+}
+
+/// Faults that show through what FP8 rounds, and those of its codes.
+const HOPPER_FP8_PLANTS: [Plant; 8] = {
+    let [scale, heads, gate, sum, fnuz, cut, page] = chosen(
+        FP8_PLANTS,
+        [
+            "scale-missing",
+            "kv-head-modulo",
+            "gate-missing",
+            "sum-not-rescaled",
+            "fnuz-bias",
+            "codes-cut",
+            "page-as-stored",
+        ],
+    );
+    let [.., last] = HOPPER_PLANTS;
+    [scale, heads, gate, sum, last, fnuz, cut, page]
+};
+
 /// One query has no next key.
 const ONE_PLANTS: [Plant; 6] = chosen(
     &HOPPER_PLANTS,
@@ -134,7 +195,7 @@ const ONE_PLANTS: [Plant; 6] = chosen(
 const PREFILL: Cuda<Attention> = Cuda {
     name: "cuda/prefill",
     source: kernels::hopper::ATTENTION_PREFILL,
-    launches: &[prefill().passing(&[("PARTS", |_| 1)])],
+    launches: &[prefill("attention_prefill").passing(&[("PARTS", |_| 1)])],
     scratch: &[Scratch::new("parts", |_| 0), Scratch::zero("tickets", |_| 8)],
     unfit,
     plan,
@@ -150,7 +211,7 @@ const PREFILL: Cuda<Attention> = Cuda {
 const PREFILL_PARTS: Cuda<Attention> = Cuda {
     name: "cuda/prefill-parts",
     launches: &[
-        prefill().passing(&[("PARTS", |_| PARTS)]),
+        prefill("attention_prefill").passing(&[("PARTS", |_| PARTS)]),
         Launch::blocks("attention_join", |n| [n.of("N"), n.of("HKV"), 1])
             .passing(&[("PARTS", |_| PARTS)]),
     ],
@@ -162,17 +223,43 @@ const PREFILL_PARTS: Cuda<Attention> = Cuda {
     ..PREFILL
 };
 
+/// Many queries over a cache in FP8.
+const PREFILL_FP8: Cuda<Attention> = Cuda {
+    name: "cuda/prefill-fp8",
+    source: kernels::hopper::ATTENTION_PREFILL_FP8,
+    launches: &[
+        Launch::blocks("attention_prefill_fp8_keep", |n| threads(codes(n))),
+        prefill("attention_prefill_fp8").passing(&[("PARTS", |_| 1)]),
+    ],
+    scratch: &[
+        Scratch::new("keys", codes),
+        Scratch::new("values", codes),
+        Scratch::new("parts", |_| 0),
+        Scratch::zero("tickets", |_| 8),
+    ],
+    plan: fp8_plan,
+    plants: {
+        let [scale, heads, gate, sum, _, fnuz, cut, page] = HOPPER_FP8_PLANTS;
+        &[scale, heads, gate, sum, fnuz, cut, page]
+    },
+    ..PREFILL
+};
+
 const PARTS: i64 = 4;
 
-const fn prefill() -> Launch {
-    Launch::blocks("attention_prefill", |n| [n.of(MULTIPROCESSORS), 1, 1])
-        .threads(|_| 384)
-        .sharing(|_| 229_632)
+const fn prefill(entry: &'static str) -> Launch {
+    Launch::blocks(entry, |n| [n.of(MULTIPROCESSORS), 1, 1]).threads(|_| 384).sharing(|_| 229_632)
 }
 
 /// Probabilities meet values in bf16.
 fn plan(spec: &Spec<Case>) -> Plan {
     Plan::stored(spec.dtype).truncated(16).round(Site::Probabilities, Grid::Bf16)
+}
+
+/// The same over a cache in FP8. Probabilities meet values in f16, not yet divided by their sum: of those that weigh
+/// something less is lost than bf16 loses of the quotients, and f16 of these would have no room for small ones.
+fn fp8_plan(spec: &Spec<Case>) -> Plan {
+    in_fp8(spec).truncated(16).round(Site::Probabilities, Grid::Bf16)
 }
 
 const HOPPER_PLANTS: [Plant; 7] = {
@@ -218,12 +305,23 @@ fn clusters(n: &Sizes, each: i64, blocks: i64) -> i64 {
     (n.of(MULTIPROCESSORS) / blocks / groups).clamp(1, 14)
 }
 
+/// The same where two blocks have room on a multiprocessor: of clusters of eight not all of them.
+fn crowded(n: &Sizes, each: i64, blocks: i64) -> i64 {
+    let (groups, room) =
+        ((groups(n, each) * n.of("HKV")).max(1), 2 * n.of(MULTIPROCESSORS) / blocks);
+    if blocks == 8 { ((room - 3) / groups).clamp(1, 15) } else { (room / groups).clamp(1, 28) }
+}
+
 fn decode_grid(n: &Sizes, each: i64, blocks: i64) -> [i64; 3] {
     [blocks * clusters(n, each, blocks), n.of("HKV"), groups(n, each)]
 }
 
 fn decode_parts(n: &Sizes, each: i64, blocks: i64) -> i64 {
-    groups(n, each) * n.of("HKV") * clusters(n, each, blocks) * 8 * each * 1040
+    parts(n, each, clusters(n, each, blocks))
+}
+
+fn parts(n: &Sizes, each: i64, clusters: i64) -> i64 {
+    groups(n, each) * n.of("HKV") * clusters * 8 * each * 1040
 }
 
 fn decode_tickets(n: &Sizes, each: i64, blocks: i64) -> i64 {

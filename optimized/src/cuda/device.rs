@@ -204,6 +204,35 @@ impl Device {
         Ok(Device { context, stream })
     }
 
+    /// How many there are.
+    pub(crate) fn count() -> Result<usize, Error> {
+        // SAFETY: only looks whether the library loads; its initialisers are NVIDIA's.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(no_driver());
+        }
+        result::init()?;
+        Ok(result::device::get_count()? as usize)
+    }
+
+    /// One of several, in the context that the runtime of CUDA takes as well: NCCL is written on that.
+    pub(crate) fn one_of_several(ordinal: usize) -> Result<Device, Error> {
+        let context = CudaContext::new(ordinal)?;
+        // SAFETY: all work goes through one stream.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream()?;
+        Ok(Device { context, stream })
+    }
+
+    /// Makes it the device of this thread.
+    pub(crate) fn bind(&self) -> Result<(), Error> {
+        Ok(self.context.bind_to_thread()?)
+    }
+
+    /// Its stream, as the runtime of CUDA knows it.
+    pub(crate) fn queue(&self) -> *mut c_void {
+        self.stream.cu_stream().cast()
+    }
+
     /// What it calls itself.
     pub(crate) fn name(&self) -> Result<String, Error> {
         Ok(self.context.name()?)
@@ -378,6 +407,9 @@ fn nothing_there() -> Error {
 
 /// Work that was captured.
 pub(crate) struct Graph(CudaGraph);
+
+// SAFETY: handles of the driver, which any thread may use, one at a time: whoever has a graph has it alone.
+unsafe impl Send for Graph {}
 
 impl Graph {
     /// Puts all of it into the stream that it was captured of.

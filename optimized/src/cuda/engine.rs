@@ -3,6 +3,7 @@
 
 mod fast;
 mod matrix;
+mod several;
 
 pub(super) use fast::{FEW, Fast, Sorted};
 pub(super) use matrix::{Element, Matrix, Stored};
@@ -72,12 +73,14 @@ pub(super) struct Delta {
     pub(super) taps: usize,
 }
 
-/// The sizes of a layer of attention.
+/// The sizes of a layer of attention, and its cache.
 #[derive(Clone, Copy)]
 pub(super) struct Heads {
     pub(super) hq: usize,
     pub(super) hkv: usize,
     pub(super) h: usize,
+    /// What keys and values are kept in.
+    pub(super) kept: Stored,
 }
 
 impl Ops<'_> {
@@ -103,7 +106,8 @@ impl Ops<'_> {
     ) -> Result<(), Error> {
         let activations = self.element.name();
         let weights = Some(weights.map_or(activations, Stored::name));
-        let of_experts = entry == "engine_route" || entry.starts_with("engine_experts");
+        let of_experts = ["engine_route", "engine_share"].contains(&entry)
+            || entry.starts_with("engine_experts");
         let source = if of_experts { &ENGINE_EXPERTS } else { &ENGINE };
         self.launch((source, Build { activations, weights }), entry, shape, args)
     }
@@ -209,6 +213,18 @@ impl Ops<'_> {
         n: usize,
     ) -> Result<(), Error> {
         let to = (At(0), at(o), true);
+        self.project(to, x, weight, n)
+    }
+
+    /// The same, not rounded yet.
+    pub(super) fn unrounded(
+        &mut self,
+        o: &Buffer,
+        x: &Buffer,
+        weight: &Matrix,
+        n: usize,
+    ) -> Result<(), Error> {
+        let to = (At(0), at(o), false);
         self.project(to, x, weight, n)
     }
 
@@ -400,7 +416,11 @@ impl Ops<'_> {
             ("R", Int(turned)),
         ];
         let shape = ([n * (c.hq + c.hkv), 1, 1], HEAD, 4 * c.h);
-        self.engine("engine_attention_in", None, shape, &args)
+        let entry = match c.kept {
+            Stored::Fp8 => "engine_attention_in_fp8",
+            _ => "engine_attention_in",
+        };
+        self.engine(entry, None, shape, &args)
     }
 
     /// Attention over caches with gaps between them: every second sequence is a gap, without queries.
@@ -412,15 +432,16 @@ impl Ops<'_> {
         (n, s, one_each): (usize, usize, bool),
         c: Heads,
     ) -> Result<(), Error> {
-        if self.fast.is_some() {
+        if self.attends(c) {
             let reads = [q, k, v, gate, parts, tickets];
             return self.fast_attention(o, reads, (cu_q, cu_k), (s, one_each), c);
         }
+        let [keys, values] = c.names();
         let args = [
             ("o", at(o)),
             ("q", at(q)),
-            ("k", at(k)),
-            ("v", at(v)),
+            (keys, at(k)),
+            (values, at(v)),
             ("gate", at(gate)),
             ("cu_seqlens_q", cu_q),
             ("cu_seqlens_k", cu_k),
@@ -431,7 +452,11 @@ impl Ops<'_> {
         ];
         let shape = ([n * c.hq, 1, 1], HEAD, 4 * (2 * c.h + HEAD));
         let build = Build { activations: self.element.name(), weights: None };
-        self.launch((&ATTENTION, build), "attention_naive", shape, &args)
+        let entry = match c.kept {
+            Stored::Fp8 => "attention_naive_fp8",
+            _ => "attention_naive",
+        };
+        self.launch((&ATTENTION, build), entry, shape, &args)
     }
 
     /// Experts of `n` tokens, or the weights of those that are forced, and how far the shared one opens: that
@@ -553,7 +578,7 @@ impl Ops<'_> {
         self.engine("engine_gather", None, (each(n * d), THREADS, 0), &args)
     }
 
-    /// Rows `first ..` of `o`, `n` of them, become those of `x` `[M, D]`, in turn.
+    /// Rows `first ..` of `o`, of `d` bytes, `n` of them, become those of `x` `[M, D]`, in turn.
     pub(super) fn repeat(
         &mut self,
         (o, first): (&Buffer, usize),
@@ -577,6 +602,16 @@ impl Ops<'_> {
         const BLOCKS: usize = 2048;
         let args = [("o", at(o)), ("x", at(x)), ("N", Int(x.len() / 16))];
         self.engine("engine_read", None, ([BLOCKS, 1, 1], THREADS, 0), &args)
+    }
+}
+
+impl Heads {
+    /// What kernels call keys and values: codes have names of their own.
+    fn names(self) -> [&'static str; 2] {
+        match self.kept {
+            Stored::Fp8 => ["keys", "values"],
+            _ => ["k", "v"],
+        }
     }
 }
 

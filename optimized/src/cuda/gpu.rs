@@ -5,6 +5,7 @@
 //! says of whom.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     fmt,
     sync::{Arc, Mutex, OnceLock, PoisonError},
@@ -15,6 +16,8 @@ use kernels::{Build, Source};
 use super::{
     cubin,
     device::{self, Device, Error, LEAST, Module},
+    nccl,
+    peers::{Alone, Peers},
 };
 
 /// What is known of the GPU.
@@ -66,18 +69,29 @@ fn look() -> Result<Gpu, Error> {
     Ok(Gpu { name, target, memory, multiprocessors: device.multiprocessors()? })
 }
 
+/// How many GPUs there are, and the version of what they talk through, or why they do not; `None` without a GPU.
+pub fn several() -> Option<(usize, Result<String, String>)> {
+    gpu().as_ref().ok()?;
+    Some((Device::count().ok()?, nccl::version().map_err(|error| error.to_string())))
+}
+
 /// What is loaded.
 pub(super) struct Context {
     pub(super) device: Arc<Device>,
+    pub(super) peers: Arc<dyn Peers>,
     target: String,
     modules: HashMap<(&'static str, Build), Arc<Module>>,
 }
 
 impl Context {
     fn open() -> Result<Context, Error> {
-        let device = Arc::new(Device::fresh()?);
+        Context::of(Device::fresh()?, Arc::new(Alone))
+    }
+
+    /// Of a device that is one of several.
+    pub(super) fn of(device: Device, peers: Arc<dyn Peers>) -> Result<Context, Error> {
         let target = device.target()?;
-        Ok(Context { device, target, modules: HashMap::new() })
+        Ok(Context { device: Arc::new(device), peers, target, modules: HashMap::new() })
     }
 
     /// The kernels of a source.
@@ -112,6 +126,21 @@ pub(super) fn lost() -> Option<String> {
     Some(format!("this process has lost the GPU to a fault of {by}"))
 }
 
+thread_local! {
+    /// The device that this thread has for itself, if it has one.
+    static OWN: Cell<Option<Context>> = const { Cell::new(None) };
+}
+
+/// Gives this thread a device of its own: its work is done there, and waits for no other thread's.
+pub(super) fn take(context: Context) {
+    OWN.set(Some(context));
+}
+
+/// Takes it back.
+pub(super) fn give() -> Option<Context> {
+    OWN.take()
+}
+
 /// Does some work on the GPU for somebody, alone.
 pub(super) fn with<T>(
     whom: &str,
@@ -119,12 +148,29 @@ pub(super) fn with<T>(
 ) -> Result<T, golden::Error> {
     static NOW: Mutex<Option<Context>> = Mutex::new(None);
     gpu().as_ref().map_err(String::as_str)?;
+    if let Some(mut here) = OWN.take() {
+        let done = if let Some(why) = lost() {
+            Err(Trapped(why).into())
+        } else {
+            on(&mut here, whom, work)
+        };
+        OWN.set(Some(here));
+        return done;
+    }
     // Whoever panicked left nothing half made: it is there or not.
     let mut now = NOW.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(why) = lost() {
         return Err(Trapped(why).into());
     }
     let here = if let Some(here) = &mut *now { here } else { now.insert(Context::open()?) };
+    on(here, whom, work)
+}
+
+fn on<T>(
+    here: &mut Context,
+    whom: &str,
+    work: impl FnOnce(&mut Context) -> Result<T, Error>,
+) -> Result<T, golden::Error> {
     let error = match work(here) {
         Ok(done) => return Ok(done),
         Err(error) => error,

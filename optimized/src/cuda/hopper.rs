@@ -1,8 +1,10 @@
 //! What variants for Hopper share: the pipeline of products in `kernels/src/common/gemm.cuh`.
 
-use golden::{Case, Dtype, Narrow, Plan, Plant, Spec};
+use golden::{Case, Dtype, Narrow, Plan, Plant, Spec, plan::Sums};
 
-use super::entry::{ACTIVATION_BYTES, Launch, Scratch, Sizes, WEIGHT_BYTES, threads};
+use super::entry::{
+    ACTIVATION_BYTES, Launch, MULTIPROCESSORS, Scratch, Sizes, WEIGHT_BYTES, pieces, threads,
+};
 
 /// Bytes of shared memory of a block of the pipeline.
 pub(super) const TILE_SHARED: i64 = 231_424;
@@ -30,6 +32,43 @@ pub(super) const fn split(entry: &'static str) -> Launch {
 /// sum: three steps for 16 channels.
 pub(super) fn on_tensor_cores(plan: Plan, spec: &Spec<impl Case>) -> Plan {
     plan.truncated(if spec.dtype == Dtype::F32 { 5 } else { 16 })
+}
+
+/// Codes of activations, `[N, D]`.
+pub(super) const X_CODES: Scratch = Scratch::new("x_codes", |n| n.of("N") * n.of("D"));
+
+/// Scales of their groups of 128 channels.
+pub(super) const X_SCALES: Scratch =
+    Scratch::new("x_scales", |n| 4 * n.of("N") * groups(n.of("D")));
+
+/// Groups of so many channels.
+pub(super) fn groups(channels: i64) -> i64 {
+    pieces(channels, 128)
+}
+
+/// The kernel that makes codes, half a warp for a group.
+pub(super) const fn quantise(entry: &'static str) -> Launch {
+    Launch::blocks(entry, |n| [pieces(n.of("N") * groups(n.of("D")), 16), 1, 1])
+}
+
+/// A kernel of tiles of codes.
+pub(super) const fn tiles_of_codes(entry: &'static str) -> Launch {
+    Launch::blocks(entry, |n| [n.of(MULTIPROCESSORS), 1, 1])
+        .threads(|_| 384)
+        .sharing(|_| TILE_SHARED)
+}
+
+/// A plan of activations in FP8 on tensor cores.
+pub(super) fn on_fp8_cores(spec: &Spec<impl Case>) -> Plan {
+    Plan { sums: Sums::Fp22, ..Plan::stored(spec.dtype).w8a8() }
+}
+
+/// Why products of so many channels are not those of codes, if so.
+pub(super) fn uncoded(spec: &Spec<impl Case>, channels: &[usize]) -> Option<&'static str> {
+    match spec.weights {
+        Some(Narrow::Fp8) => unread(spec, channels),
+        _ => Some("is for weights in FP8"),
+    }
 }
 
 /// Why products of so many channels are not those that the pipeline reads, if so.

@@ -8,7 +8,7 @@ use std::collections::{HashMap, hash_map::Entry as Slot};
 use kernels::{Build, Entry, Kind, Parameter, Source};
 
 use super::{
-    device::{Error, Function, Shape, Value},
+    device::{Buffer, Error, Function, Shape, Value},
     gpu::Context,
 };
 
@@ -52,6 +52,9 @@ pub(super) struct Kernels {
 pub(super) trait Launches {
     /// Puts a call behind those before; one without blocks is none.
     fn launch(&mut self, call: &Call<'_>) -> Result<(), Error>;
+
+    /// Puts behind those before what gathers so many bytes of every rank, in their order.
+    fn gather(&mut self, from: &Buffer, to: &Buffer, bytes: usize) -> Result<(), Error>;
 }
 
 /// The stream of the device.
@@ -63,6 +66,10 @@ pub(super) struct Stream<'a> {
 impl Launches for Stream<'_> {
     fn launch(&mut self, call: &Call<'_>) -> Result<(), Error> {
         self.kernels.launch(self.context, call)
+    }
+
+    fn gather(&mut self, from: &Buffer, to: &Buffer, bytes: usize) -> Result<(), Error> {
+        self.context.peers.gather(&self.context.device, from, to, bytes)
     }
 }
 

@@ -1,19 +1,20 @@
 //! CUDA variants of `linear`.
 
 use golden::{
-    Claims, Plan, Plant, Spec, Variant,
+    Claims, Narrow, Plan, Plant, Spec, Variant,
     ops::linear::{Case, Linear},
 };
 
 use super::{
     entry::{Launch, MULTIPROCESSORS, Sizes, THREADS, WEIGHT_BYTES, pieces, threads},
     hopper::{
-        LAST_BLOCK_DROPPED, PIECES, SCALE_OF_NEIGHBOUR, TILE_SHARED, on_tensor_cores, split,
-        tile_threads, unread,
+        LAST_BLOCK_DROPPED, PIECES, SCALE_OF_NEIGHBOUR, TILE_SHARED, X_CODES, X_SCALES, groups,
+        on_fp8_cores, on_tensor_cores, quantise, split, tile_threads, tiles_of_codes, uncoded,
+        unread,
     },
     kernel::{CLAIMS, Cuda, any, chosen},
 };
-use crate::cpu::linear::PLANTS;
+use crate::cpu::linear::{PLANTS, w8a8::SCALES};
 
 /// Every CUDA variant, plainest first.
 #[inline(never)]
@@ -21,7 +22,8 @@ pub fn variants() -> &'static [&'static dyn Variant<Linear>] {
     VARIANTS
 }
 
-const VARIANTS: &[&dyn Variant<Linear>] = &[&NAIVE, &GEMV, &GEMV_32, &GEMM];
+const VARIANTS: &[&dyn Variant<Linear>] =
+    &[&NAIVE, &NAIVE_W8A8, &GEMV, &GEMV_32, &GEMM, &GEMM_W8A8];
 
 const NAIVE: Cuda<Linear> = Cuda {
     name: "cuda/naive",
@@ -42,6 +44,25 @@ const NAIVE: Cuda<Linear> = Cuda {
             "last-token-stale",
         ],
     ),
+};
+
+/// Activations in FP8 as well.
+const NAIVE_W8A8: Cuda<Linear> = Cuda {
+    name: "cuda/naive-w8a8",
+    source: kernels::LINEAR_W8A8,
+    launches: &[
+        Launch::blocks("linear_w8a8_groups", |n| threads(n.of("N") * groups(n.of("D")))),
+        Launch::blocks("linear_w8a8_naive", |n| threads(n.of("N") * n.of("M"))),
+    ],
+    scratch: &[X_CODES, X_SCALES],
+    unfit: |spec| (spec.weights != Some(Narrow::Fp8)).then_some("is for weights in FP8"),
+    plan: |spec| Plan::stored(spec.dtype).w8a8(),
+    plants: &{
+        let [next, forgotten, end, quarter] = SCALES;
+        let [row, token] = chosen(PLANTS, ["last-row-shifted", "last-token-stale"]);
+        [next, forgotten, end, quarter, SCALE_OF_NEIGHBOUR, row, token]
+    },
+    ..NAIVE
 };
 
 /// Few rows: weights are read once for eight of them.
@@ -92,6 +113,21 @@ const GEMM: Cuda<Linear> = Cuda {
         all
     },
     ..GEMV
+};
+
+/// The same, activations in FP8 as well.
+const GEMM_W8A8: Cuda<Linear> = Cuda {
+    name: "cuda/gemm-w8a8",
+    launches: &[quantise("linear_w8a8_quantise"), tiles_of_codes("linear_w8a8_gemm")],
+    scratch: &[X_CODES, X_SCALES],
+    unfit: |spec| uncoded(spec, &[spec.case.d]),
+    plan: on_fp8_cores,
+    plants: &{
+        let [next, forgotten, end, quarter] = SCALES;
+        let [token] = chosen(PLANTS, ["last-token-stale"]);
+        [next, forgotten, end, quarter, LAST_BLOCK_DROPPED, SCALE_OF_NEIGHBOUR, token]
+    },
+    ..GEMM
 };
 
 const HOPPER_PLANTS: [Plant; 5] = {

@@ -15,6 +15,10 @@
 //! of tensor cores read; [`Format`] says which, and the plan what that rounds. Everything is
 //! computed token by token in one order, so that no bit depends on how a text is cut or who is in the batch.
 //!
+//! Several GPUs have a share of the model each ([`golden::split`]), and are driven by a thread each ([`ranks`]). What
+//! a mixer or an MLP adds to the stream is gathered and added up in the order of the ranks by each of them: the
+//! streams are equal to the bit, and what is promised of the bits of one GPU holds of several.
+//!
 //! A sequence of a cache is followed by a gap up to its capacity. To the attention kernels gaps are sequences
 //! without queries.
 
@@ -23,6 +27,7 @@ mod memory;
 #[cfg(test)]
 mod paper;
 mod pass;
+mod ranks;
 mod scratch;
 mod seen;
 mod states;
@@ -37,6 +42,7 @@ use golden::{
     Config, Engine, Error, Weights,
     engine::{INTERRUPTED, Listener, Rows, Step, Undo, Want, check_tokens},
     names,
+    split::{Share, Split},
     tap::Part,
 };
 use ndarray::Array2;
@@ -51,11 +57,14 @@ use self::{
 };
 use super::{
     device::{self, Buffer, Device, Graph},
-    engine::{Added, Element, Fast, Matrix, Ops},
+    engine::{Added, Element, Fast, Matrix, Ops, Stored},
     gpu::{Context, gpu, with},
     launch::{Arg, Kernels, Stream},
 };
-use crate::cpu::model::pieces::{Piece, join, pieces, want_of};
+use crate::{
+    Kept,
+    cpu::model::pieces::{Piece, join, pieces, want_of},
+};
 
 /// Rows that are walked at once.
 pub(super) fn piece(fast: Option<Fast>) -> usize {
@@ -85,6 +94,31 @@ pub(super) enum Format {
     Bf16,
 }
 
+/// A format, and what keys and values are kept in: as activations are, or in FP8.
+fn keeping(format: &str, kept: Option<Kept>) -> Result<(Format, Stored), Error> {
+    let format = Format::of(format)?;
+    let (own, stored) = match format {
+        Format::F32 => (Kept::F32, Stored::F32),
+        Format::Bf16 => (Kept::Bf16, Stored::Bf16),
+    };
+    let engine = format!("the cuda engine in {}", own.name());
+    match kept.unwrap_or(own).among(&[own, Kept::Fp8], &engine)? {
+        Kept::Fp8 => Ok((format, Stored::Fp8)),
+        _ => Ok((format, stored)),
+    }
+}
+
+/// What [`engine`] keeps keys and values in with a format, unless it is told otherwise.
+///
+/// # Errors
+/// If there is no such format.
+pub fn kept(format: &str) -> Result<Kept, Error> {
+    Ok(match Format::of(format)? {
+        Format::F32 => Kept::F32,
+        Format::Bf16 => Kept::Bf16,
+    })
+}
+
 impl Format {
     fn of(name: &str) -> Result<Format, Error> {
         match name {
@@ -107,7 +141,10 @@ pub(super) struct Model {
     device: Arc<Device>,
     kernels: Kernels,
     config: Config,
+    share: Share,
     format: Format,
+    /// What keys and values are in.
+    kept: Stored,
     fast: Option<Fast>,
     embedding: Matrix,
     layers: Vec<Layer>,
@@ -145,7 +182,7 @@ struct Captured {
 impl Model {
     fn load(
         weights: &dyn Weights,
-        format: Format,
+        (share, format, kept): (&Share, Format, Stored),
         context: &mut Context,
         tell: &mut dyn FnMut(u64) -> bool,
     ) -> Result<Model, Error> {
@@ -155,7 +192,8 @@ impl Model {
         let stream = &mut Stream { context, kernels: &mut kernels };
         let ops = Ops { stream, element: format.element(), fast: None };
         let own = device.clone();
-        let mut load = Loader { weights, config: &config, format, device: own, ops, tell };
+        let experts = share.experts.clone();
+        let mut load = Loader { weights, experts, format, device: own, ops, tell };
         let embedding = load.matrix(names::EMBED_TOKENS)?;
         let kinds = config.layer_types.iter().zip(&config.mlp_types).enumerate();
         let layers = kinds
@@ -164,6 +202,10 @@ impl Model {
         let final_norm = load.vector(names::FINAL_NORM)?;
         let lm_head =
             if config.tie_word_embeddings { None } else { Some(load.matrix(names::LM_HEAD)?) };
+        // Of logits everybody has some, of the embedding all.
+        let own = &share.vocabulary;
+        let tied = lm_head.is_none() && own.len() < embedding.rows;
+        let lm_head = if tied { Some(embedding.rows_of(own.start, own.len())) } else { lm_head };
         let mtp = match weights.meta(names::MTP_FC) {
             None => None,
             Some(_) => Some(Mtp {
@@ -185,7 +227,9 @@ impl Model {
             device,
             kernels,
             format,
-            fast: fast(&config, format).ok(),
+            kept,
+            fast: fast(share, format).ok(),
+            share: share.clone(),
             embedding,
             layers,
             final_norm,
@@ -211,7 +255,7 @@ impl Model {
     }
 
     fn sizes(&self) -> Sizes {
-        Sizes::of(&self.config, self.format.element())
+        Sizes::of(&self.config, self.format.element(), self.kept)
     }
 
     fn step(
@@ -259,7 +303,7 @@ impl Model {
         (lengths, capacity): (&[usize], usize),
     ) -> Result<Told, Error> {
         let (n, s) = (tokens.iter().map(Vec::len).sum(), tokens.len());
-        let kinds = (self.format.element(), self.fast);
+        let kinds = (self.format.element(), self.fast, self.share.ranks);
         self.scratch.fit(&self.device, &self.config, kinds, (n, s))?;
         let numbers = Told::numbers(tokens, lengths, capacity, asked);
         self.scratch.put(&self.device, &numbers)?;
@@ -326,7 +370,7 @@ impl Model {
         let logits = if banded {
             self.logits(context, told, asked.len())?
         } else {
-            self.scratch.logits(&self.device, asked.len(), self.config.vocab_size)?
+            self.scratch.logits(&self.device, asked.len(), self.share.vocabulary.len())?
         };
         let last: Vec<usize> = if want.last == Rows::None { vec![] } else { (0..n).collect() };
         let (element, d) = (self.format.element(), self.config.hidden_size);
@@ -369,7 +413,7 @@ impl Model {
         let element = self.format.element();
         seen.see(&self.device, ("rms_norm", "norm"), &[n, d], &mut self.scratch.normed, element)?;
         let mut logits = self.logits(context, told, asked.len())?;
-        let shape = [asked.len(), self.config.vocab_size];
+        let shape = [asked.len(), self.share.vocabulary.len()];
         if let Some(numbers) = logits.as_slice_mut() {
             seen.see_here(("lm_head", "logits"), &shape, numbers)?;
         }
@@ -388,7 +432,7 @@ impl Model {
         told: Told,
         asked: usize,
     ) -> Result<Array2<f32>, Error> {
-        let v = self.config.vocab_size;
+        let v = self.share.vocabulary.len();
         let mut all = Array2::zeros((0, v));
         for first in (0..asked).step_by(LOGITS) {
             let end = (first + LOGITS).min(asked);
@@ -433,6 +477,7 @@ impl Model {
             ops: Ops { stream, element: self.format.element(), fast: self.fast },
             device: Some(&self.device),
             config: &self.config,
+            share: &self.share,
             scratch: &mut self.scratch,
             inv_freq: &self.inv_freq,
             told,
@@ -468,6 +513,7 @@ impl Model {
             ops: Ops { stream, element, fast: self.fast },
             device: Some(&self.device),
             config: &self.config,
+            share: &self.share,
             scratch: &mut self.scratch,
             inv_freq: &self.inv_freq,
             told,
@@ -502,9 +548,12 @@ impl Model {
 }
 
 /// Kernels for Hopper, where the GPU and the model are what they are for; else why they are not.
-fn fast(config: &Config, format: Format) -> Result<Fast, String> {
+fn fast(share: &Share, format: Format) -> Result<Fast, String> {
     let gpu = gpu().as_ref().map_err(Clone::clone)?;
-    match Fast::unfit(config, format.element(), &gpu.target) {
+    // Where queries of one head of keys are dealt, attention alone is not by them.
+    let [num_attention_heads, num_key_value_heads] = share.heads_of_whole();
+    let config = Config { num_attention_heads, num_key_value_heads, ..share.config.clone() };
+    match Fast::unfit(&config, format.element(), &gpu.target) {
         None => Ok(Fast { multiprocessors: gpu.multiprocessors as usize }),
         Some(why) => Err(why),
     }
@@ -527,29 +576,41 @@ fn on<T>(work: impl FnOnce(&mut Context) -> Result<T, Error>) -> Result<T, Error
     })?
 }
 
-/// Bytes of the GPU's memory that nobody has.
+/// Bytes of memory that nobody has, of the first GPUs, so many, on the one with the least.
 ///
 /// # Errors
-/// [`Unfit`] if there is no GPU.
-pub fn free() -> Result<u64, Error> {
+/// [`Unfit`] if there are not as many.
+pub fn free(gpus: usize) -> Result<u64, Error> {
     gpu().as_ref().map_err(|why| Unfit(why.clone()))?;
+    if 1 < gpus {
+        return ranks::free(gpus);
+    }
     on(|context| Ok(context.device.free()?))
 }
 
-/// The engine on the GPU of this machine: `format` is `f32`, activations in f32 over weights as the checkpoint
-/// has them, or `bf16`, activations, keys and values in bf16 over weights in bf16 or FP8.
+/// The engine on GPUs of this machine, one or several that have a share of the model each: `format` is `f32`,
+/// activations in f32 over weights as the checkpoint has them, or `bf16`, activations in bf16 over weights in bf16 or FP8.
+/// Keys and values are in the same, or in FP8 where `kept` says so.
 ///
 /// # Errors
-/// [`Unfit`] if there is no GPU, or not enough memory on it; if there is no such format, or a weight cannot be
-/// had; [`INTERRUPTED`] if who is told of bytes that are loaded ends it.
+/// [`Unfit`] if there are not as many GPUs, or not enough memory on them; if there is no such format, it keeps keys and
+/// values in no such thing, or the model does not divide; if a weight cannot be had; [`INTERRUPTED`] if who is told of
+/// bytes that are loaded ends it.
 pub fn engine(
     weights: &dyn Weights,
     format: &str,
+    kept: Option<Kept>,
+    gpus: usize,
     tell: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Box<dyn Engine>, Error> {
-    let format = Format::of(format)?;
+    let (format, kept) = keeping(format, kept)?;
+    let split = split(weights.config(), gpus)?;
     gpu().as_ref().map_err(|why| Unfit(why.clone()))?;
-    let all = memory::weights(weights, format)?;
+    if 1 < gpus {
+        return Ok(Box::new(ranks::Ranks::load(weights, &split, (format, kept), tell)?));
+    }
+    let share = Share::whole(weights.config());
+    let all = memory::weights(weights, &share, format)?;
     let mut done = 0;
     let mut count = |bytes: u64| {
         done += bytes;
@@ -557,7 +618,12 @@ pub fn engine(
     };
     let model = on(|context| {
         memory::fits_weights(&context.device, all)?;
-        Model::load(weights, format, context, &mut count)
+        Model::load(weights, (&share, format, kept), context, &mut count)
     })?;
     Ok(Box::new(model))
+}
+
+/// The model in so many shares.
+fn split(config: &Config, gpus: usize) -> Result<Split, Error> {
+    Ok(Split::new(config, gpus).map_err(|why| format!("gpus {gpus}: {why}"))?)
 }

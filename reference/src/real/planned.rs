@@ -19,6 +19,7 @@ use std::{
 
 use golden::{
     Cast, Element, Number, Plan, View, ViewMut,
+    narrow::FP8_BLOCK,
     plan::{Activations, Cache, Grid, Site, Sums, Term},
     recording::Recorded,
 };
@@ -73,15 +74,22 @@ struct Step {
     low: u64,
     /// Exponents from there on that are rounded by dropping bits: above them numbers may overflow.
     span: u64,
+    /// How many of the grid's last places one of these is.
+    place: f64,
 }
 
 impl Step {
-    const NONE: Step = Step { grid: None, drop: 0, low: 0, span: 0 };
+    const NONE: Step = Step { grid: None, drop: 0, low: 0, span: 0, place: 1.0 };
 
     fn new(grid: Grid) -> Step {
         let low = (1023 + grid.min_exponent()) as u64;
         let top = (grid.max().to_bits() >> 52) & 0x7ff;
-        Step { grid: Some(grid), drop: 52 - grid.bits(), low, span: top - low }
+        Step { grid: Some(grid), drop: 52 - grid.bits(), low, span: top - low, place: 1.0 }
+    }
+
+    /// With so many bits fewer.
+    fn without(self, bits: u32) -> Step {
+        Step { drop: self.drop + bits, place: self.place * f64::from(1 << bits), ..self }
     }
 }
 
@@ -113,6 +121,9 @@ type Stores = [Option<Grid>; SITES];
 
 /// Neighbours in a row that share a step in eight bits.
 const BLOCK: usize = golden::narrow::BLOCK;
+
+/// What codes of FP8 are divided by at the least.
+const LEAST: f64 = 1e-12;
 
 thread_local! {
     static HOT: Cell<Hot> = const { Cell::new(IDLE) };
@@ -312,7 +323,8 @@ impl Terms {
 /// An addition on the grid, off by up to half a unit in the last place even where this order happens
 /// to be exact.
 fn inexact(x: f64, hot: Hot) -> f64 {
-    let half = hot.accumulator.grid.map_or(0.0, |grid| grid.half_ulp(x));
+    let Step { grid, place, .. } = hot.accumulator;
+    let half = grid.map_or(0.0, |grid| place * grid.half_ulp(x));
     round(x + half * signed(word(-x, hot.seed)), hot.accumulator, hot)
 }
 
@@ -463,7 +475,7 @@ impl Real for Planned {
     fn activations(row: &[Planned]) -> Option<Vec<Planned>> {
         let hot = HOT.get().stored();
         match ACTIVATIONS.get() {
-            Activations::F32 => None,
+            Activations::F32 | Activations::Fp8 => None,
             Activations::Bf16 => {
                 let step = Step::new(Grid::Bf16);
                 Some(row.iter().map(|x| Planned(round(x.0, step, hot))).collect())
@@ -476,6 +488,28 @@ impl Real for Planned {
                 Some(row.chunks(BLOCK).flat_map(read).collect())
             }
         }
+    }
+    fn codes(row: &[Planned]) -> Option<(Vec<Planned>, Vec<Planned>)> {
+        if ACTIVATIONS.get() != Activations::Fp8 {
+            return None;
+        }
+        let (step, hot) = (Step::new(Grid::Fp8), HOT.get().stored());
+        let (mut scales, mut codes) = (Vec::new(), Vec::with_capacity(row.len()));
+        for group in row.chunks(FP8_BLOCK) {
+            let largest = group.iter().fold(0.0_f64, |most, x| most.max(x.0.abs()));
+            let scale = Planned(largest) / Planned(Grid::Fp8.max());
+            let by = Planned(scale.0.max(LEAST));
+            codes.extend(group.iter().map(|&x| Planned(round((x / by).0, step, hot))));
+            scales.push(scale);
+        }
+        Some((scales, codes))
+    }
+    fn of_codes(x: &[Planned], w: &[Planned]) -> Planned {
+        let hot = HOT.get();
+        if hot.sums == Sums::Fp22 && !x.is_empty() {
+            return Planned(truncated::sum_of_codes(x, w, hot));
+        }
+        Planned::inner(x.len(), |i| x[i] * w[i])
     }
     fn cached(row: &[Planned]) -> Option<(Planned, Vec<Planned>)> {
         match CACHE.get() {

@@ -1,6 +1,6 @@
 //! A text of a model that is too large for a dozen runs: the rule is relative ([`crate::dear`]).
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use golden::{
     Engine, Error, View,
@@ -39,6 +39,13 @@ struct Walks<'a> {
     got: &'a Told,
 }
 
+/// What an engine says where it is fed.
+struct Theirs {
+    got: Told,
+    /// With experts of its own choice.
+    own: Told,
+}
+
 impl Oracle {
     /// Whether a dozen runs of this text are too dear.
     pub(super) fn is_dear(&self) -> bool {
@@ -47,68 +54,58 @@ impl Oracle {
         dear::TOO_DEAR <= tokens.saturating_mul(each)
     }
 
-    /// Holds an engine against the reference; `emulated` ran on its own.
-    pub(super) fn hold_large(
-        &self,
-        engine: &mut dyn Engine,
-        emulated: &Told,
-    ) -> Result<Report, Error> {
+    /// Holds an engine against the reference.
+    pub(super) fn hold_large(&self, engine: &mut dyn Engine) -> Result<Report, Error> {
         let forces = engine.forces();
         let mut report = Report {
             subject: format!("{} against reference/f64", engine.name()),
             ..Report::default()
         };
         report.unknown.push(
-            "single elements: a dozen runs of so large a text are too dear, so that tensors and their worst \
-             rows are held to twice what an emulation of the plan errs"
+            "single elements: tensors and their worst rows are held to twice what an emulation of the plan errs, \
+             as a dozen runs are too dear"
                 .to_owned(),
         );
         let routing = self.routing();
         self.expect(1);
         let free = walk(engine, &self.text, &routing)?;
-        let mut side = |fed: Fed, from: &Told| -> Result<(Vec<Judged>, Vec<Op>), Error> {
-            let given = self.given(from, fed);
-            self.expect(2);
-            let want = walk(&mut self.model::<f64>(), &self.text, &given)?;
-            let emulated = self.planned(Rounding::Nearest, &given)?;
-            let forced = if forces {
-                self.expect(2);
-                let got = walk(engine, &self.text, &given)?;
-                let own = Given { routing: Vec::new(), ..given.clone() };
-                Some((got, walk(engine, &self.text, &own)?))
-            } else {
-                None
-            };
-            let (got, own) = match &forced {
-                Some((got, own)) => (got, Some(own)),
-                None => (&free, None),
-            };
-            let routers = match own {
-                Some(own) => self.swaps(&want, &emulated, own)?,
-                None => Vec::new(),
-            };
-            let walks = Walks { given: &given, want: &want, emulated: &emulated, got };
-            Ok((self.relative(fed, &walks)?, routers))
+        let given = self.given(if forces { &self.free } else { &free }, Fed::Layers);
+        let theirs = self.theirs(engine, &free, &given)?;
+        // Emulations take one thread each.
+        let own = || -> Result<Cow<'_, Told>, Error> {
+            if let Some(emulated) = &self.emulated {
+                return Ok(Cow::Borrowed(emulated));
+            }
+            self.expect(1);
+            self.planned(Rounding::Nearest, &routing).map(Cow::Owned)
         };
-        let (layers, routers) = side(Fed::Layers, if forces { &self.free } else { &free })?;
+        let (emulated, layers) = rayon::join(own, || self.oracles(&given));
+        let (emulated, (want, near)) = (emulated?, layers?);
+        let walks = Walks { given: &given, want: &want, emulated: &near, got: &theirs.got };
+        let layers = self.relative(Fed::Layers, &walks)?;
         report.ops = if layers.iter().all(|one| one.finding.ok) {
-            routers
+            self.swaps(&want, &near, &theirs.own)?
+        } else if forces {
+            self.ops(engine, &free)?
         } else {
-            let whole = free.whole(&self.text)?;
-            let names: BTreeSet<String> = whole.iter().map(|(tap, _)| tap.name()).collect();
-            let shown = self.free.only(&names).0;
-            // What a router reads is right here, whatever its mixer did.
-            let (judged, routers) = side(Fed::Ops, if forces { &shown } else { &free })?;
-            self.blamed(&judged).into_iter().chain(routers).collect()
+            report.unknown.push("answers tell the layer, not the op in it".to_owned());
+            Vec::new()
         };
         report.ops.sort_by_key(|op| op.part);
-        let walks = Walks { given: &routing, want: &self.free, emulated, got: &free };
+        let walks = Walks { given: &routing, want: &self.free, emulated: &emulated, got: &free };
         let after = self.relative(Fed::Free, &walks)?;
         report.rows = rows(&after, &layers);
+        if let (false, Some(last)) = (forces, report.rows.iter_mut().find(|r| r.part == Part::Head))
+        {
+            // What the last layer leaves is told after the final norm.
+            let layers = self.weights.config().num_hidden_layers();
+            last.span = Some(format!("layer {} to the head", layers.saturating_sub(1)));
+        }
         report.loss = self.loss(&walks)?;
         let lost = report.loss.is_some_and(|loss| !loss.ok()).then_some(Part::Head);
         let added = after.iter().find(|one| !one.finding.ok).map(|one| one.tap.part).or(lost);
-        if let (true, Some(part)) = (report.ok(), added) {
+        let blamed = !report.ops.is_empty() || report.rows.iter().any(|row| !row.ok);
+        if let (false, Some(part)) = (blamed, added) {
             if let Some(row) = report.rows.iter_mut().find(|row| row.part == part) {
                 row.ok = false;
             }
@@ -118,6 +115,42 @@ impl Oracle {
             ));
         }
         Ok(report)
+    }
+
+    /// What an engine says where it is fed, with the oracle's experts and with its own.
+    fn theirs(&self, engine: &mut dyn Engine, free: &Told, given: &Given) -> Result<Theirs, Error> {
+        if !engine.forces() {
+            return Ok(Theirs { got: free.clone(), own: free.clone() });
+        }
+        self.expect(2);
+        let got = walk(engine, &self.text, given)?;
+        let own = Given { routing: Vec::new(), ..given.clone() };
+        Ok(Theirs { got, own: walk(engine, &self.text, &own)? })
+    }
+
+    /// The oracle where it is fed, and an emulation of the plan.
+    fn oracles(&self, given: &Given) -> Result<(Told, Told), Error> {
+        self.expect(2);
+        let (want, near) = rayon::join(
+            || walk(&mut self.model::<f64>(), &self.text, given),
+            || self.planned(Rounding::Nearest, given),
+        );
+        Ok((want?, near?))
+    }
+
+    /// The ops that are over where every op is fed, routers among them: what one reads is right there, whatever
+    /// its mixer did.
+    fn ops(&self, engine: &mut dyn Engine, free: &Told) -> Result<Vec<Op>, Error> {
+        let whole = free.whole(&self.text)?;
+        let names: BTreeSet<String> = whole.iter().map(|(tap, _)| tap.name()).collect();
+        let shown = self.free.only(&names).0;
+        let given = self.given(&shown, Fed::Ops);
+        let theirs = self.theirs(engine, free, &given)?;
+        let (want, near) = self.oracles(&given)?;
+        let walks = Walks { given: &given, want: &want, emulated: &near, got: &theirs.got };
+        let judged = self.relative(Fed::Ops, &walks)?;
+        let routers = self.swaps(&want, &near, &theirs.own)?;
+        Ok(self.blamed(&judged).into_iter().chain(routers).collect())
     }
 
     /// What was told, held to twice what the emulation errs.
@@ -210,11 +243,12 @@ impl Oracle {
                 let Some(ids) = &ids[layer] else { continue };
                 let unborne = ids.rows().into_iter().enumerate().find_map(|(token, ids)| {
                     let row = self.text.row(piece, token);
-                    let lead = lead(want.row(row), ids);
-                    (!(lead <= 4.0 * off)).then_some((row, ids, lead))
+                    let lead = lead(&want.row(row), &ids);
+                    let borne = lead <= 4.0 * off;
+                    (!borne).then_some((row, ids, lead))
                 });
                 let Some((row, ids, lead)) = unborne else { continue };
-                let own = top(want.row(row), ids.len());
+                let own = top(&want.row(row), ids.len());
                 let (own, ids) = (own.into_dyn(), ids.to_owned().into_dyn());
                 found.push(Op {
                     part: *part,
@@ -235,7 +269,7 @@ impl Oracle {
 }
 
 /// By how much the first that was left out leads the last that was taken; what is no choice leads by far.
-fn lead(logits: ArrayView1<'_, f64>, ids: ArrayView1<'_, i64>) -> f64 {
+fn lead(logits: &ArrayView1<'_, f64>, ids: &ArrayView1<'_, i64>) -> f64 {
     let taken: BTreeSet<usize> = ids.iter().filter_map(|&id| usize::try_from(id).ok()).collect();
     if taken.len() < ids.len() || taken.iter().any(|&id| logits.len() <= id) {
         return f64::INFINITY;
@@ -252,7 +286,7 @@ fn lead(logits: ArrayView1<'_, f64>, ids: ArrayView1<'_, i64>) -> f64 {
 }
 
 /// The experts of the largest logits.
-fn top(logits: ArrayView1<'_, f64>, count: usize) -> Array1<i64> {
+fn top(logits: &ArrayView1<'_, f64>, count: usize) -> Array1<i64> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
     order.into_iter().take(count).map(|id| id as i64).collect()

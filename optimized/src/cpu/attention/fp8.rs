@@ -10,6 +10,7 @@ use golden::{
     Spec, fp8,
     ops::attention::{Attention, Case, Inputs, Outputs},
 };
+use zerocopy::{Immutable, IntoBytes};
 
 use super::{Kernel, Loaded, Planted, Qkv, Stored, attention};
 
@@ -42,16 +43,32 @@ impl<E: Stored> InFp8<E> {
     }
 }
 
-/// What a cache keeps.
-fn keep<E: Stored>(to: &mut [E4m3], from: &[E], plant: Planted) {
+/// What a cache keeps of numbers, so many to a token.
+fn keep<E: Stored + IntoBytes + Immutable>(
+    to: &mut [E4m3],
+    from: &[E],
+    of_token: usize,
+    plant: Planted,
+) {
     // As a code under a bias of one more it is half of what it was.
     let read = if plant.is("fnuz-bias") { 0.5 } else { 1.0 };
+    let cut = if plant.is("codes-cut") { !0xf_ffff } else { !0 };
     for (to, from) in to.iter_mut().zip(from) {
-        *to = E4m3::store(E4m3::store(from.load()).load() * read);
+        let from = f32::from_bits(from.load().to_bits() & cut);
+        *to = E4m3::store(E4m3::store(from).load() * read);
+    }
+    if plant.is("page-as-stored") && !from.is_empty() {
+        let page = (from.len() / of_token - 1) / PAGE * PAGE * of_token;
+        for (to, &byte) in to[page..].iter_mut().zip(from[page..].as_bytes()) {
+            *to = E4m3(byte);
+        }
     }
 }
 
-impl<E: Stored> Kernel<Attention> for InFp8<E> {
+/// Tokens of a page, in that fault.
+const PAGE: usize = 64;
+
+impl<E: Stored + IntoBytes + Immutable> Kernel<Attention> for InFp8<E> {
     fn poison(&mut self) {
         self.of.poison();
         self.k.fill(E4m3::NAN);
@@ -59,8 +76,9 @@ impl<E: Stored> Kernel<Attention> for InFp8<E> {
     }
 
     fn run(&mut self, plant: Planted) {
-        keep(&mut self.k, &self.of.k, plant);
-        keep(&mut self.v, &self.of.v, plant);
+        let of_token = self.of.case.hkv * self.of.case.h;
+        keep(&mut self.k, &self.of.k, of_token, plant);
+        keep(&mut self.v, &self.of.v, of_token, plant);
         let of = &mut self.of;
         let qkv = Qkv {
             q: &of.q,

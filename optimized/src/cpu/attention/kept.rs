@@ -1,7 +1,8 @@
 //! What keys and values are kept in.
 
-use std::{fmt, ops::Range, str::FromStr};
+use std::ops::Range;
 
+use golden::Error;
 use half::bf16;
 
 use super::{
@@ -10,9 +11,9 @@ use super::{
 };
 use crate::cpu::simd::Simd;
 
-/// What an engine keeps keys and values in.
+/// What the cpu engine keeps keys and values in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kept {
+pub(crate) enum Kept {
     /// As they come, in f32; products are those of f32.
     F32,
     /// In bf16; products are those of bf16 pairs.
@@ -22,16 +23,28 @@ pub enum Kept {
 }
 
 impl Kept {
-    /// All of them.
-    pub const ALL: [Kept; 3] = [Kept::F32, Kept::Bf16, Kept::Int8];
+    /// What was asked for.
+    ///
+    /// # Errors
+    /// If it is none of these.
+    pub(crate) fn of(asked: crate::Kept) -> Result<Kept, Error> {
+        let all = [Kept::F32, Kept::Bf16, Kept::Int8];
+        asked.among(&all.map(Kept::said), "the cpu engine")?;
+        all.into_iter().find(|kept| kept.said() == asked).ok_or_else(|| "none of them".into())
+    }
+
+    /// As it is asked for.
+    pub(crate) fn said(self) -> crate::Kept {
+        match self {
+            Kept::F32 => crate::Kept::F32,
+            Kept::Bf16 => crate::Kept::Bf16,
+            Kept::Int8 => crate::Kept::Int8,
+        }
+    }
 
     /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Kept::F32 => "f32",
-            Kept::Bf16 => "bf16",
-            Kept::Int8 => "int8",
-        }
+    pub(crate) fn name(self) -> &'static str {
+        self.said().name()
     }
 
     /// An empty cache.
@@ -51,22 +64,6 @@ impl Kept {
             Kept::Int8 => h + size_of::<f32>(),
         };
         2 * heads * row
-    }
-}
-
-impl fmt::Display for Kept {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Kept {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Kept, String> {
-        let found = Kept::ALL.into_iter().find(|kept| kept.name() == name);
-        let known = || Kept::ALL.map(Kept::name).join(", ");
-        found.ok_or_else(|| format!("expected one of {}", known()))
     }
 }
 

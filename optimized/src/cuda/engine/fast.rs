@@ -38,9 +38,11 @@ const PAIRS: usize = 1024;
 
 /// Kernels that may start before what is before them has ended: each waits for it before it reads what others
 /// write, weights and its own arguments apart.
-const EARLY: [&str; 15] = [
+const EARLY: [&str; 17] = [
     "attention_decode_1",
+    "attention_decode_fp8_1",
     "engine_attention_in",
+    "engine_attention_in_fp8",
     "engine_delta_in",
     "engine_delta_step",
     "engine_embedding",
@@ -125,16 +127,21 @@ impl Fast {
         known && weight.columns.is_multiple_of(16)
     }
 
-    /// Clusters of eight blocks that share the keys of a sequence.
-    fn clusters(self, sequences: usize, hkv: usize) -> usize {
-        (self.multiprocessors / 8 / (sequences * hkv).max(1)).clamp(1, 14)
+    /// Clusters of eight blocks that share the keys of a sequence: one block to a multiprocessor, of codes two, as far as
+    /// all clusters have room at once.
+    fn clusters(self, sequences: usize, hkv: usize, kept: Stored) -> usize {
+        let groups = (sequences * hkv).max(1);
+        match kept {
+            Stored::Fp8 => ((self.multiprocessors / 4).saturating_sub(3) / groups).clamp(1, 15),
+            _ => (self.multiprocessors / 8 / groups).clamp(1, 14),
+        }
     }
 
     /// Bytes of the workspaces of attention: parts, and tickets that are zero.
     pub(in crate::cuda) fn attention(self, sequences: usize, hkv: usize) -> [usize; 2] {
         let most = with_gaps(sequences);
-        // Fewer sequences have more clusters each.
-        let parts = (1..=most).map(|s| s * hkv * self.clusters(s, hkv) * 8 * 1040);
+        // Fewer sequences have more clusters each, and codes have the most.
+        let parts = (1..=most).map(|s| s * hkv * self.clusters(s, hkv, Stored::Fp8) * 8 * 1040);
         [parts.max().unwrap_or(0), most * hkv * 8 * 4]
     }
 
@@ -171,6 +178,11 @@ impl Ops<'_> {
     /// The same of one whose results stay in f32.
     pub(super) fn decides(&self, weight: &Matrix) -> bool {
         self.reads(weight) && weight.stored == Stored::Bf16 && 1 < weight.rows
+    }
+
+    /// Whether attention of so many heads is one for Hopper: eight of queries to one of keys.
+    pub(super) fn attends(&self, c: Heads) -> bool {
+        self.fast.is_some() && c.hq == 8 * c.hkv
     }
 
     fn multiprocessors(&self) -> usize {
@@ -444,11 +456,12 @@ impl Ops<'_> {
         c: Heads,
     ) -> Result<(), Error> {
         let sequences = with_gaps(s);
+        let [keys, values] = c.names();
         let args = [
             ("o", at(o)),
             ("q", at(q)),
-            ("k", at(k)),
-            ("v", at(v)),
+            (keys, at(k)),
+            (values, at(v)),
             ("gate", at(gate)),
             ("cu_seqlens_q", cu_q),
             ("cu_seqlens_k", cu_k),
@@ -459,14 +472,21 @@ impl Ops<'_> {
         ];
         let build = Build { activations: "bf16", weights: None };
         if one_each {
-            let clusters = self.fast.map_or(1, |fast| fast.clusters(sequences, c.hkv));
+            let clusters = self.fast.map_or(1, |fast| fast.clusters(sequences, c.hkv, c.kept));
             let shape = ([8 * clusters, c.hkv, sequences], 128, 99_520);
-            let source = (&hopper::ATTENTION_DECODE, build);
-            return self.launch(source, "attention_decode_1", shape, &args);
+            let (source, entry) = match c.kept {
+                Stored::Fp8 => (&hopper::ATTENTION_DECODE_FP8, "attention_decode_fp8_1"),
+                _ => (&hopper::ATTENTION_DECODE, "attention_decode_1"),
+            };
+            return self.launch((source, build), entry, shape, &args);
         }
         let args = [&args[..], &[("PARTS", Int(1))]].concat();
         let shape = ([self.multiprocessors(), 1, 1], 384, 229_632);
-        self.launch((&hopper::ATTENTION_PREFILL, build), "attention_prefill", shape, &args)
+        let (source, entry) = match c.kept {
+            Stored::Fp8 => (&hopper::ATTENTION_PREFILL_FP8, "attention_prefill_fp8"),
+            _ => (&hopper::ATTENTION_PREFILL, "attention_prefill"),
+        };
+        self.launch((source, build), entry, shape, &args)
     }
 }
 
@@ -489,7 +509,7 @@ mod tests {
             let text = texts.iter().find_map(|text| text.split_once(&head)).unwrap().1;
             let body = text.split("\n}\n").next().unwrap();
             // Those that call one of these wait in there.
-            let waits = ["wait_for_previous()", "gemv<", "gather(", "decode<1"];
+            let waits = ["wait_for_previous()", "gemv<", "gather(", "decode<", "attention_in("];
             assert!(waits.iter().any(|wait| body.contains(wait)), "{entry}");
         }
     }

@@ -70,6 +70,11 @@ impl Matrix {
         self.weights.len() + self.scales.as_ref().map_or(0, Buffer::len)
     }
 
+    /// Numbers of all of them.
+    pub(in crate::cuda) fn elements(&self) -> usize {
+        self.weights.len() / self.stored.size()
+    }
+
     /// Some rows of one matrix, whole blocks of them; they are there as long as it is.
     pub(in crate::cuda) fn rows_of(&self, first: usize, rows: usize) -> Matrix {
         let part = |buffer: &Buffer, one: usize| {

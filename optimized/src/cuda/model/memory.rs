@@ -1,31 +1,49 @@
 //! What the engine needs of the GPU's memory, from names and shapes alone.
 
 use golden::{
-    Config, Error, Weights,
+    Error, Weights,
     config::Mixer,
     engine::{Demand, Memory},
     names::{self, Role},
+    split::{Cut, Share},
+    weights::{Meta, Part},
 };
 
 use super::{
-    Format, Unfit, fast, piece,
+    Format, Unfit, fast, keeping, piece,
     scratch::Room,
+    split,
     states::{Sizes, capacity},
     weights::{block, kept},
 };
-use crate::cuda::{
-    device::{self, Device},
-    engine::Stored,
+use crate::{
+    Kept,
+    cuda::{
+        device::{self, Device},
+        engine::Stored,
+    },
 };
 
-/// What an engine of these weights in that format needs of the GPU to be asked this: nothing is read.
+/// What an engine of these weights in that format, keys and values kept so, needs of each of so many GPUs to be asked
+/// this: nothing is read.
 ///
 /// # Errors
-/// If there is no such format, or a weight is missing.
-pub fn memory(weights: &dyn Weights, format: &str, demand: &Demand) -> Result<Memory, Error> {
-    let format = Format::of(format)?;
-    let c = weights.config();
-    let sizes = Sizes::of(c, format.element());
+/// If there is no such format, it keeps keys and values in no such thing, the model does not divide, or a weight is
+/// missing.
+pub fn memory(
+    weights: &dyn Weights,
+    format: &str,
+    kept: Option<Kept>,
+    gpus: usize,
+    demand: &Demand,
+) -> Result<Memory, Error> {
+    let (format, kept) = keeping(format, kept)?;
+    // All shares need the same.
+    let shares = split(weights.config(), gpus)?.shares();
+    let share = shares.into_iter().next().ok_or("no share")?;
+    let part = Part::new(weights, share.clone());
+    let (weights, c): (&dyn Weights, _) = (&part, &share.config);
+    let sizes = Sizes::of(c, format.element(), kept);
     let full = c.layer_types.iter().filter(|mixer| **mixer == Mixer::Full).count();
     let linear = c.layer_types.len() - full;
     let state = product(&[linear, sizes.conv + sizes.recurrent, demand.sequences]);
@@ -33,30 +51,35 @@ pub fn memory(weights: &dyn Weights, format: &str, demand: &Demand) -> Result<Me
         |tokens, layers| product(&[2, layers, capacity(tokens), sizes.row, demand.sequences]);
     Ok(Memory {
         mapped: 0,
-        owned: self::weights(weights, format)?,
+        owned: self::weights(weights, &share, format)?,
         state,
         cache: cache(demand.context, full).saturating_add(cache(demand.drafts, 1)),
-        scratch: scratch(c, format, demand),
+        scratch: scratch(&share, format, demand),
     })
 }
 
-fn scratch(c: &Config, format: Format, demand: &Demand) -> u64 {
-    let fast = fast(c, format).ok();
+fn scratch(share: &Share, format: Format, demand: &Demand) -> u64 {
+    let fast = fast(share, format).ok();
     let (rows, sequences) = (demand.fed.clamp(1, piece(fast)), demand.sequences.max(1));
-    Room::of(c, (format.element(), fast), (rows, sequences)).all()
+    Room::of(&share.config, (format.element(), fast, share.ranks), (rows, sequences)).all()
 }
 
-/// Bytes of all weights.
-pub(super) fn weights(weights: &dyn Weights, format: Format) -> Result<u64, Error> {
+/// Bytes of all weights of a share, which these are.
+pub(super) fn weights(weights: &dyn Weights, share: &Share, format: Format) -> Result<u64, Error> {
     let has_mtp = weights.meta(names::MTP_FC).is_some();
     let block = block(weights);
     let mut all = 0;
     for entry in names::entries(weights.config(), has_mtp) {
-        let elements = entry.elements();
+        if share.cut(&entry.name, &entry.shape) == Cut::Elsewhere {
+            continue;
+        }
+        let missing = || format!("{}: missing", entry.name);
+        let Meta { shape, .. } = weights.meta(&entry.name).ok_or_else(missing)?;
+        let elements = shape.iter().map(|&n| n as u64).product::<u64>();
         all += match entry.role {
             Role::Embedding | Role::LmHead | Role::In | Role::Out | Role::Router => {
                 let stored = kept(weights, format, &entry.name)?;
-                let (rows, columns) = (entry.shape[0], entry.shape[1..].iter().product::<usize>());
+                let (rows, columns) = (shape[0], shape[1..].iter().product::<usize>());
                 let scales = rows.div_ceil(block[0]) * columns.div_ceil(block[1]) * 4;
                 let scales = if stored == Stored::Fp8 { scales } else { 0 };
                 elements * stored.size() as u64 + scales as u64
@@ -116,6 +139,7 @@ mod tests {
     };
 
     use super::memory;
+    use crate::Kept;
 
     const DEMAND: Demand = Demand {
         sequences: 2,
@@ -130,16 +154,45 @@ mod tests {
     #[test]
     fn memory_is_that_of_the_checkpoint_and_of_states() {
         let official: Synthetic = "synthetic:official,dtype=fp8".parse().unwrap();
-        let stated = memory(&official, "bf16", &DEMAND).unwrap();
+        let stated = memory(&official, "bf16", None, 1, &DEMAND).unwrap();
         // 80 GB of FP8 and what stays in bf16.
         assert!((79..84).contains(&(stated.owned / 1_000_000_000)), "{}", stated.owned);
         assert_eq!(stated.state, 2 * 36 * (2 * 8192 * 3 + 4 * 32 * 128 * 128));
         assert_eq!(stated.cache, 2 * 2 * 12 * 512 * 2 * 256 * 2);
-        let wide = memory(&official, "f32", &DEMAND).unwrap();
+        let codes = memory(&official, "bf16", Some(Kept::Fp8), 1, &DEMAND).unwrap();
+        assert_eq!((2 * codes.cache, codes.scratch), (stated.cache, stated.scratch));
+        let wide = memory(&official, "f32", None, 1, &DEMAND).unwrap();
         assert_eq!(wide.owned, stated.owned);
         let tiny = Synthetic::new(Preset::Tiny.config(None, None).unwrap(), 0);
-        assert!(memory(&tiny, "int8", &DEMAND).is_err());
+        assert!(memory(&tiny, "int8", None, 1, &DEMAND).is_err());
+        for (format, kept) in [("bf16", Kept::Int8), ("bf16", Kept::F32), ("f32", Kept::Bf16)] {
+            let why = memory(&tiny, format, Some(kept), 1, &DEMAND).unwrap_err().to_string();
+            assert!(why.contains("fp8") && why.contains(kept.name()), "{why}");
+        }
         let most = Demand { context: usize::MAX, ..DEMAND };
-        assert_eq!(memory(&tiny, "f32", &most).unwrap().must_fit(), u64::MAX);
+        assert_eq!(memory(&tiny, "f32", None, 1, &most).unwrap().must_fit(), u64::MAX);
+    }
+
+    /// Of eight GPUs each has an eighth of what is dealt, and all of what is not.
+    #[test]
+    fn a_share_is_stated_of_each_gpu() {
+        let official: Synthetic = "synthetic:official,dtype=fp8".parse().unwrap();
+        let [one, two, eight] =
+            [1, 2, 8].map(|gpus| memory(&official, "bf16", None, gpus, &DEMAND).unwrap());
+        // Embedding, routers, shared experts and norms.
+        let everywhere = 2 * 2048 * (151_936 + 48 * 513) + 48 * 3 * 512 * 2048..;
+        let whole = everywhere.start as u64;
+        for (gpus, stated) in [(2, two), (8, eight)] {
+            let dealt = (one.owned - whole) / gpus;
+            let off = stated.owned.abs_diff(dealt + whole);
+            assert!(off < 2_000_000, "{gpus}: {} not {}", stated.owned, dealt + whole);
+            assert_eq!(stated.state, one.state / gpus);
+        }
+        // Two heads of keys: two GPUs have one each, and eight do too.
+        assert_eq!((two.cache, eight.cache), (one.cache / 2, one.cache / 2));
+        assert!(
+            memory(&official, "bf16", None, 3, &DEMAND)
+                .is_err_and(|e| e.to_string().contains("16 fit"))
+        );
     }
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use golden::{
     Config,
     config::{Mixer, Mlp, Preset},
+    split::{Share, Split},
 };
 use kernels::{Build, Kind, Parameter, Size};
 
@@ -34,6 +35,8 @@ struct Paper {
     /// Sizes that no argument tells.
     known: BTreeMap<&'static str, usize>,
     seen: BTreeMap<&'static str, usize>,
+    /// Who gathers.
+    ranks: usize,
 }
 
 impl Paper {
@@ -55,7 +58,8 @@ impl Paper {
         [[f, d], [f, d], [d, f]].map(|shape| self.matrices(count, shape, stored))
     }
 
-    fn layer(&mut self, c: &Config, mixer: Mixer, mlp: Mlp, stored: Stored) -> Layer {
+    fn layer(&mut self, share: &Share, mixer: Mixer, mlp: Mlp, stored: Stored) -> Layer {
+        let c = &share.config;
         let (d, h, value) = (c.hidden_size, c.head_dim, c.linear_value_dim());
         let whole = if stored == Stored::Fp8 { Stored::Bf16 } else { stored };
         let (hv, conv) = (c.linear_num_value_heads, c.conv_dim());
@@ -95,10 +99,10 @@ impl Paper {
         let mlp = match mlp {
             Mlp::Dense => MlpWeights::Dense(self.swiglu(1, [d, c.intermediate_size], stored)),
             Mlp::Sparse => {
-                let (count, f) = (c.num_experts, c.moe_intermediate_size);
-                let deciding = self.matrices(1, [count + 1, d], whole);
-                let (router, shared_gate) =
-                    (deciding.rows_of(0, count), deciding.rows_of(count, 1));
+                let (all, f) = (c.num_experts, c.moe_intermediate_size);
+                let deciding = self.matrices(1, [all + 1, d], whole);
+                let (router, shared_gate) = (deciding.rows_of(0, all), deciding.rows_of(all, 1));
+                let count = share.experts.len();
                 let mut together = None;
                 let (experts, shared);
                 if f == c.shared_expert_intermediate_size {
@@ -120,10 +124,10 @@ impl Paper {
     fn states(
         &mut self,
         c: &Config,
-        element: Element,
+        (element, kept): (Element, Stored),
         (s, capacity): (usize, usize),
     ) -> Vec<LayerState> {
-        let sizes = Sizes::of(c, element);
+        let sizes = Sizes::of(c, element, kept);
         let state = |mixer: &Mixer| match mixer {
             Mixer::Linear => LayerState::Linear(Linear {
                 conv: self.room(s * sizes.conv),
@@ -131,7 +135,7 @@ impl Paper {
             }),
             Mixer::Full => {
                 let all = s * capacity * sizes.row;
-                LayerState::Full(Cache { k: self.room(all), v: self.room(all), capacity })
+                LayerState::Full(Cache { k: self.room(all), v: self.room(all), kept, capacity })
             }
         };
         c.layer_types.iter().map(state).collect()
@@ -201,27 +205,48 @@ impl Launches for Paper {
         }
         Ok(())
     }
+
+    fn gather(&mut self, from: &Buffer, to: &Buffer, bytes: usize) -> Result<(), Error> {
+        let [has, room] = [from, to].map(|buffer| self.behind(buffer.address()));
+        let all = self.ranks * bytes;
+        assert!(bytes <= has && all <= room, "{bytes} of {has} gathered in {room}, not {all}");
+        *self.seen.entry("gather").or_default() += 1;
+        Ok(())
+    }
 }
 
 /// Every launch of a step of so many tokens of each sequence.
 fn walk(
     c: &Config,
-    (element, stored): (Element, Stored),
+    kinds: (Element, Stored, Stored),
     fast: Option<Fast>,
     lengths: &[usize],
 ) -> Paper {
-    let mut paper = Paper::default();
+    walk_share(&Share::whole(c), kinds, fast, lengths)
+}
+
+/// Those of one rank.
+fn walk_share(
+    share: &Share,
+    (element, stored, kept): (Element, Stored, Stored),
+    fast: Option<Fast>,
+    lengths: &[usize],
+) -> Paper {
+    let c = &share.config;
+    let mut paper = Paper { ranks: share.ranks, ..Paper::default() };
     let (n, s) = (lengths.iter().sum::<usize>(), lengths.len());
     let kinds = c.layer_types.iter().zip(&c.mlp_types);
-    let all: Vec<Layer> = kinds.map(|(&mixer, &mlp)| paper.layer(c, mixer, mlp, stored)).collect();
+    let all: Vec<Layer> =
+        kinds.map(|(&mixer, &mlp)| paper.layer(share, mixer, mlp, stored)).collect();
     let whole = if stored == Stored::Fp8 { Stored::Bf16 } else { stored };
     let shape = [c.vocab_size, c.hidden_size];
-    let (embedding, head) = (paper.matrices(1, shape, whole), paper.matrices(1, shape, whole));
+    let of_head = [share.vocabulary.len(), c.hidden_size];
+    let (embedding, head) = (paper.matrices(1, shape, whole), paper.matrices(1, of_head, whole));
     let (final_norm, inv_freq) =
         (paper.room(4 * shape[1]), paper.room(4 * c.rope.inv_freq().len()));
     let capacity = lengths.iter().max().unwrap_or(&0) + 3;
-    let states = paper.states(c, element, (s, capacity));
-    let room = Room { c, element, fast, n, sequences: s };
+    let states = paper.states(c, (element, kept), (s, capacity));
+    let room = Room { c, element, fast, ranks: share.ranks, n, sequences: s };
     let mut scratch = Scratch::make(&mut |name| Ok(paper.room(room.bytes(name)))).unwrap();
     paper.known = [("N", n), ("S", s)].into_iter().collect();
     let one_each = lengths.iter().all(|&length| length == 1);
@@ -235,6 +260,7 @@ fn walk(
         ops,
         device: None,
         config: c,
+        share,
         scratch: &mut scratch,
         inv_freq: &inv_freq,
         told,
@@ -250,13 +276,13 @@ fn every_launch_is_as_its_kernel_says() {
     let official = Preset::Official.config(Some(4), None).unwrap();
     let [tiny, ragged] =
         [Preset::Tiny, Preset::Ragged].map(|preset| preset.config(None, None).unwrap());
-    let wide = (Element::F32, Stored::F32);
-    let halves = (Element::Bf16, Stored::Bf16);
-    let codes = (Element::Bf16, Stored::Fp8);
+    let wide = (Element::F32, Stored::F32, Stored::F32);
+    let halves = (Element::Bf16, Stored::Bf16, Stored::Bf16);
+    let codes = (Element::Bf16, Stored::Fp8, Stored::Fp8);
     for (config, all) in [
-        (&tiny, &[wide, halves, (Element::F32, Stored::F16)][..]),
-        (&ragged, &[wide, halves, (Element::F32, Stored::Fp8)]),
-        (&official, &[halves, codes, (Element::F32, Stored::Fp8)]),
+        (&tiny, &[wide, halves, (Element::F32, Stored::F16, Stored::Fp8)][..]),
+        (&ragged, &[wide, halves, (Element::F32, Stored::Fp8, Stored::F32)]),
+        (&official, &[halves, codes, (Element::F32, Stored::Fp8, Stored::Fp8)]),
     ] {
         for &kinds in all {
             for lengths in [&[1][..], &[1, 1, 1], &[2], &[5, 0, 1], &[9], &[40], &[2048], &[700, 3]]
@@ -268,6 +294,11 @@ fn every_launch_is_as_its_kernel_says() {
                     assert!(0 < seen(entry), "{entry}: {:?}", paper.seen);
                 }
                 assert_eq!(0 < seen("engine_conv_state"), lengths.iter().any(|&n| n != 1));
+                let codes = kinds.2 == Stored::Fp8;
+                for (entry, of_codes) in [("attention_naive", false), ("attention_naive_fp8", true)]
+                {
+                    assert_eq!(0 < seen(entry), codes == of_codes, "{entry}");
+                }
             }
         }
     }
@@ -284,7 +315,8 @@ fn kernels_for_hopper_are_as_they_say() {
         Fast::unfit(&official, Element::Bf16, "sm_80").is_some_and(|why| why.contains("sm_80"))
     );
     let fast = Some(Fast { multiprocessors: 132 });
-    for stored in [Stored::Bf16, Stored::Fp8] {
+    let kinds = [Stored::Bf16, Stored::Fp8];
+    for (stored, kept) in kinds.into_iter().flat_map(|stored| kinds.map(|kept| (stored, kept))) {
         for lengths in [
             &[1][..],
             &[1, 1, 1],
@@ -296,12 +328,15 @@ fn kernels_for_hopper_are_as_they_say() {
             &[700, 3],
             &[70, 0, 3, 1],
         ] {
-            let paper = walk(&official, (Element::Bf16, stored), fast, lengths);
+            let paper = walk(&official, (Element::Bf16, stored, kept), fast, lengths);
             let seen = |entry| paper.seen.get(entry).copied().unwrap_or(0);
             let (n, one_each) =
                 (lengths.iter().sum::<usize>(), lengths.iter().all(|&length| length == 1));
-            assert_eq!(0 < seen("attention_decode_1"), one_each);
-            assert_eq!(0 < seen("attention_prefill"), !one_each);
+            let codes = kept == Stored::Fp8;
+            assert_eq!(0 < seen("attention_decode_1"), one_each && !codes);
+            assert_eq!(0 < seen("attention_decode_fp8_1"), one_each && codes);
+            assert_eq!(0 < seen("attention_prefill"), !one_each && !codes);
+            assert_eq!(0 < seen("attention_prefill_fp8"), !one_each && codes);
             let one = seen("gated_delta_rule_few") + seen("engine_delta_step");
             assert_eq!(0 < one, one_each);
             let crowded = 2 < lengths.len();
@@ -311,6 +346,44 @@ fn kernels_for_hopper_are_as_they_say() {
             assert_eq!(0 < seen("moe_experts_gemm_down"), 8 < n);
             assert_eq!(0 < seen("moe_experts_gemv_down"), n <= 8);
             assert_eq!(seen("engine_experts_up"), 0);
+        }
+    }
+}
+
+/// A sum for every mixer and every MLP, at official sizes on as many GPUs as divide them, and at small ones.
+#[test]
+fn every_rank_launches_as_kernels_say() {
+    let official = Preset::Official.config(Some(4), None).unwrap();
+    let ragged = Preset::Ragged.config(None, None).unwrap();
+    let fast = Some(Fast { multiprocessors: 132 });
+    for (config, kinds, fast) in [
+        (&official, (Element::Bf16, Stored::Fp8, Stored::Bf16), fast),
+        (&official, (Element::Bf16, Stored::Bf16, Stored::Bf16), fast),
+        (&official, (Element::F32, Stored::Fp8, Stored::F32), None),
+        (&ragged, (Element::Bf16, Stored::Bf16, Stored::Bf16), None),
+    ] {
+        for gpus in [1, 2, 4, 8].into_iter().filter(|gpus| Split::new(config, *gpus).is_ok()) {
+            let shares = Split::new(config, gpus).unwrap().shares();
+            for share in [&shares[0], &shares[gpus - 1]] {
+                for lengths in [&[1][..], &[1, 1, 1], &[5, 0, 1], &[40], &[700, 3]] {
+                    let paper = walk_share(share, kinds, fast, lengths);
+                    let seen = |entry| paper.seen.get(entry).copied().unwrap_or(0);
+                    let layers = config.num_hidden_layers();
+                    let sums = if gpus == 1 { 0 } else { 2 * layers };
+                    assert_eq!(seen("gather"), sums, "{gpus}: {:?}", paper.seen);
+                    assert_eq!(0 < seen("engine_sum"), 1 < gpus);
+                    assert_eq!(0 < seen("engine_share"), 1 < gpus);
+                    if fast.is_none() {
+                        continue;
+                    }
+                    // Four queries to a head of keys are by plain kernels.
+                    let one_each = lengths.iter().all(|&length| length == 1);
+                    let hopper = seen("attention_decode_1") + seen("attention_prefill");
+                    assert_eq!((0 < hopper, 0 < seen("attention_naive")), (gpus <= 2, 2 < gpus));
+                    assert_eq!(0 < seen("engine_delta_step"), one_each);
+                    assert_eq!(seen("engine_experts_up"), 0);
+                }
+            }
         }
     }
 }

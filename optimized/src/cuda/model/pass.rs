@@ -3,6 +3,7 @@
 use golden::{
     Config, Error,
     engine::{INTERRUPTED, Listener, Routing},
+    split::Share,
     tap::{Part, RESIDUAL},
 };
 use ndarray::Array2;
@@ -12,11 +13,11 @@ use super::{
     seen::{self, Looked},
     states::{self, LayerState},
     told::Told,
-    weights::{Layer, MixerWeights, MlpWeights},
+    weights::{Layer, MixerWeights, MlpWeights, Swiglu},
 };
 use crate::cuda::{
     device::{Buffer, Device},
-    engine::{Added, Delta, Element, Experts, FEW, Heads, Matrix, Ops, Sorted},
+    engine::{Added, Delta, Element, Experts, FEW, Heads, Matrix, Ops},
 };
 
 /// A piece on its way through the layers.
@@ -25,6 +26,8 @@ pub(super) struct Pass<'a> {
     /// Where what is looked at is copied from.
     pub(super) device: Option<&'a Device>,
     pub(super) config: &'a Config,
+    /// What of the model is computed here.
+    pub(super) share: &'a Share,
     pub(super) scratch: &'a mut Scratch,
     pub(super) inv_freq: &'a Buffer,
     pub(super) told: Told,
@@ -159,6 +162,22 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
+    /// Where several GPUs add to the stream, the sum of that. Parts in E were rounded; others are after the sum, if
+    /// one GPU's would have been.
+    fn join(&mut self, rounds: bool) -> Result<(), Error> {
+        let (ranks, n, d) = (self.share.ranks, self.told.n, self.config.hidden_size);
+        let r = &*self.scratch;
+        let (from, narrow) = match self.pending {
+            Pending::Wide => (&r.added, false),
+            Pending::Narrow => (&r.narrow, true),
+            Pending::Both => return Err("two parts of a part".into()),
+        };
+        let how = (narrow, rounds && !narrow);
+        self.ops.sum((&r.added, &r.gathered), from, how, (ranks, n, d))?;
+        self.pending = Pending::Wide;
+        Ok(())
+    }
+
     /// The projection that is added to the stream next.
     fn out(
         &mut self,
@@ -169,6 +188,16 @@ impl<'a> Pass<'a> {
     ) -> Result<(), Error> {
         let n = self.told.n;
         let (r, shape) = (&*self.scratch, [n, weight.rows]);
+        if 1 < self.share.ranks {
+            if self.ops.reads(weight) {
+                self.pending = Pending::Narrow;
+                self.ops.linear(&r.narrow, x(r), weight, n)?;
+            } else {
+                self.pending = Pending::Wide;
+                self.ops.unrounded(&r.added, x(r), weight, n)?;
+            }
+            return self.join(true);
+        }
         if self.ops.reads(weight) {
             self.pending = Pending::Narrow;
             self.ops.linear(&r.narrow, x(r), weight, n)?;
@@ -245,8 +274,8 @@ impl<'a> Pass<'a> {
         };
         let c = self.config;
         let (n, s, told) = (self.told.n, self.told.s, self.told);
-        let heads = Heads { hq: c.num_attention_heads, hkv: c.num_key_value_heads, h: c.head_dim };
-        let Heads { hq, hkv, h } = heads;
+        let (hq, hkv, h) = (c.num_attention_heads, c.num_key_value_heads, c.head_dim);
+        let heads = Heads { hq, hkv, h, kept: cache.kept };
         let r = &*self.scratch;
         let mut reads = None;
         if let Some(all) = together
@@ -307,6 +336,9 @@ impl<'a> Pass<'a> {
             MlpWeights::Dense(dense) => {
                 let experts = Experts { routed: None, shared: Some((dense, None)) };
                 self.ops.experts(&r.added, x, &experts, n)?;
+                if 1 < self.share.ranks {
+                    self.join(false)?;
+                }
                 self.see_wide(looked, ("dense_mlp", "o"), &[n, d], |r| &mut r.added)?;
                 return Ok(None);
             }
@@ -334,21 +366,17 @@ impl<'a> Pass<'a> {
         // Logits and weights are one op's: weights come of the engine's own logits, whatever is forced.
         self.see_wide(looked, ("moe_router", "logits"), &[n, experts], |r| &mut r.router)?;
         self.see_wide(looked, ("moe_router", "weights"), &[n, active], |r| &mut r.weights)?;
+        if 1 < self.share.ranks {
+            self.experts_here([routed, shared], together, slots)?;
+            return self.routing(looked, (active, slots));
+        }
         let r = &*self.scratch;
         let x = (&r.normed, &r.hidden);
         let chosen = Some((routed, &r.ids, &r.weights, active));
         let always = Some((shared, Some(&r.opens)));
         let alike = routed.iter().zip(shared).all(|(one, other)| one.alike(other));
         let sorts = FEW < n && self.ops.takes(routed) && self.ops.takes(shared);
-        let room = Sorted {
-            counts: &r.counts,
-            offsets: &r.offsets,
-            tiles: &r.tiles,
-            n_tiles: &r.n_tiles,
-            order: &r.order,
-            passed: &r.passed,
-            parts: &r.expert_parts,
-        };
+        let room = r.sorted();
         if let Some(all) = together {
             let by = (&r.ids, &r.weights);
             if n <= FEW {
@@ -375,6 +403,48 @@ impl<'a> Pass<'a> {
             self.ops.experts(&r.added, (&r.normed, &r.hidden), &always, n)?;
         }
         self.see_wide(looked, ("moe_layer", "o"), &[n, d], |r| &mut r.added)?;
+        self.routing(looked, (active, slots))
+    }
+
+    /// What the experts of this GPU add, and the sum with those of others.
+    fn experts_here(
+        &mut self,
+        [routed, shared]: [&Swiglu; 2],
+        together: Option<&Swiglu>,
+        slots: usize,
+    ) -> Result<(), Error> {
+        let (n, share, active) = (self.told.n, self.share, self.config.num_experts_per_tok);
+        let r = &*self.scratch;
+        let own = [&r.own_ids, &r.own_weights];
+        self.ops.share(own, [&r.ids, &r.weights], share, (n, slots))?;
+        let x = (&r.normed, &r.hidden);
+        let by = (&r.own_ids, &r.own_weights);
+        if let Some(all) = together {
+            if n <= FEW {
+                self.ops.few_experts(&r.narrow, x, all, by, (n, slots))?;
+            } else {
+                let all = (all, share.experts.len() + 1);
+                self.ops.fast_experts(&r.narrow, &r.normed, all, by, (n, slots), &r.sorted())?;
+            }
+            self.pending = Pending::Narrow;
+        } else {
+            let chosen = Some((routed, by.0, by.1, active));
+            self.ops.experts(&r.added, x, &Experts { routed: chosen, shared: None }, n)?;
+            if share.leads() {
+                let always = Experts { routed: None, shared: Some((shared, Some(&r.opens))) };
+                self.ops.experts(&r.added, x, &always, n)?;
+            }
+        }
+        self.join(false)
+    }
+
+    /// Who was chosen, if that is wanted.
+    fn routing(
+        &self,
+        looked: &Looked<'_>,
+        (active, slots): (usize, usize),
+    ) -> Result<Option<Routing>, Error> {
+        let n = self.told.n;
         if looked.routing.is_none() {
             return Ok(None);
         }

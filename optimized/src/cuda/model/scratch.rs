@@ -7,7 +7,7 @@ use zerocopy::IntoBytes;
 use super::{seen::numbers, told::Told};
 use crate::cuda::{
     device::{self, Buffer, Device},
-    engine::{Element, FEW, Fast},
+    engine::{Element, FEW, Fast, Sorted},
 };
 
 /// Rows of logits that are computed at once.
@@ -79,6 +79,11 @@ scratch! {
     ids,
     /// `[N, A]` f32, likewise.
     weights,
+    /// The same of the own experts, where several GPUs have some each.
+    own_ids,
+    own_weights,
+    /// `[RANKS, N, D]` f32, what they add to the stream.
+    gathered,
     /// `[N]` f32 each.
     margins,
     opens,
@@ -123,7 +128,7 @@ impl Scratch {
         &mut self,
         device: &Device,
         c: &Config,
-        kinds: (Element, Option<Fast>),
+        kinds: (Element, Option<Fast>, usize),
         (rows, sequences): (usize, usize),
     ) -> Result<(), device::Error> {
         if rows <= self.rows && sequences <= self.sequences {
@@ -146,6 +151,19 @@ impl Scratch {
     /// Puts rows in place of the residual stream.
     pub(super) fn put_stream(&mut self, device: &Device, x: &[f32]) -> Result<(), device::Error> {
         device.put_at(x.as_bytes(), &mut self.x, 0)
+    }
+
+    /// The room that tokens are sorted in.
+    pub(super) fn sorted(&self) -> Sorted<'_> {
+        Sorted {
+            counts: &self.counts,
+            offsets: &self.offsets,
+            tiles: &self.tiles,
+            n_tiles: &self.n_tiles,
+            order: &self.order,
+            passed: &self.passed,
+            parts: &self.expert_parts,
+        }
     }
 
     /// The residual stream.
@@ -196,6 +214,8 @@ pub(super) struct Room<'a> {
     pub(super) c: &'a Config,
     pub(super) element: Element,
     pub(super) fast: Option<Fast>,
+    /// GPUs that the model is spread over.
+    pub(super) ranks: usize,
     pub(super) n: usize,
     pub(super) sequences: usize,
 }
@@ -204,11 +224,11 @@ impl<'a> Room<'a> {
     /// For so many rows of so many sequences, and some more.
     pub(super) fn of(
         c: &'a Config,
-        (element, fast): (Element, Option<Fast>),
+        (element, fast, ranks): (Element, Option<Fast>, usize),
         (rows, sequences): (usize, usize),
     ) -> Room<'a> {
         let (n, sequences) = (rows.next_power_of_two(), sequences.next_power_of_two());
-        Room { c, element, fast, n, sequences }
+        Room { c, element, fast, ranks, n, sequences }
     }
 
     /// Bytes of all of them.
@@ -217,7 +237,7 @@ impl<'a> Room<'a> {
     }
 
     pub(super) fn bytes(&self, name: &str) -> usize {
-        let Room { c, element, fast, n, sequences } = *self;
+        let Room { c, element, fast, ranks, n, sequences } = *self;
         let (d, e) = (c.hidden_size, element.size());
         let key = c.linear_num_key_heads * c.linear_key_head_dim;
         let (hv, value) = (c.linear_num_value_heads, c.linear_value_dim());
@@ -233,7 +253,7 @@ impl<'a> Room<'a> {
         let of_row = match name {
             "told" => return 8 * Told::len(n, sequences),
             "last" => return LOGITS * d * e,
-            "logits" => return LOGITS * c.vocab_size * 4,
+            "logits" => return LOGITS * c.vocab_size.div_ceil(ranks) * 4,
             "narrow" | "more" | "zeros" | "work" | "parts" | "tickets" | "counts" | "offsets"
             | "tiles" | "n_tiles" | "order" | "passed" | "expert_parts" => {
                 return fast.map_or(0, |fast| self.workspace(fast, name));
@@ -253,6 +273,10 @@ impl<'a> Room<'a> {
             "router" => 4 * (c.num_experts + 1),
             "ids" => 8 * (active + 1),
             "weights" => 4 * (active + 1),
+            "own_ids" | "own_weights" | "gathered" if ranks == 1 => 0,
+            "own_ids" => 8 * (active + 1),
+            "own_weights" => 4 * (active + 1),
+            "gathered" => 4 * ranks * d,
             "margins" | "opens" => 4,
             // Three pieces of each number, of tokens whose experts are read one by one.
             "hidden" => return e * hidden * n.max(3 * n.min(FEW)),

@@ -7,7 +7,7 @@ use golden::{Config, config::Mixer};
 
 use crate::cuda::{
     device::{Buffer, Device, Error},
-    engine::Element,
+    engine::{Element, Stored},
 };
 
 /// The states of all sequences.
@@ -37,9 +37,10 @@ pub(super) struct Linear {
 
 /// Keys and values.
 pub(super) struct Cache {
-    /// `[S, capacity, HKV, H]` of E.
+    /// `[S, capacity, HKV, H]` of what it is kept in.
     pub(super) k: Buffer,
     pub(super) v: Buffer,
+    pub(super) kept: Stored,
     /// Tokens that each sequence has room for.
     pub(super) capacity: usize,
 }
@@ -51,14 +52,17 @@ pub(super) struct Sizes {
     pub(super) recurrent: usize,
     /// Keys, or values, of a token.
     pub(super) row: usize,
+    /// What those are kept in.
+    pub(super) kept: Stored,
 }
 
 impl Sizes {
-    pub(super) fn of(c: &Config, element: Element) -> Sizes {
+    pub(super) fn of(c: &Config, element: Element, kept: Stored) -> Sizes {
         Sizes {
             conv: c.conv_dim() * (c.linear_conv_kernel_dim - 1) * element.size(),
             recurrent: c.linear_value_dim() * c.linear_key_head_dim * 4,
-            row: c.num_key_value_heads * c.head_dim * element.size(),
+            row: c.num_key_value_heads * c.head_dim * kept.size(),
+            kept,
         }
     }
 }
@@ -122,11 +126,11 @@ impl States {
                     conv: device.room(sequences * sizes.conv)?,
                     recurrent: device.room(sequences * sizes.recurrent)?,
                 }),
-                Mixer::Full => LayerState::Full(Cache::none(device)?),
+                Mixer::Full => LayerState::Full(Cache::none(device, sizes.kept)?),
             });
         }
         if mtp {
-            self.mtp = Some(Cache::none(device)?);
+            self.mtp = Some(Cache::none(device, sizes.kept)?);
         }
         self.lengths = vec![0; sequences];
         self.drafts = vec![0; sequences];
@@ -244,8 +248,8 @@ fn copied(device: &Device, buffer: &Buffer) -> Result<Buffer, Error> {
 }
 
 impl Cache {
-    fn none(device: &Device) -> Result<Cache, Error> {
-        Ok(Cache { k: device.room(0)?, v: device.room(0)?, capacity: 0 })
+    fn none(device: &Device, kept: Stored) -> Result<Cache, Error> {
+        Ok(Cache { k: device.room(0)?, v: device.room(0)?, kept, capacity: 0 })
     }
 
     /// Makes room for so many tokens of each sequence; whether anything moved.

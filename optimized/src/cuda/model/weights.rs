@@ -3,10 +3,10 @@
 //! Matrices stay as the checkpoint has them, experts of a layer one after another; FP8 codes with their
 //! scales in f32. What a source makes up is made on the device.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use golden::{
-    Config, Dtype, Error, Weights,
+    Dtype, Error, Weights,
     config::{Mixer, Mlp},
     fp8, names,
     weights::RawTensor,
@@ -98,12 +98,12 @@ impl Layer {
     }
 
     /// Bytes of every matrix that a token reads, with `active` experts of all, and how many weights they
-    /// have.
+    /// have; of several GPUs one's, in the mean.
     pub(super) fn read(&self, active: usize) -> [u64; 2] {
         let mut all = [0, 0];
         let mut add = |matrix: &Matrix, times: usize, of: usize| {
             all[0] += (matrix.bytes() / of * times) as u64;
-            all[1] += (matrix.rows * matrix.columns * times) as u64;
+            all[1] += (matrix.elements() / of * times) as u64;
         };
         match &self.mixer {
             MixerWeights::Linear { qkvz, ba, out, .. } => {
@@ -150,7 +150,8 @@ pub(super) fn block(weights: &dyn Weights) -> [usize; 2] {
 /// Puts weights on the device.
 pub(super) struct Loader<'a> {
     pub(super) weights: &'a dyn Weights,
-    pub(super) config: &'a Config,
+    /// The routed experts that are kept here.
+    pub(super) experts: Range<usize>,
     pub(super) format: Format,
     pub(super) device: Arc<Device>,
     pub(super) ops: Ops<'a>,
@@ -281,12 +282,17 @@ impl Loader<'_> {
         let coded = self.weights.meta(name).is_some_and(|meta| meta.dtype == Dtype::Fp8);
         if let (Some(recipe), true) = (self.weights.recipe(name), coded == (stored == Stored::Fp8))
         {
-            let o = (&matrix.weights, at);
-            self.ops.synthesise(o, Made::Weights(stored), &recipe, count)?;
+            for (recipe, first, count) in recipe.runs(count) {
+                let o = (&matrix.weights, at + first * stored.size());
+                self.ops.synthesise(o, Made::Weights(stored), &recipe, count)?;
+            }
             if let Some(buffer) = &matrix.scales {
                 let missing = || format!("{scales_name}: missing");
                 let recipe = self.weights.recipe(&scales_name).ok_or_else(missing)?;
-                self.ops.synthesise((buffer, scales_at), Made::Scales, &recipe, scales / 4)?;
+                for (recipe, first, count) in recipe.runs(scales / 4) {
+                    let o = (buffer, scales_at + 4 * first);
+                    self.ops.synthesise(o, Made::Scales, &recipe, count)?;
+                }
             }
             return Ok(());
         }
@@ -376,7 +382,9 @@ impl Loader<'_> {
 
     fn sparse(&mut self, prefix: &str) -> Result<MlpWeights, Error> {
         let weight = |name: &str| format!("{prefix}.mlp.{name}.weight");
-        let count = self.config.num_experts;
+        let count = self.experts.len();
+        let one = format!("experts.{}", self.experts.start);
+        let named = |experts: Range<usize>| experts.map(|e| format!("experts.{e}")).collect();
         let of = |of: &str| PROJECTIONS.map(|projection| weight(&format!("{of}.{projection}")));
         let kinds = |names: [String; 3]| {
             let kind = |name: &String| {
@@ -387,15 +395,15 @@ impl Loader<'_> {
         };
         let mut together = None;
         let (experts, shared);
-        if kinds(of("experts.0"))? == kinds(of("shared_expert"))? {
-            let mut names: Vec<String> = (0..count).map(|e| format!("experts.{e}")).collect();
+        if kinds(of(&one))? == kinds(of("shared_expert"))? {
+            let mut names: Vec<String> = named(self.experts.clone());
             names.push("shared_expert".to_owned());
             let all = self.swiglu(prefix, &names)?;
             experts = all.each_ref().map(|all| all.some(0, count, count + 1));
             shared = all.each_ref().map(|all| all.some(count, 1, count + 1));
             together = Some(all);
         } else {
-            let names: Vec<String> = (0..count).map(|e| format!("experts.{e}")).collect();
+            let names: Vec<String> = named(self.experts.clone());
             experts = self.swiglu(prefix, &names)?;
             shared = self.swiglu(prefix, &["shared_expert".to_owned()])?;
         }
@@ -456,8 +464,9 @@ mod tests {
                     let device = context.device.clone();
                     let stream = &mut Stream { context, kernels: &mut kernels };
                     let ops = Ops { stream, element: format.element(), fast: None };
-                    let (weights, config, tell) = (&weights, &config, &mut |_| true);
-                    Loader { weights, config, format, device, ops, tell }.matrix(&entry.name)
+                    let (weights, tell) = (&weights, &mut |_| true);
+                    let experts = 0..config.num_experts;
+                    Loader { weights, experts, format, device, ops, tell }.matrix(&entry.name)
                 });
                 let matrix = matrix.unwrap();
                 same(&entry.name, &matrix.weights);

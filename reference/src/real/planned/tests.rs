@@ -1,6 +1,6 @@
 use golden::{
     Dtype, Plan,
-    plan::{Cache, Grid, Term},
+    plan::{Cache, Grid, Sums, Term},
 };
 
 use super::{HOT, Planned, Rounding, Site, Step, round, under};
@@ -155,6 +155,62 @@ fn a_tensor_core_is_emulated_to_the_bit() {
     }
 }
 
+/// What an H200 answered of 128 products of codes (`wgmma`, m64n8k32): codes drawn from a normal
+/// distribution, from all, and a third of any size.
+#[test]
+fn sums_of_codes_on_a_tensor_core_are_emulated_to_the_bit() {
+    let code = |hex: &[u8]| {
+        let digits = std::str::from_utf8(hex).unwrap();
+        Planned(f64::from(golden::fp8::to_f32(u8::from_str_radix(digits, 16).unwrap())))
+    };
+    let codes = |hex: &str| hex.as_bytes().chunks(2).map(code).collect::<Vec<_>>();
+    let plan = Plan { sums: Sums::Fp22, ..Plan::F32.w8a8() };
+    for (x, w, answer) in FP22 {
+        let (x, w) = (codes(x), codes(w));
+        assert_eq!(nearest(&plan, || Planned::of_codes(&x, &w)), *answer);
+        // Nobody else adds them up so.
+        assert_ne!(nearest(&Plan::F32, || Planned::of_codes(&x, &w)), *answer);
+    }
+    // 13 bits after the first: of 448 the last is 1/32.
+    let beside = |small: f64| {
+        let (x, w) = ([448.0, small].map(Planned), [1.0, 1.0].map(Planned));
+        nearest(&plan, || Planned::of_codes(&x, &w))
+    };
+    assert_eq!((beside(1.0 / 32.0), beside(1.0 / 64.0)), (448.0 + 1.0 / 32.0, 448.0));
+    assert_eq!((beside(-1.0 / 32.0), beside(-1.0 / 64.0)), (448.0 - 1.0 / 32.0, 448.0));
+}
+
+#[test]
+fn activations_in_fp8_are_codes_of_a_group() {
+    let plan = Plan::F32.w8a8();
+    let codes = |x: &[f64], rounding| {
+        let row: Vec<Planned> = x.iter().map(|&x| Planned(x)).collect();
+        let (scales, codes) = under(&plan, None, rounding, || Planned::codes(&row)).unwrap();
+        let values = |x: Vec<Planned>| x.into_iter().map(|x| x.0).collect::<Vec<_>>();
+        (values(scales), values(codes))
+    };
+    // The largest of a group is 448; a half goes to the even code.
+    let mut row = [0.0; 130];
+    (row[0], row[1], row[2], row[127]) = (2.0, 1.0, 0.074_218_75, -896.0);
+    row[129] = -1e-3;
+    let (low, high) = (0.035_156_25, 0.039_062_5);
+    let (scales, of_row) = codes(&row, Rounding::Nearest);
+    assert_eq!((scales.len(), scales[0]), (2, 2.0));
+    assert!((scales[1] * 448.0 / 1e-3 - 1.0).abs() < 1e-6, "{scales:?}");
+    assert_eq!(of_row[..3], [1.0, 0.5, high]);
+    assert_eq!(of_row[127..], [-448.0, 0.0, -448.0]);
+    // Of zeros, and of what is hardly more, there are no codes.
+    assert_eq!(codes(&[0.0; 3], Rounding::Nearest), (vec![0.0], vec![0.0; 3]));
+    assert_eq!(codes(&[1e-30; 2], Rounding::Nearest).1, [0.0; 2]);
+    assert!(codes(&[1.0, f64::NAN], Rounding::Nearest).1[1].is_nan());
+    let runs: Vec<f64> = (0..200).map(|seed| codes(&row, Rounding::Random(seed)).1[2]).collect();
+    assert!(runs.iter().all(|x| [low, high].contains(x)));
+    assert!(runs.contains(&low) && runs.contains(&high));
+    let alone =
+        |term| under(&plan, Some(term), Rounding::Nearest, || Planned::codes(&[Planned(1.0)]));
+    assert!(alone(Term::Activations).is_some() && alone(Term::Dot).is_none());
+}
+
 #[test]
 fn random_runs_of_a_tensor_core_are_too_small_on_average_and_nearest_ones_are_not() {
     let mut rng = golden::Rng::keyed("truncated", 0);
@@ -181,3 +237,29 @@ fn random_runs_of_a_tensor_core_are_too_small_on_average_and_nearest_ones_are_no
     assert!(of_cuts < hardware / 5.0 && 2.0 * hardware < of_cuts, "{of_cuts} of {hardware}");
     assert!(of_nearest.abs() < hardware.abs() / 5.0, "{of_nearest} of {hardware}");
 }
+
+/// Codes, codes, and the sum of their products.
+#[rustfmt::skip]
+const FP22: &[(&str, &str, f64)] = &[
+    ("f6eeecf7d7ebf1f7ed63efe1e0786169edf36d5f7061ec6f72ddfbf651ecefda79d35cef5f4e5be9d863dcc97bf277ecf16a52e8\
+      6e6873795a71deec76f0feeec7f2ebf1e0b9783ceddef1f0e9eb67f1e957ec6ef5e95ddc62e9f26ef2e963796c736ff175eff172\
+      756bd8dbfaecf6f370eb746f5f636ae87ce1c079f9785765",
+     "ec61f873d4ee76ed76ec6fe6f7d577c86bedefd4e2f9e36ce8f773e35aedd977f2f23c704762f8eddac2f0f3cb6e70f0f55876ef\
+      70f1dc63794adeec6f664876ed74efda6aedf16374ed79ecf176766c3af3eeed627a526bdee073e66c64e8d9e4fae260e173dce6\
+      ecf466f32d635d71dee66aef61cb71e873626be06bf8cffa",
+     -457_760.0),
+    ("0c798ece23f000f54459414c944df72122ac38414f0dc408acaf5b52e53334531cb20a6aa27065d3afc5f45a91c8287442f647c2\
+      60670417aa3196ae568cca33932314e0e907cbe4883f58a4093394ce9b258c6780bc5f1be0691d8b663b4c7dd7bcca8def341534\
+      9ba1c3c4ac963f5a2fc0739eab4449095611007109ca5840",
+     "c7ab077dbad1a2800c36b48e014e3fdef18e013cc850a5edc030c244bab8c4bb7c483531be2291e5e10922e9dc46902917e3f45c\
+      80c45fec5d803d64fbaf666c9f0ec05b0ac1abaefeaa00c1dacc1909321ed87aab38aba3ce21a8fcaccb3807f41ed608f29451f8\
+      18a0e6d7663ac76f9e27dad37374d30d103e008b74e714be",
+     41_204.0),
+    ("80808080800181808d80808024008002b260378000808080808080008096800c80006380808000344d04008000808d0000008000\
+      8000008000000080808080d78080ac80f800806449000097800500b680008000000080808086006b0000b5800b808000e86d0000\
+      80f045804580972d00000030834080000003808000000000",
+     "4380f02400800000091f5700005e008092dff40006bc1e00a0db0000bc80808080008012568071418080800000449a800080cc00\
+      c15200f9da60c1806580000171809a6babe700710000808000008000008000808000808000008bb5000080800000808000808000\
+      808000cd0000808080868000008080000059c5d480000080",
+     5_790.5),
+];
