@@ -235,7 +235,7 @@ fn all(out: &Out) -> anyhow::Result<Exit> {
 
 fn export(name: &str, to: Option<&Path>, out: &Out) -> anyhow::Result<Exit> {
     let times = open(name)?;
-    let text = times.lines.iter().fold(String::new(), |text, line| text + line + "\n");
+    let text = times.lines.join("\n") + "\n";
     if let Some(path) = to {
         files::replace(path, text.as_bytes())
             .map_err(|e| fail(Exit::Unfit, format!("{}: {e}", path.display())))?;

@@ -33,6 +33,9 @@ pub(crate) struct Far<O: Op> {
     draws: Vec<Draw<O>>,
 }
 
+/// A problem and its inputs.
+type Draw<O> = (Spec<<O as Op>::Case>, <O as Op>::Inputs<f32>);
+
 impl<O: Answer> Far<O> {
     /// Judges it, and has its process make ready.
     ///
@@ -47,7 +50,7 @@ impl<O: Answer> Far<O> {
         if !matches!(checked, Outcome::Passed(_)) {
             return Err(checked);
         }
-        let draws: Vec<_> = draws_of::<O>(spec, asked.draws).collect();
+        let draws: Vec<Draw<O>> = draws_of::<O>(spec, asked.draws).collect();
         // As many threads as everybody beside it takes; all there are is what it takes by itself.
         let threads = rayon::current_num_threads();
         let threads = (threads != crate::host().threads).then_some(threads);
@@ -92,7 +95,7 @@ impl<O: Answer> Far<O> {
         let mut first = None;
         for (at, (spec, inputs)) in self.draws.iter().enumerate() {
             let got = O::Outputs::<f32>::read(answers.under(&format!("{at}/")));
-            let got = got.map_err(|e| Outcome::Crashed(e.clone()))?;
+            let got = got.map_err(Outcome::Crashed)?;
             let case = judge::Case::<O> { spec, inputs, plan: &self.plan };
             let outcome = Outcome::of(case.judge(&got));
             if outcome.is_red() {
