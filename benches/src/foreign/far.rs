@@ -33,9 +33,6 @@ pub(crate) struct Far<O: Op> {
     draws: Vec<Draw<O>>,
 }
 
-/// A problem and its inputs.
-type Draw<O> = (Spec<<O as Op>::Case>, <O as Op>::Inputs<f32>);
-
 impl<O: Answer> Far<O> {
     /// Judges it, and has its process make ready.
     ///
