@@ -209,7 +209,8 @@ impl Share {
                 "k_proj.weight" | "v_proj.weight" => {
                     let (Range { start, end }, all) = &self.heads;
                     let [from, to] = [start, end].map(|n| n * shape[0] / all);
-                    Cut::Rows(vec![from..to])
+                    let run = from..to;
+                    Cut::Rows(vec![run])
                 }
                 "o_proj.weight" => Cut::Columns(rows(columns())),
                 _ => Cut::Whole,
