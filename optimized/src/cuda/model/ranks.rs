@@ -37,7 +37,7 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// The engine.
 pub(super) struct Ranks {
-    ranks: Vec<Seat>,
+    seats: Vec<Seat>,
     peers: Vec<Arc<nccl::Rank>>,
     shares: Vec<Share>,
     config: Config,
@@ -111,9 +111,9 @@ impl Ranks {
         let (plan, claims, falls_back) = (first.plan(), first.claims(), first.falls_back());
         let name = format!("{}-x{}", first.name(), shares.len());
         let has_mtp = first.has_mtp();
-        let ranks = loaded.into_iter().map(|(context, model)| seat(context, model)).collect();
+        let seats = loaded.into_iter().map(|(context, model)| seat(context, model)).collect();
         let ranks = Ranks {
-            ranks,
+            seats,
             peers,
             config: weights.config().clone(),
             shares,
@@ -147,7 +147,7 @@ impl Ranks {
         }
         let work = Arc::new(work);
         let (tell, told) = mpsc::channel();
-        for (rank, seat) in self.ranks.iter().enumerate() {
+        for (rank, seat) in self.seats.iter().enumerate() {
             let (work, tell) = (work.clone(), tell.clone());
             let work: Work = Box::new(move |model| {
                 let done = panic::catch_unwind(AssertUnwindSafe(|| work(model)));
@@ -159,7 +159,7 @@ impl Ranks {
             sent.and_then(Result::ok).ok_or("the thread of a GPU has ended")?;
         }
         drop(tell);
-        let mut all: Vec<Option<T>> = self.ranks.iter().map(|_| None).collect();
+        let mut all: Vec<Option<T>> = self.seats.iter().map(|_| None).collect();
         let mut failed = None;
         loop {
             let next = match failed {
@@ -294,11 +294,7 @@ impl Drop for Seat {
 /// Rows that stand side by side.
 fn beside(steps: Vec<Step>) -> Result<Step, Error> {
     let logits: Vec<_> = steps.iter().map(|step| step.logits.view()).collect();
-    let logits = if logits.iter().all(|part| part.nrows() == 0) {
-        Array2::zeros((0, logits.iter().map(|part| part.ncols()).sum()))
-    } else {
-        concatenate(Axis(1), &logits)?
-    };
+    let logits = concatenate(Axis(1), &logits)?;
     let first = steps.into_iter().next().ok_or("no rank")?;
     Ok(Step { logits, ..first })
 }
@@ -346,7 +342,7 @@ impl Engine for Ranks {
     }
 
     fn lengths(&self) -> Vec<usize> {
-        self.lengths_of(|model| model.lengths())
+        self.lengths_of(Model::lengths)
     }
 
     fn pretend(&mut self, tokens: usize, seed: u64) -> Result<(), Error> {
@@ -427,7 +423,7 @@ impl Engine for Ranks {
     }
 
     fn mtp_lengths(&self) -> Vec<usize> {
-        self.lengths_of(|model| model.mtp_lengths())
+        self.lengths_of(Model::mtp_lengths)
     }
 
     fn mtp_truncate(&mut self, keep: &[usize]) -> Result<(), Error> {

@@ -271,11 +271,9 @@ impl<'a> Room<'a> {
             "queries" | "open" | "attended" => e * hq,
             "keys" | "values" => e * hkv,
             "router" => 4 * (c.num_experts + 1),
-            "ids" => 8 * (active + 1),
-            "weights" => 4 * (active + 1),
             "own_ids" | "own_weights" | "gathered" if ranks == 1 => 0,
-            "own_ids" => 8 * (active + 1),
-            "own_weights" => 4 * (active + 1),
+            "ids" | "own_ids" => 8 * (active + 1),
+            "weights" | "own_weights" => 4 * (active + 1),
             "gathered" => 4 * ranks * d,
             "margins" | "opens" => 4,
             // Three pieces of each number, of tokens whose experts are read one by one.
