@@ -6,6 +6,7 @@
 
 mod bundle;
 pub mod child;
+mod far;
 mod guest;
 mod remote;
 mod verdict;
@@ -28,6 +29,7 @@ use serde_json::{Value, json};
 
 use self::guest::{Ended, Guest};
 pub(crate) use self::{
+    far::Far,
     remote::{Remote, ended},
     verdict::outcome,
 };
@@ -87,11 +89,25 @@ pub(crate) enum Said {
     Died(String),
     /// It cannot be called.
     Refused(String),
+    /// It can be called, and not be timed.
+    Unsupported(String),
     /// It did not end in time.
     Timeout,
 }
 
 impl Said {
+    /// What a reply is that is none of those wished for.
+    fn instead(said: &Value, guest: &Guest) -> Said {
+        let why = said["why"].as_str().unwrap_or_default().to_owned();
+        match said["said"].as_str() {
+            Some("cheat") => Said::Cheat(why),
+            Some("mistrusted") => Said::Mistrusted(why),
+            Some("refused") => Said::Refused(why),
+            Some("unsupported") => Said::Unsupported(why),
+            _ => Said::Died(guest.with_last_words(why)),
+        }
+    }
+
     /// The answers, or what it came to instead.
     pub(crate) fn answers(self) -> Result<Vec<u8>, Outcome> {
         Err(match self {
@@ -100,6 +116,7 @@ impl Said {
             Said::Mistrusted(why) => Outcome::Mistrusted(why),
             Said::Died(why) => Outcome::Crashed(why),
             Said::Refused(why) => Outcome::Error(why),
+            Said::Unsupported(why) => Outcome::Unsupported(why),
             Said::Timeout => Outcome::Timeout,
         })
     }
@@ -212,22 +229,7 @@ impl Kernel {
         let &Question { op, spec, bytes, inputs, threads } = question;
         // Two draws of the inputs in two memories, their images and the outputs.
         let limit = self.isolation.memory + 16 * bytes;
-        let fits = |guest: &Guest| limit <= guest.limit && threads == guest.threads;
-        let idle = {
-            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            idle.iter().rposition(fits).map(|at| idle.remove(at))
-        };
-        let guest = match idle {
-            Some(guest) => Ok(guest),
-            None => self.start(limit, threads).and_then(|(guest, ready)| {
-                if ready["door"] == "open" {
-                    return Ok(guest);
-                }
-                let why = ready["why"].as_str().unwrap_or_default().to_owned();
-                Err(Ended::Died(guest.with_last_words(why)))
-            }),
-        };
-        let answered = guest.and_then(|mut guest| {
+        let answered = self.guest(limit, threads).and_then(|mut guest| {
             let file = guest.file.clone();
             let sent = inputs.map(|inputs| {
                 let sent = file.with_extension("inputs");
@@ -242,21 +244,35 @@ impl Kernel {
             Err(Ended::Timeout) => return Said::Timeout,
             Err(Ended::Died(why)) => return Said::Died(why),
         };
-        let why = said["why"].as_str().unwrap_or_default().to_owned();
-        match said["said"].as_str() {
-            Some("answers") => match fs::read(&guest.file) {
-                Ok(answers) => {
-                    // Whoever did no harm is asked again.
-                    self.put_back(guest);
-                    Said::Answers(answers)
-                }
-                Err(e) => Said::Died(format!("{}: {e}", guest.file.display())),
-            },
-            Some("cheat") => Said::Cheat(why),
-            Some("mistrusted") => Said::Mistrusted(why),
-            Some("refused") => Said::Refused(why),
-            _ => Said::Died(guest.with_last_words(why)),
+        if said["said"] != "answers" {
+            return Said::instead(&said, &guest);
         }
+        match fs::read(&guest.file) {
+            Ok(answers) => {
+                // Whoever did no harm is asked again.
+                self.put_back(guest);
+                Said::Answers(answers)
+            }
+            Err(e) => Said::Died(format!("{}: {e}", guest.file.display())),
+        }
+    }
+
+    /// A process that may take so much memory, and takes so many threads: one that is idle, or a new one.
+    fn guest(&self, limit: u64, threads: Option<usize>) -> Result<Guest, Ended> {
+        let fits = |guest: &Guest| limit <= guest.limit && threads == guest.threads;
+        let idle = {
+            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            idle.iter().rposition(fits).map(|at| idle.remove(at))
+        };
+        if let Some(guest) = idle {
+            return Ok(guest);
+        }
+        let (guest, ready) = self.start(limit, threads)?;
+        if ready["door"] == "open" {
+            return Ok(guest);
+        }
+        let why = ready["why"].as_str().unwrap_or_default().to_owned();
+        Err(Ended::Died(guest.with_last_words(why)))
     }
 
     fn put_back(&self, guest: Guest) {

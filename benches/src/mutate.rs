@@ -33,6 +33,13 @@ impl Mutant {
         format!("{}@{}+{}", self.entry.name(), self.variant(), self.plant.name)
     }
 
+    /// Whether this machine can run the variant on any problem: it is hunted where it runs.
+    pub fn runs(&self) -> bool {
+        let variant = self.variant();
+        let runs = |spec: &String| self.entry.not_run(spec, &variant).is_none();
+        self.entry.specs(Set::Ci).iter().any(runs)
+    }
+
     /// The first problem of a set whose check sees the fault, cheapest first.
     pub fn hunt(&self, set: Set) -> Option<Row> {
         let variant = self.variant();
@@ -44,17 +51,12 @@ impl Mutant {
     }
 }
 
-/// Every fault of every variant of the ops whose name holds all the words. A variant that this machine
-/// cannot run on any problem has none here: it is hunted where it runs.
+/// Every fault of every variant of the ops whose name holds all the words.
 pub fn mutants(words: &[String]) -> Vec<Mutant> {
     let mut all = Vec::new();
     for &entry in ops() {
         for (i, variant) in entry.variants().iter().enumerate() {
-            let runs = |spec: &String| entry.not_run(spec, variant).is_none();
             let plants = entry.plants(variant).iter();
-            if plants.len() != 0 && !entry.specs(Set::Ci).iter().any(runs) {
-                continue;
-            }
             all.extend(plants.map(|&plant| Mutant { entry, variant: i, plant }));
         }
     }
@@ -184,8 +186,9 @@ pub struct Honest {
 }
 
 /// Every op and honest variant with its small problems, f32 and narrower storage among them.
-pub fn honest(words: &[String]) -> Vec<Honest> {
+pub fn honest(words: &[String], holds: &dyn Fn(usize) -> bool) -> Vec<Honest> {
     let mut all = Vec::new();
+    let mut place = 0;
     for &entry in ops() {
         let small = |spec: &String| {
             entry.parse(spec).is_ok_and(|parsed| {
@@ -200,9 +203,10 @@ pub fn honest(words: &[String]) -> Vec<Honest> {
             {
                 continue;
             }
+            place += 1;
             let runs = |spec: &&String| entry.not_run(spec, &variant).is_none();
             let specs: Vec<String> = specs.iter().filter(runs).cloned().collect();
-            if !specs.is_empty() {
+            if holds(place - 1) && !specs.is_empty() {
                 all.push(Honest { entry, variant, specs });
             }
         }

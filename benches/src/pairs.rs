@@ -15,6 +15,7 @@ use std::{
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
+use golden::Clock;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 
@@ -176,13 +177,20 @@ impl Side {
         Ok(told(&reply))
     }
 
-    /// Nanoseconds of a call, and the clock of the processor.
-    fn turn(&mut self, draw: usize, calls: usize, group: usize) -> Result<(f64, f64), Stopped> {
+    /// Nanoseconds of a call, the clock of the processor, and who held the clock.
+    fn turn(
+        &mut self,
+        draw: usize,
+        calls: usize,
+        group: usize,
+    ) -> Result<(f64, f64, String), Stopped> {
         let reply =
             self.ask(&json!({"ask": "turn", "draw": draw, "calls": calls, "group": group}))?;
         let ns: Vec<f64> =
             reply["ns"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
-        Ok((median(&ns), reply["chain"].as_f64().unwrap_or(f64::NAN)))
+        // Builds that do not say so held it themselves.
+        let clock = reply["clock"].as_str().unwrap_or(Clock::Host.name()).to_owned();
+        Ok((median(&ns), reply["chain"].as_f64().unwrap_or(f64::NAN), clock))
     }
 }
 
@@ -250,11 +258,18 @@ pub fn launch(
         }
         let order = if quad % 2 == 0 { [0, 1, 1, 0] } else { [1, 0, 0, 1] };
         let (mut sums, mut chains) = ([0.0; 2], [0.0; 4]);
+        let mut clocks = [String::new(), String::new()];
         for (at, chain) in order.into_iter().zip(&mut chains) {
-            let (ns, of_clock) = sides[at].turn(quad, plan.calls, group)?;
+            let (ns, of_clock, by) = sides[at].turn(quad, plan.calls, group)?;
+            clocks[at] = by;
             sums[at] += ns;
             *chain = of_clock;
             said.sides[at].ns.push(ns);
+        }
+        let [a, b] = &clocks;
+        if a != b {
+            let why = format!("{case}: one build is timed by its {a}, the other by its {b}");
+            return Err(Stopped::Unfit(why));
         }
         quads.push(((sums[1] / sums[0]).ln(), chains));
     }

@@ -10,7 +10,8 @@ use crate::{
     filter::{Filter, Subject},
     foreign::Kernel,
     registry::{self, Entry, Parsed, Spoil, ops},
-    report::Row,
+    report::{Outcome, Row},
+    turns::{Asked, Timed},
 };
 
 /// One spec for one way to compute it.
@@ -32,6 +33,35 @@ impl Job {
     /// `op/spec@device/algorithm`.
     pub fn id(&self) -> String {
         format!("{}/{}@{}", self.entry.name(), self.spec, self.variant)
+    }
+
+    /// Of the same problem those ways of our own that a filter and a device select.
+    pub fn beside(&self, filter: &Filter, device: Option<&str>) -> Vec<Job> {
+        let of = |variant| Job { variant, foreign: None, ..self.clone() };
+        let mut jobs: Vec<Job> = self.entry.variants().into_iter().map(of).collect();
+        jobs.retain(|job| selects(filter, job));
+        jobs.retain(|job| device.is_none_or(|device| on(&job.variant, device)));
+        jobs
+    }
+
+    /// The device that it runs on.
+    pub fn device(&self) -> &str {
+        match &self.foreign {
+            Some(kernel) => kernel.manifest.device(),
+            None if on(&self.variant, "cpu") => "cpu",
+            None => self.variant.split('/').next().unwrap_or_default(),
+        }
+    }
+
+    /// Makes it ready to be timed.
+    ///
+    /// # Errors
+    /// The outcome, if it does not come to that.
+    pub fn timed(&self, asked: &Asked) -> Result<Box<dyn Timed>, Outcome> {
+        match &self.foreign {
+            Some(kernel) => self.entry.timed_foreign(&self.spec, kernel, asked),
+            None => self.entry.timed(&self.spec, &self.variant, asked),
+        }
     }
 
     /// Runs it and compares with the oracle.
@@ -59,15 +89,7 @@ pub fn plan(set: Set, filter: &Filter, device: Option<&str>) -> Result<Vec<Job>,
             }
         }
     }
-    jobs.retain(|job| {
-        let subject = Subject {
-            op: job.entry.name(),
-            variant: &job.variant,
-            id: &job.id(),
-            parsed: &job.parsed,
-        };
-        filter.selects(&subject)
-    });
+    jobs.retain(|job| selects(filter, job));
     if jobs.is_empty() {
         for word in filter.words() {
             jobs.extend(named(word)?);
@@ -75,6 +97,12 @@ pub fn plan(set: Set, filter: &Filter, device: Option<&str>) -> Result<Vec<Job>,
     }
     jobs.retain(|job| device.is_none_or(|device| on(&job.variant, device)));
     Ok(jobs)
+}
+
+/// Whether a filter selects a job.
+fn selects(filter: &Filter, job: &Job) -> bool {
+    let Job { entry, variant, parsed, .. } = job;
+    filter.selects(&Subject { op: entry.name(), variant, id: &job.id(), parsed })
 }
 
 /// Who is told of jobs as they run, several at a time.

@@ -31,6 +31,8 @@ use crate::{
 mod recorded;
 mod timed;
 
+pub(crate) use timed::{draws_of, factors};
+
 pub use crate::{
     drawn::{Drawn, Stored},
     sabotage::Spoil,

@@ -3,7 +3,7 @@
 //! All ways take turns, there and back, and the machine's own pace is sampled between the turns. A time is
 //! told only of answers that were right before the first turn and after the last.
 
-use golden::plan::Activations;
+use golden::{Clock, plan::Activations};
 use optimized::cpu::{roof::Work, timed::Cost};
 
 use crate::{
@@ -46,6 +46,8 @@ pub struct Timing {
     pub throttled: usize,
     /// How it warmed up.
     pub warm: Option<Warm>,
+    /// Who held the clock.
+    pub clock: Option<Clock>,
     /// The least time as a share of what it takes, and what sets it.
     pub share: Option<(f64, Bound)>,
 }
@@ -53,7 +55,7 @@ pub struct Timing {
 impl Timing {
     fn without(checked: Outcome) -> Timing {
         let (samples, plan) = (Vec::new(), String::new());
-        Timing { checked, plan, samples, throttled: 0, warm: None, share: None }
+        Timing { checked, plan, samples, throttled: 0, warm: None, clock: None, share: None }
     }
 
     /// Nanoseconds of a call, in the middle.
@@ -89,7 +91,7 @@ pub fn run(
         for ((job, running), paces) in jobs.iter().zip(all).zip(paces) {
             // The roof of another device is not this one.
             if let Ok(running) = running
-                && crate::plan::on(&job.variant, "cpu")
+                && job.device() == "cpu"
             {
                 let cost = cost(job, &*running.timed, options);
                 paces.push(machine.get_or_insert_with(Machine::new).pace(&cost));
@@ -130,7 +132,7 @@ pub fn run(
 /// A job that is judged and warm.
 fn ready(job: &Job, options: &Options) -> Result<Running, Outcome> {
     let asked = Asked { away: options.away, ..Asked::of(job.parsed.cost.bytes) };
-    let mut timed = job.entry.timed(&job.spec, &job.variant, &asked)?;
+    let mut timed = job.timed(&asked)?;
     let checked = timed.judge();
     if checked.is_red() {
         return Err(checked);
@@ -164,8 +166,9 @@ fn judged(job: &Job, mut running: Running, paces: &[Pace], options: &Options) ->
     });
     let plan = running.timed.plan().to_owned();
     let warm = Some(running.warm);
-    let mut timing =
-        Timing { checked: running.checked, plan, samples, throttled: dropped, warm, share };
+    let clock = running.turns.first().map(|turn| turn.clock);
+    let checked = running.checked;
+    let mut timing = Timing { checked, plan, samples, throttled: dropped, warm, clock, share };
     if let Some((share, _)) = share
         && BEYOND < share
     {
@@ -186,5 +189,10 @@ fn cost(job: &Job, timed: &dyn Timed, options: &Options) -> Cost {
         Activations::Bf16 => Work::Bf16,
         Activations::Int8 => Work::Int8,
     };
-    Cost { read: if cached { 0 } else { bytes }, changed: 0, operations: flops, word }
+    // The pace of products is that of instructions which karat has; the matrix units of a processor, which a
+    // foreign kernel may use, are faster.
+    let matrix_units = || crate::host().features.contains(&"amx_bf16");
+    let faster = job.foreign.is_some() && word != Work::F32 && matrix_units();
+    let operations = if faster { 0 } else { flops };
+    Cost { read: if cached { 0 } else { bytes }, changed: 0, operations, word }
 }

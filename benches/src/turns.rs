@@ -4,12 +4,14 @@
 //! caches and then for the clock. What is timed is what is judged: the answers of the first turn before
 //! anything counts, those that the last turn left after everything has.
 
-use std::time::Duration;
+use std::{path::Path, sync::Arc, time::Duration};
 
-use golden::{Error, plan::Activations};
+use golden::{Clock, Error, plan::Activations};
+use optimized::doors::Foreign;
 
 use crate::{
     clock::{self, time},
+    foreign::Kernel,
     report::Outcome,
     stats::median,
 };
@@ -43,6 +45,8 @@ pub struct Turn {
     pub ns: Vec<f64>,
     /// Nanoseconds of a fixed chain of operations right before: the clock of the processor.
     pub chain: f64,
+    /// Who held the clock.
+    pub clock: Clock,
 }
 
 impl Turn {
@@ -76,6 +80,50 @@ pub trait Times: Sync {
     /// # Errors
     /// The outcome, if it does not come to that.
     fn timed(&self, spec: &str, variant: &str, asked: &Asked) -> Result<Box<dyn Timed>, Outcome>;
+    /// The same of a foreign kernel, which is kept ready in a process of its own.
+    ///
+    /// # Errors
+    /// The outcome, if it does not come to that.
+    fn timed_foreign(
+        &self,
+        spec: &str,
+        kernel: &Arc<Kernel>,
+        asked: &Asked,
+    ) -> Result<Box<dyn Timed>, Outcome>;
+    /// In that process: a problem that an opened kernel is ready for.
+    ///
+    /// # Errors
+    /// If it is not.
+    fn standing(
+        &self,
+        spec: &str,
+        kernel: &Foreign,
+        asked: &Asked,
+    ) -> Result<Box<dyn Standing>, Error>;
+}
+
+/// A problem that a foreign kernel is ready for, as its process has it. Nothing is judged there.
+pub trait Standing {
+    /// See [`Timed::turn`].
+    ///
+    /// # Errors
+    /// If it cannot be run.
+    fn turn(&mut self, draw: usize, calls: usize, group: usize) -> Result<Turn, Error>;
+    /// Leaves the answers to all draws in a file: those of a run under guard, or those that the last turns
+    /// left. What it did that it should not have, if anything.
+    ///
+    /// # Errors
+    /// If there are none.
+    fn answers(&mut self, run: Run, file: &Path) -> Result<Result<(), Outcome>, Error>;
+}
+
+/// Whose answers are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Run {
+    /// One more run, under guard.
+    Now,
+    /// What was timed last.
+    Before,
 }
 
 /// How a problem warmed up.
@@ -126,6 +174,11 @@ impl Away {
         Away(vec![1; bytes / size_of::<u64>()])
     }
 
+    /// Bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        size_of_val(&*self.0)
+    }
+
     /// Reads and writes a word of every line of it.
     pub(crate) fn walk(&mut self) {
         for word in self.0.iter_mut().step_by(8) {
@@ -158,7 +211,7 @@ pub(crate) fn turn(
         done?;
         ns.push(took.as_nanos() as f64 / group as f64);
     }
-    Ok(Turn { ns, chain })
+    Ok(Turn { ns, chain, clock: Clock::Host })
 }
 
 /// Which of some turns were taken while the processor went at less than three quarters of its usual
@@ -170,7 +223,7 @@ pub fn throttled(chains: &[f64]) -> Vec<bool> {
 
 #[cfg(test)]
 mod tests {
-    use golden::{Error, plan::Activations};
+    use golden::{Clock, Error, plan::Activations};
 
     use super::{Away, Timed, Turn, throttled, turn, warm_up};
     use crate::report::Outcome;
@@ -182,7 +235,7 @@ mod tests {
         fn turn(&mut self, _: usize, calls: usize, _: usize) -> Result<Turn, Error> {
             let ns = self.0[self.1.min(self.0.len() - 1)];
             self.1 += 1;
-            Ok(Turn { ns: vec![ns; calls], chain: 1.0 })
+            Ok(Turn { ns: vec![ns; calls], chain: 1.0, clock: Clock::Host })
         }
 
         fn judge(&mut self) -> Outcome {

@@ -20,7 +20,7 @@ use crate::{
     list::Selection,
     machine::Machine,
     out::Out,
-    results::Results,
+    runs::{rows::OpSpeed, times::Times},
     sampling::{self, Sampled, red_exit},
 };
 
@@ -87,19 +87,19 @@ fn beside(place: &Path) -> PathBuf {
 ///
 /// # Errors
 /// 7 if there is none, 2 if it is damaged.
-pub(crate) fn open(name: &str) -> anyhow::Result<Results> {
+pub(crate) fn open(name: &str) -> anyhow::Result<Times> {
     let place = place(name);
     if !place.exists() {
         let why = format!("{}: no such baseline; `karat baseline save {name}`", place.display());
         return Err(fail(Exit::Baseline, why));
     }
-    Results::read(&place)
+    Times::read(&place)
 }
 
 /// The program of a baseline, if it is there and the one that was kept.
-pub(crate) fn kept_program(name: &str, results: &Results) -> Option<PathBuf> {
+pub(crate) fn kept_program(name: &str, times: &Times) -> Option<PathBuf> {
     let program = beside(&place(name));
-    let want = results.machine().ok()?["program_blake3"].as_str()?;
+    let want = times.env.program_blake3.as_deref()?;
     let got = golden::checkpoint::hash_file(&program, &program).ok()?.blake3;
     (got == want).then(|| std::path::absolute(program).ok())?
 }
@@ -192,23 +192,19 @@ fn row(job: &Job, sampled: &Sampled, quads: u32) -> serde_json::Value {
 }
 
 fn show(name: &str, out: &Out) -> anyhow::Result<Exit> {
-    let results = open(name)?;
-    let machine = results.machine()?;
-    out.line(machine["machine"].as_str().unwrap_or_default());
-    let rows = results.rows("bench")?;
-    let cell = |row: &crate::results::Timed<'_>| {
-        let median = row.row["median_ns"].as_f64().map(|ns| format!("{:.2}", ns / 1e3));
-        let budget = row.row["budget_used"].as_f64().map(|used| format!("{:.1} %", 100.0 * used));
-        let cells = [median, budget].map(Option::unwrap_or_default);
-        let [median, budget] = cells;
-        vec![row.case.to_owned(), row.checked.to_owned(), median, budget, row.ns.len().to_string()]
+    let times = open(name)?;
+    out.line(&times.env.machine);
+    let cell = |row: &OpSpeed| {
+        let median = (!row.samples_ns.is_empty()).then(|| format!("{:.2}", row.median_ns / 1e3));
+        let budget = row.budget_used.map(|used| format!("{:.1} %", 100.0 * used));
+        let [median, budget] = [median, budget].map(Option::unwrap_or_default);
+        let samples = row.samples_ns.len().to_string();
+        vec![row.case.clone(), row.outcome().to_owned(), median, budget, samples]
     };
-    let cells: Vec<_> = rows.iter().map(cell).collect();
+    let cells: Vec<_> = times.rows.iter().map(cell).collect();
     out.table(&["case", "checked", "µs", "of its bound", "samples"], &cells);
-    for (_, line) in &results.lines {
-        out.json(line);
-    }
-    let paired = kept_program(name, &results).is_some();
+    times.lines.iter().for_each(|line| out.again(line));
+    let paired = kept_program(name, &times).is_some();
     let told = if paired { "its program is kept" } else { "its program is not here" };
     out.line(told);
     Ok(Exit::Ok)
@@ -225,9 +221,7 @@ fn all(out: &Out) -> anyhow::Result<Exit> {
     }
     for path in paths {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let cases = Results::read(&path).map(|results| {
-            results.lines.iter().filter(|(_, line)| line["kind"] == "bench").count()
-        });
+        let cases = Times::read(&path).map(|times| times.rows.len());
         let told = match &cases {
             Ok(cases) => format!("{cases} cases"),
             Err(error) => error.to_string(),
@@ -240,16 +234,14 @@ fn all(out: &Out) -> anyhow::Result<Exit> {
 }
 
 fn export(name: &str, to: Option<&Path>, out: &Out) -> anyhow::Result<Exit> {
-    let results = open(name)?;
-    results.rows("bench")?;
-    let lines = results.lines.iter().map(|(_, line)| format!("{line}\n"));
-    let text: String = lines.collect();
+    let times = open(name)?;
+    let text = times.lines.join("\n") + "\n";
     if let Some(path) = to {
         files::replace(path, text.as_bytes())
             .map_err(|e| fail(Exit::Unfit, format!("{}: {e}", path.display())))?;
     } else {
         out.text(&text);
-        results.lines.iter().for_each(|(_, line)| out.json(line));
+        times.lines.iter().for_each(|line| out.again(line));
     }
     Ok(Exit::Ok)
 }

@@ -18,7 +18,8 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Kernels {
-    /// The kernel that this kernel.toml describes, and only such kernels; may be given again.
+    /// The kernel that this kernel.toml describes; may be given again. Only such kernels run, and in bench
+    /// what karat has for their problems.
     #[arg(long, value_name = "K.toml")]
     kernel: Vec<PathBuf>,
     #[command(flatten)]

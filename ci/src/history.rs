@@ -8,13 +8,16 @@ use std::{
 };
 
 use benches::stats::change_points;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     exit::{Exit, fail, refuse},
     files,
     out::Out,
-    results::Results,
+    runs::{
+        rows::Past,
+        times::{self, Times},
+    },
 };
 
 #[derive(Debug, clap::Args)]
@@ -62,23 +65,8 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
 }
 
 /// The lines that are there; none where there is no file.
-fn kept(place: &Path) -> anyhow::Result<Option<Results>> {
-    if !place.exists() {
-        return Ok(None);
-    }
-    let history = Results::lines(place)?;
-    for (at, line) in &history.lines {
-        let fine = line["kind"] == "history"
-            && line["case"].is_string()
-            && line["rev"].is_string()
-            && line["fingerprint"].is_string()
-            && line["median_ns"].as_f64().is_some_and(|ns| ns.is_finite() && 0.0 < ns);
-        if !fine {
-            let want = "expected kind history with case, rev, fingerprint and median_ns above 0";
-            return Err(history.wrong(*at, want));
-        }
-    }
-    Ok(Some(history))
+fn kept(place: &Path) -> anyhow::Result<Option<Vec<Past>>> {
+    place.exists().then(|| times::history(place)).transpose()
 }
 
 fn add(place: &PathBuf, paths: &[PathBuf], rev: Option<&str>, out: &Out) -> anyhow::Result<Exit> {
@@ -88,24 +76,21 @@ fn add(place: &PathBuf, paths: &[PathBuf], rev: Option<&str>, out: &Out) -> anyh
         None => here()?,
     };
     let before = kept(place)?;
-    let lines = before.iter().flat_map(|history| &history.lines);
     let mut known: BTreeSet<String> =
-        lines.filter_map(|(_, line)| Some(line["results"].as_str()?.to_owned())).collect();
+        before.iter().flatten().filter_map(|past| past.results.clone()).collect();
     let mut added = Vec::new();
     for path in paths {
-        let results = Results::read(path)?;
-        let rows = results.rows("bench")?;
-        let machine = results.machine()?;
+        let Times { env, rows, .. } = Times::read(path)?;
         let hash = blake3::hash(&fs::read(path)?).to_hex()[..16].to_owned();
         if !known.insert(hash.clone()) {
             return Err(refuse(format!("{}: was added before", path.display())));
         }
-        let right = rows.iter().filter(|row| row.checked == "passed");
+        let right = rows.iter().filter(|row| row.outcome() == "passed");
         added.extend(right.map(|row| {
             json!({"schema": "karat.result/1", "kind": "history", "case": row.case,
-                "variant": row.case.split('@').nth(1), "rev": rev, "time": machine["time"],
-                "fingerprint": machine["fingerprint"], "machine": machine["machine"],
-                "median_ns": benches::stats::median(&row.ns), "results": hash})
+                "variant": row.case.split('@').nth(1), "rev": rev, "time": env.time,
+                "fingerprint": env.fingerprint, "machine": env.machine,
+                "median_ns": benches::stats::median(&row.samples_ns), "results": hash})
         }));
     }
     if added.is_empty() {
@@ -143,25 +128,22 @@ fn here() -> anyhow::Result<String> {
 fn changes(place: &Path, words: &[String], level: f64, out: &Out) -> anyhow::Result<Exit> {
     let none = || fail(Exit::Nothing, format!("{}: no history of that", place.display()));
     let history = kept(place)?.ok_or_else(none)?;
-    let mut series: BTreeMap<(&str, &str), Vec<&Value>> = BTreeMap::new();
-    for (_, line) in &history.lines {
-        let text = |name: &str| line[name].as_str().unwrap_or_default();
-        if words.iter().all(|word| text("case").contains(word.as_str())) {
-            series.entry((text("case"), text("fingerprint"))).or_default().push(line);
+    let mut series: BTreeMap<(&str, &str), Vec<&Past>> = BTreeMap::new();
+    for past in &history {
+        if words.iter().all(|word| past.case.contains(word.as_str())) {
+            series.entry((&past.case, &past.fingerprint)).or_default().push(past);
         }
     }
     if series.is_empty() {
         return Err(none());
     }
     let mut found = Vec::new();
-    for ((case, fingerprint), lines) in &series {
+    for ((case, fingerprint), all) in &series {
         // Ratios count, not differences.
-        let logs: Vec<f64> =
-            lines.iter().filter_map(|line| line["median_ns"].as_f64()).map(f64::ln).collect();
+        let logs: Vec<f64> = all.iter().map(|past| past.median_ns.ln()).collect();
         for change in change_points(&logs, level, 0) {
             let (before, after) = (change.before.exp(), change.after.exp());
-            let rev = lines[change.at]["rev"].as_str().unwrap_or_default();
-            let last = lines[change.at - 1]["rev"].as_str().unwrap_or_default();
+            let (rev, last) = (&all[change.at].rev, &all[change.at - 1].rev);
             out.json(&json!({"schema": "karat.result/1", "kind": "change_point", "case": case,
                 "fingerprint": fingerprint, "rev": rev, "after_rev": last, "before_ns": before,
                 "after_ns": after, "ratio": after / before, "p": change.p, "at": change.at}));
@@ -179,7 +161,7 @@ fn changes(place: &Path, words: &[String], level: f64, out: &Out) -> anyhow::Res
     if !found.is_empty() {
         out.table(&head, &found);
     }
-    let short = series.values().filter(|lines| lines.len() < 6).count();
+    let short = series.values().filter(|all| all.len() < 6).count();
     let s = |n: usize| if n == 1 { "" } else { "s" };
     let (n, of) = (found.len(), series.len());
     out.line(&format!("{n} change{} in {of} series", s(n)));

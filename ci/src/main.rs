@@ -50,7 +50,6 @@ mod policy;
 mod ready;
 mod record;
 mod report;
-mod results;
 mod resume;
 mod runs;
 mod same;
@@ -360,6 +359,8 @@ fn shard(cli: &Cli) -> Option<list::Shard> {
         Some(Command::Check(args)) => args.shard(),
         Some(Command::Paths(args)) => args.shard(),
         Some(Command::Invariance(args)) => args.shard(),
+        Some(Command::Bench(args)) => args.shard(),
+        Some(Command::Mutate(args)) => args.shard(),
         _ => None,
     }
 }

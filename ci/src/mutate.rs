@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::{
     exit::{Exit, fail},
     files, golden_cmd,
-    list::{Device, SetName},
+    list::{Device, SetName, Shard},
     out::{self, Out},
 };
 
@@ -33,6 +33,9 @@ pub(crate) struct Args {
     /// Fresh seeds of every op and honest variant
     #[arg(long, default_value_t = 20, env = "KARAT_SEEDS", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     seeds: u64,
+    /// Only the i-th of n parts, so that n machines share a run: `karat merge` joins what they found
+    #[arg(long, value_name = "i/n", env = "KARAT_SHARD")]
+    shard: Option<Shard>,
     /// Begin again instead of where the last selftest was interrupted
     #[arg(long)]
     fresh: bool,
@@ -54,21 +57,41 @@ impl Args {
         let device = self.device.map(|device| format!("@{}/", device.name()));
         self.filter.iter().cloned().chain(device).collect()
     }
+
+    /// The part of the run that is meant, if not all of it is.
+    pub(crate) fn shard(&self) -> Option<Shard> {
+        self.shard
+    }
+
+    /// Whether what stands at this place is of this part.
+    fn holds(&self, at: usize) -> bool {
+        self.shard.is_none_or(|shard| shard.holds(at))
+    }
 }
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let words = args.words();
     benches::bound::keep_in(&files::cache_dir().join("bounds"));
     let set: Set = args.set.into();
-    let mutants = mutate::mutants(&words);
-    let wiring: Vec<(&str, &str)> = benches::plants()
-        .filter(|(name, _)| {
-            let id = format!("model@reference/f32+{name}");
-            words.iter().all(|word| id.contains(word.as_str()))
-        })
+    let all = mutate::mutants(&words);
+    let wiring = benches::plants().filter(|(name, _)| {
+        let id = format!("model@reference/f32+{name}");
+        words.iter().all(|word| id.contains(word.as_str()))
+    });
+    // Places are counted before it is asked what runs here: shards of unequal machines still hold each once.
+    let places = all.len();
+    let mut some = 0 < places;
+    let mut mutants: Vec<Mutant> =
+        all.into_iter().enumerate().filter(|(at, _)| args.holds(*at)).map(|(_, one)| one).collect();
+    mutants.retain(Mutant::runs);
+    let wiring: Vec<(&str, &str)> = wiring
+        .enumerate()
+        .inspect(|_| some = true)
+        .filter(|(at, _)| args.holds(places + at))
+        .map(|(_, one)| one)
         .collect();
     let planted = mutants.len() + wiring.len();
-    if planted == 0 {
+    if planted == 0 && !(some && args.shard.is_some()) {
         return Err(fail(
             Exit::Nothing,
             "nothing selected; `karat mutate` without words hunts every fault",
@@ -108,7 +131,7 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     }
     let mut exit = if survivors.is_empty() { Exit::Ok } else { Exit::Wrong };
     out.line(&format!("{killed} of {planted} planted faults found"));
-    exit = exit.gravest(guarded(&words, out)?);
+    exit = exit.gravest(guarded(args, &words, out)?);
     let (honest, alarms) =
         if args.selftest { selftest(args, &words, out)? } else { (0, Vec::new()) };
     if !alarms.is_empty() {
@@ -133,10 +156,13 @@ fn wiring_killer(name: &str) -> anyhow::Result<Option<String>> {
 }
 
 /// Spoiled answers and inputs drawn anew, op by op, over the smoke set.
-fn guarded(words: &[String], out: &Out) -> anyhow::Result<Exit> {
+fn guarded(args: &Args, words: &[String], out: &Out) -> anyhow::Result<Exit> {
     let ops: Vec<_> = ops()
         .iter()
         .filter(|op| words.iter().all(|word| op.name().contains(word.as_str())))
+        .enumerate()
+        .filter(|(at, _)| args.holds(*at))
+        .map(|(_, op)| op)
         .collect();
     let bar = out.bar(ops.len() as u64, "sabotage", false);
     let (mut spoiled, mut exit) = (0, Exit::Ok);
@@ -172,9 +198,10 @@ fn guarded(words: &[String], out: &Out) -> anyhow::Result<Exit> {
 /// Fresh seeds of every op and honest variant; goes on where an interrupted one stopped.
 fn selftest(args: &Args, words: &[String], out: &Out) -> anyhow::Result<(usize, Vec<String>)> {
     const STEP: u64 = 4;
-    let all = mutate::honest(words);
+    let all = mutate::honest(words, &|at| args.holds(at));
     let path = files::cache_dir().join("mutate-selftest.json");
-    let of = format!("{} {words:?} {}", benches::bound::version(), all.len());
+    let part = args.shard.map_or_else(String::new, |shard| format!(" {shard}"));
+    let of = format!("{} {words:?} {}{part}", benches::bound::version(), all.len());
     let mut state = State { of: of.clone(), ..State::default() };
     if !args.fresh
         && let Some(kept) = read(&path).filter(|kept| kept.of == of && kept.seeds < args.seeds)

@@ -4,6 +4,7 @@
 //! an `env` row and ends with an `end` row, so that a file which was cut is known from one that is whole.
 
 pub(crate) mod rows;
+pub(crate) mod times;
 
 use std::{
     borrow::Cow,
@@ -16,8 +17,8 @@ use golden::file;
 use serde::Deserialize;
 
 use self::rows::{
-    End, Env, Gated, Judged, ModelSpeed, Mutant, Mutation, OUTCOMES, OpSpeed, Part, Sabotage,
-    Scale, SpeedFit, Supported, Verified,
+    End, Env, Gated, Judged, ModelSpeed, Mutant, Mutation, OUTCOMES, OpSpeed, Part, Past, Sabotage,
+    Scale, SpeedFit, Summary, Supported, Verified,
 };
 use crate::exit::{Exit, refuse};
 
@@ -36,6 +37,8 @@ pub(crate) struct Run {
     pub(crate) env: Env,
     pub(crate) end: Option<End>,
     pub(crate) rows: usize,
+    /// What it came to, if it came to that.
+    pub(crate) summary: Option<Summary>,
 }
 
 impl Run {
@@ -65,6 +68,7 @@ pub(crate) struct Results {
     pub(crate) sabotaged: Vec<Sabotage>,
     pub(crate) parts: Vec<Part>,
     pub(crate) supported: Vec<Supported>,
+    pub(crate) past: Vec<Past>,
     /// What was left out with `--partial`, and why.
     pub(crate) lost: Vec<String>,
     /// Where each case stands.
@@ -75,8 +79,10 @@ pub(crate) struct Results {
 /// What becomes of files that are not whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Damage {
-    /// They are refused.
+    /// They are refused; there is an option that takes what is whole of them.
     Refused,
+    /// They are refused.
+    Fatal,
     /// What is whole of them is taken, and what is missing is told.
     Told,
 }
@@ -221,6 +227,7 @@ impl Results {
     fn damaged(&mut self, damage: Damage, what: String) -> anyhow::Result<()> {
         match damage {
             Damage::Refused => Err(refuse(format!("{what}; --partial takes what there is"))),
+            Damage::Fatal => Err(refuse(what)),
             Damage::Told => {
                 self.lost.push(what);
                 Ok(())
@@ -308,7 +315,7 @@ impl Results {
                 }
                 times(&row.case, "samples_ns", &row.samples_ns)?;
                 self.once(run, number, &[kind, &row.case])?;
-                self.op_speeds.push(OpSpeed { run, ..row });
+                self.op_speeds.push(OpSpeed { run, line: number, ..row });
             }
             "bench" => {
                 let row: ModelSpeed = read(line)?;
@@ -336,7 +343,18 @@ impl Results {
                 self.once(run, number, &[kind, &row.case, &row.variant])?;
                 self.gated.push(row);
             }
-            "mutant" => self.mutants.push(read(line)?),
+            "summary" => self.runs[run].summary = Some(read(line)?),
+            "history" => {
+                let row: Past = read(line)?;
+                times(&row.case, "median_ns", &[row.median_ns])?;
+                self.past.push(Past { line: number, ..row });
+            }
+            "mutant" => {
+                let row: Mutant = read(line)?;
+                let command = unsharded(&self.runs[run].env.arguments);
+                self.once(run, number, &[kind, &row.id, &command])?;
+                self.mutants.push(row);
+            }
             "mutate" => self.mutations.push(read(line)?),
             "sabotage" => self.sabotaged.push(read(line)?),
             "bisect" => self.parts.push(read(line)?),
@@ -436,6 +454,15 @@ impl Results {
                 return Exit::Unfit;
             }
             if !checks().any(|row| row.outcome == "passed") {
+                return Exit::Wrong;
+            }
+        }
+        let times = || self.op_speeds.iter().map(OpSpeed::outcome);
+        if exit == Exit::Ok && shared && times().next().is_some() {
+            if times().all(|outcome| matches!(outcome, "skipped" | "unsupported")) {
+                return Exit::Unfit;
+            }
+            if !times().any(|outcome| outcome == "passed") {
                 return Exit::Wrong;
             }
         }

@@ -4,6 +4,8 @@
 //! They are compiled into temporary folders. Where a compiler or a Python package is not there the
 //! tests that need it are ignored, which is decided before they are listed.
 
+#[path = "kernels/bench.rs"]
+mod bench;
 #[path = "cli/home.rs"]
 #[allow(dead_code, reason = "the tests of the command line use the rest")]
 mod home;
@@ -96,6 +98,7 @@ fn main() -> ExitCode {
         zoo::tests(),
         scaffolds::tests(),
         shrink::tests(),
+        bench::tests(),
         peers::tests(),
         trace::tests(),
         resources::tests(),

@@ -37,8 +37,8 @@ pub use crate::{
     engine::Engine,
     narrow::Narrow,
     op::{
-        Apart, Case, Claims, Cost, DOMAIN, Error, Fill, Host, Op, Plant, Prepared, Set, Spec,
-        Variant,
+        Apart, Calls, Case, Claims, Clock, Clocked, Cost, DOMAIN, Error, Fill, Host, Op, Plant,
+        Prepared, Set, Spec, Variant,
     },
     plan::Plan,
     rng::Rng,

@@ -378,6 +378,12 @@ pub trait Prepared<O: Op> {
     fn load(&mut self, _inputs: &O::Inputs<f32>) -> Result<bool, Error> {
         Ok(false)
     }
+    /// Times calls where they are made: of what is called through a pipe, or on another device, a clock
+    /// around [`execute`](Self::execute) would time the way there as well. The outputs are those of the last
+    /// call. `None` where `execute` is the call and nothing else.
+    fn clocked(&mut self, _calls: &Calls) -> Result<Option<Clocked>, Error> {
+        Ok(None)
+    }
     /// What was written outside of the outputs, if it looks and finds something.
     fn strayed(&mut self) -> Result<Option<String>, Error> {
         Ok(None)
@@ -387,6 +393,53 @@ pub trait Prepared<O: Op> {
     /// found wrong, but not where.
     fn inside(&mut self) -> Result<Vec<Tap>, Error> {
         Ok(Vec::new())
+    }
+}
+
+/// Calls of which the time is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Calls {
+    /// How many times.
+    pub times: usize,
+    /// Of how many calls in a row each.
+    pub group: usize,
+    /// Bytes that are walked before each call, so that caches hold nothing of it.
+    pub away: Option<usize>,
+}
+
+/// Times of calls.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Clocked {
+    /// Nanoseconds of a call, each the mean of a group.
+    pub ns: Vec<f64>,
+    /// By which clock.
+    pub clock: Clock,
+}
+
+/// Who held the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// The process that makes the call, around it.
+    Host,
+    /// The foreign program that computes, around the call: its word for it.
+    Program,
+    /// The device, by events before and after the work.
+    Events,
+}
+
+impl Clock {
+    /// As rows have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Clock::Host => "host clock",
+            Clock::Program => "program clock",
+            Clock::Events => "device events",
+        }
+    }
+
+    /// The one of a name.
+    pub fn named(name: &str) -> Option<Clock> {
+        [Clock::Host, Clock::Program, Clock::Events].into_iter().find(|clock| clock.name() == name)
     }
 }
 

@@ -209,8 +209,7 @@ impl Share {
                 "k_proj.weight" | "v_proj.weight" => {
                     let (Range { start, end }, all) = &self.heads;
                     let [from, to] = [start, end].map(|n| n * shape[0] / all);
-                    let run = from..to;
-                    Cut::Rows(vec![run])
+                    Cut::Rows(std::iter::once(from..to).collect())
                 }
                 "o_proj.weight" => Cut::Columns(rows(columns())),
                 _ => Cut::Whole,

@@ -12,6 +12,7 @@ pub(crate) mod device;
 pub mod embedding;
 mod engine;
 mod entry;
+pub(crate) mod events;
 pub mod fp8_dequant;
 pub mod gated_delta_rule;
 pub mod gdn_gates;

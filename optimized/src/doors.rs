@@ -19,7 +19,8 @@ pub mod scaffold;
 use std::sync::Arc;
 
 use golden::{
-    Case, Claims, Dtype, Error, Host, Op, Plan, Prepared, Spec, Tensors, Variant, View,
+    Calls, Case, Claims, Clocked, Dtype, Error, Host, Op, Plan, Prepared, Spec, Tensors, Variant,
+    View,
     plan::Grid,
     recording::Recorded,
     tensor::{Read, Source},
@@ -99,6 +100,15 @@ trait Door: Send + Sync {
 trait Session {
     /// Computes every output from the inputs.
     fn run(&mut self, problem: &Problem, memory: &mut Memory) -> Result<(), Fault>;
+    /// Times calls, where a clock around `run` would time more than them: see [`Prepared::clocked`].
+    fn clocked(
+        &mut self,
+        _problem: &Problem,
+        _memory: &mut Memory,
+        _calls: &Calls,
+    ) -> Result<Option<Clocked>, Fault> {
+        Ok(None)
+    }
 }
 
 /// What opening needs to know of the world; chosen by the command line.
@@ -260,6 +270,10 @@ impl<O: Op> Prepared<O> for Ready<O> {
 
     fn execute(&mut self) -> Result<(), Error> {
         Ok(self.session.run(&self.problem, &mut self.memory)?)
+    }
+
+    fn clocked(&mut self, calls: &Calls) -> Result<Option<Clocked>, Error> {
+        Ok(self.session.clocked(&self.problem, &mut self.memory, calls)?)
     }
 
     fn outputs(&mut self) -> Result<O::Outputs<f32>, Error> {

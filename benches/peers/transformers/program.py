@@ -8,15 +8,16 @@ so each is handed over alone. See kernel-chunk.toml and kernel-recurrent.toml fo
 import sys
 from pathlib import Path
 
-import torch
-from transformers.models.qwen3_next.modeling_qwen3_next import (
-    torch_chunk_gated_delta_rule,
-    torch_recurrent_gated_delta_rule,
-)
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "optimized/src/doors"))
 
-from karat_kernel import kernel, serve
+from karat_kernel import kernel, needs, serve
+
+with needs("pip install torch transformers numpy"):
+    import torch
+    from transformers.models.qwen3_next.modeling_qwen3_next import (
+        torch_chunk_gated_delta_rule,
+        torch_recurrent_gated_delta_rule,
+    )
 
 WAYS = {"chunk": torch_chunk_gated_delta_rule, "recurrent": torch_recurrent_gated_delta_rule}
 official = WAYS[sys.argv[1]]
@@ -24,9 +25,12 @@ official = WAYS[sys.argv[1]]
 
 @kernel("gated_delta_rule", framework="torch")
 def gated_delta_rule(q, k, v, g, beta, state, cu_seqlens):
-    o, states = torch.empty_like(v), state.clone()
-    for i, (start, end) in enumerate(zip(cu_seqlens.tolist(), cu_seqlens.tolist()[1:])):
-        if start < end:
+    cuts = cu_seqlens.tolist()
+    spans = [(i, a, b) for i, (a, b) in enumerate(zip(cuts, cuts[1:])) if a < b]
+
+    def call():
+        o, states = torch.empty_like(v), state.clone()
+        for i, start, end in spans:
             tokens = [x[None, start:end] for x in (q, k, v, g, beta)]
             got, after = official(
                 *tokens,
@@ -35,7 +39,9 @@ def gated_delta_rule(q, k, v, g, beta, state, cu_seqlens):
                 use_qk_l2norm_in_kernel=True,
             )
             o[start:end], states[i] = got[0], after[0]
-    return {"o": o, "state": states}
+        return {"o": o, "state": states}
+
+    return call
 
 
 with torch.inference_mode():

@@ -30,7 +30,7 @@ fn sent(
 pub(super) struct Bundle<'a> {
     tensors: SafeTensors<'a>,
     scalars: std::collections::HashMap<String, String>,
-    prefix: &'static str,
+    prefix: String,
 }
 
 impl<'a> Bundle<'a> {
@@ -41,12 +41,12 @@ impl<'a> Bundle<'a> {
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(text)?;
         let tensors = SafeTensors::deserialize(bytes).map_err(text)?;
         let scalars = header.metadata().clone().unwrap_or_default();
-        Ok(Bundle { tensors, scalars, prefix: "" })
+        Ok(Bundle { tensors, scalars, prefix: String::new() })
     }
 
     /// The same under a prefix.
-    pub(super) fn under(&mut self, prefix: &'static str) -> &Bundle<'a> {
-        self.prefix = prefix;
+    pub(super) fn under(&mut self, prefix: &str) -> &Bundle<'a> {
+        prefix.clone_into(&mut self.prefix);
         self
     }
 }

@@ -26,6 +26,7 @@ use crate::{
     guard,
     registry::{self, Entry, drawn},
     report::Outcome,
+    turns::{Asked, Run, Standing},
 };
 
 /// Opens the door of a kernel and answers until nobody asks any more.
@@ -55,10 +56,14 @@ pub fn serve(kernel: &Path, world: &World) -> io::Result<()> {
         }
     };
     reply(json!({"door": "open"}))?;
+    let mut standing = None;
     for line in requests.lines() {
         let request: Value = serde_json::from_str(&line?)?;
         let text = |name: &str| request[name].as_str().unwrap_or_default().to_owned();
         let run = || -> Result<Value, Error> {
+            if request["time"].is_string() {
+                return timed(&request, &foreign, &mut standing);
+            }
             let entry = registry::op(&text("op")).ok_or("no such op")?;
             let inputs = request["inputs"].as_str().map(Path::new);
             entry.answer(&text("spec"), &foreign, inputs, Path::new(&text("file")))
@@ -66,6 +71,9 @@ pub fn serve(kernel: &Path, world: &World) -> io::Result<()> {
         reply(match catch_unwind(AssertUnwindSafe(run)) {
             Ok(Ok(said)) => said,
             Ok(Err(error)) => match error.downcast_ref::<Fault>() {
+                Some(Fault::Unfit(why)) if request["time"].is_string() => {
+                    json!({"said": "unsupported", "why": why})
+                }
                 Some(Fault::Refused(why) | Fault::Unfit(why)) => {
                     json!({"said": "refused", "why": why})
                 }
@@ -75,6 +83,48 @@ pub fn serve(kernel: &Path, world: &World) -> io::Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Keeps a problem ready, and runs turns of it.
+fn timed(
+    request: &Value,
+    foreign: &Foreign,
+    standing: &mut Option<Box<dyn Standing>>,
+) -> Result<Value, Error> {
+    let text = |name: &str| request[name].as_str().unwrap_or_default();
+    let number = |name: &str| request[name].as_u64().map(|number| number as usize);
+    if text("time") == "end" {
+        *standing = None;
+        return Ok(json!({"said": "ended"}));
+    }
+    if text("time") == "begin" {
+        *standing = None;
+        let entry = registry::op(text("op")).ok_or("no such op")?;
+        let draws = number("draws").unwrap_or(1);
+        let asked = Asked { draws, away: number("away"), extra: 0.0, fault: None };
+        *standing = Some(entry.standing(text("spec"), foreign, &asked)?);
+        return Ok(json!({"said": "ready"}));
+    }
+    let standing = standing.as_mut().ok_or("nothing is ready")?;
+    if text("time") == "turn" {
+        let [draw, calls, group] = ["draw", "calls", "group"].map(|name| number(name).unwrap_or(1));
+        let turn = standing.turn(draw, calls, group)?;
+        let clock = turn.clock.name();
+        return Ok(json!({"said": "turn", "ns": turn.ns, "chain": turn.chain, "clock": clock}));
+    }
+    let run = if text("time") == "now" { Run::Now } else { Run::Before };
+    Ok(match standing.answers(run, Path::new(text("file")))? {
+        Ok(()) => json!({"said": "answers"}),
+        Err(outcome) => told(outcome),
+    })
+}
+
+/// What a kernel did that it should not have.
+fn told(outcome: Outcome) -> Value {
+    match outcome {
+        Outcome::Cheat(why) => json!({"said": "cheat", "why": why}),
+        outcome => json!({"said": "mistrusted", "why": outcome.why()}),
+    }
 }
 
 /// No more memory than that, no core files, no life after the host's.
@@ -97,10 +147,6 @@ pub(crate) fn answer<O: Op>(
     inputs: Option<&Path>,
     file: &Path,
 ) -> Result<Value, Error> {
-    let told = |outcome: Outcome| match outcome {
-        Outcome::Cheat(why) => json!({"said": "cheat", "why": why}),
-        outcome => json!({"said": "mistrusted", "why": outcome.why()}),
-    };
     if let Some(sent) = inputs {
         let sent = std::fs::read(sent)?;
         let inputs = O::Inputs::read(&Bundle::open(&sent)?)?;

@@ -29,20 +29,20 @@ impl Remote {
 
 /// A call that came to an outcome instead of an answer.
 #[derive(Debug)]
-struct Ended(Outcome);
+pub(super) struct Instead(pub(super) Outcome);
 
-impl fmt::Display for Ended {
+impl fmt::Display for Instead {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0.why().unwrap_or(self.0.name()))
     }
 }
 
-impl std::error::Error for Ended {}
+impl std::error::Error for Instead {}
 
 /// Why there is no answer: a broken promise or a death where a foreign kernel told it, a fault on the
 /// GPU, else an error.
 pub(crate) fn ended(error: Error) -> Outcome {
-    match error.downcast::<Ended>() {
+    match error.downcast::<Instead>() {
         Ok(ended) => ended.0,
         Err(error) if error.is::<Trapped>() => Outcome::Crashed(error.to_string()),
         Err(error) => Outcome::Error(error.to_string()),
@@ -75,7 +75,7 @@ impl<O: Op> Variant<O> for Remote {
         let sizes: Vec<_> =
             <O::Case as golden::Case>::LETTERS.iter().copied().zip(spec.case.sizes()).collect();
         if let Some(why) = self.kernel.refuses(&sizes, spec.dtype) {
-            return Err(Box::new(Ended(Outcome::Unsupported(why))));
+            return Err(Box::new(Instead(Outcome::Unsupported(why))));
         }
         let unwritten = O::unwritten(spec, inputs);
         Ok(Box::new(Ready::<O> {
@@ -119,7 +119,7 @@ impl<O: Op> Prepared<O> for Ready<O> {
             // As many as the pool that it is asked from.
             threads: Some(current_num_threads()),
         };
-        let answers = self.kernel.ask(&question).answers().map_err(Ended)?;
+        let answers = self.kernel.ask(&question).answers().map_err(Instead)?;
         self.outputs = golden::tensor::Read::read(&Bundle::open(&answers)?)?;
         Ok(())
     }

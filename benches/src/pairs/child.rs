@@ -64,7 +64,7 @@ fn answer(request: &Value, ready: &mut Option<Box<dyn Timed>>) -> Result<Value, 
         }
         "turn" => {
             let turn = timed.turn(number("draw"), number("calls"), number("group"))?;
-            json!({"ns": turn.ns, "chain": turn.chain})
+            json!({"ns": turn.ns, "chain": turn.chain, "clock": turn.clock.name()})
         }
         "left" => outcome(&timed.left()),
         "where" => json!({"processor": sched_getcpu()}),

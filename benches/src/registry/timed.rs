@@ -1,19 +1,27 @@
 //! A variant on one problem, ready to be timed.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    sync::Arc,
+};
 
 use golden::{
-    Case, Error, Op, Plan, Prepared, Spec, Variant,
+    Calls, Case, Clocked, Error, Op, Plan, Prepared, Spec, Tensors, Variant,
     plan::{Activations, Grid},
+    recording::serialize,
 };
+use optimized::doors::Foreign;
 
 use super::{Bench, Candidate, drawn, message};
 use crate::{
     answer::Answer,
-    foreign::ended,
+    clock,
+    evidence::held,
+    foreign::{Far, Kernel, ended},
     guard, judge,
     report::Outcome,
-    turns::{self, Asked, Away, Timed, Times, Turn},
+    turns::{self, Asked, Away, Run, Standing, Timed, Times, Turn},
     way,
 };
 
@@ -56,6 +64,28 @@ impl<O: Answer> Times for Bench<O> {
         };
         caught(ready)
     }
+
+    fn timed_foreign(
+        &self,
+        text: &str,
+        kernel: &Arc<Kernel>,
+        asked: &Asked,
+    ) -> Result<Box<dyn Timed>, Outcome> {
+        let ready = || -> Result<Box<dyn Timed>, Outcome> {
+            let spec = Self::spec(text).map_err(Outcome::Error)?;
+            Ok(Box::new(Far::<O>::new(&spec, kernel, asked)?))
+        };
+        caught(ready)
+    }
+
+    fn standing(
+        &self,
+        text: &str,
+        kernel: &Foreign,
+        asked: &Asked,
+    ) -> Result<Box<dyn Standing>, Error> {
+        Ok(Box::new(Running::<O>::ready(kernel, &Self::spec(text)?, asked)?))
+    }
 }
 
 /// A panic ends what is timed, not the run.
@@ -64,29 +94,68 @@ fn caught<T>(run: impl FnOnce() -> Result<T, Outcome>) -> Result<T, Outcome> {
         .unwrap_or_else(|panic| Err(Outcome::Crashed(message(&*panic))))
 }
 
+/// The inputs that take turns.
+pub(crate) fn draws_of<O: Op>(
+    spec: &Spec<O::Case>,
+    draws: usize,
+) -> impl Iterator<Item = (Spec<O::Case>, O::Inputs<f32>)> {
+    (0..draws.max(1) as u64).map(|i| {
+        let spec = Spec { seed: spec.seed.wrapping_add(i), ..spec.clone() };
+        let inputs = drawn::<O>(&spec);
+        (spec, inputs)
+    })
+}
+
 impl<O: Answer> Running<O> {
     fn new(
         variant: &dyn Variant<O>,
         spec: &Spec<O::Case>,
         asked: &Asked,
     ) -> Result<Running<O>, Outcome> {
+        let mut running = Running::ready(variant, spec, asked).map_err(ended)?;
+        if asked.extra != 0.0 {
+            let less = part::<O>(spec, asked.extra).map_err(Outcome::Error)?;
+            let extra = variant.prepare(&less, &drawn::<O>(&less)).map_err(ended)?;
+            running.extra = Some(extra);
+        }
+        Ok(running)
+    }
+
+    /// The same without work besides.
+    fn ready(
+        variant: &dyn Variant<O>,
+        spec: &Spec<O::Case>,
+        asked: &Asked,
+    ) -> Result<Running<O>, Error> {
         let mut draws = Vec::new();
-        for i in 0..asked.draws.max(1) as u64 {
-            let spec = Spec { seed: spec.seed.wrapping_add(i), ..spec.clone() };
-            let inputs = drawn::<O>(&spec);
-            let prepared = variant.prepare(&spec, &inputs).map_err(ended)?;
+        for (spec, inputs) in draws_of::<O>(spec, asked.draws) {
+            let prepared = variant.prepare(&spec, &inputs)?;
             draws.push(Draw { spec, inputs, prepared });
         }
-        let extra = if asked.extra == 0.0 {
-            None
-        } else {
-            let less = part::<O>(spec, asked.extra).map_err(Outcome::Error)?;
-            Some(variant.prepare(&less, &drawn::<O>(&less)).map_err(ended)?)
-        };
         let plan = variant.plan(spec);
         let told = format!("{plan:?}");
         let away = asked.away.map(Away::new);
-        Ok(Running { plan, told, draws, extra, away })
+        Ok(Running { plan, told, draws, extra: None, away })
+    }
+
+    /// One turn: whoever computes elsewhere times elsewhere.
+    fn one(&mut self, draw: usize, times: usize, group: usize) -> Result<Turn, Error> {
+        let Running { draws, extra, away, .. } = self;
+        let n = draws.len();
+        let prepared = &mut draws[draw % n].prepared;
+        prepared.poison()?;
+        let calls = Calls { times, group, away: away.as_ref().map(Away::bytes) };
+        let chain = clock::chain().as_nanos() as f64;
+        if let Some(Clocked { mut ns, clock }) = prepared.clocked(&calls)? {
+            let besides = extra.as_mut().map(|extra| extra.clocked(&calls)).transpose()?.flatten();
+            let besides = besides.map_or_else(Vec::new, |besides| besides.ns);
+            ns.iter_mut().zip(besides).for_each(|(ns, besides)| *ns += besides);
+            return Ok(Turn { ns, chain, clock });
+        }
+        turns::turn(times, group, away, &mut || {
+            prepared.execute()?;
+            extra.as_mut().map_or(Ok(()), |extra| extra.execute())
+        })
     }
 
     /// Judges every draw as `answers` has it.
@@ -115,14 +184,7 @@ impl<O: Answer> Running<O> {
 
 impl<O: Answer> Timed for Running<O> {
     fn turn(&mut self, draw: usize, calls: usize, group: usize) -> Result<Turn, Error> {
-        let n = self.draws.len();
-        let prepared = &mut self.draws[draw % n].prepared;
-        prepared.poison()?;
-        let extra = &mut self.extra;
-        turns::turn(calls, group, &mut self.away, &mut || {
-            prepared.execute()?;
-            extra.as_mut().map_or(Ok(()), |extra| extra.execute())
-        })
+        self.one(draw, calls, group)
     }
 
     fn judge(&mut self) -> Outcome {
@@ -131,16 +193,7 @@ impl<O: Answer> Timed for Running<O> {
     }
 
     fn left(&mut self) -> Outcome {
-        let run = || {
-            Ok(self.judged(|draw| {
-                let got = draw.prepared.outputs()?;
-                let changed = guard::differs(&draw.inputs, &draw.prepared.inputs()?);
-                Ok(match changed {
-                    Some(name) => Err(Outcome::Cheat(format!("input {name} was changed"))),
-                    None => Ok(got),
-                })
-            }))
-        };
+        let run = || Ok(self.judged(Draw::left));
         caught(run).unwrap_or_else(|outcome| outcome)
     }
 
@@ -149,10 +202,52 @@ impl<O: Answer> Timed for Running<O> {
     }
 
     fn factors(&self) -> Activations {
-        match self.plan.activations {
-            Activations::F32 if self.plan.dot == Grid::Bf16 => Activations::Bf16,
-            kind => kind,
+        factors(&self.plan)
+    }
+}
+
+/// What products of a plan read.
+pub(crate) fn factors(plan: &Plan) -> Activations {
+    match plan.activations {
+        Activations::F32 if plan.dot == Grid::Bf16 => Activations::Bf16,
+        kind => kind,
+    }
+}
+
+impl<O: Op> Draw<O> {
+    /// What the last run left, if it did nothing else.
+    fn left(&mut self) -> Result<Result<O::Outputs<f32>, Outcome>, Error> {
+        let got = self.prepared.outputs()?;
+        let changed = guard::differs(&self.inputs, &self.prepared.inputs()?);
+        let changed = changed.map(|name| format!("input {name} was changed"));
+        Ok(match changed.or(self.prepared.strayed()?) {
+            Some(why) => Err(Outcome::Cheat(why)),
+            None => Ok(got),
+        })
+    }
+}
+
+impl<O: Answer> Standing for Running<O> {
+    fn turn(&mut self, draw: usize, calls: usize, group: usize) -> Result<Turn, Error> {
+        self.one(draw, calls, group)
+    }
+
+    fn answers(&mut self, run: Run, file: &Path) -> Result<Result<(), Outcome>, Error> {
+        let mut tensors = Vec::new();
+        for (at, draw) in self.draws.iter_mut().enumerate() {
+            let got = match run {
+                Run::Now => guard::watched(&mut *draw.prepared, &draw.inputs)?,
+                Run::Before => draw.left()?,
+            };
+            let got = match got {
+                Ok(got) => got,
+                Err(outcome) => return Ok(Err(outcome)),
+            };
+            let named = got.tensors().into_iter();
+            tensors.extend(named.map(|(name, view)| (format!("{at}/{name}"), held(view))));
         }
+        std::fs::write(file, serialize(&tensors, &[])?)?;
+        Ok(Ok(()))
     }
 }
 

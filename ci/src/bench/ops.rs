@@ -1,17 +1,21 @@
 //! `karat bench [FILTER]`: how fast ways to compute ops are, beside what the machine can do.
 
+use std::sync::Arc;
+
 use benches::{
+    foreign::Kernel,
     plan::Job,
     roofline::Bound,
     timing::{self, Options, Timing},
 };
+use golden::Clock;
 use serde_json::{Value, json};
 
 use crate::{
     ended::{self, Counts, Skips},
     exit::{Exit, fail},
-    files,
-    list::Selection,
+    files, foreign,
+    list::{Selection, Shard},
     machine::Machine,
     out::{self, Out},
 };
@@ -27,6 +31,8 @@ pub(crate) struct Args {
     /// Walk through twice what the caches hold before each call
     #[arg(long)]
     cold: bool,
+    #[command(flatten)]
+    foreign: foreign::Kernels,
 }
 
 /// Times of a turn.
@@ -38,15 +44,34 @@ impl Args {
         self.selection.names()
     }
 
+    /// The part of the run that is meant, if not all of it is.
+    pub(super) fn shard(&self) -> Option<Shard> {
+        self.selection.shard()
+    }
+
+    /// Whether foreign kernels are meant.
+    pub(super) fn foreign(&self) -> bool {
+        self.foreign.given()
+    }
+
     /// The device that is meant, if one is.
     pub(super) fn device(&self) -> Option<&'static str> {
         self.selection.device()
     }
 }
 
-/// The jobs that can be timed: the reference and foreign kernels are none of them.
+/// The jobs of this shard that can be timed.
 pub(crate) fn jobs(selection: &Selection) -> anyhow::Result<Vec<Job>> {
-    let mut jobs = selection.jobs(&[])?;
+    let jobs = selection.part(all(selection)?);
+    if jobs.is_empty() {
+        return Err(fail(Exit::Nothing, "no problem falls on this shard"));
+    }
+    Ok(jobs)
+}
+
+/// Of all shards: the reference is none of them.
+fn all(selection: &Selection) -> anyhow::Result<Vec<Job>> {
+    let mut jobs = selection.all(&[])?;
     jobs.retain(|job| !job.variant.starts_with("reference/"));
     if jobs.is_empty() {
         return Err(fail(
@@ -57,8 +82,41 @@ pub(crate) fn jobs(selection: &Selection) -> anyhow::Result<Vec<Job>> {
     Ok(jobs)
 }
 
+/// Of these kernels every problem that is selected, and whatever of ours computes it, one after the other.
+fn beside(selection: &Selection, kernels: &[Arc<Kernel>]) -> anyhow::Result<Vec<Job>> {
+    let (filter, device) = (selection.filter()?, selection.device());
+    let mut problems: Vec<(Job, Vec<Job>)> = Vec::new();
+    for job in selection.all(kernels)? {
+        let same = |(of, _): &&mut (Job, Vec<Job>)| {
+            (of.entry.name(), &of.spec) == (job.entry.name(), &job.spec)
+        };
+        match problems.iter_mut().find(same) {
+            Some((_, jobs)) => jobs.push(job),
+            None => problems.push((job.clone(), vec![job])),
+        }
+    }
+    if problems.is_empty() {
+        let why =
+            "nothing of these kernels is selected; `karat kernel inspect` says what they take";
+        return Err(fail(Exit::Nothing, why));
+    }
+    let all = problems.into_iter().flat_map(|(of, foreign)| {
+        let ours = of.beside(&filter, device);
+        ours.into_iter().filter(|job| !job.variant.starts_with("reference/")).chain(foreign)
+    });
+    Ok(all.collect())
+}
+
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
-    let jobs = jobs(&args.selection)?;
+    let (kernels, opened) =
+        if args.foreign.given() { args.foreign.open(out)? } else { (Vec::new(), Exit::Ok) };
+    let all =
+        if kernels.is_empty() { all(&args.selection)? } else { beside(&args.selection, &kernels)? };
+    let jobs = args.selection.part(all);
+    if jobs.is_empty() {
+        out.line("no problem falls on this shard");
+        return Ok(opened);
+    }
     let caches = benches::caches();
     let away = match (args.cold, caches) {
         (false, _) => None,
@@ -74,6 +132,8 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     out.line(&here.name);
     let bar = out.bar(jobs.len() as u64, "bench", false);
     let mut told = Told::new(out, away);
+    told.exit = opened;
+    told.shared = args.shard().is_some();
     let mut machine = None;
     for problem in jobs.chunk_by(|a, b| (a.entry.name(), &a.spec) == (b.entry.name(), &b.spec)) {
         let timings = timing::run(problem, &options, &mut machine, &mut || !out::interrupted());
@@ -95,12 +155,15 @@ struct Told<'a> {
     skips: Skips,
     counts: Counts,
     exit: Exit,
+    /// Whether this is a part of a run, which need not hold what can run here.
+    shared: bool,
 }
 
 impl<'a> Told<'a> {
     fn new(out: &'a Out, away: Option<usize>) -> Told<'a> {
         let counts = Counts::default();
-        Told { out, away, rows: Vec::new(), skips: Skips::default(), counts, exit: Exit::Ok }
+        let (rows, skips) = (Vec::new(), Skips::default());
+        Told { out, away, rows, skips, counts, exit: Exit::Ok, shared: false }
     }
 
     fn add(&mut self, job: &Job, timing: &Timing) {
@@ -139,12 +202,13 @@ impl<'a> Told<'a> {
             timing.share.map_or(String::new(), |(share, bound)| {
                 format!("{:.0} % of {}", 100.0 * share, name(bound))
             }),
+            timing.clock.map_or("", Clock::name).to_owned(),
         ]);
     }
 
     fn end(self) -> Exit {
         if !self.rows.is_empty() {
-            let head = ["problem", "way", "µs", "5 %..95 %", "GB/s", "Gop/s", "roof"];
+            let head = ["problem", "way", "µs", "5 %..95 %", "GB/s", "Gop/s", "roof", "timed"];
             self.out.table(&head, &self.rows);
         }
         if self.rows.iter().any(|row| row[3].ends_with('!')) {
@@ -152,7 +216,8 @@ impl<'a> Told<'a> {
         }
         self.skips.tell("problem", self.out);
         self.out.line(&self.counts.told(" and timed"));
-        let exit = self.counts.exit(self.exit, None, self.out);
+        let exit =
+            if self.shared { self.exit } else { self.counts.exit(self.exit, None, self.out) };
         let Counts { rows, passed, skipped, unsupported } = self.counts;
         self.out.json(
             &json!({"schema": "karat.result/1", "kind": "summary", "rows": rows, "passed": passed,
@@ -184,7 +249,8 @@ pub(crate) fn row(job: &Job, timing: &Timing, away: Option<usize>) -> Value {
         "spec": job.spec, "variant": job.variant, "checked": timing.checked.name(),
         "why": timing.checked.why(), "budget_used": benches::report::number(timing.budget()),
         "plan": timing.plan, "samples_ns": timing.samples, "median_ns": timing.median(),
-        "throttled": timing.throttled, "warm": timing.warm.map(|warm| warm.stable),
+        "timed": timing.clock.map(Clock::name), "device": job.device(),
+        "kernel": job.foreign.as_ref().map(|kernel| &kernel.manifest.file), "throttled": timing.throttled, "warm": timing.warm.map(|warm| warm.stable),
         "calls_per_sample": timing.warm.map(|warm| if away.is_some() { 1 } else { warm.group }),
         "bytes": cost.bytes, "flops": cost.flops,
         "share_of_roof": timing.share.map(|(share, _)| share),

@@ -46,6 +46,7 @@ fn lines(rows: &[&OpSpeed]) -> Markup {
                     Some(false) => "warm",
                     None => "–",
                 }),
+                cell(row.timed.as_deref().unwrap_or("–")),
                 html! { span class=(class(checked)) { (checked) } },
             ]
         })
@@ -59,6 +60,7 @@ fn lines(rows: &[&OpSpeed]) -> Markup {
         "#Gop/s",
         "share of roof",
         "caches",
+        "timed by",
         "checked",
     ];
     page::table(&head, &rows)

@@ -28,6 +28,10 @@ pub(crate) struct Env {
     pub(crate) arch: String,
     pub(crate) shard: Option<String>,
     pub(crate) settings: Vec<Setting>,
+    /// The machine, as a person would say it.
+    pub(crate) machine: String,
+    /// Of a baseline: the program that is kept beside it.
+    pub(crate) program_blake3: Option<String>,
 }
 
 /// A setting that was in force.
@@ -241,11 +245,55 @@ pub(crate) struct OpSpeed {
     /// What checking it came to.
     #[serde(default)]
     pub(crate) checked: Option<String>,
+    #[serde(default)]
+    pub(crate) why: Option<String>,
+    #[serde(default, deserialize_with = "optional")]
+    pub(crate) budget_used: Option<f64>,
+    /// How it rounds.
+    #[serde(default)]
+    pub(crate) plan: String,
+    /// Of a baseline: in how many launches the samples were taken.
+    #[serde(default)]
+    pub(crate) launches: Option<u64>,
+    /// Who held the clock, where that is told.
+    #[serde(default)]
+    pub(crate) timed: Option<String>,
     #[serde(skip)]
     pub(crate) run: usize,
+    /// Where it stands in its file.
+    #[serde(skip)]
+    pub(crate) line: u32,
+}
+
+/// The last row of what a command found.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(crate) struct Summary {
+    /// Of how many rows.
+    #[serde(default)]
+    pub(crate) rows: Option<u64>,
+}
+
+/// The time of a case at some revision.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Past {
+    pub(crate) case: String,
+    pub(crate) rev: String,
+    pub(crate) fingerprint: String,
+    #[serde(deserialize_with = "number")]
+    pub(crate) median_ns: f64,
+    /// The hash of the results that it is from.
+    #[serde(default)]
+    pub(crate) results: Option<String>,
+    #[serde(skip)]
+    pub(crate) line: u32,
 }
 
 impl OpSpeed {
+    /// The outcome's name, as far as it was told.
+    pub(crate) fn outcome(&self) -> &str {
+        self.checked.as_deref().unwrap_or_default()
+    }
+
     /// Whether it was: what did not pass was not.
     pub(crate) fn timed(&self) -> bool {
         !self.samples_ns.is_empty()

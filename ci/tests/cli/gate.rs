@@ -157,25 +157,28 @@ fn a_baseline_that_is_damaged_or_told_otherwise_is_seen() {
             value[key] = to;
         }
     };
-    says(&text[..text.len() / 2], 2, &["was.jsonl:", "cut off"]);
+    says(&text[..text.len() / 2], 2, &["was.jsonl:", "cut in the middle of a row"]);
     let whole_lines: Vec<_> = text.lines().collect();
     let cut = format!("{}\n", whole_lines[..whole_lines.len() - 1].join("\n"));
     says(&cut, 2, &["ends without its summary"]);
     let (first, rest) = text.split_once('\n').unwrap();
     let second = rest.lines().next().unwrap();
-    says(&format!("{first}\n{second}\n{rest}"), 2, &["summary says"]);
-    let twice = changed(&format!("{first}\n{second}\n{rest}"), |line| {
-        if line["kind"] == "summary" {
-            line["rows"] = (line["rows"].as_u64().unwrap() + 1).into();
-        }
-    });
-    says(&twice, 2, &["was.jsonl:3", "a second row of rms_norm/"]);
+    let lost = text.replacen(&format!("{second}\n"), "", 1);
+    says(&lost, 2, &["was.jsonl: 0 rows, its summary says 1"]);
+    let twice = format!("{first}\n{second}\n{rest}");
+    let once = "was.jsonl:2 as well; expected each case once";
+    says(&twice, 2, &["was.jsonl:3: rms_norm/N16-D64@cpu/portable stands in", once]);
+    says(&format!("{text}{text}"), 2, &["as well"]);
     let newer = text.replace("karat.result/1", "karat.result/2");
-    says(&newer, 2, &["schema karat.result/2 is newer"]);
+    says(
+        &newer,
+        2,
+        &["was.jsonl:1: expected schema karat.result/1, got karat.result/2, which is newer"],
+    );
     let other = text.replace("karat.result/1", "criterion");
-    says(&other, 2, &["expected karat.result/1"]);
+    says(&other, 2, &["was.jsonl:1: expected schema karat.result/1, got criterion"]);
     let nan = changed(&text, |line| bench(line, "samples_ns", json!([1.0, "NaN"])));
-    says(&nan, 2, &["samples_ns[1] is \"NaN\"", "expected a time above 0"]);
+    says(&nan, 2, &["was.jsonl:2", "samples_ns[1] is NaN; expected a number above 0"]);
     says(&text.replace("\"samples_ns\":[", "\"samples_ns\":[NaN,"), 2, &["was.jsonl:2"]);
     let elsewhere = changed(&text, |line| {
         if line["kind"] == "env" {
@@ -191,7 +194,13 @@ fn a_baseline_that_is_damaged_or_told_otherwise_is_seen() {
         2,
         &["of which machine"],
     );
-    says("", 2, &["has no results"]);
+    says("", 2, &["was.jsonl: empty; expected JSON lines of a run"]);
+    let none = changed(&text, |line| bench(line, "samples_ns", json!([])));
+    says(&none, 2, &["was.jsonl:2", "passed, and has no samples"]);
+    let unchecked = changed(&text, |line| {
+        line.as_object_mut().unwrap().remove("checked");
+    });
+    says(&unchecked, 2, &["was.jsonl:2", "no checked"]);
     // Answers that were better.
     let found = |text: &str| {
         with(text);
@@ -279,8 +288,9 @@ fn the_selftest_runs_and_ends_in_its_line() {
 
 /// Results of a machine, one case each.
 fn results(ns: &[f64]) -> String {
-    let env = json!({"schema": "karat.result/1", "kind": "env", "fingerprint": "f", "machine": "m", "time": 1});
-    let row = json!({"schema": "karat.result/1", "kind": "bench", "case": OTHER, "checked": "passed", "samples_ns": ns});
+    let env = json!({"schema": "karat.result/1", "kind": "env", "fingerprint": "f", "machine": "m", "time": "then"});
+    let row = json!({"schema": "karat.result/1", "kind": "bench", "case": OTHER, "checked": "passed",
+        "samples_ns": ns, "median_ns": ns[ns.len() / 2]});
     let summary = json!({"schema": "karat.result/1", "kind": "summary", "rows": 1});
     format!("{env}\n{row}\n{summary}\n")
 }
@@ -307,7 +317,11 @@ fn history_tells_where_times_change() {
     home.says(2, &["history", "add", "r.jsonl", "--rev", "again"], &["was added before"]);
     home.says(2, &["history", "add", "r.jsonl"], &["--rev"]);
     fs::write(home.path("r.jsonl"), "{\"schema\": \"karat.res").unwrap();
-    home.says(2, &["history", "add", "r.jsonl", "--rev", "x"], &["r.jsonl:1", "cut off"]);
+    home.says(
+        2,
+        &["history", "add", "r.jsonl", "--rev", "x"],
+        &["r.jsonl:1", "cut in the middle of a row"],
+    );
     // A history that is not whole is neither read nor added to.
     let place = home.path("target/karat/history.jsonl");
     let whole = fs::read_to_string(&place).unwrap();
@@ -315,8 +329,16 @@ fn history_tells_where_times_change() {
     fs::write(&place, cut).unwrap();
     fs::write(home.path("r.jsonl"), results(&[7.0])).unwrap();
     for args in [&["history", "add", "r.jsonl", "--rev", "x"][..], &["history", "changepoints"]] {
-        home.says(2, args, &["history.jsonl:8", "cut off"]);
+        home.says(2, args, &["history.jsonl:8", "cut in the middle of a row"]);
         assert_eq!(fs::read_to_string(&place).unwrap(), cut);
+    }
+    // Nor is one with other rows in it, or without a time.
+    for (text, said) in [
+        (format!("{whole}{}", results(&[7.0])), "history.jsonl:9: expected kind history"),
+        (whole.replacen("\"median_ns\":100.0", "\"median_ns\":0.0", 1), "median_ns[0] is 0"),
+    ] {
+        fs::write(&place, text).unwrap();
+        home.says(2, &["history", "changepoints"], &[said]);
     }
 }
 

@@ -114,6 +114,67 @@ fn shards_hold_every_case_once_and_join_to_the_whole() {
     assert_eq!(sorted(&all), sorted(&list(&[])));
 }
 
+/// What one kind of row is about, of all that a file holds.
+fn named(home: &Home, file: &str, kind: &str, key: &str) -> Vec<String> {
+    let of_kind = rows(home, file).into_iter().filter(|row| row["kind"] == kind);
+    let mut names: Vec<_> = of_kind.map(|row| row[key].as_str().unwrap().to_owned()).collect();
+    names.sort();
+    names
+}
+
+/// Shards of a command hold what the whole holds, each once, and a merge knows of one that lacks.
+fn shared(command: &[&str], kinds: &[(&str, &str)]) {
+    let home = Home::with(&[]);
+    let run = |more: &[&str], file: &str| {
+        let args = [command, more, &["--results", file]].concat();
+        home.ends(0, &args);
+        let shard = more.get(1).map_or(Value::Null, |&shard| shard.into());
+        assert_eq!(rows(&home, file)[0]["shard"], shard, "{args:?}");
+    };
+    run(&[], "whole.jsonl");
+    let parts = ["1/3", "2/3", "3/3"].map(|shard| {
+        let file = format!("{}.jsonl", &shard[..1]);
+        run(&["--shard", shard], &file);
+        file
+    });
+    let [a, b, c] = parts.each_ref().map(String::as_str);
+    home.ends(0, &["merge", a, b, c, "-o", "m.jsonl"]);
+    for (kind, key) in kinds {
+        let whole = named(&home, "whole.jsonl", kind, key);
+        assert!(2 < whole.len(), "{kind}: {whole:?}");
+        assert_eq!(named(&home, "m.jsonl", kind, key), whole, "{command:?}");
+        let most = parts.iter().map(|file| named(&home, file, kind, key).len()).max().unwrap();
+        assert!(most < whole.len(), "{kind}");
+    }
+    refused(&home, 2, &["merge", a, c], &["shard 2/3", "is not there"]);
+    refused(&home, 2, &["merge", a, a, b, c], &["as well; expected each case once"]);
+    home.ends(2, &[command, &["--shard", "4/3"]].concat());
+}
+
+#[test]
+fn shards_of_a_bench_join_to_the_whole() {
+    shared(&["bench", "l2_norm/", "--turns", "1"], &[("bench", "case")]);
+    let home = Home::with(&[]);
+    // A part may hold nothing, or nothing that runs here; the whole must.
+    let one = ["bench", "l2_norm/N3-D8@cpu/portable", "--turns", "1", "--shard", "2/2"];
+    assert!(home.ends(0, &one).is_empty());
+    let skipped = ["bench", "l2_norm/N3-D8@cuda/naive", "--turns", "1"];
+    if home.karat(&skipped).code == 9 {
+        for shard in ["1/2", "2/2"] {
+            let file = &shard[..1];
+            home.ends(0, &[&skipped[..], &["--shard", shard, "--results", file]].concat());
+        }
+        home.ends(9, &["merge", "1", "2", "-o", "m.jsonl"]);
+    }
+    let model = ["bench", "--model", "synthetic:tiny", "--shard", "1/2"];
+    home.says(2, &model, &["--shard", "--model"]);
+}
+
+#[test]
+fn shards_of_a_hunt_join_to_the_whole() {
+    shared(&["mutate", "l2_norm"], &[("mutant", "mutant")]);
+}
+
 #[test]
 fn damaged_results_are_refused_in_one_line() {
     let home = checked();

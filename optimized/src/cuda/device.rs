@@ -249,6 +249,23 @@ impl Device {
         Ok(self.context.attribute(what)? as u32)
     }
 
+    /// Bytes that its largest cache holds.
+    pub(crate) fn cached(&self) -> Result<usize, Error> {
+        let what = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE;
+        Ok(self.context.attribute(what)? as usize)
+    }
+
+    /// Nanoseconds between an event before some work and one behind it, when all of it is done.
+    pub(crate) fn elapsed(
+        &self,
+        work: &mut dyn FnMut() -> Result<(), Error>,
+    ) -> Result<f64, Error> {
+        let event = || self.stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT));
+        let before = event()?;
+        work()?;
+        Ok(f64::from(before.elapsed_ms(&event()?)?) * 1e6)
+    }
+
     /// What the compiler calls it: `sm_90a`. From Hopper on the `a` opens what is of this
     /// architecture alone (wgmma, TMA).
     pub(crate) fn target(&self) -> Result<String, Error> {

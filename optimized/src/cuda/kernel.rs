@@ -4,7 +4,8 @@
 use std::marker::PhantomData;
 
 use golden::{
-    Claims, Dtype, Error, Host, Narrow, Op, Plan, Plant, Prepared, Spec, Tensors, Variant, View,
+    Calls, Claims, Clocked, Dtype, Error, Host, Narrow, Op, Plan, Plant, Prepared, Spec, Tensors,
+    Variant, View,
     plan::Grid,
     recording::Recorded,
     tensor::{Read, Source as Named},
@@ -15,6 +16,7 @@ use ndarray::{ArrayD, ArrayView1};
 use super::{
     device::{self, Function, Shape, Value},
     entry::{ACTIVATION_BYTES, Launch, MULTIPROCESSORS, Scratch, Sizes, WEIGHT_BYTES},
+    events,
     gpu::{Context, gpu, lost, with},
     launch::entry,
     narrow::Codes,
@@ -202,6 +204,15 @@ struct There {
     /// Of inputs, then of outputs, then of scratch memory.
     places: Vec<Place>,
     launches: Vec<(Function, Shape, Vec<Value>)>,
+}
+
+impl There {
+    /// Puts every kernel into the stream. A grid without blocks is no launch.
+    fn launch(&self) -> Result<(), device::Error> {
+        let is_some = |(_, shape, _): &&(Function, Shape, Vec<Value>)| !shape.grid.contains(&0);
+        let mut all = self.launches.iter().filter(is_some);
+        all.try_for_each(|(function, shape, values)| function.launch(*shape, values))
+    }
 }
 
 impl<O: Op> Loaded<O> {
@@ -552,16 +563,18 @@ impl<O: Op> Prepared<O> for Loaded<O> {
         Ok(O::Inputs::read(&self.named(&self.inputs))?)
     }
 
-    /// Launches every kernel and waits. A grid without blocks is no launch.
+    /// Launches every kernel and waits.
     fn execute(&mut self) -> Result<(), Error> {
         with(&self.id, |context| {
-            for (function, shape, values) in &self.there.launches {
-                if shape.grid.iter().all(|&n| 0 < n) {
-                    function.launch(*shape, values)?;
-                }
-            }
+            self.there.launch()?;
             context.device.wait()
         })
+    }
+
+    fn clocked(&mut self, calls: &Calls) -> Result<Option<Clocked>, Error> {
+        let there = &self.there;
+        with(&self.id, |context| events::clocked(&context.device, calls, &mut || there.launch()))
+            .map(Some)
     }
 
     fn outputs(&mut self) -> Result<O::Outputs<f32>, Error> {

@@ -5,7 +5,7 @@
 
 use std::{fs, path::Path, sync::Arc};
 
-use golden::Dtype;
+use golden::{Calls, Clocked, Dtype};
 
 use super::{
     Door, Fault, Memory, Problem, Session, World,
@@ -15,6 +15,7 @@ use super::{
 };
 use crate::cuda::{
     device::{self, Device, Error, Function, Shape, TARGET, Value},
+    events,
     place::Place,
 };
 
@@ -279,11 +280,23 @@ struct Launching {
     places: Vec<Place>,
 }
 
+impl Launching {
+    /// Copies everything to the device.
+    fn put(&mut self, memory: &Memory) -> Result<(), Fault> {
+        let mut all = memory.blocks().zip(&mut self.places);
+        all.try_for_each(|(block, place)| place.put(&self.device, block)).map_err(fault)
+    }
+
+    /// Copies everything back.
+    fn get(&self, memory: &mut Memory) -> Result<(), Fault> {
+        let mut all = memory.blocks_mut().zip(&self.places);
+        all.try_for_each(|(block, place)| place.get(&self.device, block)).map_err(fault)
+    }
+}
+
 impl Session for Launching {
     fn run(&mut self, _: &Problem, memory: &mut Memory) -> Result<(), Fault> {
-        for (block, place) in memory.blocks().zip(&mut self.places) {
-            place.put(&self.device, block).map_err(fault)?;
-        }
+        self.put(memory)?;
         for (at, shape, values) in &self.launches {
             let (launch, function) = &self.kernels[*at];
             let died = |error| match error {
@@ -295,9 +308,22 @@ impl Session for Launching {
             // One at a time, so that a fault is told of the kernel that made it.
             self.device.wait().map_err(died)?;
         }
-        for (block, place) in memory.blocks_mut().zip(&self.places) {
-            place.get(&self.device, block).map_err(fault)?;
-        }
-        Ok(())
+        self.get(memory)
+    }
+
+    fn clocked(
+        &mut self,
+        _: &Problem,
+        memory: &mut Memory,
+        calls: &Calls,
+    ) -> Result<Option<Clocked>, Fault> {
+        self.put(memory)?;
+        let mut call = || {
+            let mut all = self.launches.iter();
+            all.try_for_each(|(at, shape, values)| self.kernels[*at].1.launch(*shape, values))
+        };
+        let clocked = events::clocked(&self.device, calls, &mut call).map_err(fault)?;
+        self.get(memory)?;
+        Ok(Some(clocked))
     }
 }

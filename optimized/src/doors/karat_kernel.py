@@ -21,22 +21,71 @@ function that launches it.
     @kernel("rms_norm", framework="torch", device="cuda")
     def rms_norm(x, weight, eps, residual=None): ...
 
+A function may return a function without arguments instead, which returns the outputs: what came before
+is done once for a problem (a plan, an index, another layout of the weights), and `karat bench --kernel`
+times calls of what was returned, on inputs that stay where they are. On a GPU it times by events of the
+device. A call may in turn return a function that hands over what was computed, in the layout that is
+asked for: that one is called after the last, and not timed.
+
+What a program needs and may not be there is imported under `needs`: karat then skips it, and says why.
+
+    with needs("pip install torch"):
+        import torch
+
 What the function prints goes to standard error. An input that it writes to is found and told.
 """
 
+import contextlib
 import inspect
 import json
 import os
 import struct
 import sys
+import time
 import traceback
 
-import numpy as np
-
-__all__ = ["kernel", "serve"]
+__all__ = ["kernel", "needs", "serve", "unfit"]
 
 VERSION = 1
 _KERNELS = {}
+
+
+# Frames have standard output for themselves: what is printed, in Python or below it, goes to standard error.
+_SINK = os.fdopen(os.dup(1), "wb")
+os.dup2(2, 1)
+sys.stdout = sys.stderr
+
+
+def _send(header, payload=b""):
+    text = json.dumps({"karat": VERSION, "bytes": len(payload), **header}).encode()
+    _SINK.write(b"KRT1" + struct.pack("<I", len(text)) + text + payload)
+    _SINK.flush()
+
+
+def unfit(why):
+    """Tells karat that this machine cannot run the program, and ends it."""
+    if _exactly(sys.stdin.buffer, 8) is not None:
+        _send({"status": "unfit", "message": why})
+    sys.exit(0)
+
+
+@contextlib.contextmanager
+def needs(install):
+    """What cannot be imported inside makes the program unfit; `install` says what to type."""
+    try:
+        yield
+    except (ImportError, OSError) as error:
+        unfit(f"{error}: {install}".replace("\n", " "))
+
+
+def _exactly(stream, n):
+    data = stream.read(n)
+    return data if data is not None and len(data) == n else None
+
+
+with needs("pip install numpy"):
+    import numpy as np
+
 _NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "U8": np.uint8}
 
 
@@ -124,6 +173,17 @@ def _answer(header, payload):
     else:
         arguments = {p.name: told.get(p.name) for p in parameters}
     got = function(**arguments)
+    again = got if callable(got) else lambda: function(**arguments)
+    if callable(got):
+        got = got()
+    more = {}
+    if header["call"] == "time":
+        on_device = framework == "torch" and str(device).startswith("cuda")
+        samples, got = (_by_events if on_device else _by_the_clock)(again, header)
+        clock = "device events" if on_device else "program clock"
+        more = {"samples_ns": samples, "clock": clock}
+    if callable(got):
+        got = got()
     wanted = header["outputs"]
     if not isinstance(got, dict):
         got = got if isinstance(got, (tuple, list)) else (got,)
@@ -141,7 +201,46 @@ def _answer(header, payload):
             data = _numpy_out(got[w["name"]], w["dtype"])
             shape = data.shape
         outputs[w["name"]] = (w["dtype"], list(shape), data.tobytes())
-    return outputs, [name for name, t in given.items() if not _same(t, kept[name], framework)]
+    changed = [name for name, t in given.items() if not _same(t, kept[name], framework)]
+    return outputs, {"changed": changed, **more}
+
+
+def _by_the_clock(call, header):
+    """Times of calls on the CPU, after one for the caches, and what the last one returned."""
+    away, group = header["away"], header["group"]
+    walked = np.ones(away // 8, np.int64) if away else None
+    got, samples = call(), []
+    for _ in range(header["times"]):
+        if away:
+            walked += 1
+            group = 1
+        start = time.perf_counter_ns()
+        for _ in range(group):
+            got = call()
+        samples.append(max(time.perf_counter_ns() - start, 1) / group)
+    return samples, got
+
+
+def _by_events(call, header):
+    """The same on a GPU: events before and after a group of calls, which follow one another unwaited for."""
+    torch, _ = _torch_types()
+    away, group = header["away"], header["group"]
+    if away:
+        cached = torch.cuda.get_device_properties(0).L2_cache_size
+        walked = torch.empty(max(away, 2 * cached), dtype=torch.uint8, device="cuda")
+    got, samples = call(), []
+    for _ in range(header["times"]):
+        if away:
+            walked.zero_()
+            group = 1
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(group):
+            got = call()
+        end.record()
+        end.synchronize()
+        samples.append(start.elapsed_time(end) * 1e6 / group)
+    return samples, got
 
 
 def _same(a, b, framework):
@@ -154,35 +253,20 @@ def _same(a, b, framework):
     return a.tobytes() == b.tobytes()
 
 
-def _exactly(stream, n):
-    data = stream.read(n)
-    return data if data is not None and len(data) == n else None
-
-
 def serve():
     """Answers karat until it asks no more."""
     source = sys.stdin.buffer
-    sink = os.fdopen(os.dup(1), "wb")
-    # What kernels print, in Python or below it, must not get between frames.
-    os.dup2(2, 1)
-    sys.stdout = sys.stderr
-
-    def send(header, payload=b""):
-        text = json.dumps({"karat": VERSION, "bytes": len(payload), **header}).encode()
-        sink.write(b"KRT1" + struct.pack("<I", len(text)) + text + payload)
-        sink.flush()
-
     while (start := _exactly(source, 8)) is not None:
         header = json.loads(_exactly(source, struct.unpack("<I", start[4:])[0]))
         payload = _exactly(source, header["bytes"])
         if header["call"] == "hello":
-            send({"status": "ok", "ops": sorted(_KERNELS)})
+            _send({"status": "ok", "ops": sorted(_KERNELS), "times": True})
             continue
         try:
-            outputs, changed = _answer(header, payload)
-            send({"status": "ok", "changed": changed}, _serialize(outputs))
+            outputs, more = _answer(header, payload)
+            _send({"status": "ok", **more}, _serialize(outputs))
         except Exception as error:
             traceback.print_exc()
             at = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{os.path.basename(at.filename)}:{at.lineno}"
-            send({"status": "error", "message": f"{where}: {type(error).__name__}: {error}"})
+            _send({"status": "error", "message": f"{where}: {type(error).__name__}: {error}"})

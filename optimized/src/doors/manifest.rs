@@ -36,6 +36,7 @@ pub struct Manifest {
     pub build: Option<Build>,
     /// How it is called.
     pub entrance: Entrance,
+    device: Device,
     plan: BTreeMap<&'static str, Stored>,
 }
 
@@ -128,11 +129,20 @@ enum Kind {
     Cuda,
 }
 
+/// Where it computes.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+enum Device {
+    Cpu,
+    Cuda,
+}
+
 /// All keys of all kinds of doors, so that a mistake is told with its line.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Door {
     kind: Kind,
+    device: Option<Device>,
     library: Option<PathBuf>,
     symbols: Option<BTreeMap<String, String>>,
     command: Option<Vec<String>>,
@@ -199,6 +209,7 @@ impl Manifest {
             }
         }
         let plan = plans(plan).map_err(|why| format!("[plan] {why}"))?;
+        let device = door.device()?;
         let entrance = door.entrance(&folder, &implements, ops)?;
         if let Some(build) = &build {
             if build.command.is_empty() {
@@ -221,6 +232,7 @@ impl Manifest {
             },
             build,
             entrance,
+            device,
             plan,
         };
         // What is built is not there yet.
@@ -252,7 +264,10 @@ impl Manifest {
 
     /// `cuda` or `cpu`: what `--device` selects by.
     pub fn device(&self) -> &'static str {
-        if matches!(self.entrance, Entrance::Cuda { .. }) { "cuda" } else { "cpu" }
+        match self.device {
+            Device::Cpu => "cpu",
+            Device::Cuda => "cuda",
+        }
     }
 
     /// `cabi`, `process` or `cuda`.
@@ -266,6 +281,17 @@ impl Manifest {
 }
 
 impl Door {
+    /// Where it computes: a program or a library may say that it does on a GPU.
+    fn device(&self) -> Result<Device, String> {
+        match (self.kind, self.device) {
+            (Kind::Cuda, Some(Device::Cpu)) => {
+                Err("[door] device: expected cuda of kind \"cuda\", got cpu".to_owned())
+            }
+            (Kind::Cuda, _) => Ok(Device::Cuda),
+            (Kind::Cabi | Kind::Process, device) => Ok(device.unwrap_or(Device::Cpu)),
+        }
+    }
+
     fn entrance(
         self,
         folder: &Path,

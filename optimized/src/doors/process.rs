@@ -8,7 +8,14 @@
 //!          "outputs": [{"name": "o", "dtype": "BF16", "shape": [3, 64]}, …]}   + inputs
 //! program {"karat": 1, "status": "ok", "changed": []}                          + outputs
 //!      or {"karat": 1, "status": "error", "message": "…"}
+//! karat   {"karat": 1, "call": "time", "times": 5, "group": 20, "away": null, … as for run}   + inputs
+//! program {"karat": 1, "status": "ok", "changed": [], "samples_ns": [812.4, …],
+//!          "clock": "program clock"}                                           + outputs of the last call
 //! ```
+//!
+//! To `hello` a program may answer `"status": "unfit"` with a message: what it needs is not here. Who answers
+//! `"times": true` there answers `time` as well: it takes the inputs, calls once, and then times calls on
+//! inputs that stay where they are.
 //!
 //! `changed` names inputs that the kernel wrote to, where the program looks (the Python helper does).
 //! Standard input ends when nothing more is asked. Standard error is kept, and its last line told if
@@ -24,7 +31,7 @@ use std::{
     time::Duration,
 };
 
-use golden::Dtype;
+use golden::{Calls, Clock, Clocked, Dtype};
 use safetensors::{Dtype as StDtype, SafeTensors, View as StView};
 use serde_json::{Value, json};
 
@@ -35,7 +42,11 @@ use super::{
 };
 
 /// A program that was started and knows the ops.
-pub(super) struct Program(Arc<Mutex<Running>>);
+pub(super) struct Program {
+    running: Arc<Mutex<Running>>,
+    /// Whether it times its calls.
+    times: bool,
+}
 
 struct Running {
     child: Child,
@@ -73,43 +84,91 @@ impl Program {
         let mut running = Running { child, to: BufWriter::new(to), from: BufReader::new(from) };
         let hello = json!({"karat": ABI, "call": "hello", "ops": implements});
         let (answer, _) = running.ask(hello, &[], 0)?;
+        if answer["status"] == "unfit" {
+            let why = answer["message"].as_str().unwrap_or("it does not say why");
+            return Err(Fault::Unfit(why.replace('\n', " ")));
+        }
         if let Some(known) = answer["ops"].as_array()
             && let Some(op) = implements.iter().find(|op| !known.iter().any(|k| k == op.as_str()))
         {
             return Err(Fault::Refused(format!("{}: does not know {op}", words.join(" "))));
         }
-        Ok(Program(Arc::new(Mutex::new(running))))
+        let times = answer["times"] == true;
+        Ok(Program { running: Arc::new(Mutex::new(running)), times })
     }
 }
 
 impl Door for Program {
     fn begin(&self, _: &Problem, _: &mut Memory) -> Result<Box<dyn Session>, Fault> {
-        Ok(Box::new(Asking(self.0.clone())))
+        Ok(Box::new(Asking { running: self.running.clone(), times: self.times }))
     }
 }
 
-struct Asking(Arc<Mutex<Running>>);
+struct Asking {
+    running: Arc<Mutex<Running>>,
+    times: bool,
+}
 
 impl Session for Asking {
     fn run(&mut self, problem: &Problem, memory: &mut Memory) -> Result<(), Fault> {
+        self.ask(request("run", problem, memory), memory).map(|_| ())
+    }
+
+    fn clocked(
+        &mut self,
+        problem: &Problem,
+        memory: &mut Memory,
+        calls: &Calls,
+    ) -> Result<Option<Clocked>, Fault> {
+        if !self.times {
+            return Err(Fault::Unfit("its program does not answer `time`".to_owned()));
+        }
+        let mut asked = request("time", problem, memory);
+        asked["times"] = calls.times.into();
+        asked["group"] = calls.group.into();
+        asked["away"] = calls.away.into();
+        let answer = self.ask(asked, memory)?;
+        clocked(&answer, calls.times).map(Some).map_err(Fault::Died)
+    }
+}
+
+/// What a program says of its calls.
+fn clocked(answer: &Value, times: usize) -> Result<Clocked, String> {
+    let samples = answer["samples_ns"].as_array().ok_or("it told no samples_ns")?;
+    let above = |sample: &Value| sample.as_f64().filter(|ns| ns.is_finite() && 0.0 < *ns);
+    let ns = samples.iter().map(above).collect::<Option<Vec<f64>>>();
+    let ns = ns.ok_or("it told samples_ns that are no times above 0")?;
+    if ns.len() != times {
+        return Err(format!("it told {} samples_ns, expected {times}", ns.len()));
+    }
+    let clock = answer["clock"].as_str().and_then(Clock::named);
+    let clock = clock.filter(|clock| *clock != Clock::Host).ok_or_else(|| {
+        let clocks = [Clock::Program, Clock::Events].map(|clock| format!("{:?}", clock.name()));
+        format!("it told the clock {}, expected {}", answer["clock"], clocks.join(" or "))
+    })?;
+    Ok(Clocked { ns, clock })
+}
+
+impl Asking {
+    /// Asks with the inputs, and takes the outputs.
+    fn ask(&mut self, asked: Value, memory: &mut Memory) -> Result<Value, Fault> {
         let most: usize = memory.outputs.iter().map(|block| block.layout.size()).sum();
         let inputs = memory.inputs.iter().map(|block| (block.layout.name, Tensor(block)));
         let inputs = safetensors::serialize(inputs, None)
             .map_err(|e| Fault::Refused(format!("inputs: {e}")))?;
-        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (answer, outputs) =
-            running.ask(request(problem, memory), &inputs, most as u64 + (1 << 16))?;
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let (answer, outputs) = running.ask(asked, &inputs, most as u64 + (1 << 16))?;
         take(&outputs, memory).map_err(Fault::Died)?;
         let changed: Vec<&str> =
             answer["changed"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         if !changed.is_empty() {
             memory.confessed = Some(format!("input {} was changed", changed.join(", ")));
         }
-        Ok(())
+        Ok(answer)
     }
 }
 
-fn request(problem: &Problem, memory: &Memory) -> Value {
+fn request(call: &str, problem: &Problem, memory: &Memory) -> Value {
     let Problem { op, spec, sizes, dtype, scalars } = problem;
     let case: serde_json::Map<String, Value> =
         sizes.iter().map(|&(letter, size)| (letter.to_owned(), size.into())).collect();
@@ -123,7 +182,7 @@ fn request(problem: &Problem, memory: &Memory) -> Value {
         })
         .collect();
     json!({
-        "karat": ABI, "call": "run", "op": op, "spec": spec, "case": case, "dtype": dtype.name(),
+        "karat": ABI, "call": call, "op": op, "spec": spec, "case": case, "dtype": dtype.name(),
         "scalars": scalars, "outputs": outputs,
     })
 }
@@ -185,7 +244,8 @@ impl Running {
             return Err(Fault::Refused(format!("it speaks version {got}, expected {ABI}")));
         }
         match header["status"].as_str() {
-            Some("ok") => Ok((header, payload)),
+            // Unfit is an answer to `hello`; elsewhere no outputs come of it.
+            Some("ok" | "unfit") => Ok((header, payload)),
             Some("error") => {
                 let message = header["message"].as_str().unwrap_or("without a message");
                 Err(Fault::Died(format!("it says: {}", message.replace('\n', " "))))

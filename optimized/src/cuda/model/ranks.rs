@@ -115,8 +115,8 @@ impl Ranks {
         let ranks = Ranks {
             seats,
             peers,
-            config: weights.config().clone(),
             shares,
+            config: weights.config().clone(),
             name,
             plan,
             claims,
@@ -294,7 +294,11 @@ impl Drop for Seat {
 /// Rows that stand side by side.
 fn beside(steps: Vec<Step>) -> Result<Step, Error> {
     let logits: Vec<_> = steps.iter().map(|step| step.logits.view()).collect();
-    let logits = concatenate(Axis(1), &logits)?;
+    let logits = if logits.iter().all(|part| part.nrows() == 0) {
+        Array2::zeros((0, logits.iter().map(ndarray::ArrayBase::ncols).sum()))
+    } else {
+        concatenate(Axis(1), &logits)?
+    };
     let first = steps.into_iter().next().ok_or("no rank")?;
     Ok(Step { logits, ..first })
 }
@@ -342,7 +346,7 @@ impl Engine for Ranks {
     }
 
     fn lengths(&self) -> Vec<usize> {
-        self.lengths_of(Model::lengths)
+        self.lengths_of(Engine::lengths)
     }
 
     fn pretend(&mut self, tokens: usize, seed: u64) -> Result<(), Error> {
@@ -423,7 +427,7 @@ impl Engine for Ranks {
     }
 
     fn mtp_lengths(&self) -> Vec<usize> {
-        self.lengths_of(Model::mtp_lengths)
+        self.lengths_of(Engine::mtp_lengths)
     }
 
     fn mtp_truncate(&mut self, keep: &[usize]) -> Result<(), Error> {
