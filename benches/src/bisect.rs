@@ -29,7 +29,7 @@ mod recorded;
 mod tests;
 mod walk;
 
-use golden::{compare::Finding, tap::Part};
+use golden::{Engine, compare::Finding, tap::Part};
 use serde_json::{Value, json};
 
 pub use self::{
@@ -125,6 +125,23 @@ impl Row {
 }
 
 impl Report {
+    /// Of an engine that nothing was asked yet.
+    fn against_reference(engine: &dyn Engine) -> Report {
+        let subject = format!("{} against reference/f64", engine.name());
+        Report { subject, ..Report::default() }
+    }
+
+    /// Blames a part that is over on its own, though nothing is that was fed what is right.
+    fn adds_up(&mut self, part: Part) {
+        if let Some(row) = self.rows.iter_mut().find(|row| row.part == part) {
+            row.ok = false;
+        }
+        self.unknown.push(format!(
+            "nothing is over its bound that is fed what is right, yet the whole is from {part} on: errors within \
+             their bounds add up"
+        ));
+    }
+
     /// Whether nothing is to blame.
     pub fn ok(&self) -> bool {
         let lost = self.loss.is_some_and(|loss| !loss.ok());

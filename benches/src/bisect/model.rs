@@ -238,10 +238,7 @@ impl Oracle {
             return self.hold_large(engine);
         }
         let forces = engine.forces();
-        let mut report = Report {
-            subject: format!("{} against reference/f64", engine.name()),
-            ..Report::default()
-        };
+        let mut report = Report::against_reference(engine);
         self.expect(1);
         let free = walk(engine, &self.text, &self.routing())?;
         let whole = free.whole(&self.text)?;
@@ -281,14 +278,7 @@ impl Oracle {
         if report.ok() && told.iter().any(|one| !one.finding.ok) {
             let told = self.judge(&self.free, Fed::Free, &free, true, DECIDE)?;
             let Some(first) = told.iter().find(|one| !one.finding.ok) else { return Ok(report) };
-            if let Some(row) = report.rows.iter_mut().find(|row| row.part == first.tap.part) {
-                row.ok = false;
-            }
-            report.unknown.push(format!(
-                "nothing is over its bound that is fed what is right, yet the whole is from {} on: \
-                 errors within their bounds add up",
-                first.tap.part
-            ));
+            report.adds_up(first.tap.part);
         }
         Ok(report)
     }

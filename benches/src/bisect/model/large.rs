@@ -57,10 +57,7 @@ impl Oracle {
     /// Holds an engine against the reference.
     pub(super) fn hold_large(&self, engine: &mut dyn Engine) -> Result<Report, Error> {
         let forces = engine.forces();
-        let mut report = Report {
-            subject: format!("{} against reference/f64", engine.name()),
-            ..Report::default()
-        };
+        let mut report = Report::against_reference(engine);
         report.unknown.push(
             "single elements: tensors and their worst rows are held to twice what an emulation of the plan errs, \
              as a dozen runs are too dear"
@@ -104,15 +101,8 @@ impl Oracle {
         report.loss = self.loss(&walks)?;
         let lost = report.loss.is_some_and(|loss| !loss.ok()).then_some(Part::Head);
         let added = after.iter().find(|one| !one.finding.ok).map(|one| one.tap.part).or(lost);
-        let blamed = !report.ops.is_empty() || report.rows.iter().any(|row| !row.ok);
-        if let (false, Some(part)) = (blamed, added) {
-            if let Some(row) = report.rows.iter_mut().find(|row| row.part == part) {
-                row.ok = false;
-            }
-            report.unknown.push(format!(
-                "nothing is over that is fed what is right, yet the whole is from {part} on: errors within \
-                 their bounds add up"
-            ));
+        if let (None, Some(part)) = (report.part(), added) {
+            report.adds_up(part);
         }
         Ok(report)
     }
