@@ -3,7 +3,8 @@
 Attention is BatchPrefillWithRaggedKVCacheWrapper: `plan` once for a problem, `run` is the call, and torch
 multiplies by the gate. The delta rule is flashinfer.gdn_prefill.chunk_gated_delta_rule, which takes decays
 as they multiply and, whatever its argument of that name says, queries and keys that are unit vectors: torch
-makes both within the call.
+makes both within the call. States stand there with a value's channel before a key's: the one that is given is
+turned once, the one that comes back when it is handed over.
 """
 
 import sys
@@ -48,6 +49,8 @@ def attention():
 def gated_delta_rule():
     @kernel("gated_delta_rule", framework="torch", device="cuda")
     def gated_delta_rule(q, k, v, g, beta, state, cu_seqlens, eps):
+        turned = state.transpose(-1, -2).contiguous()
+
         def unit(x):
             wide = x.float()
             return (wide * (wide.square().sum(-1, keepdim=True) + eps).rsqrt()).to(x.dtype)
@@ -59,11 +62,11 @@ def gated_delta_rule():
                 v,
                 g=g.exp(),
                 beta=beta.float(),
-                initial_state=state,
+                initial_state=turned,
                 output_final_state=True,
                 cu_seqlens=cu_seqlens,
             )
-            return {"o": o, "state": after}
+            return {"o": o, "state": after.transpose(-1, -2)}
 
         return call
 
