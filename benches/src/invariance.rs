@@ -22,6 +22,7 @@ use crate::{
     Kept, Number,
     filter::{Filter, Subject},
     foreign::{self, Kernel},
+    formats::Watch,
     paths::{self, Row},
     registry::{Entry, Parsed, ops},
     same,
@@ -293,8 +294,15 @@ fn of_model(name: &str, options: &Options, filter: &Filter) -> Result<Vec<Proble
     Ok(problems)
 }
 
-/// Runs every change of the problems and hands the rows over in order; ends when `take` returns false.
-pub fn run(problems: &[Problem], options: &Options, take: &mut dyn FnMut(&Row) -> bool) {
+/// Runs every change of the problems and hands the rows over in order; ends when `take` returns false,
+/// and as soon as `watch` does, which is asked at every layer of a model and of the walks that judge it: what is under
+/// way then has an error.
+pub fn run(
+    problems: &[Problem],
+    options: &Options,
+    watch: &Watch,
+    take: &mut dyn FnMut(&Row) -> bool,
+) {
     let plant = options.plant.as_deref();
     for window in problems.chunks(rayon::current_num_threads()) {
         let rows: Vec<Vec<Row>> = window
@@ -311,6 +319,7 @@ pub fn run(problems: &[Problem], options: &Options, take: &mut dyn FnMut(&Row) -
                         number: options.number(),
                         plant,
                         tokens: *tokens,
+                        watch,
                     };
                     model::run(&subject, weights.clone(), &problem.changes, options.budget)
                 }

@@ -37,6 +37,7 @@ use crate::{
     Kept, Number, Unfit,
     filter::{Filter, Subject},
     foreign::{self, Kernel},
+    formats::Watch,
     registry::{Entry, Parsed, ops},
     same,
     way::Who,
@@ -398,8 +399,15 @@ pub(crate) fn model_parsed(name: &str, config: &Config, tokens: usize) -> Parsed
     }
 }
 
-/// Runs every path of the problems and hands the rows over in order; ends when `take` returns false.
-pub fn run(problems: &[Problem], options: &Options, take: &mut dyn FnMut(&Row) -> bool) {
+/// Runs every path of the problems and hands the rows over in order; ends when `take` returns false,
+/// and as soon as `watch` does, which is asked at every layer of a model and of the walks that judge it: what is under
+/// way then has an error.
+pub fn run(
+    problems: &[Problem],
+    options: &Options,
+    watch: &Watch,
+    take: &mut dyn FnMut(&Row) -> bool,
+) {
     let plant = options.plant.as_deref();
     let (models, ops): (Vec<_>, Vec<_>) =
         problems.iter().partition(|problem| matches!(problem.what, What::Model { .. }));
@@ -412,6 +420,7 @@ pub fn run(problems: &[Problem], options: &Options, take: &mut dyn FnMut(&Row) -
                 number: options.number(),
                 plant,
                 tokens: *tokens,
+                watch,
             };
             if !model::run(&subject, weights.clone(), &problem.paths, take) {
                 return;

@@ -1,10 +1,11 @@
 //! Every path of a small model passes, and every fault in the keeping of states is caught by the path
 //! that is there to catch it.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use benches::{
     filter::Filter,
+    formats::Watch,
     invariance,
     paths::{FAULTS, Options, Row, plan, run},
     report::Outcome,
@@ -26,10 +27,14 @@ fn options(plant: Option<&str>) -> Options {
     }
 }
 
+fn go_on() -> Watch {
+    Arc::new(|| true)
+}
+
 fn rows(options: &Options, expression: &str) -> Vec<Row> {
     let problems = plan(options, &Filter::new(&[], Some(expression)).unwrap()).unwrap();
     let mut rows = Vec::new();
-    run(&problems, options, &mut |row| {
+    run(&problems, options, &go_on(), &mut |row| {
         rows.push(row.clone());
         true
     });
@@ -147,10 +152,15 @@ fn invariance_of_an_engine_is_what_it_promises() {
         let filter = Filter::new(&["model/synthetic".to_owned(), "/T5/".to_owned()], None).unwrap();
         let options = options(plant);
         let mut rows = Vec::new();
-        invariance::run(&invariance::plan(&options, &filter).unwrap(), &options, &mut |row| {
-            rows.push(row.clone());
-            true
-        });
+        invariance::run(
+            &invariance::plan(&options, &filter).unwrap(),
+            &options,
+            &go_on(),
+            &mut |row| {
+                rows.push(row.clone());
+                true
+            },
+        );
         assert!(10 < rows.len());
         rows
     };

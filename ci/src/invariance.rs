@@ -1,14 +1,17 @@
 //! `karat invariance`: the same question, asked again.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use benches::invariance::{Options, Problem, plan, run as run_changes};
+use benches::{
+    formats::Watch,
+    invariance::{Options, Problem, plan, run as run_changes},
+};
 
 use crate::{
     exit::{Exit, refuse},
     foreign,
     list::{Selection, Shard},
-    out::Out,
+    out::{self, Out},
     same::{Models, Tally, typed},
 };
 
@@ -60,8 +63,13 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     }
     let mut tally =
         Tally::new(out, "invariance", args.flags(), args.fail_fast, args.plant.clone(), opened);
+    let watch: Watch = Arc::new(|| !out::interrupted());
     let bar = out.bar(problems.iter().map(Problem::len).sum::<usize>() as u64, "invariance", false);
-    run_changes(&problems, &options, &mut |row| {
+    run_changes(&problems, &options, &watch, &mut |row| {
+        // What it was at is not judged.
+        if out::interrupted() {
+            return false;
+        }
         tally.add(row);
         bar.inc(1);
         !tally.over()

@@ -1,12 +1,17 @@
 //! `karat paths`: one text, fed in every way there is, has one answer.
 
-use benches::paths::{Options, Problem, plan, run as run_paths};
+use std::sync::Arc;
+
+use benches::{
+    formats::Watch,
+    paths::{Options, Problem, plan, run as run_paths},
+};
 
 use crate::{
     exit::{Exit, refuse},
     foreign,
     list::{Selection, Shard},
-    out::Out,
+    out::{self, Out},
     same::{Models, Tally, typed},
 };
 
@@ -56,8 +61,13 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     }
     let mut tally =
         Tally::new(out, "paths", args.flags(), args.fail_fast, args.plant.clone(), opened);
+    let watch: Watch = Arc::new(|| !out::interrupted());
     let bar = out.bar(problems.iter().map(Problem::len).sum::<usize>() as u64, "paths", false);
-    run_paths(&problems, &options, &mut |row| {
+    run_paths(&problems, &options, &watch, &mut |row| {
+        // What it was at is not judged.
+        if out::interrupted() {
+            return false;
+        }
         tally.add(row);
         bar.inc(1);
         !tally.over()

@@ -9,6 +9,7 @@ use std::{
 use golden::{
     Claims, Engine, Error, Plan, Rng, View, Weights,
     compare::{self, Bound, Finding, derived::Derived},
+    engine::Listener,
     plan::Grid,
 };
 use reference::{
@@ -23,6 +24,7 @@ use super::{
 };
 use crate::{
     Number, Unfit,
+    formats::Watch,
     judge::same_experts,
     registry::message,
     report::Outcome,
@@ -38,12 +40,15 @@ pub(crate) struct Subject<'a> {
     pub(crate) number: Number<'a>,
     pub(crate) plant: Option<&'a str>,
     pub(crate) tokens: usize,
+    /// Asked at every layer, by the engine and by those that judge it.
+    pub(crate) watch: &'a Watch,
 }
 
 impl Subject<'_> {
     pub(crate) fn engine(&self, weights: &Arc<dyn Weights>) -> Result<Box<dyn Engine>, Error> {
         let wiring = self.plant.filter(|name| !faults::known(name));
-        let engine = crate::engine(self.engine, self.number, weights.clone(), wiring)?;
+        let mut engine = crate::engine(self.engine, self.number, weights.clone(), wiring)?;
+        engine.watch(listener(self.watch));
         Ok(match self.plant.filter(|name| faults::known(name)) {
             Some(fault) => Box::new(Faulty::new(engine, fault)),
             None => engine,
@@ -62,8 +67,12 @@ impl Subject<'_> {
     }
 }
 
-/// Bounds of a text, from so many runs.
-type Kept = HashMap<(Vec<u32>, u32), Arc<Bounds>>;
+/// A text, and the experts that it is computed with if not with those that are chosen: of near ties an
+/// engine takes others than the oracle, and most paths of it take the same.
+type Asked = (Vec<u32>, Option<Routing>);
+
+/// Bounds, from so many runs.
+type Kept = HashMap<(Asked, u32), Arc<Bounds>>;
 
 /// The plain answers: each text alone, at once.
 pub(crate) struct Plain {
@@ -75,9 +84,10 @@ pub(crate) struct Plain {
     pub(crate) text: Vec<u32>,
     /// Texts of other lengths, for packing; a prefix of one is fed by more than one path.
     pub(crate) neighbours: Vec<Vec<u32>>,
-    said: Mutex<HashMap<Vec<u32>, Arc<Said>>>,
-    oracles: Mutex<HashMap<Vec<u32>, Arc<Said>>>,
+    said: Mutex<HashMap<Asked, Arc<Said>>>,
+    oracles: Mutex<HashMap<Asked, Arc<Said>>>,
     bounds: Mutex<Kept>,
+    watch: Watch,
 }
 
 impl Plain {
@@ -105,6 +115,7 @@ impl Plain {
             said: Mutex::default(),
             oracles: Mutex::default(),
             bounds: Mutex::default(),
+            watch: subject.watch.clone(),
         };
         let run = AssertUnwindSafe(|| plain.said(&mut *engine, &plain.text));
         let said = catch_unwind(run)
@@ -120,29 +131,30 @@ impl Plain {
 
     /// What an engine says of a text on the plain path.
     pub(crate) fn said(&self, engine: &mut dyn Engine, text: &[u32]) -> Result<Arc<Said>, Error> {
-        once(&self.said, text, || whole(engine, text, self.garbage, None))
+        once(&self.said, &(text.to_vec(), None), || whole(engine, text, self.garbage, None))
     }
 
     /// Holds what was said of a text against the bound of the engine's plan. Where experts differ from
     /// the oracle's within the margin of a near tie, everything else has to be right with these.
     pub(crate) fn judge(&self, text: &[u32], got: &Said) -> Result<Vec<Finding>, Error> {
         let mut findings = vec![tokens(text, got)];
-        let own = once(&self.oracles, text, || self.answer::<f64>(text, None))?;
-        let flips = flips(&own, got, &*self.derive(text, &own, None, crate::bound::SCREEN)?);
+        let alone = (text.to_vec(), None);
+        let own = self.oracle(&alone)?;
+        let flips = flips(&own, got, &*self.derive(&alone, &own, crate::bound::SCREEN)?);
         match flips {
             Some(Flip::Illegal(finding)) => {
                 findings.push(*finding);
                 return Ok(findings);
             }
             Some(Flip::Legal) => {
-                let forced = Some(got.routing.clone());
-                let own = self.answer::<f64>(text, forced.clone())?;
+                let forced = (text.to_vec(), Some(got.routing.clone()));
+                let own = self.oracle(&forced)?;
                 findings.extend(spread::judge(&with_margins(got), &mut |runs| {
-                    self.derive(text, &own, forced.as_ref(), runs)
+                    self.derive(&forced, &own, runs)
                 })?);
             }
             None => findings.extend(spread::judge(&with_margins(got), &mut |runs| {
-                self.derive(text, &own, None, runs)
+                self.derive(&alone, &own, runs)
             })?),
         }
         Ok(findings)
@@ -150,22 +162,20 @@ impl Plain {
 
     /// The reference's answer, in a number type.
     fn answer<R: Real>(&self, text: &[u32], forced: Option<Routing>) -> Result<Said, Error> {
-        whole(&mut Model::<R>::new(self.weights.clone()), text, self.garbage, forced)
+        let mut model = Model::<R>::new(self.weights.clone());
+        model.watch(listener(&self.watch));
+        whole(&mut model, text, self.garbage, forced)
+    }
+
+    /// The oracle's.
+    fn oracle(&self, asked: &Asked) -> Result<Arc<Said>, Error> {
+        once(&self.oracles, asked, || self.answer::<f64>(&asked.0, asked.1.clone()))
     }
 
     /// Bounds around the oracle's answer; runs take its experts.
-    fn derive(
-        &self,
-        text: &[u32],
-        own: &Said,
-        forced: Option<&Routing>,
-        runs: u32,
-    ) -> Result<Arc<Bounds>, Error> {
-        let key = (text.to_vec(), runs);
-        let kept = || self.bounds.lock().ok()?.get(&key).cloned();
-        if forced.is_none()
-            && let Some(bounds) = kept()
-        {
+    fn derive(&self, asked: &Asked, own: &Said, runs: u32) -> Result<Arc<Bounds>, Error> {
+        let key = (asked.clone(), runs);
+        if let Some(bounds) = self.bounds.lock().ok().and_then(|all| all.get(&key).cloned()) {
             return Ok(bounds);
         }
         let grid = |name: &str| match name {
@@ -175,32 +185,36 @@ impl Plain {
         };
         let run = |rounding: Rounding| {
             let run = under(&self.plan, None, rounding, || {
-                self.answer::<Planned>(text, Some(own.routing.clone()))
+                self.answer::<Planned>(&asked.0, Some(own.routing.clone()))
             });
             Ok(with_margins(&run?).into_iter().map(|(_, tap)| tap.view().to_f64()).collect())
         };
         let bounds = Arc::new(spread::derive(&with_margins(own), &grid, runs, &run)?);
-        if forced.is_none()
-            && let Ok(mut all) = self.bounds.lock()
-        {
+        if let Ok(mut all) = self.bounds.lock() {
             all.insert(key, bounds.clone());
         }
         Ok(bounds)
     }
 }
 
+/// An engine's listener.
+fn listener(watch: &Watch) -> Listener {
+    let watch = watch.clone();
+    Box::new(move |_| watch())
+}
+
 /// What is kept of a text, or what `f` makes of it.
 fn once(
-    kept: &Mutex<HashMap<Vec<u32>, Arc<Said>>>,
-    text: &[u32],
+    kept: &Mutex<HashMap<Asked, Arc<Said>>>,
+    asked: &Asked,
     f: impl FnOnce() -> Result<Said, Error>,
 ) -> Result<Arc<Said>, Error> {
-    if let Some(said) = kept.lock().ok().and_then(|kept| kept.get(text).cloned()) {
+    if let Some(said) = kept.lock().ok().and_then(|kept| kept.get(asked).cloned()) {
         return Ok(said);
     }
     let said = Arc::new(f()?);
     if let Ok(mut kept) = kept.lock() {
-        kept.insert(text.to_vec(), said.clone());
+        kept.insert(asked.clone(), said.clone());
     }
     Ok(said)
 }

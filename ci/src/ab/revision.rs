@@ -5,9 +5,14 @@
 
 use std::{
     fs,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::Duration,
 };
+
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::{
     exit::{Exit, fail, refuse},
@@ -143,11 +148,13 @@ fn build(
         .arg(target)
         .current_dir(worktree)
         .stdin(Stdio::null())
-        .stdout(Stdio::null());
+        .stdout(Stdio::null())
+        .process_group(0);
     if out.quiet {
         command.arg("--quiet");
     }
-    let status = command.status().map_err(|e| fail(Exit::Unfit, format!("cargo: {e}")))?;
+    let status = command.spawn().and_then(ended);
+    let status = status.map_err(|e| fail(Exit::Unfit, format!("cargo: {e}")))?;
     if out::interrupted() {
         return Err(fail(Exit::Interrupted, "interrupted"));
     }
@@ -155,4 +162,21 @@ fn build(
         return Err(refuse(format!("{name}: it cannot be built")));
     }
     Ok(())
+}
+
+/// How a program that leads a group ended; an interrupt ends it, and all that it started.
+fn ended(mut leader: Child) -> std::io::Result<ExitStatus> {
+    loop {
+        if let Some(status) = leader.try_wait()? {
+            return Ok(status);
+        }
+        if out::interrupted() {
+            // It is waited for after: no other group can have its number yet.
+            if let Some(pid) = Pid::from_raw(leader.id() as i32) {
+                kill_process_group(pid, Signal::KILL)?;
+            }
+            return leader.wait();
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
 }

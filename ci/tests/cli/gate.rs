@@ -1,7 +1,12 @@
 //! `bench` of ops, `calibrate`, `baseline`, `gate`, `ab` and `history`. No test depends on how fast
 //! anything is: what is planted is three times the work again, what is proven has wide margins.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 
@@ -415,4 +420,38 @@ fn revisions_are_built_beside_the_repository_and_kept() {
     fs::remove_dir_all(home.path("target/karat/ab/target")).unwrap();
     assert_eq!(home.karat(&args("HEAD~3", "HEAD~1")).code, 0);
     assert!(!home.path("target/karat/ab/tree").exists());
+}
+
+/// Neither cargo nor what it started goes on.
+#[test]
+fn a_build_is_interrupted() {
+    let repository = Repository::new();
+    let home = &repository.0;
+    let build = "fn main() { std::fs::write(\"part\", std::process::id().to_string()).unwrap(); \
+                 std::fs::rename(\"part\", \"started\").unwrap(); \
+                 std::thread::sleep(std::time::Duration::from_secs(300)); }";
+    fs::write(home.path("ci/build.rs"), build).unwrap();
+    repository.commit("");
+    let ab = ["ab", "HEAD", env!("CARGO_BIN_EXE_karat"), CASE, "--quiet"];
+    let mut karat = home.command(&ab).stderr(Stdio::null()).spawn().unwrap();
+    let started = home.path("target/karat/ab/tree/ci/started");
+    while !started.exists() {
+        assert!(karat.try_wait().unwrap().is_none(), "it should be building");
+        thread::sleep(Duration::from_millis(50));
+    }
+    let sent = Command::new("kill").args(["-INT", &karat.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    assert_eq!(karat.wait().unwrap().code(), Some(130));
+    // What has ended has no words left, though nobody may have waited for it yet.
+    let script = fs::read_to_string(&started).unwrap();
+    let goes_on =
+        || fs::read(format!("/proc/{script}/cmdline")).is_ok_and(|words| !words.is_empty());
+    for _ in 0..100 {
+        if !goes_on() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert!(!goes_on(), "the build script goes on");
+    assert!(!home.path("target/karat/ab/bin").exists());
 }

@@ -77,7 +77,7 @@ fn prompts_that_mean_nothing_are_refused_and_leave_nothing() {
         ("t", &["--split", "18446744073709551615,6"], "pieces above 0"),
         ("t", &["--engine", "gpu"], "expected reference"),
         ("t", &["--number", "f16"], "expected f32, f64 or bf16"),
-        ("t", &["--model", "synthetic:huge"], "expected tiny, ragged, slice or official"),
+        ("t", &["--model", "synthetic:huge"], "expected tiny, ragged, heads, slice or official"),
         ("t", &["--model", "synthetic:tiny,layers=0"], "expected 1 to 4096"),
         ("t", &["--model", "synthetic:tiny,experts=99999999999"], "expected 3 to 65536"),
         ("t", &["--model", "nowhere"], "nowhere/config.json"),

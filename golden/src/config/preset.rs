@@ -15,6 +15,8 @@ pub enum Preset {
     /// What `Tiny` has equal or in step is not: 5 layers out of step, one of them dense, value heads
     /// three to a key head, K != V, three taps, `YaRN` beyond the original context.
     Ragged,
+    /// `Tiny` with heads of the official sizes, in bf16: what kernels that are for these compute in a second.
+    Heads,
     /// The official sizes and vocabulary; 4 layers, 64 experts unless said otherwise.
     Slice,
     /// Qwen3-Next-80B-A3B-Instruct: 48 layers, 512 experts.
@@ -28,9 +30,10 @@ impl FromStr for Preset {
         match s {
             "tiny" => Ok(Preset::Tiny),
             "ragged" => Ok(Preset::Ragged),
+            "heads" => Ok(Preset::Heads),
             "slice" => Ok(Preset::Slice),
             "official" => Ok(Preset::Official),
-            _ => Err(format!("preset {s:?}: expected tiny, ragged, slice or official")),
+            _ => Err(format!("preset {s:?}: expected tiny, ragged, heads, slice or official")),
         }
     }
 }
@@ -45,6 +48,7 @@ impl Preset {
             Preset::Official | Preset::Slice => official(),
             Preset::Tiny => tiny(),
             Preset::Ragged => ragged(),
+            Preset::Heads => heads(),
         };
         let (few_layers, few_experts) = if self == Preset::Slice {
             (4, 64)
@@ -152,6 +156,20 @@ fn ragged() -> Config {
         linear_conv_kernel_dim: 3,
         rope: Rope { yarn: Some(Yarn::of(8.0, 64)), ..tiny().rope },
         max_position_embeddings: 64,
+        ..tiny()
+    }
+}
+
+fn heads() -> Config {
+    let official = official();
+    Config {
+        num_attention_heads: official.num_attention_heads,
+        num_key_value_heads: official.num_key_value_heads,
+        head_dim: official.head_dim,
+        rope: official.rope,
+        linear_key_head_dim: official.linear_key_head_dim,
+        linear_value_head_dim: official.linear_value_head_dim,
+        dtype: Dtype::Bf16,
         ..tiny()
     }
 }

@@ -20,7 +20,7 @@ fn parse(json: &Value) -> Result<Config, String> {
 
 #[test]
 fn presets_survive_the_round_trip() {
-    for preset in [Preset::Tiny, Preset::Ragged, Preset::Slice, Preset::Official] {
+    for preset in [Preset::Tiny, Preset::Ragged, Preset::Heads, Preset::Slice, Preset::Official] {
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::Fp8] {
             let config = preset.config(Some(5), Some(32)).unwrap().stored_as(dtype);
             assert_eq!(parse(&config.to_json()).unwrap(), config);
