@@ -142,6 +142,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("common/block.cuh", include_str!("common/block.cuh")),
     ("common/codes.cuh", include_str!("common/codes.cuh")),
     ("common/delta_chunk.cuh", include_str!("common/delta_chunk.cuh")),
+    ("common/delta_parts.cuh", include_str!("common/delta_parts.cuh")),
     ("common/delta_rule.cuh", include_str!("common/delta_rule.cuh")),
     ("common/delta_walk.cuh", include_str!("common/delta_walk.cuh")),
     ("common/early.cuh", include_str!("common/early.cuh")),

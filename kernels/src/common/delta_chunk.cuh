@@ -32,13 +32,14 @@ struct Factors {
 };
 
 // A piece of every BY-th row of a chunk, from `row` on.
-template <int BY> __device__ inline void copy_pieces(unsigned to, const bf16* from, size_t stride, int row, int rows)
+template <int BY, int AT_ONCE = CHUNK / BY>
+__device__ inline void copy_pieces(unsigned to, const bf16* from, size_t stride, int row, int rows)
 {
     if (rows == CHUNK)
 #pragma unroll
         for (int i = 0; i < CHUNK / BY; i++) copy_16(to + i * BY * 128, from), from += BY * stride;
     else
-#pragma unroll
+#pragma unroll AT_ONCE
         for (int i = 0; i < CHUNK / BY; i++) {
             const bool there = row + i * BY < rows;
             copy_16(to + i * BY * 128, there ? from : from - row * stride, there);

@@ -1,4 +1,4 @@
-#include "common/delta_chunk.cuh"
+#include "common/delta_parts.cuh"
 
 // A walk over the chunks of the gated delta rule: a warpgroup has 64 columns of the state, transposed. Rows of a
 // thread are columns r and r + 8 of the state, and in a chunk of v and o; its columns are 8 b + c and the next,
@@ -31,28 +31,26 @@ __device__ inline void end(const Walker& x, float* state)
 }
 
 // A chunk: its answer, and the state after it, of which operands have been made. `values` are where the matrices of
-// a lane begin in the tile of the warpgroup; `meanwhile` is done while the first products are under way.
-template <class Meanwhile>
+// a lane begin in the tile of the warpgroup; `meanwhile` is done while the first products are under way, and `scored`
+// waits for P.
+template <class Meanwhile, class Scored>
 __device__ inline void step(Walker& x, float (&answer)[32], unsigned keys, unsigned values, unsigned record,
-                            unsigned factors, int plant, Meanwhile meanwhile)
+                            unsigned factors, unsigned thread, int plant, Meanwhile meanwhile, Scored scored)
 {
-    const unsigned t = record, p = t + TILE, said_at = factors + threadIdx.x % 4 * 8;
+    const unsigned t = record, p = t + TILE, said_at = factors + thread % 4 * 8;
     const unsigned asked_at = said_at + CHUNK * 4, kept_at = asked_at + CHUNK * 4;
-    const unsigned long long key_tile = tile(keys), query_tile = on(key_tile, TILE);
-    const int none = plant < 0;  // 0, which the compiler is not to know: d then stays where it is
-    float d[32];                 // first what the state says
+    const unsigned long long key_tile = tile(keys);
+    float said_by[32], asked_of[32];
     wgmma_begin();
 #pragma unroll
-    for (int j = 0; j < 8; j++) wgmma_64(d, x.state16 + 4 * j, on(key_tile, j / 4 * HALF + j % 4 * 32), j);
-    wgmma_end_group();
-#pragma unroll
-    for (int j = 0; j < 8; j++) wgmma_64(answer, x.state16 + 4 * j, on(query_tile, j / 4 * HALF + j % 4 * 32), j);
+    for (int j = 0; j < 8; j++)  // Queries stand behind keys.
+        wgmma_2_64(said_by, asked_of, x.state16 + 4 * j, on(key_tile, j / 4 * HALF + j % 4 * 32), j);
     wgmma_end_group();
     meanwhile();
 
     unsigned x16[16];
     wgmma_wait<0>();
-    there(d), there(answer);
+    there(said_by), there(asked_of);
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         unsigned value[4];
@@ -61,29 +59,28 @@ __device__ inline void step(Walker& x, float (&answer)[32], unsigned keys, unsig
         for (int n = 0; n < 2; n++) {
             const int b = 2 * j + n;
             const float2 said = shared_2(said_at + b * 32);
-            x16[2 * b] = packed(first_of(value[2 * n]) - said.x * d[4 * b],
-                                second_of(value[2 * n]) - said.y * d[4 * b + 1]);
-            x16[2 * b + 1] = packed(first_of(value[2 * n + 1]) - said.x * d[4 * b + 2],
-                                    second_of(value[2 * n + 1]) - said.y * d[4 * b + 3]);
+            x16[2 * b] = packed(first_of(value[2 * n]) - said.x * said_by[4 * b],
+                                second_of(value[2 * n]) - said.y * said_by[4 * b + 1]);
+            x16[2 * b + 1] = packed(first_of(value[2 * n + 1]) - said.x * said_by[4 * b + 2],
+                                    second_of(value[2 * n + 1]) - said.y * said_by[4 * b + 3]);
         }
     }
+#pragma unroll
+    for (int b = 0; b < 8; b++) {
+        const float2 asked = shared_2(asked_at + b * 32);
+#pragma unroll
+        for (int j = 0; j < 4; j++) answer[4 * b + j] = asked_of[4 * b + j] * (j % 2 ? asked.y : asked.x);
+    }
+    float d[32];
     wgmma_begin();
 #pragma unroll
-    for (int j = 0; j < 4; j++) wgmma_64(d, x16 + 4 * j, on(tile(t), j * 32), j ? 1 : none);
+    for (int j = 0; j < 4; j++) wgmma_64(d, x16 + 4 * j, on(tile(t), j * 32), j);
     wgmma_end_group();
 
     const float decay = shared_2(factors + 3 * CHUNK * 4).x;
     if (__any_sync(~0u, decay != 1))  // (so that their registers stay theirs)
 #pragma unroll
         for (int j = 0; j < 64; j++) x.state[j] *= decay;
-    wgmma_wait<1>();
-    there(answer);
-#pragma unroll
-    for (int b = 0; b < 8; b++) {
-        const float2 asked = shared_2(asked_at + b * 32);
-#pragma unroll
-        for (int j = 0; j < 4; j++) answer[4 * b + j] *= j % 2 ? asked.y : asked.x;
-    }
     float2 kept[8];
 #pragma unroll
     for (int b = 0; b < 8; b++) kept[b] = shared_2(kept_at + b * 32);
@@ -102,6 +99,7 @@ __device__ inline void step(Walker& x, float (&answer)[32], unsigned keys, unsig
     wgmma_end_group();
 #pragma unroll
     for (int j = 0; j < 16; j++) d16[j] = packed(d[2 * j], d[2 * j + 1]);
+    scored();
     wgmma_begin();
 #pragma unroll
     for (int j = 0; j < 4; j++) wgmma_64(answer, d16 + 4 * j, on(tile(p), j * 32), 1);

@@ -182,6 +182,9 @@ __device__ inline unsigned long long tile(unsigned address, int next = 16)
            (unsigned long long)(1024 >> 4) << 32 | 1ull << 62;
 }
 
+// Every second eight rows of a tile, K-major.
+__device__ inline unsigned long long half_tile(unsigned address) { return tile(address) + ((1024ull >> 4) << 32); }
+
 // The tile so many bytes on.
 __device__ inline unsigned long long on(unsigned long long tile, int bytes) { return tile + (bytes >> 4); }
 
@@ -217,6 +220,17 @@ __device__ inline void wgmma_tiles(float (&d)[32], unsigned long long a, unsigne
                  : "l"(a), "l"(b), "r"(add));
 }
 
+// The same of 32 rows of b; d [64, 32].
+__device__ inline void wgmma_tiles_32(float (&d)[16], unsigned long long a, unsigned long long b, int add)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+                 "%16, %17, p, 1, 1, 0, 0;\n}"
+                 : MMA_16(d, 0)
+                 : "l"(a), "l"(b), "r"(add));
+}
+
 // The same with a, four registers of every thread; d [64, 64].
 __device__ inline void wgmma_64(float (&d)[32], const unsigned* a, unsigned long long b, int add)
 {
@@ -241,6 +255,20 @@ template <int ACROSS> __device__ inline void wgmma_128(float (&d)[64], const uns
                  "{%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}"
                  : MMA_32(d, 0), MMA_32(d, 32)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(ACROSS));
+}
+
+// d and e [64, 64], of 128 rows of b: e has the second half.
+__device__ inline void wgmma_2_64(float (&d)[32], float (&e)[32], const unsigned* a, unsigned long long b, int add)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+                 "{%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}"
+                 : MMA_32(d, 0), MMA_32(e, 0)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
 }
 
 // Two numbers as f16, the first in the lower half.

@@ -1,14 +1,15 @@
 // Gated delta rule on sm_90a, K = V = 128: in chunks of 64 tokens on tensor cores, at once. What is computed is told
 // in ../gated_delta_rule.cu, how in ../common/delta_chunk.cuh.
 //
-// gated_delta_rule_fused: a block has a head of a sequence. Of its warpgroups one loads, one makes T, P and factors
-//     of a chunk, and two, which have half of the columns each, walk the chunk before. Grid S x HV, 512 threads,
-//     208896 bytes of dynamic shared memory; no memory between. For so many sequences that most multiprocessors have
-//     a block; of fewer, gated_delta_rule.cu is faster. state_out may be state_in. Bits are those of that file.
+// gated_delta_rule_fused: a block has a head of a sequence. Of its warpgroups one loads, one makes T and factors
+//     of a chunk, and two, which have half of the columns each, make P and walk the chunk before. Grid S x HV, 512
+//     threads, 228352 bytes of dynamic shared memory; no memory between. For so many sequences that most
+//     multiprocessors have a block; of fewer, gated_delta_rule.cu is faster. state_out may be state_in. Bits are
+//     those of that file.
 
 #include "common/delta_walk.cuh"
 
-const int STAGES = 3, STAGE = 6 * TILE, RECORDS = 2;
+const int STAGES = 3, STAGE = 8 * TILE;  // keys and queries, values, T, P
 
 extern "C" __global__ __launch_bounds__(512, 1) void gated_delta_rule_fused(
     bf16* __restrict__ o,                      // [N, HV, V]
@@ -26,16 +27,16 @@ extern "C" __global__ __launch_bounds__(512, 1) void gated_delta_rule_fused(
     int plant)
 {
     extern __shared__ unsigned char shared[];
-    __shared__ unsigned long long barriers[2 * STAGES + 2 * RECORDS];
+    __shared__ unsigned long long barriers[5 * STAGES];
     const unsigned space = (1024 - shared_address(shared) % 1024) % 1024;
     unsigned char* const tiles = shared + space;
-    const unsigned base = shared_address(tiles), records = base + STAGES * STAGE;
-    const unsigned answers = records + RECORDS * 2 * TILE;
-    unsigned char* const after = tiles + STAGES * STAGE + RECORDS * 2 * TILE + 2 * TILE;
-    Tokens* const tokens = (Tokens*)(after + RECORDS * sizeof(Factors) + BLOCKS);
-    float* const pasts = (float*)(tokens + STAGES);
+    const unsigned base = shared_address(tiles), answers = base + STAGES * STAGE;
+    Factors* const factors = (Factors*)(tiles + STAGES * STAGE + 2 * TILE);
+    unsigned char* const blocks = (unsigned char*)(factors + STAGES);
+    Tokens* const tokens = (Tokens*)(blocks + BLOCKS);
+    Logs* const logs = (Logs*)(tokens + STAGES);
     const unsigned full = shared_address(barriers), empty = full + 8 * STAGES;
-    const unsigned ready = empty + 8 * STAGES, read = ready + 8 * RECORDS;
+    const unsigned known = empty + 8 * STAGES, scored = known + 8 * STAGES, ready = scored + 8 * STAGES;
     const int s = blockIdx.x / HV, h = blockIdx.x % HV, head = h / (HV / HK);
     const long long begins = cu_seqlens[s], length = cu_seqlens[s + 1] - begins;
     const int all = (int)((length + CHUNK - 1) / CHUNK);
@@ -43,73 +44,91 @@ extern "C" __global__ __launch_bounds__(512, 1) void gated_delta_rule_fused(
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
             barrier_init(full + 8 * i, 128);
-            barrier_init(empty + 8 * i, 12);
-        }
-        for (int i = 0; i < RECORDS; i++) {
+            barrier_init(empty + 8 * i, 8);
+            barrier_init(known + 8 * i, 4);
+            barrier_init(scored + 8 * i, 8);
             barrier_init(ready + 8 * i, 4);
-            barrier_init(read + 8 * i, 8);
         }
         barriers_are_there();
     }
+    // Zeros above the diagonals of T and P, which stay.
+    for (int i = 0; i < STAGES; i++)
+        for (int at = threadIdx.x * 16; at < 2 * TILE; at += 512 * 16)
+            store_4(base + i * STAGE + 6 * TILE + at, 0, 0, 0, 0);
+    writes_to_async();
     __syncthreads();
 
     const int role = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+    unsigned thread = threadIdx.x;
+    asm volatile("" : "+r"(thread));  // It is kept, rather than asked for again.
+    auto rows_of = [&](int i) {
+        const long long left = length - (long long)i * CHUNK;
+        return left < CHUNK ? (int)left : CHUNK;
+    };
     if (role == 0) {
         registers_down<40>();
-        const int thread = threadIdx.x, row = thread / 16, piece = thread % 16;
-        size_t stride = (size_t)HK * DIM, stride_v = (size_t)HV * DIM;
-        const size_t at = ((begins + row) * HK + head) * DIM + piece * 8;
-        const bf16 *key = k + at, *query = q + at, *value = v + ((begins + row) * HV + h) * DIM + piece * 8;
-        const unsigned swizzle = swizzled(row, piece % 8);
-        const unsigned to_key = base + piece / 8 * HALF + swizzle, to_value = base + (4 + piece / 8) * TILE + swizzle;
         int stage = 0, parity = 1;
         for (int i = 0; i < all; i++) {
-            const long long left = length - (long long)i * CHUNK;
-            const int rows = left < CHUNK ? (int)left : CHUNK, offset = stage * STAGE;
+            const unsigned me = anew(thread);
+            const int rows = rows_of(i), row = me / 16, piece = me % 16;
+            const size_t token = begins + (long long)i * CHUNK, stride = (size_t)HK * DIM, stride_v = (size_t)HV * DIM;
+            const size_t at = (token + row) * stride + head * DIM + piece * 8;
+            const size_t at_v = (token + row) * stride_v + h * DIM + piece * 8;
+            const unsigned to = base + stage * STAGE + swizzled(row, piece % 8), to_key = to + piece / 8 * HALF;
             barrier_wait(empty + 8 * stage, parity);
-            asm volatile("" : "+l"(stride), "+l"(stride_v));  // Multiples of them are made anew, rather than kept.
-            copy_pieces<8>(to_key + offset, key, stride, row, rows);
-            copy_pieces<8>(to_key + offset + TILE, query, stride, row, rows);
-            copy_pieces<8>(to_value + offset, value, stride_v, row, rows);
+            copy_pieces<8, 1>(to_key, k + at, stride, row, rows);
+            copy_pieces<8, 1>(to_key + TILE, q + at, stride, row, rows);
+            copy_pieces<8, 1>(to + (4 + piece / 8) * TILE, v + at_v, stride_v, row, rows);
             copies_end_group();
-            key += CHUNK * stride, query += CHUNK * stride, value += CHUNK * stride_v;
-            const size_t of_head = (size_t)(begins + (long long)i * CHUNK) * HV + h;
-            tell(tokens[stage], g + of_head, beta + of_head, HV, i, rows, plant);
+            unsigned told[2] = {};
+            fetch(told, (const unsigned*)g + token * HV + h, beta + token * HV + h, HV, i, rows,
+                  plant);
+            tell(tokens[stage], told);
             copies_wait<0>();
             writes_to_async();
             float* const squares = tokens[stage].squares + row;
-            sum_squares<8>(squares, squares, 8, to_key + offset + TILE, 8 * 128, piece);
+            sum_squares<8>(squares, squares, 8, to_key + TILE, 8 * 128, piece);
+            some_wait(4, 128);
+            if (me < CHUNK) derive(factors[stage], logs[stage], tokens[stage], me, rows, eps, plant);
             arrive(full + 8 * stage);
             if (++stage == STAGES) stage = 0, parity ^= 1;
         }
     } else if (role == 1) {
         registers_down<88>();
-        auto rows_of = [&](int i) {
-            const long long left = length - (long long)i * CHUNK;
-            return left < CHUNK ? (int)left : CHUNK;
-        };
         if (all == 0) return;
+        auto place_of = [&](int stage) {
+            const unsigned keys = base + stage * STAGE;
+            return Parts{keys, keys + 6 * TILE, factors + stage, blocks, tokens + stage, logs + stage};
+        };
         float kk[32];
-        barrier_wait(full, 0);
-        begin_scores(kk, base, base);
-        int stage = 0, parity = 0, buffer = 0, turn = 0;
-        for (int i = 0; i < all; i++) {
-            const unsigned keys = base + stage * STAGE, record = records + buffer * 2 * TILE;
-            const Place place = {keys, keys + TILE, record, record + TILE, (Factors*)after + buffer,
-                                 after + RECORDS * sizeof(Factors), tokens + stage, pasts};
-            barrier_wait(read + 8 * buffer, turn ^ 1);
-            const int left = stage;
-            if (++stage == STAGES) stage = 0, parity ^= 1;
-            make_record(place, kk, rows_of(i), eps, 1, plant, [] {}, [&] {
-                if (i + 1 < all) barrier_wait(full + 8 * stage, parity);
-                begin_scores(kk, base + stage * STAGE, base + stage * STAGE);  // of the last for nobody
+        int stage = 0, parity = 0, behind = STAGES - 1;
+        for (int i = 0;; i++) {
+            // The end of the chunk before, and the beginning of this one.
+            const Parts before = place_of(behind), place = place_of(stage);
+            const unsigned keys = __shfl_sync(~0u, place.keys, 0);  // Descriptors need no registers then.
+            if (i < all) barrier_wait(full + 8 * stage, parity);
+            begin_scores(kk, keys, keys);  // of the last for nobody
+            if (0 < i) invert_32(before, thread);
+            some_wait(1, 128);
+            invert_64(before, thread, 0 < i, [&] {
+                wgmma_wait<0>();
+                there(kk);
+                if (i < all) find_lengths(place, kk, thread, rows_of(i), eps, plant);
             });
+            writes_to_async();
             __syncwarp();
-            if (lane == 0) arrive(ready + 8 * buffer), arrive(empty + 8 * left);
-            if (++buffer == RECORDS) buffer = 0, turn ^= 1;
+            if (lane == 0) {
+                if (i < all) arrive(known + 8 * stage);
+                if (0 < i) arrive(ready + 8 * behind);
+            }
+            if (i == all) break;
+            behind = stage;
+            if (++stage == STAGES) stage = 0, parity ^= 1;
+            some_wait(1, 128);
+            make_blocks(place, kk, thread);
+            invert_diagonal(place, thread);
+            some_wait(1, 128);
         }
-        wgmma_wait<0>();
-        there(kk);
     } else {
         registers_up<192>();
         const int group = role - 2;
@@ -119,35 +138,45 @@ extern "C" __global__ __launch_bounds__(512, 1) void gated_delta_rule_fused(
 
         // The answers of a chunk wait in shared memory until the next one is under way.
         const unsigned own_answers = answers + group * TILE;
-        bf16* answers_to = o + ((begins + lane / 2) * HV + h) * DIM + group * 64 + (2 * warp + lane % 2) * 8;
+        bf16* answers_to = o + ((begins + 16 * warp + lane / 8) * HV + h) * DIM + group * 64 + lane % 8 * 8;
         auto send = [&](int rows) {
+            some_wait(2 + group, 128);
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                const uint4 piece = shared_4(own_answers + swizzled(16 * j + lane / 2, 2 * warp + lane % 2));
-                if (16 * j + lane / 2 < rows) *(uint4*)answers_to = piece;
-                answers_to += (size_t)16 * HV * DIM;
+                const int row = 16 * warp + 4 * j + lane / 8;
+                const uint4 piece = shared_4(own_answers + swizzled(row, lane % 8));
+                if (row < rows) *(uint4*)(answers_to + (size_t)j * 4 * HV * DIM) = piece;
             }
+            answers_to += (size_t)CHUNK * HV * DIM;
         };
         const unsigned own_pieces = swizzled(lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2);
-        int stage = 0, parity = 0, buffer = 0, turn = 0;
+        int stage = 0, parity = 0;
         for (int i = 0; i < all; i++) {
-            const unsigned keys = base + stage * STAGE, record = records + buffer * 2 * TILE;
-            const unsigned factors = shared_address(after) + buffer * sizeof(Factors);
+            const unsigned keys = base + stage * STAGE;
+            {
+                float qk[16];
+                barrier_wait(full + 8 * stage, parity);
+                begin_half(qk, keys + TILE, keys + group * 1024);
+                barrier_wait(known + 8 * stage, parity);
+                wgmma_wait<0>();
+                there(qk);
+                put_scores<4>(keys + 7 * TILE, logs[stage], qk, thread, group, plant);
+                writes_to_async();
+                __syncwarp();
+                if (lane == 0) arrive(scored + 8 * stage);
+            }
             float answer[32];
             narrow(walker);
-            barrier_wait(full + 8 * stage, parity);
-            barrier_wait(ready + 8 * buffer, turn);
-            step(walker, answer, keys, keys + (4 + group) * TILE + own_pieces, record, factors, plant, [&] {
-                if (0 < i) send(CHUNK);
-            });
-            if (lane == 0) arrive(empty + 8 * stage), arrive(read + 8 * buffer);
+            barrier_wait(ready + 8 * stage, parity);
+            step(walker, answer, keys, keys + (4 + group) * TILE + own_pieces, keys + 6 * TILE,
+                 shared_address(factors + stage), thread, plant, [&] { if (0 < i) send(CHUNK); },
+                 [&] { barrier_wait(scored + 8 * stage, parity); });
+            if (lane == 0) arrive(empty + 8 * stage);
             if (++stage == STAGES) stage = 0, parity ^= 1;
-            if (++buffer == RECORDS) buffer = 0, turn ^= 1;
+            some_wait(2 + group, 128);
             put_answer(own_answers + own_pieces, 2048, answer);
-            __syncwarp();
         }
-        const long long last = length - (long long)(all - 1) * CHUNK;
-        if (0 < all) send((int)last);
+        if (0 < all) send(rows_of(all - 1));
         end(walker, state_out + own);
     }
 }

@@ -76,7 +76,7 @@ const VARIANTS: &[&dyn Variant<GatedDeltaRule>] = &[
         source: kernels::hopper::GATED_DELTA_RULE_FUSED,
         launches: &[Launch::blocks("gated_delta_rule_fused", |n| [n.of("S") * n.of("HV"), 1, 1])
             .threads(|_| 512)
-            .sharing(|_| 208_896)],
+            .sharing(|_| 228_352)],
         scratch: &[],
         unfit,
         plan: in_chunks,

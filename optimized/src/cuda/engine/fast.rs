@@ -396,7 +396,7 @@ impl Ops<'_> {
         if self.multiprocessors() < 2 * s * c.hv {
             let args = [&heads[..], &reads, &states, &gates].concat();
             let source = (&hopper::GATED_DELTA_RULE_FUSED, build);
-            let shape = ([s * c.hv, 1, 1], 512, 208_896);
+            let shape = ([s * c.hv, 1, 1], 512, 228_352);
             return self.launch(source, "gated_delta_rule_fused", shape, &args);
         }
         let source = (&hopper::GATED_DELTA_RULE, build);
