@@ -22,16 +22,17 @@ use std::arch::x86_64::{
     _mm512_extractf32x8_ps, _mm512_extracti64x4_epi64, _mm512_fmadd_ps, _mm512_loadu_ps,
     _mm512_loadu_si512, _mm512_mask_mov_epi32, _mm512_mask_mov_ps, _mm512_max_ps, _mm512_min_ps,
     _mm512_mul_ps, _mm512_permutex2var_epi8, _mm512_permutexvar_epi64, _mm512_reduce_max_ps,
-    _mm512_roundscale_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi64,
-    _mm512_setzero_ps, _mm512_shuffle_ps, _mm512_slli_epi32, _mm512_srli_epi16, _mm512_srli_epi32,
-    _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_ps, _mm512_ternarylogic_epi64,
-    _mm512_unpackhi_epi8, _mm512_unpackhi_ps, _mm512_unpacklo_epi8, _mm512_unpacklo_ps,
+    _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setr_epi64, _mm512_setzero_ps, _mm512_shuffle_ps, _mm512_slli_epi32, _mm512_srli_epi16,
+    _mm512_srli_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_ps,
+    _mm512_ternarylogic_epi64, _mm512_unpackhi_epi8, _mm512_unpackhi_ps, _mm512_unpacklo_epi8,
+    _mm512_unpacklo_ps,
 };
 
 use half::{bf16, f16};
 
 use super::simd::{
-    FP8, Factor, LANES, PAIRS, QUADS, Rows, Simd, WHOLE, Wide, each, outer, padded, tiles,
+    FP8, Factor, LANES, PAIRS, QUADS, Rows, Simd, Table, WHOLE, Wide, each, outer, padded, tiles,
 };
 
 /// Proof that the processor has AVX-512 with F, DQ, BW, VL, VNNI, BF16 and VBMI: Zen 4, Sapphire Rapids and
@@ -138,13 +139,11 @@ impl Simd for Avx512 {
     fn fp8_wide(self, x: &[u8; QUADS]) -> [__m512; 4] {
         let [a, b] = self.fp8(x);
         unsafe {
-            let wide =
-                |x: __m256i| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)));
             [
-                wide(_mm512_castsi512_si256(a)),
-                wide(_mm512_extracti64x4_epi64::<1>(a)),
-                wide(_mm512_castsi512_si256(b)),
-                wide(_mm512_extracti64x4_epi64::<1>(b)),
+                self.wide(_mm512_castsi512_si256(a)),
+                self.wide(_mm512_extracti64x4_epi64::<1>(a)),
+                self.wide(_mm512_castsi512_si256(b)),
+                self.wide(_mm512_extracti64x4_epi64::<1>(b)),
             ]
         }
     }
@@ -158,8 +157,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn pairs(self, acc: __m512, a: __m512i, b: __m512i) -> __m512 {
         unsafe {
-            let pairs = |x: __m512i| std::mem::transmute::<__m512i, __m512bh>(x);
-            _mm512_dpbf16_ps(acc, pairs(a), pairs(b))
+            let (a, b) = (
+                std::mem::transmute::<__m512i, __m512bh>(a),
+                std::mem::transmute::<__m512i, __m512bh>(b),
+            );
+            _mm512_dpbf16_ps(acc, a, b)
         }
     }
 
@@ -260,8 +262,12 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn pow2(self, n: __m512) -> __m512 {
-        let exponent = unsafe { _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)) };
-        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent)) }
+        self.scaled(self.splat(1.0), n)
+    }
+
+    #[inline(always)]
+    fn scaled(self, x: __m512, n: __m512) -> __m512 {
+        unsafe { _mm512_scalef_ps(x, n) }
     }
 
     #[inline(always)]
@@ -382,21 +388,24 @@ impl Avx512 {
         unsafe { _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), x) }
     }
 
+    #[inline(always)]
+    fn table(self, bytes: &[u8; 128]) -> (__m512i, __m512i) {
+        let start = bytes.as_ptr();
+        unsafe { (_mm512_loadu_si512(start.cast()), _mm512_loadu_si512(start.add(64).cast())) }
+    }
+
+    /// Sixteen bf16 numbers, widened.
+    #[inline(always)]
+    fn wide(self, x: __m256i) -> __m512 {
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x))) }
+    }
+
     /// The bf16 numbers whose bytes a table has, by the low seven bits of each byte, with the sign of
     /// others.
     #[inline(always)]
-    fn looked_up(
-        self,
-        (high, low): &([u8; 128], [u8; 128]),
-        at: __m512i,
-        signs: __m512i,
-    ) -> [__m512i; 2] {
+    fn looked_up(self, Table(high, low): &Table, at: __m512i, signs: __m512i) -> [__m512i; 2] {
         unsafe {
-            let table = |bytes: &[u8; 128]| {
-                let start = bytes.as_ptr();
-                (_mm512_loadu_si512(start.cast()), _mm512_loadu_si512(start.add(64).cast()))
-            };
-            let (high, low) = (table(high), table(low));
+            let (high, low) = (self.table(high), self.table(low));
             let sign = _mm512_set1_epi8(-128);
             // a | (b & c)
             let high = _mm512_ternarylogic_epi64::<0xf8>(

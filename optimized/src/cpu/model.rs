@@ -33,7 +33,7 @@ use self::{
     weights::{Format, Layer, Loader, MixerWeights, MlpWeights, Mtp},
 };
 use super::{
-    aligned::Arena,
+    aligned::{Aligned, Arena},
     attention::{
         fast::{Cached, Sizes, attention},
         kept::KeyValues,
@@ -160,8 +160,8 @@ impl<S: Simd> Model<S> {
         let cache = || self.kept.cache(c.num_key_value_heads, c.head_dim);
         let state = |mixer: &Mixer| match mixer {
             Mixer::Linear => LayerState::Linear(State {
-                conv: vec![0.0; c.conv_dim() * (c.linear_conv_kernel_dim - 1)],
-                recurrent: vec![0.0; c.linear_value_dim() * c.linear_key_head_dim],
+                conv: Aligned::zeros(c.conv_dim() * (c.linear_conv_kernel_dim - 1)),
+                recurrent: Aligned::zeros(c.linear_value_dim() * c.linear_key_head_dim),
             }),
             Mixer::Full => LayerState::Full(cache()),
         };

@@ -102,9 +102,20 @@ struct Parts<'a, T> {
     width: usize,
     /// Rows of each part that has some, and which cut it is.
     rows: Vec<(usize, Range<usize>)>,
-    taken: Vec<AtomicU32>,
+    /// A bit for each part, so many neighbours together.
+    taken: Vec<Taken>,
+    together: usize,
     of: PhantomData<&'a mut [T]>,
 }
+
+/// Bits in a line of memory of their own: neighbours are one thread's, and what threads take in turn goes to and
+/// fro between caches that may lie far apart.
+#[derive(Default)]
+#[repr(align(128))]
+struct Taken(AtomicU32);
+
+/// Lines of [`Taken`] where there are enough parts.
+const LINES: usize = 64;
 
 // SAFETY: a part is handed to one thread only, and `T` may be sent there.
 unsafe impl<T: Send> Sync for Parts<'_, T> {}
@@ -123,9 +134,12 @@ impl<'a, T> Parts<'a, T> {
             width: width.max(1),
             rows,
             taken: Vec::new(),
+            together: 1,
             of: PhantomData,
         };
-        parts.taken = (0..parts.count().div_ceil(32)).map(|_| AtomicU32::new(0)).collect();
+        parts.together = parts.count().div_ceil(LINES).clamp(1, 32);
+        let lines = parts.count().div_ceil(parts.together);
+        parts.taken.resize_with(lines, Taken::default);
         parts
     }
 
@@ -144,8 +158,8 @@ impl<'a, T> Parts<'a, T> {
     /// If it was handed out before.
     fn with(&self, i: usize, task: impl FnOnce(usize, Part<'_, T>)) {
         assert!(i < self.count(), "part {i} of {}", self.count());
-        let bit = 1 << (i % 32);
-        let before = self.taken[i / 32].fetch_or(bit, Ordering::Relaxed);
+        let bit = 1 << (i % self.together);
+        let before = self.taken[i / self.together].0.fetch_or(bit, Ordering::Relaxed);
         assert!(before & bit == 0, "part {i} is handed out once");
         let (cut, rows) = self.rows[i / self.across()].clone();
         let from = i % self.across() * self.width;

@@ -128,6 +128,13 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn round(self, x: Self::F) -> Self::F;
     /// `2^n` of integers from -126 to 127.
     fn pow2(self, n: Self::F) -> Self::F;
+    /// `2^n x` of integers from -252 to 254, in two factors: one of them alone may be no number although the
+    /// result is.
+    #[inline(always)]
+    fn scaled(self, x: Self::F, n: Self::F) -> Self::F {
+        let half = self.round(self.mul(n, self.splat(0.5)));
+        self.mul(self.mul(x, self.pow2(half)), self.pow2(self.sub(n, half)))
+    }
     /// `y` where `x` is a number, NaN elsewhere.
     fn unless_nan(self, x: Self::F, y: Self::F) -> Self::F;
     /// Integers from -128 to 127 as bytes.
@@ -162,8 +169,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// `e^x` within 2 units in the last place, also of results below the smallest normal number.
     ///
     /// `x = n ln 2 + r` with `|r| <= ln 2 / 2` (`ln 2` in two parts, so that `n` times the first is
-    /// exact), a polynomial of degree 6 for `e^r` (coefficients of Cephes' `expf`), and `2^n` in two factors, because one of them alone may be no
-    /// number although the result is.
+    /// exact), a polynomial of degree 6 for `e^r` (coefficients of Cephes' `expf`), and `2^n`.
     #[inline(always)]
     fn exp(self, x: Self::F) -> Self::F {
         let c = |x| self.splat(x);
@@ -176,10 +182,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
             p = self.fma(p, r, c(term));
         }
         let p = self.fma(p, self.mul(r, r), self.add(r, c(1.0)));
-        let half = self.round(self.mul(n, c(0.5)));
-        let powers = (self.pow2(half), self.pow2(self.sub(n, half)));
         // A NaN was lost to min and max.
-        self.unless_nan(x, self.mul(self.mul(p, powers.0), powers.1))
+        self.unless_nan(x, self.scaled(p, n))
     }
 
     /// `1 / (1 + e^-x)`.
@@ -197,10 +201,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     }
 }
 
-/// The bf16 number of each FP8 code without its sign: high bytes and low bytes.
-pub(crate) static FP8: ([u8; 128], [u8; 128]) = fp8_bytes();
+/// The bytes of 128 bf16 numbers, high ones and low ones: whole lines of memory.
+#[repr(C, align(64))]
+pub(crate) struct Table(pub(crate) [u8; 128], pub(crate) [u8; 128]);
 
-const fn fp8_bytes() -> ([u8; 128], [u8; 128]) {
+/// The bf16 number of each FP8 code without its sign.
+pub(crate) static FP8: Table = fp8_bytes();
+
+const fn fp8_bytes() -> Table {
     let (mut high, mut low) = ([0; 128], [0; 128]);
     let mut code = 0;
     while code < 128 {
@@ -224,7 +232,7 @@ const fn fp8_bytes() -> ([u8; 128], [u8; 128]) {
         (high[code as usize], low[code as usize]) = ((bits >> 8) as u8, bits as u8);
         code += 1;
     }
-    (high, low)
+    Table(high, low)
 }
 
 /// The number of each FP8 code.
@@ -238,10 +246,10 @@ pub(crate) static FP8_WIDE: [f32; 256] = {
     numbers
 };
 
-/// The bf16 number of each whole number from 0 to 127: high bytes and low bytes.
-pub(crate) static WHOLE: ([u8; 128], [u8; 128]) = whole_bytes();
+/// The bf16 number of each whole number from 0 to 127.
+pub(crate) static WHOLE: Table = whole_bytes();
 
-const fn whole_bytes() -> ([u8; 128], [u8; 128]) {
+const fn whole_bytes() -> Table {
     let (mut high, mut low) = ([0; 128], [0; 128]);
     let mut x = 1_u8;
     while x < 128 {
@@ -250,7 +258,7 @@ const fn whole_bytes() -> ([u8; 128], [u8; 128]) {
         (high[x as usize], low[x as usize]) = ((bits >> 8) as u8, bits as u8);
         x += 1;
     }
-    (high, low)
+    Table(high, low)
 }
 
 /// The bf16 numbers of FP8 codes, by the table.

@@ -418,8 +418,9 @@ impl Softmax {
         if visible == 0 {
             return;
         }
-        // Of the first block nothing is kept: exp(-inf) = 0.
-        let kept = (self.max[row] - max).exp();
+        // Of the first block nothing is kept: exp(-inf) = 0. As a rule the largest stays the largest.
+        let same = self.max[row] == max && max.is_finite();
+        let kept = if same { 1.0 } else { (self.max[row] - max).exp() };
         self.max[row] = max;
         let shift = s.splat(max);
         let (whole, rest) = scores.as_chunks_mut::<LANES>();

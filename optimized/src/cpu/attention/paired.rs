@@ -244,6 +244,11 @@ impl<C: Code> Cached for Paired<C> {
     fn stretch<S: Simd>(&self, s: S, task: &Task<'_>, keys: Range<usize>) -> Softmax {
         let (h, pairs, padded) = (self.h, self.pairs(), self.padded());
         let rows = task.rows();
+        // Nobody has asked for the first keys yet.
+        let first = self.block(task.head, keys.start).k;
+        for at in (0..first.len()).step_by(LINE / size_of::<C>()) {
+            s.ahead(first, at);
+        }
         let mut q = Aligned::zeros(rows * 2 * pairs);
         for (to, from) in q.chunks_exact_mut(2 * pairs).zip(task.queries()) {
             narrow(s, &mut to[..h], from);

@@ -79,69 +79,116 @@ fn sized(x: &mut Vec<f32>, len: usize) -> &mut [f32] {
     &mut x[..len]
 }
 
-/// One token after the other. `o`: `[C, V]`; `state`: `[K, V]`. Memory is asked for `next`, the state that
-/// comes after it, while this one is at hand.
+/// One token after the other. `o`: `[C, V]`; `state`: `[K, V]`. While this state is at hand, memory is asked for
+/// as much behind it: the state of the next head, if there is `more`.
 #[inline(always)]
 pub(crate) fn steps<S: Simd>(
     s: S,
     o: &mut [f32],
     state: &mut [f32],
-    next: &[f32],
+    more: bool,
     x: &Chunk<'_>,
     room: &mut Room,
 ) {
     let d = sized(&mut room.values, x.value);
     for (i, o) in o.chunks_exact_mut(x.value).enumerate() {
-        let (q, k) = (&x.q[i * x.stride..][..x.key], &x.k[i * x.stride..][..x.key]);
         let v = &x.v[i * x.stride..][..x.value];
-        let (decay, beta) = (x.g[i].exp(), x.beta[i]);
-        d.fill(0.0);
-        s.accumulate(d, Factor { data: k, row: x.key, column: 1 }, state, x.value);
-        for (d, v) in d.iter_mut().zip(v) {
-            *d = beta * (v - decay * *d);
-        }
-        let x = Write { decay, k, q, d };
+        let x = Step {
+            decay: x.g[i].exp(),
+            beta: x.beta[i],
+            k: &x.k[i * x.stride..][..x.key],
+            q: &x.q[i * x.stride..][..x.key],
+            more: more && i == 0,
+        };
         if S::REGISTERS == 32 {
-            write_and_answer::<S, 8>(s, o, state, next, x);
+            read::<S, 8>(s, d, state, v, x);
+            write_and_answer::<S, 8>(s, o, state, d, x);
         } else {
-            write_and_answer::<S, 2>(s, o, state, next, x);
+            read::<S, 2>(s, d, state, v, x);
+            write_and_answer::<S, 2>(s, o, state, d, x);
         }
     }
 }
 
+/// What there is of a token beside its value.
 #[derive(Clone, Copy)]
-struct Write<'a> {
+struct Step<'a> {
     decay: f32,
+    beta: f32,
     k: &'a [f32],
     q: &'a [f32],
-    d: &'a [f32],
+    /// Whether memory is asked for what lies behind the state.
+    more: bool,
 }
 
-/// `S <- decay S + k d'`, `o = S' q`, in one walk through the state, or in several of `C` vectors.
+/// `d <- beta (v - decay S' k)`, in one walk through the state, or in several of `C` vectors.
+#[inline(always)]
+fn read<S: Simd, const C: usize>(s: S, d: &mut [f32], state: &[f32], v: &[f32], x: Step<'_>) {
+    let j = d.len();
+    let (decay, beta) = (s.splat(-x.decay), s.splat(x.beta));
+    let mut at = 0;
+    while at + C * LANES <= j {
+        let mut sums = [s.splat(0.0); C];
+        // The first half of what lies behind.
+        let mut asked = state.len() + at * x.k.len() / 2;
+        for (row, &k) in state.chunks_exact(j).zip(x.k) {
+            let k = s.splat(k);
+            for c in 0..C {
+                if x.more && c % 2 == 0 {
+                    s.ahead(state, asked);
+                    asked += LANES;
+                }
+                sums[c] = s.fma(k, s.load(lanes(&row[at + c * LANES..])), sums[c]);
+            }
+        }
+        for (c, sum) in sums.into_iter().enumerate() {
+            let at = at + c * LANES;
+            let new = s.mul(beta, s.fma(decay, sum, s.load(lanes(&v[at..]))));
+            s.store(lanes_mut(&mut d[at..]), new);
+        }
+        at += C * LANES;
+    }
+    if at < j {
+        d[at..].fill(0.0);
+        for (row, &k) in state.chunks_exact(j).zip(x.k) {
+            for (d, s) in d[at..].iter_mut().zip(&row[at..]) {
+                *d += k * s;
+            }
+        }
+        for (d, v) in d[at..].iter_mut().zip(&v[at..]) {
+            *d = x.beta * (v - x.decay * *d);
+        }
+    }
+}
+
+/// `S <- decay S + k d'`, `o = S' q`, in one walk through the state, or in several of `C` vectors. The walk is
+/// backwards: what was read last is nearest.
 #[inline(always)]
 fn write_and_answer<S: Simd, const C: usize>(
     s: S,
     o: &mut [f32],
     state: &mut [f32],
-    next: &[f32],
-    x: Write<'_>,
+    d: &[f32],
+    x: Step<'_>,
 ) {
-    let j = o.len();
+    let (j, len) = (o.len(), state.len());
     let decay = s.splat(x.decay);
     let mut at = 0;
     while at + C * LANES <= j {
         let d: [S::F; C] = each(
             s.splat(0.0),
             #[inline(always)]
-            |c| s.load(lanes(&x.d[at + c * LANES..])),
+            |c| s.load(lanes(&d[at + c * LANES..])),
         );
         let mut sums = [s.splat(0.0); C];
-        let mut asked = at * state.len() / j;
-        for ((row, &k), &q) in state.chunks_exact_mut(j).zip(x.k).zip(x.q) {
+        // The second half of what lies behind.
+        let mut asked = len / 2 + at * x.k.len() / 2;
+        for (i, (&k, &q)) in x.k.iter().zip(x.q).enumerate().rev() {
+            let row = &mut state[i * j..];
             let (k, q) = (s.splat(k), s.splat(q));
             for c in 0..C {
-                if !next.is_empty() {
-                    s.ahead(next, asked);
+                if x.more && c % 2 == 0 {
+                    s.ahead(row, len - i * j + asked);
                     asked += LANES;
                 }
                 let place = lanes_mut(&mut row[at + c * LANES..]);
@@ -157,8 +204,8 @@ fn write_and_answer<S: Simd, const C: usize>(
     }
     if at < j {
         o[at..].fill(0.0);
-        for ((row, &k), &q) in state.chunks_exact_mut(j).zip(x.k).zip(x.q) {
-            for ((s, d), o) in row[at..].iter_mut().zip(&x.d[at..]).zip(&mut o[at..]) {
+        for ((row, &k), &q) in state.chunks_exact_mut(j).zip(x.k).zip(x.q).rev() {
+            for ((s, d), o) in row[at..].iter_mut().zip(&d[at..]).zip(&mut o[at..]) {
                 *s = x.decay * *s + k * d;
                 *o += q * *s;
             }
@@ -415,7 +462,7 @@ impl Fast for GatedDeltaRule {
                             value: v,
                         };
                         if tokens.len() <= STEPS {
-                            steps(s, o, &mut state, &[], &x, &mut room);
+                            steps(s, o, &mut state, false, &x, &mut room);
                         } else {
                             pairs.of(s, &x);
                             chunk(s, o, &mut state, &x, &pairs, &mut room);

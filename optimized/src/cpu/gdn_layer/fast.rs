@@ -5,11 +5,13 @@
 //! stays inside a group: one task takes a chunk of tokens through all of it while it is near.
 
 use std::{
+    cell::RefCell,
     ops::Range,
     sync::{Mutex, PoisonError},
 };
 
 use crate::cpu::{
+    aligned::Aligned,
     causal_conv1d::fast::{self as conv, convolve},
     gated_delta_rule::fast::{CHUNK, Chunk, Pairs, Room, chunk, steps},
     gdn_gates::fast::gates,
@@ -48,9 +50,9 @@ pub(crate) const STEPS: usize = 4;
 #[derive(Clone)]
 pub(crate) struct State {
     /// `[HK, W - 1, 2 K + R V]`: the convolution's last inputs by key head, oldest first.
-    pub(crate) conv: Vec<f32>,
+    pub(crate) conv: Aligned<f32>,
     /// `[HV, K, V]`.
-    pub(crate) recurrent: Vec<f32>,
+    pub(crate) recurrent: Aligned<f32>,
 }
 
 impl Gdn<'_> {
@@ -147,12 +149,12 @@ impl Gdn<'_> {
             let mut state =
                 heads[sequence * hk + head].lock().unwrap_or_else(PoisonError::into_inner);
             let (conv, recurrent) = &mut *state;
+            let mut desk = DESK.take();
             s.run(
                 #[inline(always)]
                 || {
                     let tokens = part.rows.clone();
                     let mut task = Task { layer: self, head, qkvz, ba, conv, recurrent };
-                    let mut desk = Desk::default();
                     for start in tokens.clone().step_by(CHUNK) {
                         let end = (start + CHUNK).min(tokens.end);
                         of(&mut task, start..end, tokens.len(), &mut desk);
@@ -162,6 +164,7 @@ impl Gdn<'_> {
                     }
                 },
             );
+            DESK.set(desk);
         });
     }
 }
@@ -174,6 +177,11 @@ struct Task<'a, 'b> {
     ba: &'a [f32],
     conv: &'b mut [f32],
     recurrent: &'b mut [f32],
+}
+
+thread_local! {
+    /// A task of one token takes two microseconds a head: room is not looked for anew.
+    static DESK: RefCell<Desk> = RefCell::default();
 }
 
 /// Room for a chunk of tokens.
@@ -206,9 +214,7 @@ impl Task<'_, '_> {
         }
         desk.o.resize(c * group * v, 0.0);
         desk.head.resize(c * v, 0.0);
-        let mut rest = &mut *self.recurrent;
-        for r in 0..group {
-            let (state, after) = rest.split_at_mut(k * v);
+        for (r, state) in self.recurrent.chunks_exact_mut(k * v).enumerate() {
             self.layer.gates(
                 s,
                 (&mut desk.g, &mut desk.beta),
@@ -227,7 +233,9 @@ impl Task<'_, '_> {
                 value: v,
             };
             if all <= STEPS {
-                steps(s, &mut desk.head, state, after, &x, &mut desk.room);
+                // The states of the heads lie one after another; the last of a thread asks in vain.
+                let more = r + 1 < group || self.head + 1 < self.layer.hk;
+                steps(s, &mut desk.head, state, more, &x, &mut desk.room);
             } else {
                 if r == 0 {
                     desk.pairs.of(s, &x);
@@ -240,7 +248,6 @@ impl Task<'_, '_> {
                 rms_norm_gated_row(s, o, z, self.layer.norm, self.layer.eps);
                 desk.o[(i * group + r) * v..][..v].copy_from_slice(o);
             }
-            rest = after;
         }
     }
 

@@ -26,14 +26,17 @@ pub(crate) trait Pairs: Sync {
     /// Rows.
     fn count(&self) -> usize;
 
-    /// Inner products of `R` rows with `T` rows of `x`. Meanwhile memory is asked for the first rows of
-    /// `ahead`, as many as it says: all or one.
+    /// Bytes of a row, as it comes from memory.
+    fn bytes(&self) -> usize;
+
+    /// Inner products of `R` rows with `T` rows of `x`. Meanwhile memory is asked for what lies so many rows
+    /// `ahead` of all of these, or of the first, or of none, as it says.
     fn dots<S: Simd, const R: usize, const T: usize>(
         &self,
         s: S,
         w: [Self::Row<'_>; R],
         x: [&[bf16]; T],
-        ahead: ([Self::Row<'_>; R], usize),
+        ahead: (usize, usize),
     ) -> [[S::F; T]; R];
 }
 
@@ -57,6 +60,11 @@ impl Pairs for Halves<'_> {
     }
 
     #[inline(always)]
+    fn bytes(&self) -> usize {
+        2 * self.d
+    }
+
+    #[inline(always)]
     fn at(&self, i: usize) -> &[bf16] {
         &self.data[i * self.d..][..self.d]
     }
@@ -67,9 +75,10 @@ impl Pairs for Halves<'_> {
         s: S,
         w: [&[bf16]; R],
         x: [&[bf16]; T],
-        ahead: ([&[bf16]; R], usize),
+        ahead: (usize, usize),
     ) -> [[S::F; T]; R] {
         let (whole, rest) = (self.d / PAIRS, self.d % PAIRS);
+        let far = ahead.0 * self.d;
         let mut sums = [[s.splat(0.0); T]; R];
         let w_chunks: [&[[bf16; PAIRS]]; R] = each(
             &[],
@@ -83,7 +92,7 @@ impl Pairs for Halves<'_> {
         );
         let filler = s.halves(&[bf16::ZERO; PAIRS]);
         for i in 0..whole {
-            let w: [S::H; R] = each(
+            let own: [S::H; R] = each(
                 filler,
                 #[inline(always)]
                 |r| s.halves(&w_chunks[r][i]),
@@ -91,15 +100,15 @@ impl Pairs for Halves<'_> {
             if ahead.1 == R {
                 (0..R).for_each(
                     #[inline(always)]
-                    |r| s.ahead(ahead.0[r], i * PAIRS),
+                    |r| s.ahead(w[r], far + i * PAIRS),
                 );
             } else if ahead.1 == 1 {
-                s.ahead(ahead.0[0], i * PAIRS);
+                s.ahead(w[0], far + i * PAIRS);
             }
             for t in 0..T {
                 let x = s.halves(&x_chunks[t][i]);
                 for r in 0..R {
-                    sums[r][t] = s.pairs(sums[r][t], w[r], x);
+                    sums[r][t] = s.pairs(sums[r][t], own[r], x);
                 }
             }
         }
@@ -169,6 +178,11 @@ impl Pairs for Codes<'_> {
     }
 
     #[inline(always)]
+    fn bytes(&self) -> usize {
+        self.d
+    }
+
+    #[inline(always)]
     fn at(&self, i: usize) -> (&[u8], &[f32]) {
         (&self.data[i * self.d..][..self.d], self.scales(i))
     }
@@ -179,8 +193,21 @@ impl Pairs for Codes<'_> {
         s: S,
         w: [(&[u8], &[f32]); R],
         x: [&[bf16]; T],
-        ahead: ([(&[u8], &[f32]); R], usize),
+        ahead: (usize, usize),
     ) -> [[S::F; T]; R] {
+        let (whole, rest) = (self.d / QUADS, self.d % QUADS);
+        let far = ahead.0 * self.d;
+        let w_chunks: [&[[u8; QUADS]]; R] = each(
+            &[],
+            #[inline(always)]
+            |r| &w[r].0.as_chunks().0[..whole],
+        );
+        let x_chunks: [&[[bf16; QUADS]]; T] = each(
+            &[],
+            #[inline(always)]
+            |t| &x[t].as_chunks().0[..whole],
+        );
+        let filler = pair_up(s, &[bf16::ZERO; QUADS]);
         self.by_block(
             s,
             each(
@@ -191,19 +218,7 @@ impl Pairs for Codes<'_> {
             #[inline(always)]
             |start, end| {
                 let mut parts = [[s.splat(0.0); T]; R];
-                let (whole, rest) = ((end - start) / QUADS, (end - start) % QUADS);
-                let w_chunks: [&[[u8; QUADS]]; R] = each(
-                    &[],
-                    #[inline(always)]
-                    |r| &w[r].0[start..end].as_chunks().0[..whole],
-                );
-                let x_chunks: [&[[bf16; QUADS]]; T] = each(
-                    &[],
-                    #[inline(always)]
-                    |t| &x[t][start..end].as_chunks().0[..whole],
-                );
-                let filler = pair_up(s, &[bf16::ZERO; QUADS]);
-                for i in 0..whole {
+                for i in start / QUADS..end / QUADS {
                     let x: [[S::H; 2]; T] = each(
                         filler,
                         #[inline(always)]
@@ -212,10 +227,10 @@ impl Pairs for Codes<'_> {
                     if ahead.1 == R {
                         (0..R).for_each(
                             #[inline(always)]
-                            |r| s.ahead(ahead.0[r].0, start + i * QUADS),
+                            |r| s.ahead(w[r].0, far + i * QUADS),
                         );
                     } else if ahead.1 == 1 {
-                        s.ahead(ahead.0[0].0, start + i * QUADS);
+                        s.ahead(w[0].0, far + i * QUADS);
                     }
                     for r in 0..R {
                         let w = s.fp8(&w_chunks[r][i]);
@@ -225,11 +240,11 @@ impl Pairs for Codes<'_> {
                         }
                     }
                 }
-                if 0 < rest {
+                if 0 < rest && end == self.d {
                     for r in 0..R {
-                        let w = s.fp8(&filled(&w[r].0[start..end], 0));
+                        let w = s.fp8(&filled(w[r].0, 0));
                         for t in 0..T {
-                            let x = pair_up(s, &filled(&x[t][start..end], bf16::ZERO));
+                            let x = pair_up(s, &filled(x[t], bf16::ZERO));
                             parts[r][t] = s.pairs(s.pairs(parts[r][t], w[0], x[0]), w[1], x[1]);
                         }
                     }
@@ -261,6 +276,11 @@ impl Pairs for Written<'_> {
     }
 
     #[inline(always)]
+    fn bytes(&self) -> usize {
+        2 * self.codes.d
+    }
+
+    #[inline(always)]
     fn at(&self, i: usize) -> (&[bf16], &[f32]) {
         let d = self.codes.d;
         (&self.data[(i - self.first) * d..][..d], self.codes.scales(i))
@@ -273,7 +293,7 @@ impl Pairs for Written<'_> {
         s: S,
         w: [(&[bf16], &[f32]); R],
         x: [&[bf16]; T],
-        _: ([(&[bf16], &[f32]); R], usize),
+        _: (usize, usize),
     ) -> [[S::F; T]; R] {
         self.codes.by_block(
             s,
@@ -295,7 +315,7 @@ impl Pairs for Written<'_> {
                     #[inline(always)]
                     |t| &x[t][start..end],
                 );
-                own.dots::<S, R, T>(s, w_part, x_part, (w_part, 0))
+                own.dots::<S, R, T>(s, w_part, x_part, (0, 0))
             },
         )
     }
@@ -353,6 +373,10 @@ pub(crate) fn products<S: Simd, P: Pairs>(
     }
 }
 
+/// Bytes between what is multiplied and what memory is asked for: of fewer it comes too late, of FP8 codes in
+/// rows of 512 half as fast with 2 KiB.
+const AHEAD: usize = 1 << 14;
+
 /// All rows of a part with `T` tokens from `t` on.
 #[inline(always)]
 fn rows<S: Simd, P: Pairs, const R: usize, const T: usize>(
@@ -369,6 +393,7 @@ fn rows<S: Simd, P: Pairs, const R: usize, const T: usize>(
         #[inline(always)]
         |i| &x[(t + i) * stride(d)..][..d],
     );
+    let far = AHEAD.div_ceil(R * w.bytes().max(1)) * R;
     let mut r = 0;
     while r + R <= n {
         let own = each(
@@ -376,20 +401,16 @@ fn rows<S: Simd, P: Pairs, const R: usize, const T: usize>(
             #[inline(always)]
             |i| w.at(start + r + i),
         );
-        // The first tokens wait for memory and ask for the rows after these; those after them have time to
+        // The first tokens wait for memory and ask for rows after these; those after them have time to
         // ask, row by row, for the next part, which is this thread's as a rule.
-        let (first, ahead) = if t == 0 {
-            (start + r + R, R)
+        let (rows, many) = if t == 0 {
+            (far, R)
         } else {
             let row = (t / T - 1) * n.div_ceil(R) + r / R;
-            (start + n + row, usize::from(row < n))
+            (n - r + row, usize::from(row < n))
         };
-        let next = each(
-            own[0],
-            #[inline(always)]
-            |i| w.at((first + i).min(w.count() - 1)),
-        );
-        let sums = w.dots::<S, R, T>(s, own, x, (next, ahead));
+        let there = start + r + rows < w.count();
+        let sums = w.dots::<S, R, T>(s, own, x, (rows, if there { many } else { 0 }));
         for i in 0..T {
             let o = &mut part.row(t + i)[r..r + R];
             for (j, o) in o.chunks_mut(4).enumerate() {
@@ -406,7 +427,7 @@ fn rows<S: Simd, P: Pairs, const R: usize, const T: usize>(
     }
     while r < n {
         let own = [w.at(start + r)];
-        let [sums] = w.dots::<S, 1, T>(s, own, x, (own, 0));
+        let [sums] = w.dots::<S, 1, T>(s, own, x, (0, 0));
         for (i, sum) in sums.into_iter().enumerate() {
             part.row(t + i)[r] = s.sum4([sum; 4])[0];
         }

@@ -96,8 +96,9 @@ impl<S: Simd> Engine for Model<S> {
                 match layer {
                     LayerState::Full(cache) => fill(cache),
                     LayerState::Linear(state) => {
-                        state.conv = numbers(state.conv.len());
-                        state.recurrent = numbers(state.recurrent.len());
+                        let (conv, recurrent) = (state.conv.len(), state.recurrent.len());
+                        state.conv.copy_from_slice(&numbers(conv));
+                        state.recurrent.copy_from_slice(&numbers(recurrent));
                         state.recurrent.iter_mut().for_each(|x| *x *= 0.1);
                     }
                 }
@@ -187,7 +188,7 @@ impl<S: Simd> Engine for Model<S> {
                 recurrent
                     .index_axis_mut(Axis(0), n)
                     .iter_mut()
-                    .zip(&state.recurrent)
+                    .zip(&*state.recurrent)
                     .for_each(|(to, from)| *to = *from);
             }
             (c.layer_types[i] == Mixer::Linear).then_some(LinearState { conv, recurrent })

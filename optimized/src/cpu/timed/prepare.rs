@@ -7,7 +7,7 @@ use super::{
     V, W,
 };
 use crate::cpu::{
-    aligned::Arena,
+    aligned::{Aligned, Arena},
     attention::fast::{Cached, Sizes, attention},
     gated_delta_rule::fast::{CHUNK, Chunk, Pairs, Room, chunk, steps},
     gdn_layer::fast::{Gdn, STEPS, State},
@@ -84,10 +84,13 @@ impl Fill {
     }
 
     fn state(&mut self) -> State {
-        State {
-            conv: self.numbers((W - 1) * HK * CHANNELS),
-            recurrent: self.between(HV * K * V, -0.1, 0.1),
-        }
+        let mut state = State {
+            conv: Aligned::zeros((W - 1) * HK * CHANNELS),
+            recurrent: Aligned::zeros(HV * K * V),
+        };
+        state.conv.fill_with(|| self.0.uniform(-1.0, 1.0));
+        state.recurrent.fill_with(|| self.0.uniform(-0.1, 0.1));
+        state
     }
 }
 
@@ -145,9 +148,7 @@ fn delta_rule<S: Simd>(s: S, n: usize, fill: &mut Fill) -> Prepared {
                     for start in (0..n).step_by(CHUNK) {
                         let end = (start + CHUNK).min(n);
                         let from = &rows[(head * n + start) * CHANNELS..];
-                        let mut rest = &mut *state;
-                        for r in 0..R {
-                            let (state, after) = rest.split_at_mut(K * V);
+                        for (r, state) in state.chunks_exact_mut(K * V).enumerate() {
                             let own = (head * R + r) * n;
                             let x = Chunk {
                                 q: from,
@@ -161,14 +162,13 @@ fn delta_rule<S: Simd>(s: S, n: usize, fill: &mut Fill) -> Prepared {
                             };
                             let o = &mut o[(r * n + start) * V..(r * n + end) * V];
                             if n <= STEPS {
-                                steps(s, o, state, after, &x, &mut room);
+                                steps(s, o, state, true, &x, &mut room);
                             } else {
                                 if r == 0 {
                                     pairs.of(s, &x);
                                 }
                                 chunk(s, o, state, &x, &pairs, &mut room);
                             }
-                            rest = after;
                         }
                     }
                 },
