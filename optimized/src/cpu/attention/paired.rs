@@ -18,8 +18,8 @@ use zerocopy::FromZeros;
 use super::fast::{Cached, KEYS, PAGE, Pages, Rows, Softmax, Task};
 use crate::cpu::{
     aligned::{Aligned, LINE},
-    linear::activations::narrow,
-    simd::{LANES, PAIRS, QUADS, Simd, each},
+    linear::{activations::narrow, halves::pair_up},
+    simd::{LANES, PAIRS, QUADS, Simd, each, filled},
 };
 
 /// Keys and values in pairs.
@@ -365,6 +365,7 @@ fn product<S: Simd, C: Code>(
 }
 
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "rows and columns are walked together")]
 fn tile<S: Simd, A, const R: usize, const C: usize>(
     s: S,
     o: &mut [f32],
@@ -385,24 +386,35 @@ fn tile<S: Simd, A, const R: usize, const C: usize>(
         #[inline(always)]
         |r| &x.data[(x.row + r) * x.stride..].as_chunks().0[..pairs],
     );
-    let columns: [&[[bf16; PAIRS]]; C] = each(
+    let columns: [&[bf16]; C] = each(
         &[],
         #[inline(always)]
-        |c| &panel[c * column..].as_chunks().0[..pairs],
+        |c| &panel[c * column..][..column],
     );
-    let filler = s.halves(&[bf16::ZERO; PAIRS]);
+    let columns_of_two: [&[[bf16; QUADS]]; C] = each(
+        &[],
+        #[inline(always)]
+        |c| columns[c].as_chunks().0,
+    );
     let line = LINE / size_of::<A>();
     let (lines, mut asked) = ((ahead.len() / line).div_ceil(pairs.max(1)), 0);
+    // Of a column two pairs are taken every second time, and one waits for its turn.
+    let mut later = [s.halves(&[bf16::ZERO; PAIRS]); C];
     for l in 0..pairs {
         for _ in 0..lines {
             s.ahead(ahead, asked);
             asked += line;
         }
-        let w: [S::H; C] = each(
-            filler,
-            #[inline(always)]
-            |c| s.halves(&columns[c][l]),
-        );
+        let mut w = later;
+        if l % 2 == 0 {
+            for c in 0..C {
+                let two = match columns_of_two[c].get(l / 2) {
+                    Some(two) => pair_up(s, two),
+                    None => pair_up(s, &filled(columns[c], bf16::ZERO)),
+                };
+                (w[c], later[c]) = (two[0], two[1]);
+            }
+        }
         for r in 0..R {
             let x = s.pair(rows[r][l]);
             for c in 0..C {

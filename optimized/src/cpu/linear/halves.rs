@@ -350,8 +350,9 @@ pub(crate) fn products_of_codes<S: Simd>(
     products(s, &Written { data: &data, first, codes }, x, d, part);
 }
 
+/// Sixty-four bf16 numbers.
 #[inline(always)]
-fn pair_up<S: Simd>(s: S, x: &[bf16; QUADS]) -> [S::H; 2] {
+pub(crate) fn pair_up<S: Simd>(s: S, x: &[bf16; QUADS]) -> [S::H; 2] {
     let [low, high] = x.as_chunks().0 else { unreachable!("two halves") };
     [s.halves(low), s.halves(high)]
 }
@@ -377,9 +378,25 @@ pub(crate) fn products<S: Simd, P: Pairs>(
 /// rows of 512 half as fast with 2 KiB.
 const AHEAD: usize = 1 << 14;
 
-/// All rows of a part with `T` tokens from `t` on.
-#[inline(always)]
+/// All rows of a part with `T` tokens from `t` on. Not inlined: among the products of other formats and tokens its
+/// loops had their addresses on the stack.
+#[inline(never)]
 fn rows<S: Simd, P: Pairs, const R: usize, const T: usize>(
+    s: S,
+    w: &P,
+    x: &[bf16],
+    d: usize,
+    t: usize,
+    part: &mut Part<'_, f32>,
+) {
+    s.run(
+        #[inline(always)]
+        || rows_here::<S, P, R, T>(s, w, x, d, t, part),
+    );
+}
+
+#[inline(always)]
+fn rows_here<S: Simd, P: Pairs, const R: usize, const T: usize>(
     s: S,
     w: &P,
     x: &[bf16],
