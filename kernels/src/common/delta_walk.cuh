@@ -44,7 +44,7 @@ __device__ inline void step(Walker& x, float (&answer)[32], unsigned keys, unsig
     wgmma_begin();
 #pragma unroll
     for (int j = 0; j < 8; j++)  // Queries stand behind keys.
-        wgmma_2_64(said_by, asked_of, x.state16 + 4 * j, on(key_tile, j / 4 * HALF + j % 4 * 32), j);
+        wgmma_2_64<0>(said_by, asked_of, x.state16 + 4 * j, on(key_tile, j / 4 * HALF + j % 4 * 32), j);
     wgmma_end_group();
     meanwhile();
 

@@ -243,21 +243,8 @@ __device__ inline void wgmma_64(float (&d)[32], const unsigned* a, unsigned long
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
 }
 
-// d [64, 128]; the rows of b run along what is summed over, or ACROSS it.
-template <int ACROSS> __device__ inline void wgmma_128(float (&d)[64], const unsigned* a, unsigned long long b, int add)
-{
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-                 "{%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}"
-                 : MMA_32(d, 0), MMA_32(d, 32)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(ACROSS));
-}
-
-// d and e [64, 64], of 128 rows of b: e has the second half.
+// d and e [64, 64], of 128 rows of b: e has the second half. They run along what is summed over, or ACROSS it.
+template <int ACROSS>
 __device__ inline void wgmma_2_64(float (&d)[32], float (&e)[32], const unsigned* a, unsigned long long b, int add)
 {
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
@@ -266,9 +253,15 @@ __device__ inline void wgmma_2_64(float (&d)[32], float (&e)[32], const unsigned
                  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
                  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
                  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-                 "{%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}"
+                 "{%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}"
                  : MMA_32(d, 0), MMA_32(e, 0)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(ACROSS));
+}
+
+// d [64, 128], the same.
+template <int ACROSS> __device__ inline void wgmma_128(float (&d)[64], const unsigned* a, unsigned long long b, int add)
+{
+    wgmma_2_64<ACROSS>((float(&)[32])d[0], (float(&)[32])d[32], a, b, add);
 }
 
 // Two numbers as f16, the first in the lower half.
