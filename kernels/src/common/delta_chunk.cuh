@@ -153,6 +153,19 @@ __device__ inline void sum_squares(float* to, float* also, int stride, unsigned 
     if (piece % (16 / ROWS) == 0) to[row * stride] = also[row * stride] = x[0];
 }
 
+// A block of T that stands below the diagonal, of what is taken from nothing.
+__device__ inline void put_block(unsigned t, const float* writes, int i, int j, const float (&y)[2][4], int lane)
+{
+    const int c = lane % 4 * 2;
+    unsigned x[4];
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+        const float2 e = *(const float2*)&writes[16 * j + 8 * n + c];
+        x[2 * n] = packed(-y[n][0] * e.x, -y[n][1] * e.y), x[2 * n + 1] = packed(-y[n][2] * e.x, -y[n][3] * e.y);
+    }
+    store_rows(t + swizzled(16 * i + lane % 16, 2 * j + lane / 16), x[0], x[1], x[2], x[3]);
+}
+
 // Where a warpgroup makes the record of a chunk.
 struct Place {
     unsigned keys, queries;   // tiles
@@ -306,16 +319,6 @@ __device__ inline void make_record(const Place& at, float (&kk)[32], int rows, f
     asked();
     some_wait(barrier, 128);
 
-    // A block of the inverse that stands below the diagonal.
-    auto put = [&](int i, int j, const float(&y)[2][4]) {
-        unsigned x[4];
-#pragma unroll
-        for (int n = 0; n < 2; n++) {
-            const float2 e = *(const float2*)&at.tokens->writes[16 * j + 8 * n + c];
-            x[2 * n] = packed(-y[n][0] * e.x, -y[n][1] * e.y), x[2 * n + 1] = packed(-y[n][2] * e.x, -y[n][3] * e.y);
-        }
-        store_rows(at.t + swizzled(16 * i + row16, 2 * j + piece16), x[0], x[1], x[2], x[3]);
-    };
     // [T1 0; -T2 A T1, T2], of 16 to 32.
     if (warp < 2) {
         const int i = 2 * warp + 1, j = 2 * warp;
@@ -331,7 +334,7 @@ __device__ inline void make_record(const Place& at, float (&kk)[32], int rows, f
         __syncwarp();
         signed_f16(x, y, -1);
         store_rows(blocks + block_at(i, j) + own, x[0], x[1], x[2], x[3]);
-        put(i, j, y);
+        put_block(at.t, at.tokens->writes, i, j, y, lane);
     }
     const int least = plant == ANSWER_BEFORE_WRITE ? 0 : 1;
 #pragma unroll
@@ -380,6 +383,6 @@ __device__ inline void make_record(const Place& at, float (&kk)[32], int rows, f
         signed_f16(x, z, 1);
         multiply(y, x, right);
     }
-    put(i, j, y);
+    put_block(at.t, at.tokens->writes, i, j, y, lane);
     writes_to_async();
 }

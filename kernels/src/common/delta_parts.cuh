@@ -225,19 +225,6 @@ __device__ inline void invert_diagonal(const Parts& at, unsigned thread)
     store_1(at.t + swizzled(16 * warp + 8 + r, 2 * warp) + 2 * c, packed(-y[0] * e.x, -y[1] * e.y));
 }
 
-// A block of T that stands below the diagonal, of what is taken from nothing.
-__device__ inline void put_block(const Parts& at, int i, int j, const float (&y)[2][4], int lane)
-{
-    const int c = lane % 4 * 2;
-    unsigned x[4];
-#pragma unroll
-    for (int n = 0; n < 2; n++) {
-        const float2 e = *(const float2*)&at.tokens->writes[16 * j + 8 * n + c];
-        x[2 * n] = packed(-y[n][0] * e.x, -y[n][1] * e.y), x[2 * n + 1] = packed(-y[n][2] * e.x, -y[n][3] * e.y);
-    }
-    store_rows(at.t + swizzled(16 * i + lane % 16, 2 * j + lane / 16), x[0], x[1], x[2], x[3]);
-}
-
 // [T1 0; -T2 A T1, T2], of 16 to 32, by the first two warps.
 __device__ inline void invert_32(const Parts& at, unsigned thread)
 {
@@ -258,7 +245,7 @@ __device__ inline void invert_32(const Parts& at, unsigned thread)
     __syncwarp();
     signed_f16(x, y, -1);
     store_rows(blocks + block_at(i, j) + own, x[0], x[1], x[2], x[3]);
-    put_block(at, i, j, y, thread % 32);
+    put_block(at.t, at.tokens->writes, i, j, y, thread % 32);
 }
 
 // And of 32 to 64: a warp has a block, where there is a chunk. Something else is done `meanwhile`.
@@ -289,7 +276,7 @@ __device__ inline void invert_64(const Parts& at, unsigned thread, bool there_is
         }
     }
     meanwhile();
-    if (there_is) put_block(at, i, j, y, thread % 32);
+    if (there_is) put_block(at.t, at.tokens->writes, i, j, y, thread % 32);
 }
 
 // P of a chunk, of N times eight columns of Q K': all, or every second from those of `part` on. What is
