@@ -166,6 +166,28 @@ __device__ inline void put_block(unsigned t, const float* writes, int i, int j, 
     store_rows(t + swizzled(16 * i + lane % 16, 2 * j + lane / 16), x[0], x[1], x[2], x[3]);
 }
 
+// A block of the inverse of 64 rows, of those of 32, before it is taken from nothing; `own` is where this thread's row
+// of a block is.
+__device__ inline void invert_64(float (&y)[2][4], unsigned blocks, unsigned own, int i, int j)
+{
+    unsigned left[2][4];
+    load_rows(left[0], blocks + block_at(i, 2) + own);
+    if (i == 3) load_rows(left[1], blocks + block_at(3, 3) + own);
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+        if (n < j) continue;
+        float z[2][4] = {};
+        unsigned x[4];
+        load_transposed(x, blocks + block_at(2, n) + own);
+        multiply(z, left[0], x);
+        if (i == 3) load_transposed(x, blocks + block_at(3, n) + own), multiply(z, left[1], x);
+        unsigned right[4];
+        load_transposed(right, blocks + block_at(n, j) + own);
+        signed_f16(x, z, 1);
+        multiply(y, x, right);
+    }
+}
+
 // Where a warpgroup makes the record of a chunk.
 struct Place {
     unsigned keys, queries;   // tiles
@@ -364,25 +386,9 @@ __device__ inline void make_record(const Place& at, float (&kk)[32], int rows, f
     next();
     some_wait(barrier, 128);
 
-    // And of 32 to 64: a warp has a block.
     const int i = 2 + warp / 2, j = warp % 2;
-    unsigned left[2][4];
-    load_rows(left[0], blocks + block_at(i, 2) + own);
-    if (i == 3) load_rows(left[1], blocks + block_at(3, 3) + own);
     float y[2][4] = {};
-#pragma unroll
-    for (int n = 0; n < 2; n++) {
-        if (n < j) continue;
-        float z[2][4] = {};
-        unsigned x[4];
-        load_transposed(x, blocks + block_at(2, n) + own);
-        multiply(z, left[0], x);
-        if (i == 3) load_transposed(x, blocks + block_at(3, n) + own), multiply(z, left[1], x);
-        unsigned right[4];
-        load_transposed(right, blocks + block_at(n, j) + own);
-        signed_f16(x, z, 1);
-        multiply(y, x, right);
-    }
+    invert_64(y, blocks, own, i, j);
     put_block(at.t, at.tokens->writes, i, j, y, lane);
     writes_to_async();
 }

@@ -257,24 +257,7 @@ __device__ inline void invert_64(const Parts& at, unsigned thread, bool there_is
     const unsigned blocks = shared_address(at.blocks), own = row16 * 32 + ((piece16 ^ row16 / 4 % 2) << 4);
     const int i = 2 + warp / 2, j = warp % 2;
     float y[2][4] = {};
-    if (there_is) {
-        unsigned left[2][4];
-        load_rows(left[0], blocks + block_at(i, 2) + own);
-        if (i == 3) load_rows(left[1], blocks + block_at(3, 3) + own);
-#pragma unroll
-        for (int n = 0; n < 2; n++) {
-            if (n < j) continue;
-            float z[2][4] = {};
-            unsigned x[4];
-            load_transposed(x, blocks + block_at(2, n) + own);
-            multiply(z, left[0], x);
-            if (i == 3) load_transposed(x, blocks + block_at(3, n) + own), multiply(z, left[1], x);
-            unsigned right[4];
-            load_transposed(right, blocks + block_at(n, j) + own);
-            signed_f16(x, z, 1);
-            multiply(y, x, right);
-        }
-    }
+    if (there_is) invert_64(y, blocks, own, i, j);
     meanwhile();
     if (there_is) put_block(at.t, at.tokens->writes, i, j, y, thread % 32);
 }
