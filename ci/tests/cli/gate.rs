@@ -1,5 +1,6 @@
 //! `bench` of ops, `calibrate`, `baseline`, `gate`, `ab` and `history`. No test depends on how fast
-//! anything is: what is planted is three times the work again, what is proven has wide margins.
+//! anything is, or how steadily: what is planted is four times the work again, what is proven has wide
+//! margins, and what was taken at another time is written here.
 
 use std::{
     fs,
@@ -20,7 +21,7 @@ const OTHER: &str = "rms_norm/N16-D64@cpu/portable";
 const FEW: [&str; 8] = ["--quads", "12", "--launches", "3", "--most-launches", "3", "--aa", "3"];
 
 /// A rule under which a noisy machine is still gated.
-const POLICY: &str = "min-effect = 0.5\nmargin = 0.9\n[floors]\n\"\" = 0.5\n";
+const POLICY: &str = "min-effect = 0.5\nmargin = 0.9\n[floors]\n\"\" = 0.99\n";
 
 fn home() -> Home {
     let home = Home::with(&[]);
@@ -91,20 +92,20 @@ fn a_gate_ends_as_what_it_finds() {
     home.says(2, &["baseline", "save", "was", CASE], &["--force"]);
     home.says(2, &["baseline", "save", "../was", CASE], &["expected letters"]);
     home.says(4, &["gate", "--baseline", "was", "no_such_case"], &["nothing selected"]);
-    // Three times as much work again is slower, unless the policy lets it through.
-    let slower = gate(&home, &["--baseline", "was", "--plant", "3"]);
+    // Four times as much work again is slower, unless the policy lets it through.
+    let slower = gate(&home, &["--baseline", "was", "--plant", "4"]);
     assert_eq!(slower.code, 5, "{slower:?}");
     let row = &rows(&slower)[0];
     assert_eq!((&row["verdict"], &row["paired"]), (&"slower".into(), &true.into()), "{row}");
-    assert!(1.5 < row["lo"].as_f64().unwrap() && row["launches"] == 3, "{row}");
+    assert!(1.99 < row["lo"].as_f64().unwrap() && row["launches"] == 3, "{row}");
     assert!(row["q"].as_f64().unwrap() <= 0.05, "{row}");
     let allow = "[[allow]]\ncase = \"linear/\"\nreason = \"more is done now\"\nexpires = ";
     fs::write(home.path("gate.toml"), format!("{POLICY}{allow}2999-01-01\n")).unwrap();
-    let allowed = gate(&home, &["--baseline", "was", "--plant", "3"]);
+    let allowed = gate(&home, &["--baseline", "was", "--plant", "4"]);
     assert_eq!(allowed.code, 0, "{allowed:?}");
     assert!(rows(&allowed)[0]["reason"].as_str().unwrap().contains("more is done now"));
     fs::write(home.path("gate.toml"), format!("{POLICY}{allow}2020-01-01\n")).unwrap();
-    let over = gate(&home, &["--baseline", "was", "--plant", "3"]);
+    let over = gate(&home, &["--baseline", "was", "--plant", "4"]);
     assert!(over.code == 5 && over.err.contains("was allowed until 2020-01-01"), "{over:?}");
     fs::write(home.path("gate.toml"), POLICY).unwrap();
     // The same within wide margins; with none that can be met, ambiguous.
@@ -123,15 +124,23 @@ fn a_gate_ends_as_what_it_finds() {
     home.ends(2, &["gate", "--baseline", "was", "--plant", "-1"]);
     let shown = home.karat(&["baseline", "show", "was"]);
     assert!(shown.code == 0 && shown.out.contains("its program is kept"), "{shown:?}");
-    // What is exported is as good, but for the program.
+    // What is exported is as good, but for the program: times are those of then. Theirs would be as far
+    // off as the machine was while other tests ran, so they are written here.
     assert_eq!(home.karat(&["baseline", "export", "was", "--out", "b.jsonl"]).code, 0);
-    let apart = gate(&home, &["--baseline", "b.jsonl", "--plant", "3"]);
-    let row = &rows(&apart)[0];
-    assert_eq!(
-        (apart.code, &row["verdict"], &row["paired"]),
-        (5, &"slower".into(), &false.into()),
-        "{apart:?}"
-    );
+    let text = fs::read_to_string(home.path("b.jsonl")).unwrap();
+    for (ns, code, verdict) in [(10.0, 5, "slower"), (1e12, 0, "faster")] {
+        let then = changed(&text, |line| {
+            if let Some(samples) = line["samples_ns"].as_array_mut() {
+                samples.fill(ns.into());
+                line["median_ns"] = ns.into();
+            }
+        });
+        fs::write(home.path("b.jsonl"), then).unwrap();
+        let apart = gate(&home, &["--baseline", "b.jsonl"]);
+        let row = &rows(&apart)[0];
+        let told = (apart.code, &row["verdict"], &row["paired"]);
+        assert_eq!(told, (code, &verdict.into(), &false.into()), "{apart:?}");
+    }
 }
 
 /// Lines of a baseline, changed one by one.
@@ -240,7 +249,7 @@ fn two_programs_beside_each_other() {
     // What A is off by itself was found on the way, and is kept.
     let floors = fs::read_to_string(home.path("target/karat/floors.json")).unwrap();
     assert!(floors.contains(CASE), "{floors}");
-    let slower = ab(&["--plant", "3"]);
+    let slower = ab(&["--plant", "4"]);
     assert_eq!((slower.code, &rows(&slower)[0]["verdict"]), (5, &"slower".into()), "{slower:?}");
     let wrong = ab(&["--plant", "ragged-tail-dropped"]);
     assert_eq!((wrong.code, &rows(&wrong)[0]["verdict"]), (3, &"withheld".into()), "{wrong:?}");
