@@ -33,7 +33,7 @@ use self::{
     weights::{Format, Layer, Loader, MixerWeights, MlpWeights, Mtp},
 };
 use super::{
-    aligned::{Aligned, Arena},
+    aligned::Arena,
     attention::{
         fast::{Cached, Sizes, attention},
         kept::KeyValues,
@@ -159,10 +159,12 @@ impl<S: Simd> Model<S> {
         let c = &self.config;
         let cache = || self.kept.cache(c.num_key_value_heads, c.head_dim);
         let state = |mixer: &Mixer| match mixer {
-            Mixer::Linear => LayerState::Linear(State {
-                conv: Aligned::zeros(c.conv_dim() * (c.linear_conv_kernel_dim - 1)),
-                recurrent: Aligned::zeros(c.linear_value_dim() * c.linear_key_head_dim),
-            }),
+            Mixer::Linear => LayerState::Linear(State::new(
+                c.conv_dim() * (c.linear_conv_kernel_dim - 1),
+                c.linear_num_value_heads,
+                c.linear_key_head_dim,
+                c.linear_value_head_dim,
+            )),
             Mixer::Full => LayerState::Full(cache()),
         };
         Sequence { len: 0, layers: c.layer_types.iter().map(state).collect(), mtp: cache() }

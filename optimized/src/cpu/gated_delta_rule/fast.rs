@@ -22,7 +22,7 @@ use crate::cpu::{
     linear::activations::Reads,
     pool,
     portable::Planted,
-    simd::{Factor, LANES, Simd, Wide, each, lanes, lanes_mut, map, outer},
+    simd::{Factor, LANES, Simd, Wide, add_scaled, each, lanes, lanes_mut, map, outer, padded},
     vector::{Fast, flat, flat_mut},
 };
 
@@ -79,137 +79,196 @@ fn sized(x: &mut Vec<f32>, len: usize) -> &mut [f32] {
     &mut x[..len]
 }
 
-/// One token after the other. `o`: `[C, V]`; `state`: `[K, V]`. While this state is at hand, memory is asked for
-/// as much behind it: the state of the next head, if there is `more`.
+/// What is held of a value head: its state, `[K, V]`, but for what the last token writes, and that write,
+/// `S <- decay S + k d'`. The next token puts it in as it walks through the state. A state of 64 KiB has left
+/// the nearest cache when `d` is known; two walks a token would bring it there twice.
+struct Held<'a> {
+    /// `[K, V]`.
+    state: &'a mut [f32],
+    /// `[V]`.
+    d: &'a mut [f32],
+    /// `[K]`.
+    k: &'a mut [f32],
+    decay: &'a mut f32,
+}
+
+/// Numbers that are held of a head, filled up to whole vectors.
+pub(crate) const fn held_len(key: usize, value: usize) -> usize {
+    (key * value + value + key + 1).next_multiple_of(LANES)
+}
+
+impl Held<'_> {
+    fn of(held: &mut [f32], key: usize, value: usize) -> Held<'_> {
+        let (state, write) = held.split_at_mut(key * value);
+        let (d, write) = write.split_at_mut(value);
+        let (k, write) = write.split_at_mut(key);
+        Held { state, d, k, decay: &mut write[0] }
+    }
+
+    /// What was to be written is.
+    #[inline(always)]
+    fn settle<S: Simd>(&mut self, s: S) {
+        if *self.decay == 1.0 && self.d.iter().chain(&*self.k).all(|&x| x == 0.0) {
+            return;
+        }
+        let decay = s.splat(*self.decay);
+        for (row, &k) in self.state.chunks_exact_mut(self.d.len()).zip(&*self.k) {
+            map(
+                s,
+                row,
+                #[inline(always)]
+                |x| s.mul(decay, x),
+            );
+            add_scaled(s, row, k, self.d);
+        }
+        self.write_nothing();
+    }
+
+    fn write_nothing(&mut self) {
+        self.d.fill(0.0);
+        self.k.fill(0.0);
+        *self.decay = 1.0;
+    }
+}
+
+/// Heads hold a state, and nothing is to be written. `held`: `[HV, held]`; `state`: `[HV, K, V]`.
+pub(crate) fn hold(held: &mut [f32], state: impl Iterator<Item = f32>, key: usize, value: usize) {
+    let mut state = state;
+    for held in held.chunks_exact_mut(held_len(key, value)) {
+        let mut held = Held::of(held, key, value);
+        held.state.iter_mut().zip(&mut state).for_each(|(to, from)| *to = from);
+        held.write_nothing();
+    }
+}
+
+/// The state of a head, with all that was written. `held`: `[held]`; the state: `[K, V]`.
 #[inline(always)]
-pub(crate) fn steps<S: Simd>(
-    s: S,
-    o: &mut [f32],
-    state: &mut [f32],
-    more: bool,
-    x: &Chunk<'_>,
-    room: &mut Room,
-) {
-    let d = sized(&mut room.values, x.value);
+pub(crate) fn settled<S: Simd>(s: S, held: &mut [f32], key: usize, value: usize) -> &mut [f32] {
+    let mut held = Held::of(held, key, value);
+    held.settle(s);
+    held.state
+}
+
+/// One token after the other. `o`: `[C, V]`; `held`: `[held]`. Heads lie one after another and are walked through
+/// as they lie, which processors foresee: asking memory ahead takes a quarter longer where it is fast.
+#[inline(always)]
+pub(crate) fn steps<S: Simd>(s: S, o: &mut [f32], held: &mut [f32], x: &Chunk<'_>) {
+    let mut held = Held::of(held, x.key, x.value);
     for (i, o) in o.chunks_exact_mut(x.value).enumerate() {
         let v = &x.v[i * x.stride..][..x.value];
-        let x = Step {
-            decay: x.g[i].exp(),
-            beta: x.beta[i],
-            k: &x.k[i * x.stride..][..x.key],
-            q: &x.q[i * x.stride..][..x.key],
-            more: more && i == 0,
-        };
+        let (k, q) = (&x.k[i * x.stride..][..x.key], &x.q[i * x.stride..][..x.key]);
+        let [[score]] = s.dots([q], [k]);
+        let x = Step { decay: x.g[i].exp(), beta: x.beta[i], k, q, score };
         if S::REGISTERS == 32 {
-            read::<S, 8>(s, d, state, v, x);
-            write_and_answer::<S, 8>(s, o, state, d, x);
+            step::<S, 8>(s, o, &mut held, v, &x);
         } else {
-            read::<S, 2>(s, d, state, v, x);
-            write_and_answer::<S, 2>(s, o, state, d, x);
+            step::<S, 2>(s, o, &mut held, v, &x);
         }
     }
 }
 
 /// What there is of a token beside its value.
-#[derive(Clone, Copy)]
 struct Step<'a> {
     decay: f32,
     beta: f32,
     k: &'a [f32],
     q: &'a [f32],
-    /// Whether memory is asked for what lies behind the state.
-    more: bool,
+    /// `q . k`.
+    score: f32,
 }
 
-/// `d <- beta (v - decay S' k)`, in one walk through the state, or in several of `C` vectors.
-#[inline(always)]
-fn read<S: Simd, const C: usize>(s: S, d: &mut [f32], state: &[f32], v: &[f32], x: Step<'_>) {
-    let j = d.len();
-    let (decay, beta) = (s.splat(-x.decay), s.splat(x.beta));
-    let mut at = 0;
-    while at + C * LANES <= j {
-        let mut sums = [s.splat(0.0); C];
-        // The first half of what lies behind.
-        let mut asked = state.len() + at * x.k.len() / 2;
-        for (row, &k) in state.chunks_exact(j).zip(x.k) {
-            let k = s.splat(k);
-            for c in 0..C {
-                if x.more && c % 2 == 0 {
-                    s.ahead(state, asked);
-                    asked += LANES;
-                }
-                sums[c] = s.fma(k, s.load(lanes(&row[at + c * LANES..])), sums[c]);
-            }
-        }
-        for (c, sum) in sums.into_iter().enumerate() {
-            let at = at + c * LANES;
-            let new = s.mul(beta, s.fma(decay, sum, s.load(lanes(&v[at..]))));
-            s.store(lanes_mut(&mut d[at..]), new);
-        }
-        at += C * LANES;
+impl Step<'_> {
+    /// Of each channel the key of the token `before`, this one's, and its query.
+    #[inline(always)]
+    fn channels<S: Simd>(&self, s: S, before: &[f32]) -> impl Iterator<Item = [S::F; 3]> {
+        let all = before.iter().zip(self.k).zip(self.q);
+        all.map(
+            #[inline(always)]
+            move |((&before, &k), &q)| [s.splat(before), s.splat(k), s.splat(q)],
+        )
     }
-    if at < j {
-        d[at..].fill(0.0);
-        for (row, &k) in state.chunks_exact(j).zip(x.k) {
-            for (d, s) in d[at..].iter_mut().zip(&row[at..]) {
-                *d += k * s;
-            }
-        }
-        for (d, v) in d[at..].iter_mut().zip(&v[at..]) {
-            *d = x.beta * (v - x.decay * *d);
-        }
+
+    /// `d = beta (v - decay S' k)` and `o = decay S' q + (q . k) d`, of what the state says of key and query.
+    #[inline(always)]
+    fn answers<S: Simd>(&self, s: S, key: S::F, query: S::F, v: S::F) -> [S::F; 2] {
+        let d = s.mul(s.splat(self.beta), s.fma(s.splat(-self.decay), key, v));
+        [d, s.fma(s.splat(self.score), d, s.mul(s.splat(self.decay), query))]
     }
 }
 
-/// `S <- decay S + k d'`, `o = S' q`, in one walk through the state, or in several of `C` vectors. The walk is
-/// backwards: what was read last is nearest.
+/// `S <- decay S + k d'` of the token before, and `d` and `o` of this one, in one walk through the state, or in
+/// several of `C` vectors.
 #[inline(always)]
-fn write_and_answer<S: Simd, const C: usize>(
+fn step<S: Simd, const C: usize>(
     s: S,
     o: &mut [f32],
-    state: &mut [f32],
-    d: &[f32],
-    x: Step<'_>,
+    held: &mut Held<'_>,
+    v: &[f32],
+    x: &Step<'_>,
 ) {
-    let (j, len) = (o.len(), state.len());
-    let decay = s.splat(x.decay);
-    let mut at = 0;
+    let (mut at, j) = (0, o.len());
     while at + C * LANES <= j {
-        let d: [S::F; C] = each(
-            s.splat(0.0),
-            #[inline(always)]
-            |c| s.load(lanes(&d[at + c * LANES..])),
-        );
-        let mut sums = [s.splat(0.0); C];
-        // The second half of what lies behind.
-        let mut asked = len / 2 + at * x.k.len() / 2;
-        for (i, (&k, &q)) in x.k.iter().zip(x.q).enumerate().rev() {
-            let row = &mut state[i * j..];
-            let (k, q) = (s.splat(k), s.splat(q));
-            for c in 0..C {
-                if x.more && c % 2 == 0 {
-                    s.ahead(row, len - i * j + asked);
-                    asked += LANES;
-                }
-                let place = lanes_mut(&mut row[at + c * LANES..]);
-                let new = s.fma(k, d[c], s.mul(decay, s.load(place)));
-                s.store(place, new);
-                sums[c] = s.fma(q, new, sums[c]);
-            }
-        }
-        for (c, sum) in sums.into_iter().enumerate() {
-            s.store(lanes_mut(&mut o[at + c * LANES..]), sum);
-        }
+        columns::<S, C>(s, at, o, held, v, x);
         at += C * LANES;
     }
+    while at + LANES <= j {
+        columns::<S, 1>(s, at, o, held, v, x);
+        at += LANES;
+    }
     if at < j {
-        o[at..].fill(0.0);
-        for ((row, &k), &q) in state.chunks_exact_mut(j).zip(x.k).zip(x.q).rev() {
-            for ((s, d), o) in row[at..].iter_mut().zip(&d[at..]).zip(&mut o[at..]) {
-                *s = x.decay * *s + k * d;
-                *o += q * *s;
-            }
+        let d = s.load(&padded(&held.d[at..]));
+        let (mut keys, mut queries) = (s.splat(0.0), s.splat(0.0));
+        for (row, [was, k, q]) in held.state.chunks_exact_mut(j).zip(x.channels(s, held.k)) {
+            let mut last = padded(&row[at..]);
+            let new = s.fma(was, d, s.mul(s.splat(*held.decay), s.load(&last)));
+            s.store(&mut last, new);
+            row[at..].copy_from_slice(&last[..j - at]);
+            keys = s.fma(k, new, keys);
+            queries = s.fma(q, new, queries);
         }
+        let answers = x.answers(s, keys, queries, s.load(&padded(&v[at..])));
+        for (to, x) in [&mut held.d[at..], &mut o[at..]].into_iter().zip(answers) {
+            let mut last = [0.0; LANES];
+            s.store(&mut last, x);
+            to.copy_from_slice(&last[..j - at]);
+        }
+    }
+    held.k.copy_from_slice(x.k);
+    *held.decay = x.decay;
+}
+
+/// The same of `C` vectors of columns, but for the key and the decay that it leaves.
+#[inline(always)]
+fn columns<S: Simd, const C: usize>(
+    s: S,
+    at: usize,
+    o: &mut [f32],
+    held: &mut Held<'_>,
+    v: &[f32],
+    x: &Step<'_>,
+) {
+    let place = |c: usize| at + c * LANES;
+    let d: [S::F; C] = each(
+        s.splat(0.0),
+        #[inline(always)]
+        |c| s.load(lanes(&held.d[place(c)..])),
+    );
+    let decay = s.splat(*held.decay);
+    let (mut keys, mut queries) = ([s.splat(0.0); C], [s.splat(0.0); C]);
+    for (row, [was, k, q]) in held.state.chunks_exact_mut(o.len()).zip(x.channels(s, held.k)) {
+        let row = &mut row[at..at + C * LANES];
+        for c in 0..C {
+            let place = lanes_mut(&mut row[c * LANES..]);
+            let new = s.fma(was, d[c], s.mul(decay, s.load(place)));
+            s.store(place, new);
+            keys[c] = s.fma(k, new, keys[c]);
+            queries[c] = s.fma(q, new, queries[c]);
+        }
+    }
+    for c in 0..C {
+        let [d, answer] = x.answers(s, keys[c], queries[c], s.load(lanes(&v[place(c)..])));
+        s.store(lanes_mut(&mut held.d[place(c)..]), d);
+        s.store(lanes_mut(&mut o[place(c)..]), answer);
     }
 }
 
@@ -245,17 +304,18 @@ impl Pairs {
     }
 }
 
-/// A chunk at once, with its pairs. `o`: `[C, V]`; `state`: `[K, V]`.
+/// A chunk at once, with its pairs. `o`: `[C, V]`; `held`: `[held]`.
 #[inline(always)]
 pub(crate) fn chunk<S: Simd>(
     s: S,
     o: &mut [f32],
-    state: &mut [f32],
+    held: &mut [f32],
     x: &Chunk<'_>,
     Pairs { with_keys, with_queries, .. }: &Pairs,
     room: &mut Room,
 ) {
     let (c, key, value) = (x.g.len(), x.key, x.value);
+    let state = settled(s, held, key, value);
     let Room { decay, a, scores, read, values, keys } = room;
     // [C, C]: exp(G_i - G_j) on and below the diagonal. G_i - G_j is the sum of the gates between: a
     // difference of two large sums has lost what a small gate said.
@@ -434,6 +494,8 @@ impl Fast for GatedDeltaRule {
             let state = states[sequence * hv + head].lock();
             let mut state = state.unwrap_or_else(PoisonError::into_inner);
             let tokens = head * n + part.rows.start..head * n + part.rows.end;
+            let mut held = vec![0.0; held_len(k, v)];
+            hold(&mut held, state.iter().copied(), k, v);
             let mut rows = x.rows[tokens.start * stride..tokens.end * stride].to_vec();
             let mut answer = vec![f32::NAN; tokens.len() * v];
             s.run(
@@ -447,7 +509,7 @@ impl Fast for GatedDeltaRule {
                     for (i, o) in answer.chunks_mut(CHUNK * v).enumerate() {
                         let c = o.len() / v;
                         if plant.is(STATE_RESET_AT_ONE_CHUNK.name) && i == 1 {
-                            state.fill(0.0);
+                            settled(s, &mut held, k, v).fill(0.0);
                         }
                         let from = &rows[i * CHUNK * stride..];
                         let at = tokens.start + i * CHUNK;
@@ -462,12 +524,13 @@ impl Fast for GatedDeltaRule {
                             value: v,
                         };
                         if tokens.len() <= STEPS {
-                            steps(s, o, &mut state, false, &x, &mut room);
+                            steps(s, o, &mut held, &x);
                         } else {
                             pairs.of(s, &x);
-                            chunk(s, o, &mut state, &x, &pairs, &mut room);
+                            chunk(s, o, &mut held, &x, &pairs, &mut room);
                         }
                     }
+                    state.copy_from_slice(settled(s, &mut held, k, v));
                 },
             );
             for (i, o) in answer.chunks_exact(v).enumerate() {

@@ -6,6 +6,7 @@
 
 use std::{
     cell::RefCell,
+    iter,
     ops::Range,
     sync::{Mutex, PoisonError},
 };
@@ -13,7 +14,7 @@ use std::{
 use crate::cpu::{
     aligned::Aligned,
     causal_conv1d::fast::{self as conv, convolve},
-    gated_delta_rule::fast::{CHUNK, Chunk, Pairs, Room, chunk, steps},
+    gated_delta_rule::fast::{CHUNK, Chunk, Pairs, Room, chunk, held_len, hold, settled, steps},
     gdn_gates::fast::gates,
     l2_norm::fast::l2_norm_row,
     pool,
@@ -51,8 +52,36 @@ pub(crate) const STEPS: usize = 4;
 pub(crate) struct State {
     /// `[HK, W - 1, 2 K + R V]`: the convolution's last inputs by key head, oldest first.
     pub(crate) conv: Aligned<f32>,
+    /// `[HV, held]`: states of heads and what is still to be written into them.
+    pub(crate) heads: Aligned<f32>,
+    k: usize,
+    v: usize,
+}
+
+impl State {
+    /// Of a sequence of no tokens; the convolution keeps `conv` numbers.
+    pub(crate) fn new(conv: usize, hv: usize, k: usize, v: usize) -> State {
+        let mut heads = Aligned::zeros(hv * held_len(k, v));
+        hold(&mut heads, iter::empty(), k, v);
+        State { conv: Aligned::zeros(conv), heads, k, v }
+    }
+
+    /// Numbers of such a state.
+    pub(crate) const fn len(conv: usize, hv: usize, k: usize, v: usize) -> usize {
+        conv + hv * held_len(k, v)
+    }
+
+    /// Other states, `[HV, K, V]`, in place of its own.
+    pub(crate) fn hold(&mut self, recurrent: impl Iterator<Item = f32>) {
+        hold(&mut self.heads, recurrent, self.k, self.v);
+    }
+
     /// `[HV, K, V]`.
-    pub(crate) recurrent: Aligned<f32>,
+    pub(crate) fn recurrent<S: Simd>(&self, s: S) -> impl Iterator<Item = f32> {
+        self.heads
+            .chunks_exact(held_len(self.k, self.v))
+            .flat_map(move |head| s.run(|| settled(s, &mut head.to_vec(), self.k, self.v).to_vec()))
+    }
 }
 
 impl Gdn<'_> {
@@ -130,31 +159,32 @@ impl Gdn<'_> {
         of: impl Fn(&mut Task<'_, '_>, Range<usize>, usize, &mut Desk) + Sync,
     ) {
         let hk = self.hk;
-        let (conv, recurrent) = ((self.w - 1) * self.channels(), self.group() * self.k * self.v);
+        let conv = (self.w - 1) * self.channels();
+        let group = self.group() * held_len(self.k, self.v);
         let heads: Vec<_> = states
             .iter_mut()
             .flat_map(|state| {
-                let State { conv: c, recurrent: r } = &mut **state;
+                let State { conv: c, heads: h, .. } = &mut **state;
                 // A convolution of one tap keeps nothing.
                 let convs = (0..hk).scan(&mut c[..], move |rest, _| {
                     let (own, left) = std::mem::take(rest).split_at_mut(conv);
                     *rest = left;
                     Some(own)
                 });
-                convs.zip(r.chunks_exact_mut(recurrent)).map(Mutex::new)
+                convs.zip(h.chunks_exact_mut(group)).map(Mutex::new)
             })
             .collect();
         pool::parts(o, cu_seqlens, width, |sequence, mut part| {
             let head = part.columns.start / width;
             let mut state =
                 heads[sequence * hk + head].lock().unwrap_or_else(PoisonError::into_inner);
-            let (conv, recurrent) = &mut *state;
+            let (conv, heads) = &mut *state;
             let mut desk = DESK.take();
             s.run(
                 #[inline(always)]
                 || {
                     let tokens = part.rows.clone();
-                    let mut task = Task { layer: self, head, qkvz, ba, conv, recurrent };
+                    let mut task = Task { layer: self, head, qkvz, ba, conv, heads };
                     for start in tokens.clone().step_by(CHUNK) {
                         let end = (start + CHUNK).min(tokens.end);
                         of(&mut task, start..end, tokens.len(), &mut desk);
@@ -176,7 +206,7 @@ struct Task<'a, 'b> {
     qkvz: &'a [f32],
     ba: &'a [f32],
     conv: &'b mut [f32],
-    recurrent: &'b mut [f32],
+    heads: &'b mut [f32],
 }
 
 thread_local! {
@@ -214,7 +244,7 @@ impl Task<'_, '_> {
         }
         desk.o.resize(c * group * v, 0.0);
         desk.head.resize(c * v, 0.0);
-        for (r, state) in self.recurrent.chunks_exact_mut(k * v).enumerate() {
+        for (r, held) in self.heads.chunks_exact_mut(held_len(k, v)).enumerate() {
             self.layer.gates(
                 s,
                 (&mut desk.g, &mut desk.beta),
@@ -233,14 +263,12 @@ impl Task<'_, '_> {
                 value: v,
             };
             if all <= STEPS {
-                // The states of the heads lie one after another; the last of a thread asks in vain.
-                let more = r + 1 < group || self.head + 1 < self.layer.hk;
-                steps(s, &mut desk.head, state, more, &x, &mut desk.room);
+                steps(s, &mut desk.head, held, &x);
             } else {
                 if r == 0 {
                     desk.pairs.of(s, &x);
                 }
-                chunk(s, &mut desk.head, state, &x, &desk.pairs, &mut desk.room);
+                chunk(s, &mut desk.head, held, &x, &desk.pairs, &mut desk.room);
             }
             for (i, o) in desk.head.chunks_exact_mut(v).enumerate() {
                 let row = (tokens.start + i) * self.layer.hk + self.head;

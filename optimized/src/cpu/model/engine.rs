@@ -96,10 +96,10 @@ impl<S: Simd> Engine for Model<S> {
                 match layer {
                     LayerState::Full(cache) => fill(cache),
                     LayerState::Linear(state) => {
-                        let (conv, recurrent) = (state.conv.len(), state.recurrent.len());
-                        state.conv.copy_from_slice(&numbers(conv));
-                        state.recurrent.copy_from_slice(&numbers(recurrent));
-                        state.recurrent.iter_mut().for_each(|x| *x *= 0.1);
+                        let conv = numbers(state.conv.len());
+                        state.conv.copy_from_slice(&conv);
+                        let recurrent = numbers(c.linear_value_dim() * c.linear_key_head_dim);
+                        state.hold(recurrent.into_iter().map(|x| 0.1 * x));
                     }
                 }
             }
@@ -188,8 +188,8 @@ impl<S: Simd> Engine for Model<S> {
                 recurrent
                     .index_axis_mut(Axis(0), n)
                     .iter_mut()
-                    .zip(&*state.recurrent)
-                    .for_each(|(to, from)| *to = *from);
+                    .zip(state.recurrent(self.s))
+                    .for_each(|(to, from)| *to = from);
             }
             (c.layer_types[i] == Mixer::Linear).then_some(LinearState { conv, recurrent })
         };

@@ -13,6 +13,7 @@ use crate::cpu::{
         fast::{Cached, PAGE},
         kept::Kept,
     },
+    gdn_layer::fast::State,
     quantised::Quantised,
 };
 
@@ -40,8 +41,9 @@ pub(super) fn memory(
     let full = c.layer_types.iter().filter(|mixer| **mixer == Mixer::Full).count();
     let linear = c.layer_types.len() - full;
     let windows = c.conv_dim() * (c.linear_conv_kernel_dim - 1);
-    let recurrent = c.linear_value_dim() * c.linear_key_head_dim;
-    memory.state = product(&[4, linear, windows + recurrent, demand.sequences]);
+    let (k, v) = (c.linear_key_head_dim, c.linear_value_head_dim);
+    let state = State::len(windows, c.linear_num_value_heads, k, v);
+    memory.state = product(&[4, linear, state, demand.sequences]);
     let page = kept.cache(c.num_key_value_heads, c.head_dim).page();
     let pages = |tokens: usize| product(&[tokens.div_ceil(PAGE), page, demand.sequences]);
     memory.cache =
@@ -211,7 +213,7 @@ mod tests {
                 for layer in &sequence.layers {
                     match layer {
                         LayerState::Linear(own) => {
-                            state += 4 * (own.conv.len() + own.recurrent.len());
+                            state += 4 * (own.conv.len() + own.heads.len());
                         }
                         LayerState::Full(own) => cache += own.len().div_ceil(PAGE) * own.held(),
                     }

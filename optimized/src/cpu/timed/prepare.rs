@@ -7,9 +7,9 @@ use super::{
     V, W,
 };
 use crate::cpu::{
-    aligned::{Aligned, Arena},
+    aligned::Arena,
     attention::fast::{Cached, Sizes, attention},
-    gated_delta_rule::fast::{CHUNK, Chunk, Pairs, Room, chunk, steps},
+    gated_delta_rule::fast::{CHUNK, Chunk, Pairs, Room, chunk, held_len, steps},
     gdn_layer::fast::{Gdn, STEPS, State},
     l2_norm::fast::l2_norm_row,
     linear::{activations::Reads, fast::linear},
@@ -84,12 +84,9 @@ impl Fill {
     }
 
     fn state(&mut self) -> State {
-        let mut state = State {
-            conv: Aligned::zeros((W - 1) * HK * CHANNELS),
-            recurrent: Aligned::zeros(HV * K * V),
-        };
+        let mut state = State::new((W - 1) * HK * CHANNELS, HV, K, V);
         state.conv.fill_with(|| self.0.uniform(-1.0, 1.0));
-        state.recurrent.fill_with(|| self.0.uniform(-0.1, 0.1));
+        state.hold(std::iter::repeat_with(|| self.0.uniform(-0.1, 0.1)));
         state
     }
 }
@@ -136,11 +133,11 @@ fn delta_rule<S: Simd>(s: S, n: usize, fill: &mut Fill) -> Prepared {
     // [HV, N]
     let (g, beta) = (fill.between(HV * n, -0.1, -0.001), fill.between(HV * n, 0.1, 0.9));
     let away = if n == 1 { STATES } else { 0 };
-    let mut states = Turns::beyond_caches(away, || fill.state().recurrent);
+    let mut states = Turns::beyond_caches(away, || fill.state().heads);
     // [HK, R, N, V]
     prepared(HV * n * V, move |o| {
-        let state = &mut states.next()[..];
-        pool::pieces2((o, R * n * V), (state, R * K * V), |head, o, state| {
+        let heads = &mut states.next()[..];
+        pool::pieces2((o, R * n * V), (heads, R * held_len(K, V)), |head, o, heads| {
             s.run(
                 #[inline(always)]
                 || {
@@ -148,7 +145,7 @@ fn delta_rule<S: Simd>(s: S, n: usize, fill: &mut Fill) -> Prepared {
                     for start in (0..n).step_by(CHUNK) {
                         let end = (start + CHUNK).min(n);
                         let from = &rows[(head * n + start) * CHANNELS..];
-                        for (r, state) in state.chunks_exact_mut(K * V).enumerate() {
+                        for (r, held) in heads.chunks_exact_mut(held_len(K, V)).enumerate() {
                             let own = (head * R + r) * n;
                             let x = Chunk {
                                 q: from,
@@ -162,12 +159,12 @@ fn delta_rule<S: Simd>(s: S, n: usize, fill: &mut Fill) -> Prepared {
                             };
                             let o = &mut o[(r * n + start) * V..(r * n + end) * V];
                             if n <= STEPS {
-                                steps(s, o, state, true, &x, &mut room);
+                                steps(s, o, held, &x);
                             } else {
                                 if r == 0 {
                                     pairs.of(s, &x);
                                 }
-                                chunk(s, o, state, &x, &pairs, &mut room);
+                                chunk(s, o, held, &x, &pairs, &mut room);
                             }
                         }
                     }
