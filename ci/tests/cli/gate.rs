@@ -20,6 +20,9 @@ const OTHER: &str = "rms_norm/N16-D64@cpu/portable";
 /// Few turns: enough for what is planted.
 const FEW: [&str; 8] = ["--quads", "12", "--launches", "3", "--most-launches", "3", "--aa", "3"];
 
+/// As many more as it takes on a busy machine to prove that nothing has changed.
+const MANY: [&str; 8] = ["--quads", "12", "--launches", "3", "--most-launches", "60", "--aa", "9"];
+
 /// A rule under which a noisy machine is still gated.
 const POLICY: &str = "min-effect = 0.5\nmargin = 0.9\n[floors]\n\"\" = 0.99\n";
 
@@ -35,8 +38,12 @@ fn save(home: &Home, name: &str, cases: &[&str]) -> Ran {
 }
 
 fn gate(home: &Home, more: &[&str]) -> Ran {
+    gate_in(&FEW, home, more)
+}
+
+fn gate_in(turns: &[&str], home: &Home, more: &[&str]) -> Ran {
     let gate = ["gate", "--policy", "gate.toml", "--format", "jsonl"];
-    home.karat(&[&gate[..], &FEW, more].concat())
+    home.karat(&[&gate[..], turns, more].concat())
 }
 
 fn rows(ran: &Ran) -> Vec<Value> {
@@ -109,9 +116,9 @@ fn a_gate_ends_as_what_it_finds() {
     assert!(over.code == 5 && over.err.contains("was allowed until 2020-01-01"), "{over:?}");
     fs::write(home.path("gate.toml"), POLICY).unwrap();
     // The same within wide margins; with none that can be met, ambiguous.
-    let same = gate(&home, &["--baseline", "was"]);
+    let same = gate_in(&MANY, &home, &["--baseline", "was"]);
     assert_eq!((same.code, &rows(&same)[0]["verdict"]), (0, &"same".into()), "{same:?}");
-    fs::write(home.path("gate.toml"), POLICY.replace("0.9", "0.0000001")).unwrap();
+    fs::write(home.path("gate.toml"), POLICY.replace("margin = 0.9", "margin = 0.0000001")).unwrap();
     let open = gate(&home, &["--baseline", "was"]);
     assert_eq!((open.code, &rows(&open)[0]["verdict"]), (0, &"ambiguous".into()), "{open:?}");
     assert_eq!(gate(&home, &["--baseline", "was", "--strict"]).code, 6);
@@ -240,11 +247,12 @@ fn a_baseline_that_is_damaged_or_told_otherwise_is_seen() {
 fn two_programs_beside_each_other() {
     let home = home();
     let karat = env!("CARGO_BIN_EXE_karat");
-    let ab = |more: &[&str]| {
+    let ab_in = |turns: &[&str], more: &[&str]| {
         let ab = ["ab", karat, karat, CASE, "--policy", "gate.toml", "--format", "jsonl"];
-        home.karat(&[&ab[..], &FEW, more].concat())
+        home.karat(&[&ab[..], turns, more].concat())
     };
-    let same = ab(&[]);
+    let ab = |more: &[&str]| ab_in(&FEW, more);
+    let same = ab_in(&MANY, &[]);
     assert_eq!((same.code, &rows(&same)[0]["verdict"]), (0, &"same".into()), "{same:?}");
     // What A is off by itself was found on the way, and is kept.
     let floors = fs::read_to_string(home.path("target/karat/floors.json")).unwrap();
@@ -253,7 +261,7 @@ fn two_programs_beside_each_other() {
     assert_eq!((slower.code, &rows(&slower)[0]["verdict"]), (5, &"slower".into()), "{slower:?}");
     let wrong = ab(&["--plant", "ragged-tail-dropped"]);
     assert_eq!((wrong.code, &rows(&wrong)[0]["verdict"]), (3, &"withheld".into()), "{wrong:?}");
-    fs::write(home.path("gate.toml"), POLICY.replace("0.9", "0.0000001")).unwrap();
+    fs::write(home.path("gate.toml"), POLICY.replace("margin = 0.9", "margin = 0.0000001")).unwrap();
     assert_eq!(ab(&["--strict"]).code, 6);
     // A program that is no karat, a revision that is none, words that select nothing.
     home.says(9, &["ab", "/bin/true", karat, CASE], &["/bin/true"]);
