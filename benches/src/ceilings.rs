@@ -26,6 +26,8 @@ pub enum Kind {
     F32,
     /// The same on pairs of bf16.
     Bf16,
+    /// The same on pairs of whole numbers of 16 bits.
+    Int16,
     /// The same on bytes.
     Int8,
     /// The same on bf16 by tensor cores.
@@ -41,6 +43,7 @@ impl Kind {
             Kind::Change => "change",
             Kind::F32 => "f32",
             Kind::Bf16 => "bf16",
+            Kind::Int16 => "int16",
             Kind::Int8 => "int8",
             Kind::Tensor => "tensor",
         }
@@ -54,6 +57,7 @@ impl Kind {
             Kind::Change => "memory changed in place, reads and writes counted",
             Kind::F32 => "fused multiply-add: f32",
             Kind::Bf16 => "dot of bf16 pairs: bf16, fp8",
+            Kind::Int16 => "dot of pairs of 16 bits: attention over int8",
             Kind::Int8 => "dot of bytes: int8, int4",
             Kind::Tensor => "tensor cores: bf16",
         }
@@ -97,12 +101,13 @@ pub fn measure(
     Ok(ceilings)
 }
 
-const OF_PROCESSOR: [(Kind, Work); 6] = [
+const OF_PROCESSOR: [(Kind, Work); 7] = [
     (Kind::Read, Work::Read),
     (Kind::Copy, Work::Copy),
     (Kind::Change, Work::Change),
     (Kind::F32, Work::F32),
     (Kind::Bf16, Work::Bf16),
+    (Kind::Int16, Work::Int16),
     (Kind::Int8, Work::Int8),
 ];
 
@@ -209,7 +214,7 @@ mod tests {
         assert_eq!(told.0, told.1);
         let processor: Vec<_> =
             all.iter().filter(|one| !one.gpu).map(|one| one.kind.name()).collect();
-        assert_eq!(processor, ["read", "copy", "change", "f32", "bf16", "int8"]);
+        assert_eq!(processor, ["read", "copy", "change", "f32", "bf16", "int16", "int8"]);
         assert!(all.iter().all(|one| 0.0 < one.pace.median), "{all:?}");
     }
 }

@@ -152,7 +152,7 @@ pub fn run(
     let points: Vec<Point> = points.collect();
     let (fit, cliffs) = fit(&points, curve::noise(&by_rounds));
     let roof = ceilings.roof();
-    let products = roof.of(factors(&engine.plan())[1]);
+    let products = factors(&engine.plan())[1].and_then(|word| roof.of(word));
     let memory: Option<Vec<_>> =
         points.iter().map(|point| Some((point.context, point.memory? as f64))).collect();
     Ok(Scaled {

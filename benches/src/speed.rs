@@ -10,7 +10,7 @@ use std::time::Duration;
 use golden::{
     Engine, Error, Plan,
     engine::{Demand, INTERRUPTED, Narrowed, Rows, Snapshot, Traffic, Want},
-    plan::{Activations, Grid, Site},
+    plan::{Activations, Cache, Grid, Site},
 };
 use optimized::{
     cpu::roof::Work,
@@ -79,24 +79,18 @@ impl Samples {
 pub struct Roof {
     /// Bytes read in a second.
     pub read: Samples,
-    /// Operations in a second, a multiplication and an addition counting as two: of f32, of bf16 pairs and of
-    /// bytes; of a GPU those of bf16 alone, by tensor cores.
-    pub products: [Option<Samples>; 3],
+    /// Operations in a second, a multiplication and an addition counting as two: of f32, of bf16 pairs, of
+    /// pairs of 16 bits and of bytes; of a GPU those of bf16 alone, by tensor cores.
+    pub products: [Option<Samples>; 4],
     /// Whether it is a GPU's.
     pub gpu: bool,
 }
 
 impl Roof {
-    /// Of products that read their factors so.
-    pub(crate) fn of(&self, factors: Activations) -> Option<Samples> {
-        let [f32, bf16, int8] = self.products;
-        match factors {
-            Activations::F32 => f32,
-            // Nothing multiplies codes in an engine.
-            Activations::Fp8 => None,
-            Activations::Bf16 => bf16,
-            Activations::Int8 => int8,
-        }
+    /// Of such products.
+    pub(crate) fn of(&self, word: Work) -> Option<Samples> {
+        let at = KINDS.iter().position(|&kind| kind == word)?;
+        self.products.get(at.checked_sub(1)?).copied()?
     }
 }
 
@@ -105,11 +99,11 @@ impl Roof {
 pub struct Ceilings {
     machine: Option<Machine>,
     gpu: Option<(Memory, Products)>,
-    samples: [Vec<f64>; 4],
+    samples: [Vec<f64>; 5],
 }
 
 /// As [`Roof`] has them.
-const KINDS: [Work; 4] = [Work::Read, Work::F32, Work::Bf16, Work::Int8];
+const KINDS: [Work; 5] = [Work::Read, Work::F32, Work::Bf16, Work::Int16, Work::Int8];
 
 impl Ceilings {
     /// Of the GPU: its memory and its tensor cores.
@@ -142,9 +136,9 @@ impl Ceilings {
 
     /// Of what was sampled: at least once.
     pub fn roof(&self) -> Roof {
-        let [read, f32, bf16, int8] = self.samples.clone();
+        let [read, products @ ..] = self.samples.clone();
         let of = |samples: Vec<f64>| (!samples.is_empty()).then(|| Samples::of(samples));
-        let products = [f32, bf16, int8].map(of);
+        let products = products.map(of);
         Roof { read: Samples::of(read), products, gpu: self.gpu.is_some() }
     }
 }
@@ -169,7 +163,7 @@ pub struct Row {
     /// Why slower kernels computed than those for this machine, if they did.
     pub falls_back: Option<String>,
     /// How its products read their factors, and how those of attention do.
-    pub factors: [Activations; 2],
+    pub factors: [Option<Work>; 2],
     /// The most memory that the process held, in bytes, while this engine alone was asked once, states of
     /// all others given back: weights of all engines, as far as they were touched, this one's states, and
     /// everything else. `None` where the machine cannot begin to count anew.
@@ -180,15 +174,28 @@ impl Row {
     /// The least seconds that the products of a token take, each at the pace of its kind, if that is known.
     pub fn least(&self, roof: &Roof) -> Option<f64> {
         let Traffic { products, attention, .. } = self.traffic;
-        let of = |operations: u64, factors| Some(operations as f64 / roof.of(factors)?.median);
+        let of =
+            |operations: u64, word: Option<Work>| Some(operations as f64 / roof.of(word?)?.median);
         Some(of(products, self.factors[0])? + of(attention, self.factors[1])?)
     }
 }
 
-/// How the products of a plan read their factors, and how those of attention do.
-pub(crate) fn factors(plan: &Plan) -> [Activations; 2] {
+/// What products of a plan are made of, and what those of attention are.
+pub(crate) fn factors(plan: &Plan) -> [Option<Work>; 2] {
     let paired = plan.round.get(&Site::Queries) == Some(&Grid::Bf16);
-    [plan.activations, if paired { Activations::Bf16 } else { Activations::F32 }]
+    let attention = match plan.cache {
+        Cache::Int8ByInt16 => Work::Int16,
+        _ if paired => Work::Bf16,
+        _ => Work::F32,
+    };
+    let products = match plan.activations {
+        Activations::F32 => Some(Work::F32),
+        Activations::Bf16 => Some(Work::Bf16),
+        Activations::Int8 => Some(Work::Int8),
+        // Nothing multiplies codes in an engine.
+        Activations::Fp8 => None,
+    };
+    [products, Some(attention)]
 }
 
 /// What was measured.

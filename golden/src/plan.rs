@@ -314,14 +314,23 @@ pub enum Cache {
     /// its score, that of a value its probability, and that product is what
     /// [`Site::Probabilities`] rounds.
     Int8,
+    /// The same, and what multiplies those whole numbers is counted too, so that products are whole numbers: of each
+    /// query 32767 steps of its largest number, and of a query's weights (a probability times the step of its
+    /// value) 32767 steps of the largest of [`Cache::COUNTED`] neighbouring keys, both to the nearest, steps
+    /// in f32.
+    Int8ByInt16,
 }
 
 impl Cache {
+    /// Keys whose weights are counted in the same steps, from the first of a sequence on.
+    pub const COUNTED: usize = 128;
+
     /// The name in a plan.
     pub fn name(self) -> &'static str {
         match self {
             Cache::AsStored => "as_stored",
             Cache::Int8 => "int8",
+            Cache::Int8ByInt16 => "int8_by_int16",
         }
     }
 }

@@ -1,6 +1,7 @@
 use golden::{
     ops::attention::{Inputs, Outputs},
     packed::rows,
+    plan::Cache,
 };
 use ndarray::{Array3, s};
 
@@ -18,7 +19,11 @@ pub fn attention<R: Real>(x: &Inputs<R>) -> Outputs<R> {
     let group = hq / x.k.dim().1;
     let scale = R::one() / R::of(h as f64).sqrt();
     let q = x.q.map(|q| q.at(Site::Queries));
-    let q = q.as_standard_layout();
+    let mut q = q.as_standard_layout().into_owned();
+    for mut row in q.rows_mut() {
+        let counted = R::counted(row.as_slice().expect("standard layout"));
+        row.iter_mut().zip(counted.into_iter().flatten()).for_each(|(x, counted)| *x = counted);
+    }
     // One contiguous matrix per head, and the steps in which its rows are counted, where a cache does.
     let by_head = |x: &golden::Tensor3<R>, site| {
         let x = x.view().permuted_axes([1, 0, 2]).map(|x| x.at(site));
@@ -64,6 +69,11 @@ pub fn attention<R: Real>(x: &Inputs<R>) -> Outputs<R> {
                 for (p, j) in p.iter_mut().zip(seen.clone()) {
                     let weight = scaled(*p / total, &v_steps, head / group, j);
                     *p = weight.at(Site::Probabilities);
+                }
+                for block in p.chunks_mut(Cache::COUNTED) {
+                    if let Some(counted) = R::counted(block) {
+                        block.copy_from_slice(&counted);
+                    }
                 }
                 let mut o = o.slice_mut(s![t, head, ..]);
                 for (&p, j) in p.iter().zip(seen.clone()) {

@@ -66,6 +66,12 @@ pub trait Real:
         None
     }
 
+    /// What multiplies numbers that a cache counts in steps, if it is counted too: a query, or the weights of
+    /// [`Cache::COUNTED`](golden::plan::Cache::COUNTED) keys.
+    fn counted(_: &[Self]) -> Option<Vec<Self>> {
+        None
+    }
+
     /// `sum_i f(i)` for `i < n`: see [`sum`].
     fn sum(n: usize, f: impl Fn(usize) -> Self) -> Self {
         interleaved(n, LANES, f)

@@ -68,7 +68,7 @@ fn line(points: &[(usize, f64)]) -> Option<(f64, f64)> {
 
 #[cfg(test)]
 mod tests {
-    use golden::{engine::Traffic, plan::Activations};
+    use golden::engine::Traffic;
 
     use super::Fit;
     use crate::speed::{Depth, Row, Samples};
@@ -84,7 +84,7 @@ mod tests {
             taken: [Vec::new(), Vec::new()],
             traffic: Traffic { weights: 5, states: 7 + 1000 * tokens as u64, ..Traffic::default() },
             falls_back: None,
-            factors: [Activations::F32; 2],
+            factors: [None; 2],
             peak: None,
         }
     }

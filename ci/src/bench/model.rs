@@ -189,7 +189,7 @@ fn tell(model: &str, fed: [usize; 2], measured: &Measured, stated: &[Stated], ou
         _ => out.line(&format!("{}, {} threads", host.cpu, host.threads)),
     }
     out.line(&format!("memory is read at: {} GB/s", shown(roof.read, 1e-9, 0)));
-    let kinds = ["f32", "bf16 pairs", "bytes"];
+    let kinds = ["f32", "bf16 pairs", "pairs of 16 bits", "bytes"];
     for (kind, samples) in kinds.iter().zip(roof.products) {
         let Some(samples) = samples else { continue };
         out.line(&format!("products of {kind}: {} Gop/s", shown(samples, 1e-9, 0)));
@@ -261,7 +261,8 @@ fn tell(model: &str, fed: [usize; 2], measured: &Measured, stated: &[Stated], ou
             "depth": row.depth.tokens, "fed": row.depth.fed,
             "gpu": roof.gpu.then(|| benches::gpu().as_ref().map(|gpu| &*gpu.name).ok()),
             "read_bytes_per_second": samples(row.read), "f32_per_second": product(0),
-            "bf16_per_second": product(1), "int8_per_second": product(2),
+            "bf16_per_second": product(1), "int16_per_second": product(2),
+            "int8_per_second": product(3),
             "prefill_tokens_per_second": row.prefill.map(samples),
             "decode_tokens_per_second": row.decode.map(samples), "traffic": row.traffic,
             "prefill": fed[0], "decode": fed[1],

@@ -118,7 +118,8 @@ fn a_gate_ends_as_what_it_finds() {
     // The same within wide margins; with none that can be met, ambiguous.
     let same = gate_in(&MANY, &home, &["--baseline", "was"]);
     assert_eq!((same.code, &rows(&same)[0]["verdict"]), (0, &"same".into()), "{same:?}");
-    fs::write(home.path("gate.toml"), POLICY.replace("margin = 0.9", "margin = 0.0000001")).unwrap();
+    fs::write(home.path("gate.toml"), POLICY.replace("margin = 0.9", "margin = 0.0000001"))
+        .unwrap();
     let open = gate(&home, &["--baseline", "was"]);
     assert_eq!((open.code, &rows(&open)[0]["verdict"]), (0, &"ambiguous".into()), "{open:?}");
     assert_eq!(gate(&home, &["--baseline", "was", "--strict"]).code, 6);
@@ -261,7 +262,8 @@ fn two_programs_beside_each_other() {
     assert_eq!((slower.code, &rows(&slower)[0]["verdict"]), (5, &"slower".into()), "{slower:?}");
     let wrong = ab(&["--plant", "ragged-tail-dropped"]);
     assert_eq!((wrong.code, &rows(&wrong)[0]["verdict"]), (3, &"withheld".into()), "{wrong:?}");
-    fs::write(home.path("gate.toml"), POLICY.replace("margin = 0.9", "margin = 0.0000001")).unwrap();
+    fs::write(home.path("gate.toml"), POLICY.replace("margin = 0.9", "margin = 0.0000001"))
+        .unwrap();
     assert_eq!(ab(&["--strict"]).code, 6);
     // A program that is no karat, a revision that is none, words that select nothing.
     home.says(9, &["ab", "/bin/true", karat, CASE], &["/bin/true"]);

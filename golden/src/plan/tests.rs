@@ -42,6 +42,9 @@ fn a_cache_is_part_of_a_plan() {
     assert!(plan.terms().contains(&term) && !Plan::F32.terms().contains(&term));
     let read = |json: &str| serde_json::from_str::<Plan>(json);
     assert_eq!(read(r#"{"cache": "int8"}"#).unwrap(), plan);
+    let counted = Plan { cache: Cache::Int8ByInt16, ..Plan::F32 };
+    assert_eq!(read(r#"{"cache": "int8_by_int16"}"#).unwrap(), counted);
+    assert_eq!(counted.to_string(), plan.to_string().replace("int8", "int8_by_int16"));
     assert_eq!(read(r#"{"cache": "as_stored"}"#).unwrap(), Plan::F32);
     let written = serde_json::to_string(&plan).unwrap();
     assert_eq!(read(&written).unwrap(), plan);

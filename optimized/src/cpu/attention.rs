@@ -48,8 +48,7 @@ const VARIANTS: &[&dyn Variant<Attention>] = variants!(
         sites.into_iter().fold(plan, |plan, site| plan.round(site, Grid::Bf16))
     },
     int8: |spec| {
-        let plan = Plan { cache: Cache::Int8, flush_to_zero: true, ..Plan::stored(spec.dtype) };
-        plan.round(Site::Queries, Grid::Bf16).round(Site::Probabilities, Grid::Bf16)
+        Plan { cache: Cache::Int8ByInt16, flush_to_zero: true, ..Plan::stored(spec.dtype) }
     },
     INT8_PLANTS
 );

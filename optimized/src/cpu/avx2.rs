@@ -15,14 +15,14 @@ use std::arch::x86_64::{
     _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128,
     _mm_movehl_ps, _mm_prefetch, _mm_set1_epi32, _mm_shuffle_ps, _mm256_add_epi32, _mm256_add_ps,
     _mm256_and_si256, _mm256_blendv_ps, _mm256_castps_si256, _mm256_castps256_ps128,
-    _mm256_castsi256_ps, _mm256_cmp_ps, _mm256_cvtepi8_epi16, _mm256_cvtepi8_epi32,
-    _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
-    _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_hadd_epi32,
-    _mm256_i32gather_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_max_ps,
-    _mm256_min_ps, _mm256_mul_ps, _mm256_packus_epi32, _mm256_permute4x64_epi64, _mm256_round_ps,
+    _mm256_castsi256_ps, _mm256_cmp_ps, _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps,
+    _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32,
+    _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_hadd_epi32, _mm256_i32gather_ps,
+    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_max_epi32, _mm256_max_ps,
+    _mm256_min_ps, _mm256_mul_ps, _mm256_packs_epi32, _mm256_permute4x64_epi64, _mm256_round_ps,
     _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256,
-    _mm256_slli_epi32, _mm256_srli_epi16, _mm256_srli_epi32, _mm256_storeu_ps, _mm256_storeu_si256,
-    _mm256_sub_ps, _mm256_unpackhi_epi8, _mm256_unpacklo_epi8,
+    _mm256_slli_epi32, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_ps,
+    _mm256_unpackhi_epi8, _mm256_unpacklo_epi8,
 };
 
 use half::{bf16, f16};
@@ -87,6 +87,7 @@ impl Simd for Avx2 {
     type F = [Eight; 2];
     type H = [[Eight; 2]; 2];
     type I = [__m256i; 2];
+    type W = [__m256i; 2];
     type B = [__m256i; 2];
 
     fn new() -> Option<Avx2> {
@@ -148,23 +149,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn whole(self, o: &mut [bf16; QUADS], x: &[i8; QUADS]) {
-        for (o, x) in o.as_chunks_mut::<LANES>().0.iter_mut().zip(x.as_chunks::<LANES>().0) {
-            unsafe {
-                // The upper half of an f32 is the bf16 number, and the lower one of these is zero.
-                let upper = |x: *const i8| {
-                    let x = _mm256_cvtepi8_epi32(_mm_loadl_epi64(x.cast()));
-                    _mm256_srli_epi32::<16>(_mm256_castps_si256(_mm256_cvtepi32_ps(x)))
-                };
-                // Packed within halves of a register.
-                let packed = _mm256_packus_epi32(upper(x.as_ptr()), upper(x.as_ptr().add(8)));
-                let inorder = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
-                _mm256_storeu_si256(o.as_mut_ptr().cast(), inorder);
-            }
-        }
-    }
-
-    #[inline(always)]
     fn pairs(self, acc: Self::F, a: Self::H, b: Self::H) -> Self::F {
         self.fma(a[1], b[1], self.fma(a[0], b[0], acc))
     }
@@ -215,6 +199,30 @@ impl Simd for Avx2 {
                 _mm256_add_epi32(acc, _mm256_hadd_epi32(low, high))
             };
             [quads(acc[0], w[0]), quads(acc[1], w[1])]
+        }
+    }
+
+    #[inline(always)]
+    fn words(self, x: &[i8; PAIRS]) -> Self::W {
+        let start = x.as_ptr().cast::<__m128i>();
+        unsafe {
+            let (a, b) = (_mm_loadu_si128(start), _mm_loadu_si128(start.add(1)));
+            [_mm256_cvtepi8_epi16(a), _mm256_cvtepi8_epi16(b)]
+        }
+    }
+
+    #[inline(always)]
+    fn word_pair(self, [a, b]: [i16; 2]) -> Self::W {
+        self.int(i32::from(a) & 0xffff | i32::from(b) << 16)
+    }
+
+    #[inline(always)]
+    fn word_pairs(self, acc: Self::I, a: Self::W, b: Self::W) -> Self::I {
+        unsafe {
+            [
+                _mm256_add_epi32(acc[0], _mm256_madd_epi16(a[0], b[0])),
+                _mm256_add_epi32(acc[1], _mm256_madd_epi16(a[1], b[1])),
+            ]
         }
     }
 
@@ -292,6 +300,33 @@ impl Simd for Avx2 {
         for (o, x) in o.iter_mut().zip(wide) {
             *o = x as i8;
         }
+    }
+
+    #[inline(always)]
+    fn sixteens(self, o: &mut [i16; LANES], x: Self::F) {
+        unsafe {
+            // Packed within halves of a register.
+            let packed = _mm256_packs_epi32(_mm256_cvtps_epi32(x[0]), _mm256_cvtps_epi32(x[1]));
+            let inorder = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
+            _mm256_storeu_si256(o.as_mut_ptr().cast(), inorder);
+        }
+    }
+
+    #[inline(always)]
+    fn sizes(self, a: Self::F, b: Self::F) -> Self::F {
+        unsafe {
+            let size = _mm256_set1_epi32(i32::MAX);
+            let size = |x: __m256| _mm256_and_si256(_mm256_castps_si256(x), size);
+            let larger = |a, b| _mm256_castsi256_ps(_mm256_max_epi32(size(a), size(b)));
+            [larger(a[0], b[0]), larger(a[1], b[1])]
+        }
+    }
+
+    #[inline(always)]
+    fn size(self, x: Self::F) -> f32 {
+        let mut wide = [0.0_f32; LANES];
+        self.store(&mut wide, x);
+        f32::from_bits(wide.into_iter().fold(0, |most, x| most.max(x.abs().to_bits())))
     }
 
     #[inline(always)]

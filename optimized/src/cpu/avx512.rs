@@ -14,25 +14,26 @@ use std::arch::x86_64::{
     __m256i, __m512, __m512bh, __m512i, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT,
     _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_prefetch,
     _mm_shuffle_ps, _mm_storeu_ps, _mm_storeu_si128, _mm256_add_ps, _mm256_castps256_ps128,
-    _mm256_extractf128_ps, _mm256_loadu_si256, _mm256_storeu_si256, _mm512_abs_epi8,
-    _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps256,
-    _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cmp_ps_mask, _mm512_cvtepi32_epi16,
-    _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_epi32,
-    _mm512_cvtsepi32_epi8, _mm512_div_ps, _mm512_dpbf16_ps, _mm512_dpbusd_epi32,
-    _mm512_extractf32x8_ps, _mm512_extracti64x4_epi64, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_loadu_si512, _mm512_mask_mov_epi32, _mm512_mask_mov_ps, _mm512_max_ps, _mm512_min_ps,
-    _mm512_mul_ps, _mm512_permutex2var_epi8, _mm512_permutexvar_epi64, _mm512_reduce_max_ps,
-    _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setr_epi64, _mm512_setzero_ps, _mm512_shuffle_ps, _mm512_slli_epi32, _mm512_srli_epi16,
-    _mm512_srli_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_ps,
-    _mm512_ternarylogic_epi64, _mm512_unpackhi_epi8, _mm512_unpackhi_ps, _mm512_unpacklo_epi8,
-    _mm512_unpacklo_ps,
+    _mm256_extractf128_ps, _mm256_loadu_si256, _mm256_storeu_si256, _mm512_add_epi32,
+    _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps256,
+    _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cmp_ps_mask, _mm512_cvtepi8_epi16,
+    _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
+    _mm512_cvtps_epi32, _mm512_cvtsepi32_epi8, _mm512_cvtsepi32_epi16, _mm512_div_ps,
+    _mm512_dpbf16_ps, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_extractf32x8_ps,
+    _mm512_extracti64x4_epi64, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_mask_mov_epi32, _mm512_mask_mov_ps, _mm512_max_epi32, _mm512_max_ps, _mm512_min_ps,
+    _mm512_mul_ps, _mm512_permutex2var_epi8, _mm512_permutexvar_epi64, _mm512_reduce_max_epi32,
+    _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_epi8,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi64, _mm512_setzero_ps, _mm512_shuffle_ps,
+    _mm512_slli_epi32, _mm512_srli_epi16, _mm512_srli_epi32, _mm512_storeu_ps, _mm512_storeu_si512,
+    _mm512_sub_ps, _mm512_ternarylogic_epi64, _mm512_unpackhi_epi8, _mm512_unpackhi_ps,
+    _mm512_unpacklo_epi8, _mm512_unpacklo_ps,
 };
 
 use half::{bf16, f16};
 
 use super::simd::{
-    FP8, Factor, LANES, PAIRS, QUADS, Rows, Simd, Table, WHOLE, Wide, each, outer, padded, tiles,
+    FP8, Factor, LANES, PAIRS, QUADS, Rows, Simd, Table, Wide, each, outer, padded, tiles,
 };
 
 /// Proof that the processor has AVX-512 with F, DQ, BW, VL, VNNI, BF16 and VBMI: Zen 4, Sapphire Rapids and
@@ -82,6 +83,7 @@ impl Simd for Avx512 {
     type F = __m512;
     type H = __m512i;
     type I = __m512i;
+    type W = __m512i;
     type B = __m512i;
 
     fn new() -> Option<Avx512> {
@@ -121,13 +123,7 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn fp8(self, x: &[u8; QUADS]) -> [__m512i; 2] {
         let codes = self.quarters(unsafe { _mm512_loadu_si512(x.as_ptr().cast()) });
-        self.looked_up(&FP8, codes, codes)
-    }
-
-    #[inline(always)]
-    fn whole(self, o: &mut [bf16; QUADS], x: &[i8; QUADS]) {
-        let x = self.quarters(unsafe { _mm512_loadu_si512(x.as_ptr().cast()) });
-        self.put_halves(o, self.looked_up(&WHOLE, unsafe { _mm512_abs_epi8(x) }, x));
+        self.looked_up(&FP8, codes)
     }
 
     #[inline(always)]
@@ -210,6 +206,21 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn words(self, x: &[i8; PAIRS]) -> __m512i {
+        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn word_pair(self, [a, b]: [i16; 2]) -> __m512i {
+        self.int(i32::from(a) & 0xffff | i32::from(b) << 16)
+    }
+
+    #[inline(always)]
+    fn word_pairs(self, acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_dpwssd_epi32(acc, a, b) }
+    }
+
+    #[inline(always)]
     fn ahead<T>(self, x: &[T], at: usize) {
         // A hint: an address that nobody has is no fault.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(x.as_ptr().wrapping_add(at).cast()) };
@@ -280,6 +291,31 @@ impl Simd for Avx512 {
         unsafe {
             let bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x));
             _mm_storeu_si128(o.as_mut_ptr().cast(), bytes);
+        }
+    }
+
+    #[inline(always)]
+    fn sixteens(self, o: &mut [i16; LANES], x: __m512) {
+        unsafe {
+            let words = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x));
+            _mm256_storeu_si256(o.as_mut_ptr().cast(), words);
+        }
+    }
+
+    #[inline(always)]
+    fn sizes(self, a: __m512, b: __m512) -> __m512 {
+        unsafe {
+            let size = _mm512_set1_epi32(i32::MAX);
+            let size = |x: __m512| _mm512_and_si512(_mm512_castps_si512(x), size);
+            _mm512_castsi512_ps(_mm512_max_epi32(size(a), size(b)))
+        }
+    }
+
+    #[inline(always)]
+    fn size(self, x: __m512) -> f32 {
+        unsafe {
+            let size = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(i32::MAX));
+            f32::from_bits(_mm512_reduce_max_epi32(size) as u32)
         }
     }
 
@@ -403,17 +439,17 @@ impl Avx512 {
     /// The bf16 numbers whose bytes a table has, by the low seven bits of each byte, with the sign of
     /// others.
     #[inline(always)]
-    fn looked_up(self, Table(high, low): &Table, at: __m512i, signs: __m512i) -> [__m512i; 2] {
+    fn looked_up(self, Table(high, low): &Table, codes: __m512i) -> [__m512i; 2] {
         unsafe {
             let (high, low) = (self.table(high), self.table(low));
             let sign = _mm512_set1_epi8(-128);
             // a | (b & c)
             let high = _mm512_ternarylogic_epi64::<0xf8>(
-                _mm512_permutex2var_epi8(high.0, at, high.1),
-                signs,
+                _mm512_permutex2var_epi8(high.0, codes, high.1),
+                codes,
                 sign,
             );
-            let low = _mm512_permutex2var_epi8(low.0, at, low.1);
+            let low = _mm512_permutex2var_epi8(low.0, codes, low.1);
             [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)]
         }
     }

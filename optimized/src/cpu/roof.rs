@@ -24,6 +24,8 @@ pub enum Work {
     F32,
     /// The same of bf16 pairs.
     Bf16,
+    /// The same of pairs of whole numbers of 16 bits.
+    Int16,
     /// The same of bytes.
     Int8,
 }
@@ -126,7 +128,7 @@ fn work_on<S: Simd>(s: S, kind: Work, memory: &mut Memory) -> u64 {
             return (2 * size_of::<f32>() * half) as u64;
         }
         Work::F32 => 2 * LANES,
-        Work::Bf16 => 2 * PAIRS,
+        Work::Bf16 | Work::Int16 => 2 * PAIRS,
         Work::Int8 => 2 * QUADS,
     };
     pool::each(tasks, |_| {
@@ -137,6 +139,7 @@ fn work_on<S: Simd>(s: S, kind: Work, memory: &mut Memory) -> u64 {
                 let h = black_box([bf16::ONE; PAIRS]);
                 let w = black_box([1_u8; QUADS]);
                 let (x, h, w) = (s.load(&x), s.halves(&h), s.bytes(&w));
+                let pair = s.word_pair(black_box([1; 2]));
                 let mut sums = [s.splat(0.0); SUMS];
                 let mut whole = [s.int(0); SUMS];
                 for _ in 0..ROUNDS {
@@ -148,6 +151,10 @@ fn work_on<S: Simd>(s: S, kind: Work, memory: &mut Memory) -> u64 {
                         Work::Bf16 => sums.iter_mut().for_each(
                             #[inline(always)]
                             |sum| *sum = s.pairs(*sum, h, h),
+                        ),
+                        Work::Int16 => whole.iter_mut().for_each(
+                            #[inline(always)]
+                            |sum| *sum = s.word_pairs(*sum, pair, pair),
                         ),
                         Work::Int8 | Work::Read | Work::Change | Work::Copy => {
                             whole.iter_mut().for_each(

@@ -63,6 +63,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type H: Copy;
     /// Sixteen integers.
     type I: Copy;
+    /// Thirty-two integers of 16 bits, two neighbours in each lane.
+    type W: Copy;
     /// Sixty-four bytes, four for each lane.
     type B: Copy;
 
@@ -86,8 +88,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     }
     /// The numbers of FP8 codes.
     fn fp8_wide(self, x: &[u8; QUADS]) -> [Self::F; 4];
-    /// Whole numbers from -127 to 127 as bf16, which has them exactly.
-    fn whole(self, o: &mut [bf16; QUADS], x: &[i8; QUADS]);
     /// The same two numbers in every lane.
     fn pair(self, x: [bf16; 2]) -> Self::H;
     /// `acc_r + a_2r b_2r + a_2r+1 b_2r+1`; whether numbers below the smallest normal count is the
@@ -105,6 +105,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn nibbles(self, x: &[u8; QUADS]) -> [Self::B; 2];
     /// `acc_r + sum_j w_rj x_j` over the four unsigned bytes of each lane.
     fn quads(self, acc: Self::I, w: Self::B, x: [i8; 4]) -> Self::I;
+    /// Thirty-two bytes, widened.
+    fn words(self, x: &[i8; PAIRS]) -> Self::W;
+    /// The same two integers in every lane.
+    fn word_pair(self, x: [i16; 2]) -> Self::W;
+    /// `acc_r + a_r0 b_r0 + a_r1 b_r1`.
+    fn word_pairs(self, acc: Self::I, a: Self::W, b: Self::W) -> Self::I;
     /// Asks for the line of memory that element `at` of `x` stands in, for the second cache; `x` may end
     /// before it.
     fn ahead<T>(self, x: &[T], at: usize);
@@ -139,8 +145,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn unless_nan(self, x: Self::F, y: Self::F) -> Self::F;
     /// Integers from -128 to 127 as bytes.
     fn eights(self, o: &mut [i8; LANES], x: Self::F);
+    /// The nearest integers, of two the even one, of those that two bytes have; of numbers within 2^31.
+    fn sixteens(self, o: &mut [i16; LANES], x: Self::F);
     /// The largest lane; of NaN among others, any.
     fn largest(self, x: Self::F) -> f32;
+    /// The larger of two sizes, `|a|` and `|b|`, of which infinity is larger than every number, and NaN than that.
+    fn sizes(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The largest size of all lanes.
+    fn size(self, x: Self::F) -> f32;
     /// The sum of all lanes, in one order: halves are added until one is left.
     fn sum(self, x: Self::F) -> f32;
     /// The sums of four, each in one order.
@@ -245,21 +257,6 @@ pub(crate) static FP8_WIDE: [f32; 256] = {
     }
     numbers
 };
-
-/// The bf16 number of each whole number from 0 to 127.
-pub(crate) static WHOLE: Table = whole_bytes();
-
-const fn whole_bytes() -> Table {
-    let (mut high, mut low) = ([0; 128], [0; 128]);
-    let mut x = 1_u8;
-    while x < 128 {
-        let exponent = x.ilog2();
-        let bits = ((exponent + 127) << 7) | ((x as u32) << (7 - exponent) & 127);
-        (high[x as usize], low[x as usize]) = ((bits >> 8) as u8, bits as u8);
-        x += 1;
-    }
-    Table(high, low)
-}
 
 /// The bf16 numbers of FP8 codes, by the table.
 #[inline(always)]

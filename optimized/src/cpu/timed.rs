@@ -231,7 +231,11 @@ fn mix(tokens: usize) -> Piece {
 fn attention(tokens: usize, depth: usize, kept: Kept) -> Piece {
     let tk = if tokens == 1 { depth } else { depth + tokens };
     let case = attention::Case { b: 1, t: tokens, tk, hq: HQ, hkv: HKV, h: H };
-    let word = if kept == Kept::F32 { Work::F32 } else { Work::Bf16 };
+    let word = match kept {
+        Kept::F32 => Work::F32,
+        Kept::Bf16 => Work::Bf16,
+        Kept::Int8 => Work::Int16,
+    };
     let read = if tokens == 1 { (tk * kept.token(HKV, H)) as u64 } else { 0 };
     Piece {
         op: "attention",

@@ -266,15 +266,15 @@ fn at_the_ends(x: f64, grid: Grid, drop: u32, hot: Hot) -> f64 {
     whole * step
 }
 
-/// Neighbours as whole steps of which the largest has 127, and the step. Of zeros there is no step.
-fn in_steps(row: &[Planned], hot: Hot) -> (f64, impl Iterator<Item = f64>) {
+/// Neighbours as whole steps of which the largest has so `many`, and the step. Of zeros there is no step.
+fn in_steps(row: &[Planned], many: f64, hot: Hot) -> (f64, impl Iterator<Item = f64>) {
     let most = row.iter().fold(0.0_f64, |most, x| most.max(x.0.abs()));
-    let step = most / 127.0;
+    let step = most / many;
     let whole = move |x: &Planned| {
         let steps = if step == 0.0 { x.0 } else { x.0 / step };
         if hot.random {
             let up = f64::midpoint(signed(word(x.0, hot.seed)), 1.0);
-            (steps + up).floor().clamp(-127.0, 127.0)
+            (steps + up).floor().clamp(-many, many)
         } else {
             steps.round_ties_even()
         }
@@ -482,7 +482,7 @@ impl Real for Planned {
             }
             Activations::Int8 => {
                 let read = |block| {
-                    let (step, whole) = in_steps(block, hot);
+                    let (step, whole) = in_steps(block, 127.0, hot);
                     whole.map(move |whole| Planned(whole * step))
                 };
                 Some(row.chunks(BLOCK).flat_map(read).collect())
@@ -514,13 +514,20 @@ impl Real for Planned {
     fn cached(row: &[Planned]) -> Option<(Planned, Vec<Planned>)> {
         match CACHE.get() {
             Cache::AsStored => None,
-            Cache::Int8 => {
-                let (step, whole) = in_steps(row, HOT.get().stored());
+            Cache::Int8 | Cache::Int8ByInt16 => {
+                let (step, whole) = in_steps(row, 127.0, HOT.get().stored());
                 // A row in which there is no number says nothing of the others either.
                 let step = if row.iter().all(|x| x.0.is_finite()) { step } else { f64::NAN };
                 Some((Planned::result(step), whole.map(Planned).collect()))
             }
         }
+    }
+    fn counted(row: &[Planned]) -> Option<Vec<Planned>> {
+        (CACHE.get() == Cache::Int8ByInt16).then(|| {
+            let (step, whole) = in_steps(row, 32767.0, HOT.get().stored());
+            let step = Planned::result(step).0;
+            whole.map(|whole| Planned(whole * step)).collect()
+        })
     }
     fn table(x: f32) -> Planned {
         Planned::function(f64::from(x), |f| f.trig)

@@ -25,13 +25,10 @@ use crate::cpu::{
     vector::{Fast, flat, flat_mut},
 };
 
-/// Tokens of a page: keys and values of the model, in bf16, fill a huge page.
-pub(crate) const PAGE: usize = 1024;
+/// Keys of a block; pages hold whole blocks, and stretches whole pages.
+const KEYS: usize = 64;
 
-/// Keys of a block; pages hold whole blocks.
-pub(crate) const KEYS: usize = 64;
-
-/// Keys that share a softmax; whole pages.
+/// Keys that share a softmax.
 const STRETCH: usize = 2048;
 
 /// Tokens that read a block together: a long cache is walked once for so many.
@@ -50,7 +47,13 @@ pub(crate) struct Pages<P> {
     pub(super) h: usize,
 }
 
-impl<P: Clone> Pages<P> {
+/// Keys and values of so many tokens.
+pub(crate) trait Paged: Clone {
+    /// How many: those of the model fill a huge page.
+    const TOKENS: usize;
+}
+
+impl<P: Paged> Pages<P> {
     pub(crate) fn new(heads: usize, h: usize) -> Self {
         Pages { len: 0, all: Vec::new(), heads, h }
     }
@@ -62,12 +65,12 @@ impl<P: Clone> Pages<P> {
     /// Drops all but the first `len` tokens.
     pub(super) fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
-        self.all.truncate(self.len.div_ceil(PAGE));
+        self.all.truncate(self.len.div_ceil(P::TOKENS));
     }
 
     /// The page of a token.
     pub(super) fn of(&self, token: usize) -> &P {
-        &self.all[token / PAGE]
+        &self.all[token / P::TOKENS]
     }
 
     /// Changes every page.
@@ -82,7 +85,7 @@ impl<P: Clone> Pages<P> {
 
     /// Room for one more token: its page, and which token of the page it is.
     pub(super) fn next(&mut self, fresh: impl FnOnce(&Self) -> P) -> (&mut P, usize) {
-        let at = self.len % PAGE;
+        let at = self.len % P::TOKENS;
         if at == 0 {
             let page = Arc::new(fresh(self));
             self.all.push(page);
@@ -95,10 +98,14 @@ impl<P: Clone> Pages<P> {
 /// Keys and values as they come, in f32 or bf16.
 pub(crate) type Cache<C> = Pages<Page<C>>;
 
-/// `[HKV, PAGE, H]` each.
+/// `[HKV, TOKENS, H]` each.
 pub(crate) struct Page<C> {
     k: Aligned<C>,
     v: Aligned<C>,
+}
+
+impl<C: Wide> Paged for Page<C> {
+    const TOKENS: usize = 1024;
 }
 
 impl<C: Wide> Clone for Page<C> {
@@ -109,8 +116,8 @@ impl<C: Wide> Clone for Page<C> {
 
 /// Keys and values of one sequence in one layer, in some type and layout.
 pub(crate) trait Cached: Clone + Send + Sync {
-    /// Bytes of a page of [`PAGE`] tokens.
-    fn page(&self) -> usize;
+    /// Tokens of a page, and its bytes.
+    fn page(&self) -> [usize; 2];
 
     /// Tokens that it holds.
     fn len(&self) -> usize;
@@ -135,15 +142,16 @@ impl<C: Wide> Cache<C> {
     /// Keys and values of some tokens of one page, `[keys, H]` each.
     fn block(&self, head: usize, keys: &Range<usize>) -> (&[C], &[C]) {
         let page = self.of(keys.start);
-        let from = (head * PAGE + keys.start % PAGE) * self.h;
+        let from = (head * Page::<C>::TOKENS + keys.start % Page::<C>::TOKENS) * self.h;
         let place = from..from + keys.len() * self.h;
         (&page.k[place.clone()], &page.v[place])
     }
 }
 
 impl<C: Wide> Cached for Cache<C> {
-    fn page(&self) -> usize {
-        2 * self.heads * PAGE * self.h * size_of::<C>()
+    fn page(&self) -> [usize; 2] {
+        let tokens = Page::<C>::TOKENS;
+        [tokens, 2 * self.heads * tokens * self.h * size_of::<C>()]
     }
 
     fn len(&self) -> usize {
@@ -157,12 +165,12 @@ impl<C: Wide> Cached for Cache<C> {
     fn push(&mut self, k: &[f32], v: &[f32]) {
         let h = self.h;
         let (page, at) = self.next(|own| {
-            let room = || Aligned::new(C::NAN, own.heads * PAGE * h);
+            let room = || Aligned::new(C::NAN, own.heads * Page::<C>::TOKENS * h);
             Page { k: room(), v: room() }
         });
         for (to, from) in [(&mut page.k, k), (&mut page.v, v)] {
             for (head, from) in from.chunks_exact(h).enumerate() {
-                let to = &mut to[(head * PAGE + at) * h..][..h];
+                let to = &mut to[(head * Page::<C>::TOKENS + at) * h..][..h];
                 for (to, from) in to.iter_mut().zip(from) {
                     *to = C::store(*from);
                 }
@@ -364,14 +372,6 @@ impl Task<'_> {
             || cache.stretch(s, self, stretch * STRETCH..end),
         )
     }
-}
-
-/// The rows of a left factor from one on.
-#[derive(Clone, Copy)]
-pub(crate) struct Rows<'a> {
-    pub(crate) data: &'a [bf16],
-    pub(crate) stride: usize,
-    pub(crate) row: usize,
 }
 
 /// What is known of the softmax of some rows over a stretch of keys.

@@ -18,7 +18,7 @@ pub(crate) enum Kept {
     F32,
     /// In bf16; products are those of bf16 pairs.
     Bf16,
-    /// In eight bits, steps of a token's row in a head; products are those of bf16 pairs.
+    /// In eight bits, steps of a token's row in a head; products are those of pairs of whole numbers of 16 bits.
     Int8,
 }
 
@@ -95,7 +95,7 @@ impl KeyValues {
 }
 
 impl Cached for KeyValues {
-    fn page(&self) -> usize {
+    fn page(&self) -> [usize; 2] {
         any!(self, cache => cache.page())
     }
 

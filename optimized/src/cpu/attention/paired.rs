@@ -1,38 +1,43 @@
-//! Keys and values in bf16 or in eight bits, laid out for products of bf16 pairs.
+//! Keys and values in bf16 or in eight bits, laid out for products of pairs.
 //!
 //! Sixteen keys stand together, two channels of each in a lane: scores of sixteen keys come out side by
 //! side. Of values two keys stand together in a lane per channel: what the probabilities of two keys
 //! weigh is added in one word. Nothing is added across lanes in either product, and both walk columns
 //! of a block that lie one after another: two of them stay in the nearest cache while rows pass by.
 //!
-//! In eight bits a row of keys or values (a token in a head) is 127 steps of its largest number. Whole
-//! numbers as small as these are bf16 numbers: columns are written out as such where rows pass by, the step
-//! of a key scales its score, and that of a value its probability.
+//! In eight bits a row of keys or values (a token in a head) is 127 steps of its largest number. What multiplies
+//! them is counted as well, in steps of 16 bits: products and their sums over a block are whole numbers, which are
+//! exact, and codes are widened as they are read. The step of a key scales its score, and that of a value its
+//! probability.
 
 use std::ops::Range;
 
-use golden::narrow::int8_code;
+use golden::{narrow::int8_code, plan::Cache};
 use half::bf16;
 use zerocopy::FromZeros;
 
-use super::fast::{Cached, KEYS, PAGE, Pages, Rows, Softmax, Task};
+use super::fast::{Cached, Paged, Pages, Softmax, Task};
 use crate::cpu::{
     aligned::{Aligned, LINE},
-    linear::{activations::narrow, halves::pair_up},
-    simd::{LANES, PAIRS, QUADS, Simd, each, filled},
+    linear::activations::narrow,
+    simd::{LANES, PAIRS, Simd, each, lanes, lanes_mut, padded},
 };
 
 /// Keys and values in pairs.
 pub(crate) type Paired<C> = Pages<Page<C>>;
 
 pub(crate) struct Page<C> {
-    /// Keys `[HKV, PAGE / 16, H / 2, 16, 2]`, then values `[HKV, PAGE / KEYS, H' / 16, KEYS / 2, 16, 2]`, `H'`
+    /// Keys `[HKV, TOKENS / 16, H / 2, 16, 2]`, then values `[HKV, TOKENS / KEYS, H' / 16, KEYS / 2, 16, 2]`, `H'`
     /// filled up to whole vectors.
     data: Aligned<C>,
     /// Where values begin.
     keys: usize,
-    /// Steps of keys, then of values, `[2, HKV, PAGE]`, where numbers are counted in such.
+    /// Steps of keys, then of values, `[2, HKV, TOKENS]`, where numbers are counted in such.
     steps: Aligned<f32>,
+}
+
+impl<C: Code> Paged for Page<C> {
+    const TOKENS: usize = C::PAGE;
 }
 
 impl<C: Code> Clone for Page<C> {
@@ -43,21 +48,65 @@ impl<C: Code> Clone for Page<C> {
 
 /// What a number is kept as.
 pub(crate) trait Code: Copy + FromZeros + Send + Sync + 'static {
-    /// Whether it counts steps, which every row has one of.
+    /// Whether it counts steps, which every row has one of: then it is a number whatever is kept, and so is what
+    /// it is multiplied by where that is zero.
     const STEPS: bool;
+
+    /// Tokens of a page.
+    const PAGE: usize;
+
+    /// Pairs of which sums are exact, or as exact as they get.
+    const DEEP: usize;
+
+    /// What it is multiplied by.
+    type Factor: Copy + FromZeros;
+
+    /// Of thirty-two products, in pairs, sums.
+    type Sums<S: Simd>: Copy;
+
+    /// Thirty-two codes or factors.
+    type Pairs<S: Simd>: Copy;
 
     /// A row as it is kept, handed out number by number, and its step.
     fn row(x: &[f32], put: impl FnMut(usize, Self)) -> f32;
 
-    /// As a factor.
+    /// As a number.
     fn number(self) -> f32;
 
-    /// Neighbouring columns as factors, in memory near at hand if they are not kept so.
-    fn factors<'a, S: Simd>(s: S, x: &'a [Self], room: &'a mut [bf16]) -> &'a [bf16];
+    /// A row of factors, and their step.
+    fn factors<S: Simd>(s: S, to: &mut [Self::Factor], from: &[f32]) -> f32;
+
+    /// A factor as a number, but for its step.
+    fn factor(x: Self::Factor) -> f32;
+
+    /// Codes, ready to be multiplied.
+    fn codes<S: Simd>(s: S, x: &[Self; PAIRS]) -> Self::Pairs<S>;
+
+    /// The same two factors in every lane.
+    fn pair<S: Simd>(s: S, x: [Self::Factor; 2]) -> Self::Pairs<S>;
+
+    /// Sums that go on from those there are, if they can.
+    fn begin<S: Simd>(s: S, o: &[f32; LANES]) -> Self::Sums<S>;
+
+    /// With two more products each.
+    fn add<S: Simd>(
+        s: S,
+        sums: Self::Sums<S>,
+        a: Self::Pairs<S>,
+        b: Self::Pairs<S>,
+    ) -> Self::Sums<S>;
+
+    /// What was summed, in steps of the factors, to where it belongs.
+    fn end<S: Simd>(s: S, o: &mut [f32; LANES], sums: Self::Sums<S>, step: f32);
 }
 
 impl Code for bf16 {
     const STEPS: bool = false;
+    const PAGE: usize = 1024;
+    const DEEP: usize = usize::MAX;
+    type Factor = bf16;
+    type Sums<S: Simd> = S::F;
+    type Pairs<S: Simd> = S::H;
 
     #[inline(always)]
     fn row(x: &[f32], mut put: impl FnMut(usize, bf16)) -> f32 {
@@ -71,22 +120,65 @@ impl Code for bf16 {
     }
 
     #[inline(always)]
-    fn factors<'a, S: Simd>(_: S, x: &'a [bf16], _: &'a mut [bf16]) -> &'a [bf16] {
-        x
+    fn factors<S: Simd>(s: S, to: &mut [bf16], from: &[f32]) -> f32 {
+        narrow(s, to, from);
+        1.0
     }
+
+    #[inline(always)]
+    fn factor(x: bf16) -> f32 {
+        x.to_f32()
+    }
+
+    #[inline(always)]
+    fn codes<S: Simd>(s: S, x: &[bf16; PAIRS]) -> S::H {
+        s.halves(x)
+    }
+
+    #[inline(always)]
+    fn pair<S: Simd>(s: S, x: [bf16; 2]) -> S::H {
+        s.pair(x)
+    }
+
+    #[inline(always)]
+    fn begin<S: Simd>(s: S, o: &[f32; LANES]) -> S::F {
+        s.load(o)
+    }
+
+    #[inline(always)]
+    fn add<S: Simd>(s: S, sums: S::F, a: S::H, b: S::H) -> S::F {
+        s.pairs(sums, a, b)
+    }
+
+    #[inline(always)]
+    fn end<S: Simd>(s: S, o: &mut [f32; LANES], sums: S::F, _: f32) {
+        s.store(o, sums);
+    }
+}
+
+/// What a row counts in, so many steps of its largest number, whatever is infinite or no number left out. Below the
+/// smallest normal number a step would have too few digits to count in, and is none.
+#[inline(always)]
+fn step(most: f32, many: f32) -> f32 {
+    let step = most / many;
+    if step < f32::MIN_POSITIVE { 0.0 } else { step }
 }
 
 impl Code for i8 {
     const STEPS: bool = true;
+    const PAGE: usize = 2048;
+    /// 512 products of 127 and 32767 stay below 2^31.
+    const DEEP: usize = 256;
+    type Factor = i16;
+    type Sums<S: Simd> = S::I;
+    type Pairs<S: Simd> = S::W;
 
     /// A row in which something is no number, or infinite, has no step: whoever sees it gets NaN.
     #[inline(always)]
     fn row(x: &[f32], mut put: impl FnMut(usize, i8)) -> f32 {
         let most = x.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
         let finite = x.iter().all(|x| x.is_finite());
-        let step = most / 127.0;
-        // Below the smallest normal number it would have too few digits to count in.
-        let step = if step < f32::MIN_POSITIVE { 0.0 } else { step };
+        let step = step(most, 127.0);
         if !finite || step == 0.0 {
             (0..x.len()).for_each(|i| put(i, 0));
             return if finite { 0.0 } else { f32::NAN };
@@ -102,20 +194,67 @@ impl Code for i8 {
         f32::from(self)
     }
 
+    /// Factors of which one is no number, or infinite, are NaN together.
     #[inline(always)]
-    fn factors<'a, S: Simd>(s: S, x: &'a [i8], room: &'a mut [bf16]) -> &'a [bf16] {
-        let room = &mut room[..x.len()];
-        let (o, o_rest) = room.as_chunks_mut::<QUADS>();
-        let (x, x_rest) = x.as_chunks::<QUADS>();
-        for (o, x) in o.iter_mut().zip(x) {
-            s.whole(o, x);
+    fn factors<S: Simd>(s: S, to: &mut [i16], from: &[f32]) -> f32 {
+        let (whole, rest) = from.as_chunks::<LANES>();
+        let last = padded(rest);
+        let all = whole.iter().chain((!rest.is_empty()).then_some(&last));
+        let mut most = s.splat(0.0);
+        for x in all.clone() {
+            most = s.sizes(most, s.load(x));
         }
-        for (o, x) in o_rest.iter_mut().zip(x_rest) {
-            *o = bf16::from_f32(f32::from(*x));
+        let most = s.size(most);
+        let step = step(most, MOST);
+        if step == 0.0 || !most.is_finite() {
+            to.fill(0);
+            return if most.is_finite() { 0.0 } else { f32::NAN };
         }
-        room
+        let by = s.splat(MOST / most);
+        let (whole, rest) = to.as_chunks_mut::<LANES>();
+        let mut last = [0; LANES];
+        let places = whole.iter_mut().chain((!rest.is_empty()).then_some(&mut last));
+        for (to, x) in places.zip(all) {
+            s.sixteens(to, s.mul(s.load(x), by));
+        }
+        rest.copy_from_slice(&last[..rest.len()]);
+        step
+    }
+
+    #[inline(always)]
+    fn factor(x: i16) -> f32 {
+        f32::from(x)
+    }
+
+    #[inline(always)]
+    fn codes<S: Simd>(s: S, x: &[i8; PAIRS]) -> S::W {
+        s.words(x)
+    }
+
+    #[inline(always)]
+    fn pair<S: Simd>(s: S, x: [i16; 2]) -> S::W {
+        s.word_pair(x)
+    }
+
+    #[inline(always)]
+    fn begin<S: Simd>(s: S, _: &[f32; LANES]) -> S::I {
+        s.int(0)
+    }
+
+    #[inline(always)]
+    fn add<S: Simd>(s: S, sums: S::I, a: S::W, b: S::W) -> S::I {
+        s.word_pairs(sums, a, b)
+    }
+
+    #[inline(always)]
+    fn end<S: Simd>(s: S, o: &mut [f32; LANES], sums: S::I, step: f32) {
+        let sum = s.fma(s.number(sums), s.splat(step), s.load(o));
+        s.store(o, sum);
     }
 }
+
+/// Steps of the largest factor.
+const MOST: f32 = 32767.0;
 
 /// What a block of keys and values holds of a head.
 struct Block<'a, C> {
@@ -131,7 +270,9 @@ struct Block<'a, C> {
 impl Paired<i8> {
     /// Every step is that of the token before it in its page.
     pub(super) fn misplaced(&self) -> Self {
-        self.with(|steps| steps.chunks_exact_mut(PAGE).for_each(|steps| steps.rotate_right(1)))
+        self.with(|steps| {
+            steps.chunks_exact_mut(<i8 as Code>::PAGE).for_each(|steps| steps.rotate_right(1));
+        })
     }
 
     /// Values are taken for the whole numbers that they are kept as.
@@ -148,6 +289,12 @@ impl Paired<i8> {
         other
     }
 }
+
+/// Keys of a block: what is done once a row and block, beside its products, is done for so many.
+const KEYS: usize = 128;
+
+// Weights of a block are counted in the same steps, as plans say.
+const _: () = assert!(KEYS == Cache::COUNTED);
 
 /// Rows of the left factor in a tile: the query heads of a key/value head, so that keys and values are
 /// read once for one token.
@@ -180,10 +327,10 @@ impl<C: Code> Paired<C> {
     fn block(&self, head: usize, start: usize) -> Block<'_, C> {
         let page = self.of(start);
         let (keys, values) = page.data.split_at(page.keys);
-        let at = head * PAGE + start % PAGE;
+        let at = head * C::PAGE + start % C::PAGE;
         let (k, v) = (2 * KEYS * self.pairs(), KEYS * self.padded());
         let steps = |which: usize| -> &[f32] {
-            if C::STEPS { &page.steps[which * self.heads * PAGE + at..][..KEYS] } else { &[] }
+            if C::STEPS { &page.steps[which * self.heads * C::PAGE + at..][..KEYS] } else { &[] }
         };
         Block {
             k: &keys[at / KEYS * k..][..k],
@@ -194,14 +341,14 @@ impl<C: Code> Paired<C> {
 
     /// Steps of a page.
     fn steps(&self) -> usize {
-        if C::STEPS { 2 * self.heads * PAGE } else { 0 }
+        if C::STEPS { 2 * self.heads * C::PAGE } else { 0 }
     }
 }
 
 impl<C: Code> Cached for Paired<C> {
-    fn page(&self) -> usize {
-        let numbers = self.heads * PAGE * (2 * self.pairs() + self.padded());
-        numbers * size_of::<C>() + self.steps() * size_of::<f32>()
+    fn page(&self) -> [usize; 2] {
+        let numbers = self.heads * C::PAGE * (2 * self.pairs() + self.padded());
+        [C::PAGE, numbers * size_of::<C>() + self.steps() * size_of::<f32>()]
     }
 
     fn len(&self) -> usize {
@@ -217,25 +364,25 @@ impl<C: Code> Cached for Paired<C> {
         let steps = self.steps();
         let (page, at) = self.next(|_| {
             // Fillers are multiplied: they must be numbers.
-            let keys = heads * PAGE * 2 * pairs;
-            let data = Aligned::zeros(keys + heads * PAGE * padded);
+            let keys = heads * C::PAGE * 2 * pairs;
+            let data = Aligned::zeros(keys + heads * C::PAGE * padded);
             Page { data, keys, steps: Aligned::zeros(steps) }
         });
         let (keys, values) = page.data.split_at_mut(page.keys);
         for head in 0..heads {
-            let group = head * PAGE / LANES + at / LANES;
+            let group = head * C::PAGE / LANES + at / LANES;
             let to = &mut keys[group * pairs * PAIRS..][..pairs * PAIRS];
             let k_step = C::row(&k[head * h..][..h], |i, x| {
                 to[i / 2 * PAIRS + at % LANES * 2 + i % 2] = x;
             });
-            let block = head * PAGE / KEYS + at / KEYS;
+            let block = head * C::PAGE / KEYS + at / KEYS;
             let to = &mut values[block * KEYS * padded..][..KEYS * padded];
             let v_step = C::row(&v[head * h..][..h], |i, x| {
                 to[of_pair(i, at % KEYS / 2) + at % 2] = x;
             });
             if C::STEPS {
-                page.steps[head * PAGE + at] = k_step;
-                page.steps[(heads + head) * PAGE + at] = v_step;
+                page.steps[head * C::PAGE + at] = k_step;
+                page.steps[(heads + head) * C::PAGE + at] = v_step;
             }
         }
     }
@@ -250,14 +397,14 @@ impl<C: Code> Cached for Paired<C> {
             s.ahead(first, at);
         }
         let mut q = Aligned::zeros(rows * 2 * pairs);
-        for (to, from) in q.chunks_exact_mut(2 * pairs).zip(task.queries()) {
-            narrow(s, &mut to[..h], from);
+        let mut q_steps = vec![0.0; rows];
+        for (i, (to, from)) in q.chunks_exact_mut(2 * pairs).zip(task.queries()).enumerate() {
+            q_steps[i] = C::factors(s, &mut to[..h], from);
         }
         let mut softmax = Softmax::new(rows, padded);
         let mut scores = Aligned::zeros(rows * KEYS);
         let mut p = Aligned::zeros(rows * KEYS);
-        let column = PAIRS * pairs.max(KEYS / 2);
-        let mut room = Aligned::zeros(if C::STEPS { COLUMNS * column } else { 0 });
+        let mut p_steps = vec![0.0; rows];
         for start in keys.clone().step_by(KEYS) {
             let n = KEYS.min(keys.end - start);
             let Block { k, v, steps } = self.block(task.head, start);
@@ -266,7 +413,10 @@ impl<C: Code> Cached for Paired<C> {
             let next = start + KEYS;
             let later = if next < self.len() { self.block(task.head, next).k } else { &[] };
             scores.fill(0.0);
-            product(s, &mut scores, KEYS, (&q, 2 * pairs), pairs, (k, &mut room), v);
+            let q = Left { rows: &q, stride: 2 * pairs, steps: &q_steps };
+            // The first keys that fill vectors, if not all are there.
+            let k = &k[..2 * pairs * n.next_multiple_of(LANES)];
+            product(s, &mut scores, KEYS, q, pairs, (k, pairs * PAIRS), v);
             let visible = |row| task.seen(row).saturating_sub(start).min(n);
             for (row, scores) in scores.chunks_exact_mut(KEYS).enumerate() {
                 // In place of what is not seen there may be a NaN.
@@ -274,19 +424,20 @@ impl<C: Code> Cached for Paired<C> {
                 scale(scores, steps[0], seen);
                 softmax.add(s, row, scores, seen, task.scale);
                 scale(scores, steps[1], seen);
+                p_steps[row] = C::factors(s, &mut p[row * KEYS..][..KEYS], scores);
             }
-            narrow(s, &mut p, &scores);
             // What a token does not see is not multiplied by zero, which would let a NaN through:
             // tokens that see different keys are summed apart, and a key whose partner is not seen
             // alone.
-            let together = if visible(0) == n { rows } else { task.group };
+            let together = if C::STEPS || visible(0) == n { rows } else { task.group };
             for (i, sum) in softmax.sum.chunks_mut(together * padded).enumerate() {
-                let seen = visible(i * together);
-                let p = &p[i * together * KEYS..];
-                product(s, sum, padded, (p, KEYS), seen / 2, (v, &mut room), later);
+                let row = i * together;
+                let p = Left { rows: &p[row * KEYS..], stride: KEYS, steps: &p_steps[row..] };
+                let seen = if C::STEPS { n.next_multiple_of(2) } else { visible(row) };
+                product(s, sum, padded, p, seen / 2, (v, KEYS / 2 * PAIRS), later);
                 if !seen.is_multiple_of(2) {
                     for (row, sum) in sum.chunks_exact_mut(padded).enumerate() {
-                        let p = p[row * KEYS + seen - 1].to_f32();
+                        let p = C::factor(p.rows[row * KEYS + seen - 1]);
                         for (i, sum) in sum.iter_mut().enumerate() {
                             *sum += p * v[of_pair(i, seen / 2)].number();
                         }
@@ -296,6 +447,14 @@ impl<C: Code> Cached for Paired<C> {
         }
         softmax
     }
+}
+
+/// The left factor of a product: rows `stride` apart, and the steps in which each is counted.
+#[derive(Clone, Copy)]
+struct Left<'a, F> {
+    rows: &'a [F],
+    stride: usize,
+    steps: &'a [f32],
 }
 
 /// The first `seen` numbers in their steps, if they have such.
@@ -312,22 +471,20 @@ fn of_pair(i: usize, pair: usize) -> usize {
     (i / LANES * KEYS / 2 + pair) * PAIRS + i % LANES * 2
 }
 
-/// `o += x panel`. `o`: rows of `width`, whole vectors; `x`: rows `stride` apart, of which `pairs` pairs
-/// count; `panel`: `[width / 16, KP, 16, 2]`, columns of pairs, `KP` of each, and room for two columns.
-/// Meanwhile memory is asked for `ahead`.
+/// `o += x panel`. `o`: rows of `width`, of which one vector counts for every `column` of the panel; of `x` so many
+/// `pairs` count; the panel: `[columns, KP, 16, 2]`. Meanwhile memory is asked for `ahead`.
 #[inline(always)]
-fn product<S: Simd, C: Code>(
+fn product<S: Simd, K: Code>(
     s: S,
     o: &mut [f32],
     width: usize,
-    (x, stride): (&[bf16], usize),
+    x: Left<'_, K::Factor>,
     pairs: usize,
-    (panel, room): (&[C], &mut [bf16]),
-    ahead: &[C],
+    (panel, column): (&[K], usize),
+    ahead: &[K],
 ) {
-    let line = LINE / size_of::<C>();
-    let (rows, vectors) = (o.len() / width, width / LANES);
-    let column = panel.len() / vectors;
+    let line = LINE / size_of::<K>();
+    let (rows, vectors) = (o.len() / width, panel.len() / column);
     let (high, wide) = if S::REGISTERS == 32 { (ROWS, COLUMNS) } else { (FEWER, 1) };
     // Every tile asks for as many lines.
     let tiles = vectors.div_ceil(wide) * rows.div_ceil(high);
@@ -336,27 +493,21 @@ fn product<S: Simd, C: Code>(
     while j < vectors {
         let whole = j + wide <= vectors;
         let taken = if whole { wide } else { 1 };
-        let panel = C::factors(s, &panel[j * column..][..taken * column], room);
+        let panel = (&panel[j * column..][..taken * column], column);
         let mut i = 0;
         while i < rows {
-            let x = Rows { data: x, stride, row: i };
+            let x = Left { rows: &x.rows[i * x.stride..], steps: &x.steps[i..], ..x };
             let many = i + high <= rows;
             let o = &mut o[i * width + j * LANES..];
             let ahead = shares.next().unwrap_or_default();
             match (S::REGISTERS, many, whole) {
                 (32, true, true) => {
-                    tile::<_, _, ROWS, COLUMNS>(s, o, width, x, pairs, (panel, column), ahead);
+                    tile::<_, _, ROWS, COLUMNS>(s, o, width, x, pairs, panel, ahead);
                 }
-                (32, false, true) => {
-                    tile::<_, _, 1, COLUMNS>(s, o, width, x, pairs, (panel, column), ahead);
-                }
-                (32, true, false) => {
-                    tile::<_, _, ROWS, 1>(s, o, width, x, pairs, (panel, column), ahead);
-                }
-                (_, true, _) => {
-                    tile::<_, _, FEWER, 1>(s, o, width, x, pairs, (panel, column), ahead);
-                }
-                (_, false, _) => tile::<_, _, 1, 1>(s, o, width, x, pairs, (panel, column), ahead),
+                (32, false, true) => tile::<_, _, 1, COLUMNS>(s, o, width, x, pairs, panel, ahead),
+                (32, true, false) => tile::<_, _, ROWS, 1>(s, o, width, x, pairs, panel, ahead),
+                (_, true, _) => tile::<_, _, FEWER, 1>(s, o, width, x, pairs, panel, ahead),
+                (_, false, _) => tile::<_, _, 1, 1>(s, o, width, x, pairs, panel, ahead),
             }
             i += if many { high } else { 1 };
         }
@@ -365,66 +516,54 @@ fn product<S: Simd, C: Code>(
 }
 
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "rows and columns are walked together")]
-fn tile<S: Simd, A, const R: usize, const C: usize>(
+fn tile<S: Simd, K: Code, const R: usize, const C: usize>(
     s: S,
     o: &mut [f32],
     width: usize,
-    x: Rows<'_>,
+    x: Left<'_, K::Factor>,
     pairs: usize,
-    (panel, column): (&[bf16], usize),
-    ahead: &[A],
+    (panel, column): (&[K], usize),
+    ahead: &[K],
 ) {
-    let mut sums = [[s.splat(0.0); C]; R];
-    for (r, sums) in sums.iter_mut().enumerate() {
-        for (c, sum) in sums.iter_mut().enumerate() {
-            *sum = s.load::<f32>(crate::cpu::simd::lanes(&o[r * width + c * LANES..]));
-        }
-    }
-    let rows: [&[[bf16; 2]]; R] = each(
+    let rows: [&[[K::Factor; 2]]; R] = each(
         &[],
         #[inline(always)]
-        |r| &x.data[(x.row + r) * x.stride..].as_chunks().0[..pairs],
+        |r| &x.rows[r * x.stride..].as_chunks().0[..pairs],
     );
-    let columns: [&[bf16]; C] = each(
+    let columns: [&[[K; PAIRS]]; C] = each(
         &[],
         #[inline(always)]
-        |c| &panel[c * column..][..column],
+        |c| &panel[c * column..][..column].as_chunks().0[..pairs],
     );
-    let columns_of_two: [&[[bf16; QUADS]]; C] = each(
-        &[],
-        #[inline(always)]
-        |c| columns[c].as_chunks().0,
-    );
-    let line = LINE / size_of::<A>();
+    let line = LINE / size_of::<K>();
     let (lines, mut asked) = ((ahead.len() / line).div_ceil(pairs.max(1)), 0);
-    // Of a column two pairs are taken every second time, and one waits for its turn.
-    let mut later = [s.halves(&[bf16::ZERO; PAIRS]); C];
-    for l in 0..pairs {
-        for _ in 0..lines {
-            s.ahead(ahead, asked);
-            asked += line;
-        }
-        let mut w = later;
-        if l % 2 == 0 {
-            for c in 0..C {
-                let two = match columns_of_two[c].get(l / 2) {
-                    Some(two) => pair_up(s, two),
-                    None => pair_up(s, &filled(columns[c], bf16::ZERO)),
-                };
-                (w[c], later[c]) = (two[0], two[1]);
+    for start in (0..pairs).step_by(K::DEEP) {
+        let mut sums = [[K::begin(s, &[0.0; LANES]); C]; R];
+        for (r, sums) in sums.iter_mut().enumerate() {
+            for (c, sum) in sums.iter_mut().enumerate() {
+                *sum = K::begin(s, lanes(&o[r * width + c * LANES..]));
             }
         }
-        for r in 0..R {
-            let x = s.pair(rows[r][l]);
-            for c in 0..C {
-                sums[r][c] = s.pairs(sums[r][c], w[c], x);
+        for l in start..pairs.min(start.saturating_add(K::DEEP)) {
+            for _ in 0..lines {
+                s.ahead(ahead, asked);
+                asked += line;
+            }
+            let mut w = [K::codes(s, &columns[0][l]); C];
+            for c in 1..C {
+                w[c] = K::codes(s, &columns[c][l]);
+            }
+            for r in 0..R {
+                let x = K::pair(s, rows[r][l]);
+                for c in 0..C {
+                    sums[r][c] = K::add(s, sums[r][c], w[c], x);
+                }
             }
         }
-    }
-    for (r, sums) in sums.into_iter().enumerate() {
-        for (c, sum) in sums.into_iter().enumerate() {
-            s.store(crate::cpu::simd::lanes_mut(&mut o[r * width + c * LANES..]), sum);
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (c, sum) in sums.into_iter().enumerate() {
+                K::end(s, lanes_mut(&mut o[r * width + c * LANES..]), sum, x.steps[r]);
+            }
         }
     }
 }

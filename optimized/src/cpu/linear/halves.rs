@@ -6,8 +6,9 @@
 
 use half::bf16;
 
-use super::{activations::stride, fast::FEW};
+use super::activations::stride;
 use crate::cpu::{
+    aligned::LINE,
     pool::Part,
     room::room,
     simd::{PAIRS, QUADS, Simd, each, filled, tiled},
@@ -15,6 +16,9 @@ use crate::cpu::{
 
 /// Rows of a weight that are multiplied in pairs.
 pub(crate) trait Pairs: Sync {
+    /// Whether a sum is one register: of four rows and six tokens, sums and scaled sums have no room together.
+    const PLAIN: bool;
+
     /// A row.
     type Row<'a>: Copy
     where
@@ -49,6 +53,8 @@ pub(crate) struct Halves<'a> {
 }
 
 impl Pairs for Halves<'_> {
+    const PLAIN: bool = true;
+
     type Row<'a>
         = &'a [bf16]
     where
@@ -167,6 +173,8 @@ impl Codes<'_> {
 }
 
 impl Pairs for Codes<'_> {
+    const PLAIN: bool = false;
+
     type Row<'a>
         = (&'a [u8], &'a [f32])
     where
@@ -265,36 +273,48 @@ struct Written<'a> {
 }
 
 impl Pairs for Written<'_> {
+    const PLAIN: bool = false;
+
+    /// In bf16, its scales, and its codes.
     type Row<'a>
-        = (&'a [bf16], &'a [f32])
+        = (&'a [bf16], &'a [f32], &'a [u8])
     where
         Self: 'a;
 
     #[inline(always)]
     fn count(&self) -> usize {
-        self.first + self.data.len() / self.codes.d
+        self.codes.count()
     }
 
     #[inline(always)]
     fn bytes(&self) -> usize {
-        2 * self.codes.d
+        self.codes.bytes()
     }
 
     #[inline(always)]
-    fn at(&self, i: usize) -> (&[bf16], &[f32]) {
+    fn at(&self, i: usize) -> Self::Row<'_> {
+        let (codes, scales) = self.codes.at(i);
         let d = self.codes.d;
-        (&self.data[(i - self.first) * d..][..d], self.codes.scales(i))
+        (&self.data[(i - self.first) * d..][..d], scales, codes)
     }
 
-    /// Nothing is asked for ahead: rows were written a moment ago.
+    /// Rows of this part were written a moment ago; codes of the next one are asked for.
     #[inline(always)]
     fn dots<S: Simd, const R: usize, const T: usize>(
         &self,
         s: S,
-        w: [(&[bf16], &[f32]); R],
+        w: [(&[bf16], &[f32], &[u8]); R],
         x: [&[bf16]; T],
-        _: (usize, usize),
+        ahead: (usize, usize),
     ) -> [[S::F; T]; R] {
+        if ahead.1 == 1 {
+            for at in (0..self.codes.d).step_by(LINE) {
+                s.ahead(w[0].2, ahead.0 * self.codes.d + at);
+            }
+        }
+        if self.codes.block[1] == BLOCK && self.codes.d.is_multiple_of(BLOCK) {
+            return whole_blocks(s, w, x);
+        }
         self.codes.by_block(
             s,
             each(
@@ -321,6 +341,57 @@ impl Pairs for Written<'_> {
     }
 }
 
+/// Columns of a block of the official checkpoints.
+const BLOCK: usize = 128;
+
+/// Inner products of rows of whole blocks with tokens: sums, scaled sums and factors in registers all the while.
+#[inline(always)]
+fn whole_blocks<S: Simd, const R: usize, const T: usize>(
+    s: S,
+    w: [(&[bf16], &[f32], &[u8]); R],
+    x: [&[bf16]; T],
+) -> [[S::F; T]; R] {
+    type Block = [[bf16; PAIRS]; BLOCK / PAIRS];
+    let count = w[0].1.len();
+    let w_blocks: [&[Block]; R] = each(
+        &[],
+        #[inline(always)]
+        |r| &w[r].0.as_chunks().0.as_chunks().0[..count],
+    );
+    let x_blocks: [&[Block]; T] = each(
+        &[],
+        #[inline(always)]
+        |t| &x[t].as_chunks().0.as_chunks().0[..count],
+    );
+    let mut sums = [[s.splat(0.0); T]; R];
+    for block in 0..count {
+        let mut parts = [[s.splat(0.0); T]; R];
+        for i in 0..BLOCK / PAIRS {
+            let own: [S::H; R] = each(
+                s.halves(&w_blocks[0][block][i]),
+                #[inline(always)]
+                |r| s.halves(&w_blocks[r][block][i]),
+            );
+            for t in 0..T {
+                let x = s.halves(&x_blocks[t][block][i]);
+                for r in 0..R {
+                    parts[r][t] = s.pairs(parts[r][t], own[r], x);
+                }
+            }
+        }
+        for r in 0..R {
+            let scale = s.splat(w[r].1[block]);
+            for t in 0..T {
+                sums[r][t] = s.fma(scale, parts[r][t], sums[r][t]);
+            }
+        }
+    }
+    sums
+}
+
+/// Tokens up to which a code is looked up anew for every token.
+const LOOKED_UP: usize = 3;
+
 /// [`products`] of FP8 codes. Of many tokens the rows of a part are written out in bf16 before: a code is
 /// looked up once and not once for every few tokens.
 #[inline(always)]
@@ -331,16 +402,17 @@ pub(crate) fn products_of_codes<S: Simd>(
     part: &mut Part<'_, f32>,
 ) {
     let d = codes.d;
-    if part.rows.len() <= FEW {
+    if part.rows.len() <= LOOKED_UP {
         return products(s, codes, x, d, part);
     }
     let (first, n) = (part.columns.start, part.columns.len());
     let mut data = room(n * d);
     let own = &codes.data[first * d..][..n * d];
-    for (o, own) in data.chunks_exact_mut(d).zip(own.chunks_exact(d)) {
+    for (i, (o, own)) in data.chunks_exact_mut(d).zip(own.chunks_exact(d)).enumerate() {
         let (o, o_rest) = o.as_chunks_mut::<QUADS>();
         let (own, rest) = own.as_chunks::<QUADS>();
-        for (o, own) in o.iter_mut().zip(own) {
+        for (at, (o, own)) in o.iter_mut().zip(own).enumerate() {
+            s.ahead(codes.data, (first + i) * d + at * QUADS + AHEAD);
             s.put_fp8(o, own);
         }
         let mut last = [bf16::ZERO; QUADS];
@@ -367,8 +439,10 @@ pub(crate) fn products<S: Simd, P: Pairs>(
     part: &mut Part<'_, f32>,
 ) {
     let tokens = x.len() / stride(d);
-    if S::REGISTERS == 32 {
+    if S::REGISTERS == 32 && P::PLAIN {
         tiled!(tokens, [6, 3, 2, 1], |t, T| rows::<S, P, 4, T>(s, w, x, d, t, part));
+    } else if S::REGISTERS == 32 {
+        tiled!(tokens, [3, 2, 1], |t, T| rows::<S, P, 4, T>(s, w, x, d, t, part));
     } else {
         tiled!(tokens, [2, 1], |t, T| rows::<S, P, 2, T>(s, w, x, d, t, part));
     }

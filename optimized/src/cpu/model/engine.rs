@@ -50,10 +50,7 @@ impl<S: Simd> Engine for Model<S> {
         let (plan, sites): (_, &[Site]) = match self.kept {
             Kept::F32 => (plan, &[]),
             Kept::Bf16 => (plan, &[Site::Queries, Site::Keys, Site::Values, Site::Probabilities]),
-            Kept::Int8 => {
-                let plan = Plan { cache: plan::Cache::Int8, ..plan };
-                (plan, &[Site::Queries, Site::Probabilities])
-            }
+            Kept::Int8 => (Plan { cache: plan::Cache::Int8ByInt16, ..plan }, &[]),
         };
         sites.iter().fold(plan, |plan, &site| plan.round(site, Grid::Bf16))
     }

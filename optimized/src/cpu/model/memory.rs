@@ -9,10 +9,7 @@ use golden::{
 
 use super::{pieces::PIECE, weights::Format};
 use crate::cpu::{
-    attention::{
-        fast::{Cached, PAGE},
-        kept::Kept,
-    },
+    attention::{fast::Cached, kept::Kept},
     gdn_layer::fast::State,
     quantised::Quantised,
 };
@@ -44,8 +41,8 @@ pub(super) fn memory(
     let (k, v) = (c.linear_key_head_dim, c.linear_value_head_dim);
     let state = State::len(windows, c.linear_num_value_heads, k, v);
     memory.state = product(&[4, linear, state, demand.sequences]);
-    let page = kept.cache(c.num_key_value_heads, c.head_dim).page();
-    let pages = |tokens: usize| product(&[tokens.div_ceil(PAGE), page, demand.sequences]);
+    let [held, page] = kept.cache(c.num_key_value_heads, c.head_dim).page();
+    let pages = |tokens: usize| product(&[tokens.div_ceil(held), page, demand.sequences]);
     memory.cache =
         pages(demand.context).saturating_mul(full as u64).saturating_add(pages(demand.drafts));
     memory.scratch = scratch(c, demand);
@@ -135,7 +132,7 @@ mod tests {
         synthetic::Synthetic,
     };
 
-    use super::{Format, Kept, PAGE, memory};
+    use super::{Format, Kept, memory};
     use crate::cpu::model::{
         Loading,
         store::{Narrowing, narrowings},
@@ -215,12 +212,14 @@ mod tests {
                         LayerState::Linear(own) => {
                             state += 4 * (own.conv.len() + own.heads.len());
                         }
-                        LayerState::Full(own) => cache += own.len().div_ceil(PAGE) * own.held(),
+                        LayerState::Full(own) => {
+                            cache += own.len().div_ceil(own.page()[0]) * own.held();
+                        }
                     }
                 }
                 let row = vec![0.0; model.config.num_key_value_heads * model.config.head_dim];
                 (0..257).for_each(|_| sequence.mtp.push(&row, &row));
-                cache += sequence.mtp.len().div_ceil(PAGE) * sequence.mtp.held();
+                cache += sequence.mtp.len().div_ceil(sequence.mtp.page()[0]) * sequence.mtp.held();
             }
             assert_eq!((stated.state, stated.cache), (state as u64, cache as u64));
             let more = memory(&weights, format, &Demand { context: 30_000, ..DEMAND }).unwrap();

@@ -15,6 +15,7 @@ impl Simd for Plain {
     type F = [f32; LANES];
     type H = [bf16; PAIRS];
     type I = [i32; LANES];
+    type W = [i16; PAIRS];
     type B = [u8; QUADS];
 
     fn new() -> Option<Plain> {
@@ -49,11 +50,6 @@ impl Simd for Plain {
     fn fp8_wide(self, x: &[u8; QUADS]) -> [Self::F; 4] {
         let wide = |i: usize, lane: usize| FP8_WIDE[usize::from(x[i * LANES + lane])];
         std::array::from_fn(|i| std::array::from_fn(|lane| wide(i, lane)))
-    }
-
-    #[inline(always)]
-    fn whole(self, o: &mut [bf16; QUADS], x: &[i8; QUADS]) {
-        *o = x.map(|x| bf16::from_f32(f32::from(x)));
     }
 
     #[inline(always)]
@@ -97,6 +93,22 @@ impl Simd for Plain {
         std::array::from_fn(|r| {
             (0..4).fold(acc[r], |sum, j| sum + i32::from(w[4 * r + j]) * i32::from(x[j]))
         })
+    }
+
+    #[inline(always)]
+    fn words(self, x: &[i8; PAIRS]) -> Self::W {
+        x.map(i16::from)
+    }
+
+    #[inline(always)]
+    fn word_pair(self, x: [i16; 2]) -> Self::W {
+        std::array::from_fn(|i| x[i % 2])
+    }
+
+    #[inline(always)]
+    fn word_pairs(self, acc: Self::I, a: Self::W, b: Self::W) -> Self::I {
+        let product = |i: usize| i32::from(a[i]) * i32::from(b[i]);
+        std::array::from_fn(|r| acc[r] + product(2 * r) + product(2 * r + 1))
     }
 
     #[inline(always)]
@@ -161,6 +173,21 @@ impl Simd for Plain {
     #[inline(always)]
     fn eights(self, o: &mut [i8; LANES], x: Self::F) {
         *o = x.map(|x| x as i8);
+    }
+
+    #[inline(always)]
+    fn sixteens(self, o: &mut [i16; LANES], x: Self::F) {
+        *o = x.map(|x| x.round_ties_even() as i16);
+    }
+
+    #[inline(always)]
+    fn sizes(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| f32::from_bits(a[i].abs().to_bits().max(b[i].abs().to_bits())))
+    }
+
+    #[inline(always)]
+    fn size(self, x: Self::F) -> f32 {
+        f32::from_bits(x.into_iter().fold(0, |most, x| most.max(x.abs().to_bits())))
     }
 
     #[inline(always)]

@@ -61,12 +61,32 @@ fn words<S: Simd>() {
     for x in x.as_chunks::<LANES>().0 {
         let of = |word: fn(S, S::F) -> f32| s.run(|| word(s, s.load(x)));
         assert_eq!(of(S::sum), Plain.sum(*x), "one order");
+        let mut words = [99; LANES];
+        let small = x.map(|x| x.clamp(-4e4, 4e4));
+        s.run(|| s.sixteens(&mut words, s.load(&small)));
+        assert_eq!(words, small.map(|x| x.round_ties_even() as i16), "{}", S::NAME);
+        for odd in [0.0, -1e38, f32::NEG_INFINITY, f32::NAN] {
+            let mut other = *x;
+            other[5] = odd;
+            let most = x.iter().chain(&[odd]).fold(0.0_f32, |most, x| most.max(x.abs()));
+            let want = if odd.is_nan() { odd } else { most };
+            let got = s.run(|| s.size(s.sizes(s.load(x), s.load(&other))));
+            assert_eq!(got.to_bits(), want.to_bits(), "{}", S::NAME);
+        }
     }
     for first in [-127, -64, 0, 64] {
         let x: [i8; QUADS] = std::array::from_fn(|i| (first + i as i32).min(127) as i8);
-        let mut got = [bf16::NAN; QUADS];
-        s.run(|| s.whole(&mut got, &x));
-        assert_eq!(got.map(f32::from), x.map(f32::from), "{}", S::NAME);
+        let words = |s: S| s.words(x.first_chunk().expect("half of them"));
+        for pair in [[1, 0], [0, 1], [-32767, 32767], [12345, -321]] {
+            let mut got = [0.0; LANES];
+            s.run(|| {
+                let sums = s.word_pairs(s.int(7), words(s), s.word_pair(pair));
+                s.store(&mut got, s.number(sums));
+            });
+            let of = |i: usize| i32::from(x[i]) * i32::from(pair[i % 2]);
+            let want = std::array::from_fn(|r| (7 + of(2 * r) + of(2 * r + 1)) as f32);
+            assert_eq!(got, want, "{}", S::NAME);
+        }
     }
 }
 

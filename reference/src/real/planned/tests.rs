@@ -120,6 +120,17 @@ fn a_cache_in_eight_bits_counts_steps_of_a_row() {
     // Six standard errors of draws at the odds 0.45 : 0.55.
     let (mean, n) = (sum / runs as f64, runs as f64);
     assert!((mean - 50.45).abs() < 6.0 * (0.45 * 0.55 / n).sqrt(), "{mean}");
+    // What multiplies them has finer steps where the plan says so, and none where it does not.
+    let counted = |plan: &Plan, x: &[f64]| {
+        let row: Vec<Planned> = x.iter().map(|&x| Planned(x)).collect();
+        let read = under(plan, None, Rounding::Nearest, || Planned::counted(&row));
+        read.map(|row| row.into_iter().map(|x| x.0).collect::<Vec<_>>())
+    };
+    let fine = Plan { cache: Cache::Int8ByInt16, ..Plan::F32 };
+    let row = [-65534.0, 3.0, 5.0, 2.0, 0.0, 100.9];
+    assert_eq!(counted(&fine, &row), Some(vec![-65534.0, 4.0, 4.0, 2.0, 0.0, 100.0]));
+    assert_eq!(counted(&plan, &row), None);
+    assert!(under(&fine, None, Rounding::Nearest, || Planned::cached(&[]).is_some()));
     let alone = |term| {
         under(&plan, Some(term), Rounding::Nearest, || Planned::cached(&[Planned(1.0)]).is_some())
     };
