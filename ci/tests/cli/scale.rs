@@ -104,7 +104,7 @@ fn ceilings_are_measured_and_kept() {
         .filter(|one| one["device"] == "cpu")
         .map(|one| one["of"].as_str().unwrap())
         .collect();
-    assert_eq!(of, ["read", "copy", "change", "f32", "bf16", "int8"]);
+    assert_eq!(of, ["read", "copy", "change", "f32", "bf16", "int16", "int8"]);
     assert!(home.karat(&["doctor"]).out.contains("GB/s read"));
     let ran = home.karat(&[&inspect[..], &["--format", "jsonl"]].concat());
     assert_eq!(ran.code, 0, "{}", ran.err);
