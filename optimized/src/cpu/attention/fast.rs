@@ -54,6 +54,9 @@ pub(crate) trait Paged: Clone {
 }
 
 impl<P: Paged> Pages<P> {
+    /// Tokens of a page.
+    pub(super) const TOKENS: usize = P::TOKENS;
+
     pub(crate) fn new(heads: usize, h: usize) -> Self {
         Pages { len: 0, all: Vec::new(), heads, h }
     }
@@ -65,12 +68,12 @@ impl<P: Paged> Pages<P> {
     /// Drops all but the first `len` tokens.
     pub(super) fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
-        self.all.truncate(self.len.div_ceil(P::TOKENS));
+        self.all.truncate(self.len.div_ceil(Self::TOKENS));
     }
 
     /// The page of a token.
     pub(super) fn of(&self, token: usize) -> &P {
-        &self.all[token / P::TOKENS]
+        &self.all[token / Self::TOKENS]
     }
 
     /// Changes every page.
@@ -85,7 +88,7 @@ impl<P: Paged> Pages<P> {
 
     /// Room for one more token: its page, and which token of the page it is.
     pub(super) fn next(&mut self, fresh: impl FnOnce(&Self) -> P) -> (&mut P, usize) {
-        let at = self.len % P::TOKENS;
+        let at = self.len % Self::TOKENS;
         if at == 0 {
             let page = Arc::new(fresh(self));
             self.all.push(page);
@@ -142,7 +145,7 @@ impl<C: Wide> Cache<C> {
     /// Keys and values of some tokens of one page, `[keys, H]` each.
     fn block(&self, head: usize, keys: &Range<usize>) -> (&[C], &[C]) {
         let page = self.of(keys.start);
-        let from = (head * Page::<C>::TOKENS + keys.start % Page::<C>::TOKENS) * self.h;
+        let from = (head * Self::TOKENS + keys.start % Self::TOKENS) * self.h;
         let place = from..from + keys.len() * self.h;
         (&page.k[place.clone()], &page.v[place])
     }
@@ -150,7 +153,7 @@ impl<C: Wide> Cache<C> {
 
 impl<C: Wide> Cached for Cache<C> {
     fn page(&self) -> [usize; 2] {
-        let tokens = Page::<C>::TOKENS;
+        let tokens = Self::TOKENS;
         [tokens, 2 * self.heads * tokens * self.h * size_of::<C>()]
     }
 
@@ -165,12 +168,12 @@ impl<C: Wide> Cached for Cache<C> {
     fn push(&mut self, k: &[f32], v: &[f32]) {
         let h = self.h;
         let (page, at) = self.next(|own| {
-            let room = || Aligned::new(C::NAN, own.heads * Page::<C>::TOKENS * h);
+            let room = || Aligned::new(C::NAN, own.heads * Self::TOKENS * h);
             Page { k: room(), v: room() }
         });
         for (to, from) in [(&mut page.k, k), (&mut page.v, v)] {
             for (head, from) in from.chunks_exact(h).enumerate() {
-                let to = &mut to[(head * Page::<C>::TOKENS + at) * h..][..h];
+                let to = &mut to[(head * Self::TOKENS + at) * h..][..h];
                 for (to, from) in to.iter_mut().zip(from) {
                     *to = C::store(*from);
                 }

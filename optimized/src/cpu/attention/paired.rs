@@ -37,7 +37,7 @@ pub(crate) struct Page<C> {
 }
 
 impl<C: Code> Paged for Page<C> {
-    const TOKENS: usize = C::PAGE;
+    const TOKENS: usize = 2048 / size_of::<C>();
 }
 
 impl<C: Code> Clone for Page<C> {
@@ -47,19 +47,16 @@ impl<C: Code> Clone for Page<C> {
 }
 
 /// What a number is kept as.
-pub(crate) trait Code: Copy + FromZeros + Send + Sync + 'static {
+pub(crate) trait Code: Copy + FromZeros + Into<f32> + Send + Sync + 'static {
     /// Whether it counts steps, which every row has one of: then it is a number whatever is kept, and so is what
     /// it is multiplied by where that is zero.
     const STEPS: bool;
-
-    /// Tokens of a page.
-    const PAGE: usize;
 
     /// Pairs of which sums are exact, or as exact as they get.
     const DEEP: usize;
 
     /// What it is multiplied by.
-    type Factor: Copy + FromZeros;
+    type Factor: Copy + FromZeros + Into<f32>;
 
     /// Of thirty-two products, in pairs, sums.
     type Sums<S: Simd>: Copy;
@@ -70,14 +67,8 @@ pub(crate) trait Code: Copy + FromZeros + Send + Sync + 'static {
     /// A row as it is kept, handed out number by number, and its step.
     fn row(x: &[f32], put: impl FnMut(usize, Self)) -> f32;
 
-    /// As a number.
-    fn number(self) -> f32;
-
     /// A row of factors, and their step.
     fn factors<S: Simd>(s: S, to: &mut [Self::Factor], from: &[f32]) -> f32;
-
-    /// A factor as a number, but for its step.
-    fn factor(x: Self::Factor) -> f32;
 
     /// Codes, ready to be multiplied.
     fn codes<S: Simd>(s: S, x: &[Self; PAIRS]) -> Self::Pairs<S>;
@@ -102,7 +93,6 @@ pub(crate) trait Code: Copy + FromZeros + Send + Sync + 'static {
 
 impl Code for bf16 {
     const STEPS: bool = false;
-    const PAGE: usize = 1024;
     const DEEP: usize = usize::MAX;
     type Factor = bf16;
     type Sums<S: Simd> = S::F;
@@ -115,19 +105,9 @@ impl Code for bf16 {
     }
 
     #[inline(always)]
-    fn number(self) -> f32 {
-        self.to_f32()
-    }
-
-    #[inline(always)]
     fn factors<S: Simd>(s: S, to: &mut [bf16], from: &[f32]) -> f32 {
         narrow(s, to, from);
         1.0
-    }
-
-    #[inline(always)]
-    fn factor(x: bf16) -> f32 {
-        x.to_f32()
     }
 
     #[inline(always)]
@@ -156,8 +136,8 @@ impl Code for bf16 {
     }
 }
 
-/// What a row counts in, so many steps of its largest number, whatever is infinite or no number left out. Below the
-/// smallest normal number a step would have too few digits to count in, and is none.
+/// What a row counts in whose largest number is so many steps. Below the smallest normal number a step would have
+/// too few digits to count in, and is none.
 #[inline(always)]
 fn step(most: f32, many: f32) -> f32 {
     let step = most / many;
@@ -166,7 +146,6 @@ fn step(most: f32, many: f32) -> f32 {
 
 impl Code for i8 {
     const STEPS: bool = true;
-    const PAGE: usize = 2048;
     /// 512 products of 127 and 32767 stay below 2^31.
     const DEEP: usize = 256;
     type Factor = i16;
@@ -187,11 +166,6 @@ impl Code for i8 {
             put(i, int8_code(x, step));
         }
         step
-    }
-
-    #[inline(always)]
-    fn number(self) -> f32 {
-        f32::from(self)
     }
 
     /// Factors of which one is no number, or infinite, are NaN together.
@@ -219,11 +193,6 @@ impl Code for i8 {
         }
         rest.copy_from_slice(&last[..rest.len()]);
         step
-    }
-
-    #[inline(always)]
-    fn factor(x: i16) -> f32 {
-        f32::from(x)
     }
 
     #[inline(always)]
@@ -271,7 +240,7 @@ impl Paired<i8> {
     /// Every step is that of the token before it in its page.
     pub(super) fn misplaced(&self) -> Self {
         self.with(|steps| {
-            steps.chunks_exact_mut(<i8 as Code>::PAGE).for_each(|steps| steps.rotate_right(1));
+            steps.chunks_exact_mut(Self::TOKENS).for_each(|steps| steps.rotate_right(1));
         })
     }
 
@@ -327,10 +296,14 @@ impl<C: Code> Paired<C> {
     fn block(&self, head: usize, start: usize) -> Block<'_, C> {
         let page = self.of(start);
         let (keys, values) = page.data.split_at(page.keys);
-        let at = head * C::PAGE + start % C::PAGE;
+        let at = head * Self::TOKENS + start % Self::TOKENS;
         let (k, v) = (2 * KEYS * self.pairs(), KEYS * self.padded());
         let steps = |which: usize| -> &[f32] {
-            if C::STEPS { &page.steps[which * self.heads * C::PAGE + at..][..KEYS] } else { &[] }
+            if C::STEPS {
+                &page.steps[which * self.heads * Self::TOKENS + at..][..KEYS]
+            } else {
+                &[]
+            }
         };
         Block {
             k: &keys[at / KEYS * k..][..k],
@@ -341,14 +314,14 @@ impl<C: Code> Paired<C> {
 
     /// Steps of a page.
     fn steps(&self) -> usize {
-        if C::STEPS { 2 * self.heads * C::PAGE } else { 0 }
+        if C::STEPS { 2 * self.heads * Self::TOKENS } else { 0 }
     }
 }
 
 impl<C: Code> Cached for Paired<C> {
     fn page(&self) -> [usize; 2] {
-        let numbers = self.heads * C::PAGE * (2 * self.pairs() + self.padded());
-        [C::PAGE, numbers * size_of::<C>() + self.steps() * size_of::<f32>()]
+        let numbers = self.heads * Self::TOKENS * (2 * self.pairs() + self.padded());
+        [Self::TOKENS, numbers * size_of::<C>() + self.steps() * size_of::<f32>()]
     }
 
     fn len(&self) -> usize {
@@ -364,25 +337,25 @@ impl<C: Code> Cached for Paired<C> {
         let steps = self.steps();
         let (page, at) = self.next(|_| {
             // Fillers are multiplied: they must be numbers.
-            let keys = heads * C::PAGE * 2 * pairs;
-            let data = Aligned::zeros(keys + heads * C::PAGE * padded);
+            let keys = heads * Self::TOKENS * 2 * pairs;
+            let data = Aligned::zeros(keys + heads * Self::TOKENS * padded);
             Page { data, keys, steps: Aligned::zeros(steps) }
         });
         let (keys, values) = page.data.split_at_mut(page.keys);
         for head in 0..heads {
-            let group = head * C::PAGE / LANES + at / LANES;
+            let group = head * Self::TOKENS / LANES + at / LANES;
             let to = &mut keys[group * pairs * PAIRS..][..pairs * PAIRS];
             let k_step = C::row(&k[head * h..][..h], |i, x| {
                 to[i / 2 * PAIRS + at % LANES * 2 + i % 2] = x;
             });
-            let block = head * C::PAGE / KEYS + at / KEYS;
+            let block = head * Self::TOKENS / KEYS + at / KEYS;
             let to = &mut values[block * KEYS * padded..][..KEYS * padded];
             let v_step = C::row(&v[head * h..][..h], |i, x| {
                 to[of_pair(i, at % KEYS / 2) + at % 2] = x;
             });
             if C::STEPS {
-                page.steps[head * C::PAGE + at] = k_step;
-                page.steps[(heads + head) * C::PAGE + at] = v_step;
+                page.steps[head * Self::TOKENS + at] = k_step;
+                page.steps[(heads + head) * Self::TOKENS + at] = v_step;
             }
         }
     }
@@ -437,9 +410,9 @@ impl<C: Code> Cached for Paired<C> {
                 product(s, sum, padded, p, seen / 2, (v, KEYS / 2 * PAIRS), later);
                 if !seen.is_multiple_of(2) {
                     for (row, sum) in sum.chunks_exact_mut(padded).enumerate() {
-                        let p = C::factor(p.rows[row * KEYS + seen - 1]);
+                        let p: f32 = p.rows[row * KEYS + seen - 1].into();
                         for (i, sum) in sum.iter_mut().enumerate() {
-                            *sum += p * v[of_pair(i, seen / 2)].number();
+                            *sum += p * v[of_pair(i, seen / 2)].into();
                         }
                     }
                 }

@@ -424,7 +424,7 @@ pub(crate) fn products_of_codes<S: Simd>(
 
 /// Sixty-four bf16 numbers.
 #[inline(always)]
-pub(crate) fn pair_up<S: Simd>(s: S, x: &[bf16; QUADS]) -> [S::H; 2] {
+fn pair_up<S: Simd>(s: S, x: &[bf16; QUADS]) -> [S::H; 2] {
     let [low, high] = x.as_chunks().0 else { unreachable!("two halves") };
     [s.halves(low), s.halves(high)]
 }
