@@ -137,8 +137,14 @@ pub struct Warm {
     pub stable: bool,
 }
 
-/// The shortest time that is taken.
-const SHORTEST: f64 = 20e3;
+/// The shortest time that is taken, in nanoseconds. Between an event of a device and the first launch after it
+/// pass some microseconds, which are to be less than a hundredth.
+fn shortest(clock: Clock) -> f64 {
+    match clock {
+        Clock::Host | Clock::Program => 20e3,
+        Clock::Events | Clock::Replays => 1e6,
+    }
+}
 
 /// How far the last turns may be apart, and how many they are.
 const APART: f64 = 0.03;
@@ -150,8 +156,9 @@ const LAST: usize = 4;
 /// If it cannot be run.
 pub fn warm_up(timed: &mut dyn Timed, most: Duration) -> Result<Warm, Error> {
     let watch = clock::Stopwatch::new();
-    let first = timed.turn(0, 3, 1)?.middle();
-    let group = (SHORTEST / first.max(1.0)).ceil().clamp(1.0, 1e5) as usize;
+    let first = timed.turn(0, 3, 1)?;
+    let shortest = shortest(first.clock);
+    let group = (shortest / first.middle().max(1.0)).ceil().clamp(1.0, 1e5) as usize;
     let mut last: Vec<f64> = Vec::new();
     loop {
         last.push(timed.turn(last.len(), 3, group)?.middle());
@@ -160,7 +167,7 @@ pub fn warm_up(timed: &mut dyn Timed, most: Duration) -> Result<Warm, Error> {
         let agree = tail.iter().all(|x| (x - middle).abs() <= APART * middle);
         let stable = tail.len() == LAST && agree;
         if stable || most <= watch.elapsed() {
-            let group = (SHORTEST / middle.max(0.1)).ceil().clamp(1.0, 1e6) as usize;
+            let group = (shortest / middle.max(0.1)).ceil().clamp(1.0, 1e6) as usize;
             return Ok(Warm { group, ns: middle, stable });
         }
     }

@@ -425,6 +425,8 @@ pub enum Clock {
     Program,
     /// The device, by events before and after the work.
     Events,
+    /// The same, around replays of a graph of the call: launches are not in it.
+    Replays,
 }
 
 impl Clock {
@@ -434,12 +436,14 @@ impl Clock {
             Clock::Host => "host clock",
             Clock::Program => "program clock",
             Clock::Events => "device events",
+            Clock::Replays => "graph replays",
         }
     }
 
     /// The one of a name.
     pub fn named(name: &str) -> Option<Clock> {
-        [Clock::Host, Clock::Program, Clock::Events].into_iter().find(|clock| clock.name() == name)
+        let all = [Clock::Host, Clock::Program, Clock::Events, Clock::Replays];
+        all.into_iter().find(|clock| clock.name() == name)
     }
 }
 

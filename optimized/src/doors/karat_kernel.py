@@ -24,7 +24,7 @@ function that launches it.
 A function may return a function without arguments instead, which returns the outputs: what came before
 is done once for a problem (a plan, an index, another layout of the weights), and `karat bench --kernel`
 times calls of what was returned, on inputs that stay where they are. On a GPU it times by events of the
-device. A call may in turn return a function that hands over what was computed, in the layout that is
+device, around replays of a graph of calls where they can be captured, else around calls. A call may in turn return a function that hands over what was computed, in the layout that is
 asked for: that one is called after the last, and not timed.
 
 What a program needs and may not be there is imported under `needs`: karat then skips it, and says why.
@@ -179,8 +179,7 @@ def _answer(header, payload):
     more = {}
     if header["call"] == "time":
         on_device = framework == "torch" and str(device).startswith("cuda")
-        samples, got = (_by_events if on_device else _by_the_clock)(again, header)
-        clock = "device events" if on_device else "program clock"
+        samples, got, clock = (_by_events if on_device else _by_the_clock)(again, header)
         more = {"samples_ns": samples, "clock": clock}
     if callable(got):
         got = got()
@@ -218,7 +217,7 @@ def _by_the_clock(call, header):
         for _ in range(group):
             got = call()
         samples.append(max(time.perf_counter_ns() - start, 1) / group)
-    return samples, got
+    return samples, got, "program clock"
 
 
 def _by_events(call, header):
@@ -228,19 +227,49 @@ def _by_events(call, header):
     if away:
         cached = torch.cuda.get_device_properties(0).L2_cache_size
         walked = torch.empty(max(away, 2 * cached), dtype=torch.uint8, device="cuda")
-    got, samples = call(), []
+        group = 1
+
+    def calls():
+        for _ in range(group):
+            got = call()
+        return got
+
+    call()
+    graph, got = _captured(torch, calls)
+    if graph:
+        graph.replay()
+    samples = []
     for _ in range(header["times"]):
         if away:
             walked.zero_()
-            group = 1
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        for _ in range(group):
-            got = call()
+        if graph:
+            graph.replay()
+        else:
+            got = calls()
         end.record()
         end.synchronize()
         samples.append(start.elapsed_time(end) * 1e6 / group)
-    return samples, got
+    return samples, got, "graph replays" if graph else "device events"
+
+
+def _captured(torch, calls):
+    """A graph of calls and what they returned; None twice where they cannot be captured.
+
+    A graph has no launches from Python in it, which often take longer than what they launch. What waits for
+    the device, or reads from it to decide, cannot be captured.
+    """
+    torch.cuda.synchronize()
+    stream, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            got = calls()
+    except Exception as error:
+        torch.cuda.set_stream(stream)
+        print(f"not captured, timed call by call: {error}")
+        return None, None
+    return graph, got
 
 
 def _same(a, b, framework):

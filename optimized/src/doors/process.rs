@@ -143,8 +143,9 @@ fn clocked(answer: &Value, times: usize) -> Result<Clocked, String> {
     }
     let clock = answer["clock"].as_str().and_then(Clock::named);
     let clock = clock.filter(|clock| *clock != Clock::Host).ok_or_else(|| {
-        let clocks = [Clock::Program, Clock::Events].map(|clock| format!("{:?}", clock.name()));
-        format!("it told the clock {}, expected {}", answer["clock"], clocks.join(" or "))
+        let clocks = [Clock::Program, Clock::Events, Clock::Replays];
+        let clocks = clocks.map(|clock| format!("{:?}", clock.name())).join(" or ");
+        format!("it told the clock {}, expected {clocks}", answer["clock"])
     })?;
     Ok(Clocked { ns, clock })
 }
