@@ -4,8 +4,7 @@ mod answers;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
-    time::Duration,
+    sync::Arc,
 };
 
 use benches::{
@@ -25,6 +24,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 
 use crate::{
+    aside::aside,
     block,
     exit::{Exit, fail, of_engine, refuse},
     golden_cmd,
@@ -147,7 +147,7 @@ fn ended(error: &golden::Error) -> anyhow::Error {
     }
 }
 
-/// A problem has no layers at which it could be ended: it runs beside, and is left behind when interrupted.
+/// A problem has no layers at which it could be ended.
 fn kernel(args: &Args, job: &str, bar: &ProgressBar) -> anyhow::Result<Report> {
     let expected = || refuse(format!("{job:?}: expected op/spec@device/algorithm"));
     let (problem, variant) = job.split_once('@').ok_or_else(expected)?;
@@ -155,24 +155,8 @@ fn kernel(args: &Args, job: &str, bar: &ProgressBar) -> anyhow::Result<Report> {
     let known = || registry::ops().iter().map(|op| op.name()).collect::<Vec<_>>().join(", ");
     let entry = registry::op(op)
         .ok_or_else(|| refuse(format!("op {op:?}: expected one of {}", known())))?;
-    let (told, report) = mpsc::channel();
     let (spec, variant, plant) = (spec.to_owned(), variant.to_owned(), args.plant.clone());
-    std::thread::spawn(move || {
-        // Nobody listens any more where it was interrupted.
-        let _ = told.send(entry.bisect(&spec, &variant, plant.as_deref()));
-    });
-    loop {
-        match report.recv_timeout(Duration::from_millis(50)) {
-            Ok(report) => return report.map_err(refuse),
-            Err(mpsc::RecvTimeoutError::Disconnected) => {
-                return Err(fail(Exit::Internal, "a fault of karat itself; please report it"));
-            }
-            Err(mpsc::RecvTimeoutError::Timeout) if out::interrupted() => {
-                return Err(fail(Exit::Interrupted, INTERRUPTED));
-            }
-            Err(mpsc::RecvTimeoutError::Timeout) => bar.tick(),
-        }
-    }
+    aside(move || entry.bisect(&spec, &variant, plant.as_deref()), bar)?.map_err(refuse)
 }
 
 fn engine(args: &Args, bar: &ProgressBar) -> anyhow::Result<Report> {

@@ -6,6 +6,7 @@
 #![allow(clippy::doc_markdown, reason = "doc comments of arguments are help texts")]
 
 mod ab;
+mod aside;
 mod baseline;
 mod bench;
 mod bisect;

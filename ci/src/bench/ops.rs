@@ -12,6 +12,7 @@ use golden::Clock;
 use serde_json::{Value, json};
 
 use crate::{
+    aside::aside,
     ended::{self, Counts, Skips},
     exit::{Exit, fail},
     files, foreign,
@@ -136,7 +137,14 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     told.shared = args.shard().is_some();
     let mut machine = None;
     for problem in jobs.chunk_by(|a, b| (a.entry.name(), &a.spec) == (b.entry.name(), &b.spec)) {
-        let timings = timing::run(problem, &options, &mut machine, &mut || !out::interrupted());
+        // What judges a large problem looks up from it too seldom.
+        let of = problem.to_vec();
+        let work = move || {
+            let timings = timing::run(&of, &options, &mut machine, &mut || !out::interrupted());
+            (timings, machine)
+        };
+        let timings;
+        (timings, machine) = aside(work, &bar)?;
         let Some(timings) = timings else { return Err(fail(Exit::Interrupted, "interrupted")) };
         for (job, timing) in problem.iter().zip(&timings) {
             told.add(job, timing);

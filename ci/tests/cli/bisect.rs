@@ -212,18 +212,26 @@ fn answers_of_a_file_are_held_against_a_checkpoint() {
     home.says(2, &file, &["got: does not say how it rounds: expected --plan FILE with a [plan]"]);
 }
 
-/// Ctrl-C in the middle of walks, and of a kernel, that take minutes.
+/// Ctrl-C in the middle of walks, and of a kernel and its judge, that take minutes.
 #[test]
 fn an_interrupt_ends_it() {
     let home = Home::new();
     let kernel = "gated_delta_rule/B1-T4096-HK16-HV32-K128-V128@cpu/portable";
-    for args in [&["bisect", "--model", "synthetic:slice"][..], &["bisect", kernel]] {
+    let long =
+        [&["bisect", "--model", "synthetic:slice"][..], &["bisect", kernel], &["bench", kernel]];
+    for args in long {
         let mut child =
             home.command(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(1500));
         assert!(child.try_wait().unwrap().is_none(), "{args:?}: it should still be computing");
         let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
         assert!(sent.success());
+        // Minutes are left of each of them.
+        let over = (0..300).any(|_| {
+            std::thread::sleep(Duration::from_millis(100));
+            child.try_wait().unwrap().is_some()
+        });
+        assert!(over, "{args:?}: still there");
         let ended = child.wait_with_output().unwrap();
         assert_eq!(ended.status.code(), Some(130), "{args:?}");
         assert_eq!(String::from_utf8_lossy(&ended.stderr).trim(), "karat: interrupted");
