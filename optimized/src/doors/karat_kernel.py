@@ -258,7 +258,7 @@ def _captured(torch, calls):
     """A graph of calls and what they returned; None twice where they cannot be captured.
 
     A graph has no launches from Python in it, which often take longer than what they launch. What waits for
-    the device, or reads from it to decide, cannot be captured.
+    the device, or reads from it to decide, cannot be captured; torch gives no random numbers after it has tried.
     """
     torch.cuda.synchronize()
     stream, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
