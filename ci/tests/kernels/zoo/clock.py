@@ -21,11 +21,11 @@ timed = False
 def by_the_clock(call, header):
     global timed
     timed = True
-    samples, got = honest(call, header)
+    samples, got, clock = honest(call, header)
     timed = False
     if way == "backwards":
         samples[0] = -1.0
-    return ([] if way == "few" else samples), got
+    return ([] if way == "few" else samples), got, clock
 
 
 karat_kernel._by_the_clock = by_the_clock
