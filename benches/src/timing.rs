@@ -77,13 +77,8 @@ struct Running {
     checked: Outcome,
 }
 
-/// Times all these ways to compute one problem; `None` if `go_on` ended it.
-pub fn run(
-    jobs: &[Job],
-    options: &Options,
-    machine: &mut Option<Machine>,
-    go_on: &mut dyn FnMut() -> bool,
-) -> Option<Vec<Timing>> {
+/// Times all these ways to compute one problem.
+pub fn run(jobs: &[Job], options: &Options, machine: &mut Option<Machine>) -> Vec<Timing> {
     let mut all: Vec<Result<Running, Outcome>> =
         jobs.iter().map(|job| ready(job, options)).collect();
     let mut paces: Vec<Vec<Pace>> = jobs.iter().map(|_| Vec::new()).collect();
@@ -107,9 +102,6 @@ pub fn run(
             order.reverse();
         }
         for at in order {
-            if !go_on() {
-                return None;
-            }
             let Ok(running) = &mut all[at] else { continue };
             let group = running.warm.group;
             match running.timed.turn(round, options.calls, group) {
@@ -120,13 +112,11 @@ pub fn run(
     }
     look(&mut paces, &all);
     let told = jobs.iter().zip(all).zip(&paces);
-    Some(
-        told.map(|((job, running), paces)| match running {
-            Ok(running) => judged(job, running, paces, options),
-            Err(outcome) => Timing::without(outcome),
-        })
-        .collect(),
-    )
+    told.map(|((job, running), paces)| match running {
+        Ok(running) => judged(job, running, paces, options),
+        Err(outcome) => Timing::without(outcome),
+    })
+    .collect()
 }
 
 /// A job that is judged and warm.

@@ -18,7 +18,7 @@ use crate::{
     files, foreign,
     list::{Selection, Shard},
     machine::Machine,
-    out::{self, Out},
+    out::Out,
 };
 
 #[derive(Debug, clap::Args)]
@@ -137,15 +137,10 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     told.shared = args.shard().is_some();
     let mut machine = None;
     for problem in jobs.chunk_by(|a, b| (a.entry.name(), &a.spec) == (b.entry.name(), &b.spec)) {
-        // What judges a large problem looks up from it too seldom.
         let of = problem.to_vec();
-        let work = move || {
-            let timings = timing::run(&of, &options, &mut machine, &mut || !out::interrupted());
-            (timings, machine)
-        };
+        let work = move || (timing::run(&of, &options, &mut machine), machine);
         let timings;
         (timings, machine) = aside(work, &bar)?;
-        let Some(timings) = timings else { return Err(fail(Exit::Interrupted, "interrupted")) };
         for (job, timing) in problem.iter().zip(&timings) {
             told.add(job, timing);
         }

@@ -24,8 +24,9 @@ function that launches it.
 A function may return a function without arguments instead, which returns the outputs: what came before
 is done once for a problem (a plan, an index, another layout of the weights), and `karat bench --kernel`
 times calls of what was returned, on inputs that stay where they are. On a GPU it times by events of the
-device, around replays of a graph of calls where they can be captured, else around calls. A call may in turn return a function that hands over what was computed, in the layout that is
-asked for: that one is called after the last, and not timed.
+device, around replays of a graph of calls where they can be captured, else around calls. A call may in turn
+return a function that hands over what was computed, in the layout that is asked for: that one is called
+after the last, and not timed.
 
 What a program needs and may not be there is imported under `needs`: karat then skips it, and says why.
 
