@@ -106,6 +106,9 @@ __device__ inline void bulk_stores_wait()
     asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 
+// Waits until all that this thread has waited for so has been written.
+__device__ inline void bulk_stores_are_there() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+
 // Some threads of a block wait for one another.
 __device__ inline void some_wait(int barrier, int threads)
 {

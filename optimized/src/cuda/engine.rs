@@ -330,7 +330,7 @@ impl Ops<'_> {
     /// The delta rule; states go on where they are.
     pub(super) fn delta_rule(
         &mut self,
-        (o, state, work): (&Buffer, &Buffer, &Buffer),
+        (o, state, between): (&Buffer, &Buffer, [&Buffer; 2]),
         [q, k, v, g, beta]: [&Buffer; 5],
         cu: Arg,
         (n, s, one_each): (usize, usize, bool),
@@ -338,7 +338,7 @@ impl Ops<'_> {
     ) -> Result<(), Error> {
         if self.fast.is_some() {
             let reads = [q, k, v, g, beta];
-            return self.fast_delta((o, state, work), reads, cu, (n, s, one_each), c);
+            return self.fast_delta((o, state, between), reads, cu, (n, s, one_each), c);
         }
         let args = [
             ("o", at(o)),

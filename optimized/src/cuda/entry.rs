@@ -20,6 +20,8 @@ pub(super) struct Launch {
     pub(super) of: fn(&Build) -> bool,
     /// Whole numbers that are of this launch, and of no tensor.
     pub(super) numbers: &'static [Number],
+    /// Whether it may start before the launch before has ended, for which it waits itself.
+    pub(super) early: bool,
 }
 
 /// Threads of a block, where nothing speaks for fewer.
@@ -28,7 +30,15 @@ pub(super) const THREADS: i64 = 256;
 impl Launch {
     /// One block for each of so many.
     pub(super) const fn blocks(entry: &'static str, grid: fn(&Sizes) -> [i64; 3]) -> Launch {
-        Launch { entry, grid, threads: |_| THREADS, shared: |_| 0, of: |_| true, numbers: &[] }
+        Launch {
+            entry,
+            grid,
+            threads: |_| THREADS,
+            shared: |_| 0,
+            of: |_| true,
+            numbers: &[],
+            early: false,
+        }
     }
 
     /// With dynamic shared memory.
@@ -44,6 +54,11 @@ impl Launch {
     /// With numbers of its own.
     pub(super) const fn passing(self, numbers: &'static [Number]) -> Launch {
         Launch { numbers, ..self }
+    }
+
+    /// Started before the launch before has ended.
+    pub(super) const fn early(self) -> Launch {
+        Launch { early: true, ..self }
     }
 
     /// With so many threads.

@@ -7,7 +7,7 @@ use golden::{
 };
 
 use super::{
-    entry::{Launch, Number, Scratch, Sizes},
+    entry::{Launch, MULTIPROCESSORS, Scratch, Sizes},
     kernel::{CLAIMS, CUT_ANYWHERE, Cuda, any, chosen},
 };
 use crate::cpu::gated_delta_rule::plants::RECURRENT;
@@ -57,15 +57,22 @@ const VARIANTS: &[&dyn Variant<GatedDeltaRule>] = &[
         launches: &[
             Launch::blocks("gated_delta_rule_chunk_prepare", |n| {
                 let pairs = (n.of("HV") / n.of("HK") + 1) / 2;
-                [n.of("HK"), slots(n), pairs]
+                if ahead(n) == 0 { [n.of("HK"), slots(n), pairs] } else { [0; 3] }
             })
-            .sharing(|_| 66_560)
-            .passing(WHOLE),
+            .sharing(|_| 66_560),
+            Launch::blocks("gated_delta_rule_chunk_ahead", |n| [ahead(n), 1, 1])
+                .threads(|_| 768)
+                .sharing(|_| 199_680),
             Launch::blocks("gated_delta_rule_chunk_walk", |n| [n.of("S") * n.of("HV"), 2, 1])
+                .threads(|_| 384)
                 .sharing(|_| 185_344)
-                .passing(WHOLE),
+                .passing(&[("along", |n| i64::from(ahead(n) != 0))])
+                .early(),
         ],
-        scratch: &[Scratch::new("work", |n| slots(n) * n.of("HV") * 17_408)],
+        scratch: &[
+            Scratch::new("work", |n| slots(n) * n.of("HV") * 17_408),
+            Scratch::zero("ready", |n| slots(n) * n.of("HV") * 4),
+        ],
         unfit,
         plan: in_chunks,
         claims: Claims { cuts: Some(64), ..CLAIMS },
@@ -123,8 +130,17 @@ fn slots(n: &Sizes) -> i64 {
     n.of("N") / 64 + n.of("S")
 }
 
-/// Every chunk of a sequence.
-const WHOLE: &[Number] = &[("first", |_| 0), ("chunks", |_| 0)];
+/// Blocks that prepare while the walk goes on, each on a multiprocessor of its own.
+fn ahead(n: &Sizes) -> i64 {
+    preparing(n.of(MULTIPROCESSORS), n.of("S") * n.of("HV"))
+}
+
+/// Of so many multiprocessors those that `gated_delta_rule_chunk_ahead` gets beside the walk of so many heads,
+/// which takes two each. It keeps up with one to a head; where there are fewer, none: all is prepared before.
+pub(super) fn preparing(multiprocessors: i64, heads: i64) -> i64 {
+    let left = multiprocessors - 2 * heads;
+    if heads <= left { left } else { 0 }
+}
 
 /// Chunks whose blocks of tokens are inverted and multiplied before the state is known.
 fn in_chunks(_: &Spec<Case>) -> Plan {

@@ -342,9 +342,10 @@ impl<O: Op> Loaded<O> {
                 let why = format!("{}: takes {taken:?} bytes, got {sizes:?}", entry.name);
                 return Err(device::Error::Compile(why));
             }
-            let Launch { grid, threads, shared, .. } = launch;
+            let Launch { grid, threads, shared, early, .. } = launch;
             let n = &self.shapes.sizes;
             let shape = Shape::of(grid(n).map(|n| n as u32), threads(n) as u32, shared(n) as u32);
+            let shape = Shape { early: *early, ..shape };
             launches.push((function, shape, values));
         }
         Ok(There { places, launches })

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::cuda::{
     device::{Buffer, Error},
+    gated_delta_rule::preparing,
     launch::Arg,
 };
 
@@ -38,7 +39,7 @@ const PAIRS: usize = 1024;
 
 /// Kernels that may start before what is before them has ended: each waits for it before it reads what others
 /// write, weights and its own arguments apart.
-const EARLY: [&str; 17] = [
+const EARLY: [&str; 18] = [
     "attention_decode_1",
     "attention_decode_fp8_1",
     "engine_attention_in",
@@ -50,6 +51,7 @@ const EARLY: [&str; 17] = [
     "engine_gather",
     "engine_norm",
     "engine_route",
+    "gated_delta_rule_chunk_walk",
     "gated_delta_rule_few",
     "linear_gemv",
     "linear_gemv_32",
@@ -137,7 +139,7 @@ impl Fast {
         }
     }
 
-    /// Bytes of the workspaces of attention: parts, and tickets that are zero.
+    /// Bytes of the workspaces of attention: parts, and tickets that are zero between launches.
     pub(in crate::cuda) fn attention(self, sequences: usize, hkv: usize) -> [usize; 2] {
         let most = with_gaps(sequences);
         // Fewer sequences have more clusters each, and codes have the most.
@@ -145,9 +147,9 @@ impl Fast {
         [parts.max().unwrap_or(0), most * hkv * 8 * 4]
     }
 
-    /// Bytes of the workspace of the delta rule.
-    pub(in crate::cuda) fn delta(rows: usize, sequences: usize, hv: usize) -> usize {
-        (rows / CHUNK + sequences) * hv * PREPARED
+    /// Bytes of the workspaces of the delta rule: records, and counts that are zero between launches.
+    pub(in crate::cuda) fn delta(rows: usize, sequences: usize, hv: usize) -> [usize; 2] {
+        [PREPARED, 4].map(|bytes| (rows / CHUNK + sequences) * hv * bytes)
     }
 
     /// Bytes of the rooms of [`Sorted`], in its order.
@@ -375,7 +377,7 @@ impl Ops<'_> {
     /// The delta rule: one token of each sequence, or chunks.
     pub(super) fn fast_delta(
         &mut self,
-        (o, state, work): (&Buffer, &Buffer, &Buffer),
+        (o, state, [work, ready]): (&Buffer, &Buffer, [&Buffer; 2]),
         [q, k, v, g, beta]: [&Buffer; 5],
         cu: Arg,
         (n, s, one_each): (usize, usize, bool),
@@ -400,13 +402,21 @@ impl Ops<'_> {
             return self.launch(source, "gated_delta_rule_fused", shape, &args);
         }
         let source = (&hopper::GATED_DELTA_RULE, build);
-        let whole = [("first", Int(0)), ("chunks", Int(0)), ("work", at(work))];
-        let args = [&heads[..], &reads, &gates, &whole, &[("S", Int(s))]].concat();
-        let slots = n / CHUNK + s;
-        let grid = [c.hk, slots, (c.hv / c.hk).div_ceil(2)];
-        self.launch(source, "gated_delta_rule_chunk_prepare", (grid, 256, 66_560), &args)?;
-        let args = [&heads[..], &reads[..2], &states, &whole].concat();
-        let shape = ([s * c.hv, 2, 1], 256, 185_344);
+        let records = [("work", at(work)), ("ready", at(ready))];
+        let args = [&heads[..], &reads, &gates, &[("S", Int(s))]].concat();
+        let ahead = preparing(self.multiprocessors() as i64, (s * c.hv) as i64) as usize;
+        if ahead == 0 {
+            let grid = [c.hk, n / CHUNK + s, (c.hv / c.hk).div_ceil(2)];
+            let args = [&args[..], &records[..1]].concat();
+            self.launch(source, "gated_delta_rule_chunk_prepare", (grid, 256, 66_560), &args)?;
+        } else {
+            let shape = ([ahead, 1, 1], 768, 199_680);
+            let args = [&args[..], &records].concat();
+            self.launch(source, "gated_delta_rule_chunk_ahead", shape, &args)?;
+        }
+        let along = [("along", Int(usize::from(0 < ahead)))];
+        let args = [&heads[..], &reads[..2], &states, &records, &along].concat();
+        let shape = ([s * c.hv, 2, 1], 384, 185_344);
         self.launch(source, "gated_delta_rule_chunk_walk", shape, &args)
     }
 

@@ -252,7 +252,7 @@ impl<'a> Pass<'a> {
         }
         let gv = [n, delta.hv, delta.v];
         let reads = [&r.q, &r.k, &r.v, &r.g, &r.beta];
-        let own = (&r.mixed, &state.recurrent, &r.work);
+        let own = (&r.mixed, &state.recurrent, [&r.work, &r.tickets]);
         self.ops.delta_rule(own, reads, cu, (n, s, self.told.one_each), delta)?;
         self.see(looked, ("gated_delta_rule", "o"), &gv, |r| &mut r.mixed)?;
         let r = &*self.scratch;

@@ -99,7 +99,7 @@ scratch! {
     work,
     /// The same of attention: parts of answers.
     parts,
-    /// And tickets, which are zero between launches.
+    /// Tickets of attention, counts of the delta rule: zero between launches.
     tickets,
     /// The same of experts.
     counts,
@@ -289,13 +289,15 @@ impl<'a> Room<'a> {
         let hkv = c.num_key_value_heads;
         let f = c.moe_intermediate_size.max(c.shared_expert_intermediate_size);
         let sizes = (f, c.hidden_size);
+        let delta = Fast::delta(n, sequences, c.linear_num_value_heads);
+        let attention = fast.attention(sequences, hkv);
         let sorted = Fast::sorted(n * (c.num_experts_per_tok + 1), c.num_experts, sizes);
         match name {
             "narrow" | "more" => n * c.hidden_size * element.size(),
             "zeros" => 8 * n,
-            "work" => Fast::delta(n, sequences, c.linear_num_value_heads),
-            "parts" => fast.attention(sequences, hkv)[0],
-            "tickets" => fast.attention(sequences, hkv)[1],
+            "work" => delta[0],
+            "parts" => attention[0],
+            "tickets" => attention[1].max(delta[1]),
             "counts" => sorted[0],
             "offsets" => sorted[1],
             "tiles" => sorted[2],
