@@ -430,6 +430,9 @@ pub enum Clock {
 }
 
 impl Clock {
+    /// Every one: first the one that karat holds itself.
+    pub const ALL: [Clock; 4] = [Clock::Host, Clock::Program, Clock::Events, Clock::Replays];
+
     /// As rows have it.
     pub fn name(self) -> &'static str {
         match self {
@@ -442,8 +445,7 @@ impl Clock {
 
     /// The one of a name.
     pub fn named(name: &str) -> Option<Clock> {
-        let all = [Clock::Host, Clock::Program, Clock::Events, Clock::Replays];
-        all.into_iter().find(|clock| clock.name() == name)
+        Clock::ALL.into_iter().find(|clock| clock.name() == name)
     }
 }
 

@@ -49,6 +49,7 @@ __all__ = ["kernel", "needs", "serve", "unfit"]
 
 VERSION = 1
 _KERNELS = {}
+_NOT_CAPTURED = set()
 
 
 # Frames have standard output for themselves: what is printed, in Python or below it, goes to standard error.
@@ -236,7 +237,7 @@ def _by_events(call, header):
         return got
 
     call()
-    graph, got = _captured(torch, calls)
+    graph, got = _captured(torch, calls, header["op"])
     if graph:
         graph.replay()
     samples = []
@@ -255,12 +256,15 @@ def _by_events(call, header):
     return samples, got, "graph replays" if graph else "device events"
 
 
-def _captured(torch, calls):
+def _captured(torch, calls, op):
     """A graph of calls and what they returned; None twice where they cannot be captured.
 
     A graph has no launches from Python in it, which often take longer than what they launch. What waits for
-    the device, or reads from it to decide, cannot be captured; torch gives no random numbers after it has tried.
+    the device, or reads from it to decide, cannot be captured; torch gives no random numbers after it has tried,
+    and is not asked again.
     """
+    if op in _NOT_CAPTURED:
+        return None, None
     torch.cuda.synchronize()
     stream, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
     try:
@@ -269,6 +273,7 @@ def _captured(torch, calls):
     except Exception as error:
         torch.cuda.set_stream(stream)
         print(f"not captured, timed call by call: {error}")
+        _NOT_CAPTURED.add(op)
         return None, None
     return graph, got
 

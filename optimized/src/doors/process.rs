@@ -143,8 +143,9 @@ fn clocked(answer: &Value, times: usize) -> Result<Clocked, String> {
     }
     let clock = answer["clock"].as_str().and_then(Clock::named);
     let clock = clock.filter(|clock| *clock != Clock::Host).ok_or_else(|| {
-        let clocks = [Clock::Program, Clock::Events, Clock::Replays];
-        let clocks = clocks.map(|clock| format!("{:?}", clock.name())).join(" or ");
+        let clocks = Clock::ALL.iter().filter(|clock| **clock != Clock::Host);
+        let clocks: Vec<_> = clocks.map(|clock| format!("{:?}", clock.name())).collect();
+        let clocks = clocks.join(" or ");
         format!("it told the clock {}, expected {clocks}", answer["clock"])
     })?;
     Ok(Clocked { ns, clock })
