@@ -8,7 +8,7 @@ use std::{
     any::Any,
     panic::{self, AssertUnwindSafe},
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc::{self, RecvTimeoutError, Sender},
     },
@@ -59,6 +59,13 @@ struct Seat {
 
 type Work = Box<dyn FnOnce(&mut Model) + Send>;
 
+/// Models on several GPUs take turns. What is gathered waits on each GPU for the others; whoever gives memory back or
+/// loads a kernel waits for all that a GPU does: two models that do so at once wait for one another.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The devices of so many ranks.
 fn devices(gpus: usize) -> Result<Vec<Device>, Error> {
     let there = Device::count()?;
@@ -95,6 +102,7 @@ impl Ranks {
         kinds: (Format, Stored),
         tell: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<Ranks, Error> {
+        let turn = turn();
         let shares = split.shares();
         let devices = devices(shares.len())?;
         let unfit = |error| match error {
@@ -125,6 +133,7 @@ impl Ranks {
             listener: None,
             ended: OnceLock::new(),
         };
+        drop(turn);
         // Ways to one another are found before anything waits for them.
         ranks.each(|model| {
             model.on(|_, context| {
@@ -145,6 +154,7 @@ impl Ranks {
         if let Some(why) = self.ended.get() {
             return Err(why.clone().into());
         }
+        let _turn = turn();
         let work = Arc::new(work);
         let (tell, told) = mpsc::channel();
         for (rank, seat) in self.seats.iter().enumerate() {
@@ -288,6 +298,14 @@ impl Drop for Seat {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+impl Drop for Ranks {
+    fn drop(&mut self) {
+        let _turn = turn();
+        self.seats.clear();
+        self.peers.clear();
     }
 }
 
