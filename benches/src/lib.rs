@@ -117,7 +117,6 @@ pub fn engine_with<'a>(
         ("cpu" | "cuda", _) if plant.is_some() => {
             Err("plants are of the reference's wiring".into())
         }
-        ("cpu", _) if 1 < gpus() => Err("gpus: the cpu engine computes on none".into()),
         ("cpu", format) => optimized::cpu::model::engine(&*weights, format, kept, loading),
         ("cuda", format) => {
             optimized::cuda::model::engine(&*weights, format, kept, gpus(), loading.tell)

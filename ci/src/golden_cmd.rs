@@ -17,6 +17,7 @@ use golden::{
     checkpoint::Checkpoint,
     engine::INTERRUPTED,
     recording::{FileHash, Manifest, Recording, RecordingError},
+    split::Split,
     synth,
     synthetic::Synthetic,
 };
@@ -313,10 +314,29 @@ pub(crate) fn model_ids() -> Vec<String> {
     ids
 }
 
+/// Why the model of a recording cannot be spread over as many GPUs as were asked for, if so.
+fn undivided(id: &str) -> Option<String> {
+    let gpus = benches::gpus();
+    if gpus == 1 {
+        return None;
+    }
+    // One that cannot be opened is told of by whoever verifies it.
+    let recording = open(id).ok()?;
+    let weights = Checkpoint::open(&checkpoint_of(&recording.manifest).ok()?).ok()?;
+    Split::new(weights.config(), gpus).err()
+}
+
 fn run_verify(args: &VerifyArgs, out: &Out) -> anyhow::Result<Exit> {
     let mut ids = if args.ids.is_empty() { model_ids() } else { args.ids.clone() };
     if args.number == ["bf16"] && args.engine == "reference" && args.ids.is_empty() {
         ids.retain(|id| in_bf16(id));
+    }
+    if args.ids.is_empty() {
+        let mut whole = Vec::new();
+        ids.retain(|id| undivided(id).map(|why| whole.push((id.clone(), why))).is_none());
+        for (id, why) in whole {
+            out.line(&format!("skipped: {id}: {why}"));
+        }
     }
     if ids.is_empty() {
         return Err(fail(Exit::Recording, format!("{}: no recordings", recordings().display())));

@@ -42,6 +42,11 @@ fn gpus_are_those_that_a_model_divides_into() {
     if !matches!(benches::several(), Some((2.., Ok(_)))) {
         home.ends(9, &on("2", "cuda"));
     }
+    // Of all recordings those that do not divide are left out, and one that is asked for by name is refused.
+    let all = ["golden", "verify", "--engine", "cuda", "--gpus", "2"];
+    let ran = home.karat(&all);
+    assert!(ran.out.contains("skipped: fp8-checkpoint: 2 shares: rows of"), "{ran:?}");
+    home.says(2, &[&all[..], &["fp8-checkpoint"]].concat(), &["expected a multiple of the 128"]);
     assert!(!home.names("").contains(&"out".to_owned()));
 }
 
