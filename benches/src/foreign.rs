@@ -51,7 +51,8 @@ pub struct Isolation {
     pub variables: Vec<(&'static str, OsString)>,
     /// The most time one job may take.
     pub timeout: Duration,
-    /// The most memory one job may take beyond its inputs and outputs, in bytes.
+    /// The most memory one job may take beyond its inputs and outputs, in bytes; for those there are
+    /// whole quarters of it.
     pub memory: u64,
 }
 
@@ -166,7 +167,7 @@ impl Kernel {
             started: AtomicUsize::new(0),
             folder,
         };
-        let (guest, ready) = kernel.start(kernel.isolation.memory, None).map_err(|ended| {
+        let (guest, ready) = kernel.start(kernel.stepped(0), None).map_err(|ended| {
             let file = file.display();
             Unusable::Died(match ended {
                 Ended::Timeout => format!("{file}: did not open in time"),
@@ -228,8 +229,7 @@ impl Kernel {
     pub(crate) fn ask(&self, question: &Question<'_>) -> Said {
         let &Question { op, spec, bytes, inputs, threads } = question;
         // Two draws of the inputs in two memories, their images and the outputs.
-        let limit = self.isolation.memory + 16 * bytes;
-        let answered = self.guest(limit, threads).and_then(|mut guest| {
+        let answered = self.guest(16 * bytes, threads).and_then(|mut guest| {
             let file = guest.file.clone();
             let sent = inputs.map(|inputs| {
                 let sent = file.with_extension("inputs");
@@ -257,8 +257,10 @@ impl Kernel {
         }
     }
 
-    /// A process that may take so much memory, and takes so many threads: one that is idle, or a new one.
-    fn guest(&self, limit: u64, threads: Option<usize>) -> Result<Guest, Ended> {
+    /// A process that has room for so many bytes of inputs and outputs, and takes so many threads: one that is idle, or
+    /// a new one.
+    fn guest(&self, bytes: u64, threads: Option<usize>) -> Result<Guest, Ended> {
+        let limit = self.stepped(bytes);
         let fits = |guest: &Guest| limit <= guest.limit && threads == guest.threads;
         let idle = {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
@@ -273,6 +275,14 @@ impl Kernel {
         }
         let why = ready["why"].as_str().unwrap_or_default().to_owned();
         Err(Ended::Died(guest.with_last_words(why)))
+    }
+
+    /// The most memory that a job with so many bytes of inputs and outputs may take: in steps, as a process keeps its
+    /// limit, and one that imports for half a minute is to serve more than one size.
+    fn stepped(&self, bytes: u64) -> u64 {
+        let memory = self.isolation.memory;
+        let step = (memory / 4).max(1);
+        memory + bytes.div_ceil(step).max(1) * step
     }
 
     fn put_back(&self, guest: Guest) {

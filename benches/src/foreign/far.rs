@@ -43,18 +43,22 @@ impl<O: Answer> Far<O> {
         kernel: &Arc<Kernel>,
         asked: &Asked,
     ) -> Result<Far<O>, Outcome> {
-        let checked = outcome::<O>(spec, kernel, None).map_err(Outcome::Error)?;
-        if !matches!(checked, Outcome::Passed(_)) {
-            return Err(checked);
-        }
         let draws: Vec<Draw<O>> = draws_of::<O>(spec, asked.draws).collect();
         // As many threads as everybody beside it takes; all there are is what it takes by itself.
         let threads = rayon::current_num_threads();
         let threads = (threads != crate::host().threads).then_some(threads);
         let each = 8 * O::cost(spec).bytes;
         let walked = asked.away.map_or(0, |bytes| 2 * bytes as u64);
-        let limit = kernel.isolation.memory + (draws.len() as u64 + 2) * each + walked;
-        let guest = kernel.guest(limit, threads).map_err(gone)?;
+        let bytes = (draws.len() as u64 + 2) * each + walked;
+        // The process that will be timed is there when it is judged, and so is judged.
+        if kernel.unfit.is_none() {
+            kernel.put_back(kernel.guest(bytes, threads).map_err(gone)?);
+        }
+        let checked = outcome::<O>(spec, kernel, None).map_err(Outcome::Error)?;
+        if !matches!(checked, Outcome::Passed(_)) {
+            return Err(checked);
+        }
+        let guest = kernel.guest(bytes, threads).map_err(gone)?;
         let plan = kernel.plan(spec.dtype);
         let told = format!("{plan:?}");
         let (kernel, spec) = (kernel.clone(), spec.clone());
