@@ -334,8 +334,11 @@ fn run_verify(args: &VerifyArgs, out: &Out) -> anyhow::Result<Exit> {
     if args.ids.is_empty() {
         let mut whole = Vec::new();
         ids.retain(|id| undivided(id).map(|why| whole.push((id.clone(), why))).is_none());
-        for (id, why) in whole {
+        for (id, why) in &whole {
             out.line(&format!("skipped: {id}: {why}"));
+        }
+        if let (true, Some((_, why))) = (ids.is_empty(), whole.first()) {
+            return Err(refuse(format!("gpus: no recording's model divides: {why}")));
         }
     }
     if ids.is_empty() {

@@ -10,7 +10,9 @@ use std::{fs, sync::Arc};
 use golden::{Clock, Dtype, Error, Op, Plan, Spec, plan::Activations, tensor::Read};
 use serde_json::{Value, json};
 
-use super::{Ended, Guest, Kernel, Said, bundle::Bundle, outcome, remote::Instead};
+use super::{
+    Ended, Guest, Kernel, Said, bundle::Bundle, outcome, remote::Instead, verdict::unasked,
+};
 use crate::{
     answer::Answer,
     judge,
@@ -43,6 +45,9 @@ impl<O: Answer> Far<O> {
         kernel: &Arc<Kernel>,
         asked: &Asked,
     ) -> Result<Far<O>, Outcome> {
+        if let Some(early) = unasked::<O>(spec, kernel) {
+            return Err(early);
+        }
         let draws: Vec<Draw<O>> = draws_of::<O>(spec, asked.draws).collect();
         // As many threads as everybody beside it takes; all there are is what it takes by itself.
         let threads = rayon::current_num_threads();
@@ -50,10 +55,9 @@ impl<O: Answer> Far<O> {
         let each = 8 * O::cost(spec).bytes;
         let walked = asked.away.map_or(0, |bytes| 2 * bytes as u64);
         let bytes = (draws.len() as u64 + 2) * each + walked;
-        // The process that will be timed is there when it is judged, and so is judged.
-        if kernel.unfit.is_none() {
-            kernel.put_back(kernel.guest(bytes, threads).map_err(gone)?);
-        }
+        // The process that will be timed is there when one is asked for to be judged, and is taken where it has all
+        // threads: one that imports for half a minute is started once.
+        kernel.put_back(kernel.guest(bytes, threads).map_err(gone)?);
         let checked = outcome::<O>(spec, kernel, None).map_err(Outcome::Error)?;
         if !matches!(checked, Outcome::Passed(_)) {
             return Err(checked);

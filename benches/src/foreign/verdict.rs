@@ -12,20 +12,25 @@ use crate::{
     sabotage::{self, Spoil},
 };
 
+/// What it comes to without asking: a problem that the kernel does not take, or a machine that it is not for.
+pub(super) fn unasked<O: Answer>(spec: &Spec<O::Case>, kernel: &Kernel) -> Option<Outcome> {
+    let sizes = golden::Case::sizes(&spec.case);
+    let sizes: Vec<_> = <O::Case as golden::Case>::LETTERS.iter().copied().zip(sizes).collect();
+    if let Some(why) = kernel.refuses(&sizes, spec.dtype) {
+        return Some(Outcome::Unsupported(why));
+    }
+    let lacks = kernel.manifest.constraints.lacks(&crate::host());
+    kernel.unfit.clone().or(lacks).map(Outcome::Skipped)
+}
+
 /// Asks a kernel and judges what it says.
 pub(crate) fn outcome<O: Answer>(
     spec: &Spec<O::Case>,
     kernel: &Kernel,
     plant: Option<Spoil>,
 ) -> Result<Outcome, String> {
-    let sizes = golden::Case::sizes(&spec.case);
-    let sizes: Vec<_> = <O::Case as golden::Case>::LETTERS.iter().copied().zip(sizes).collect();
-    if let Some(why) = kernel.refuses(&sizes, spec.dtype) {
-        return Ok(Outcome::Unsupported(why));
-    }
-    let lacks = kernel.manifest.constraints.lacks(&crate::host());
-    if let Some(why) = kernel.unfit.clone().or(lacks) {
-        return Ok(Outcome::Skipped(why));
+    if let Some(early) = unasked::<O>(spec, kernel) {
+        return Ok(early);
     }
     let question = Question {
         op: O::NAME,

@@ -191,6 +191,10 @@ impl Op for GatedDeltaRule {
             let channels = || stored((1, 70, 1, 1, 128, 128));
             specs.push(channels());
             specs.extend(["forget", "same-key"].map(|fill| channels().fill(fill)));
+            // More chunks than any kernel has under way; more heads than a GPU has thirds of its multiprocessors, an odd
+            // number to a key head.
+            specs.push(stored((1, 260, 1, 1, 128, 128)));
+            specs.push(stored((15, 5, 1, 3, 128, 128)).fill("packed"));
             specs.extend(
                 FILLS[1..].iter().map(|fill| stored((2, 130, 2, 4, 32, 24)).fill(fill.name)),
             );

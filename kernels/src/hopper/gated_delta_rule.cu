@@ -308,7 +308,7 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
         for (int j = 0; j < 8; j++) wgmma_64(y, s16 + 4 * j, on(all, j / 4 * HALF + j % 4 * 32), j);
         wgmma_end_group();
     };
-    // While that is under way the state decays, and what its answer is taken from is fetched.
+    // While that is under way, what its answer is taken from is fetched.
     auto meanwhile = [&](unsigned keys) {
         const unsigned factors = keys + 6 * TILE;
 #pragma unroll

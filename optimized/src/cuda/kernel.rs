@@ -589,6 +589,12 @@ impl<O: Op> Prepared<O> for Loaded<O> {
 
     fn strayed(&mut self) -> Result<Option<String>, Error> {
         let all = self.inputs.iter().chain(&self.outputs).chain(&self.between);
-        Ok(all.into_iter().find_map(Block::strayed))
+        let strayed = all.into_iter().find_map(Block::strayed);
+        let left = || {
+            let mut zero = self.scratch.iter().zip(&self.between).filter(|(of, _)| of.zero);
+            let (of, _) = zero.find(|(_, block)| block.data().iter().any(|&byte| byte != 0))?;
+            Some(format!("{} is not zero after the run, as the next one needs it", of.name))
+        };
+        Ok(strayed.or_else(left))
     }
 }

@@ -237,7 +237,9 @@ def _by_events(call, header):
         return got
 
     call()
-    graph, got = _captured(torch, calls, header["op"])
+    # Another size may go another way.
+    problem = header["op"], json.dumps(header["case"], sort_keys=True), header["dtype"]
+    graph, got = _captured(torch, calls, problem)
     if graph:
         graph.replay()
     samples = []
@@ -256,14 +258,14 @@ def _by_events(call, header):
     return samples, got, "graph replays" if graph else "device events"
 
 
-def _captured(torch, calls, op):
+def _captured(torch, calls, problem):
     """A graph of calls and what they returned; None twice where they cannot be captured.
 
     A graph has no launches from Python in it, which often take longer than what they launch. What waits for
     the device, or reads from it to decide, cannot be captured; torch gives no random numbers after it has tried,
     and is not asked again.
     """
-    if op in _NOT_CAPTURED:
+    if problem in _NOT_CAPTURED:
         return None, None
     torch.cuda.synchronize()
     stream, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
@@ -273,7 +275,7 @@ def _captured(torch, calls, op):
     except Exception as error:
         torch.cuda.set_stream(stream)
         print(f"not captured, timed call by call: {error}")
-        _NOT_CAPTURED.add(op)
+        _NOT_CAPTURED.add(problem)
         return None, None
     return graph, got
 

@@ -38,7 +38,8 @@ pub(super) const EPS: f32 = 1e-6;
 const PAIRS: usize = 1024;
 
 /// Kernels that may start before what is before them has ended: each waits for it before it reads what others
-/// write, weights and its own arguments apart.
+/// write, weights and its own arguments apart; the walk of the delta rule before it ends, where it goes along with
+/// the kernel that prepares, which is not among them.
 const EARLY: [&str; 18] = [
     "attention_decode_1",
     "attention_decode_fp8_1",
@@ -509,7 +510,7 @@ fn tile_threads(codes: bool) -> usize {
 mod tests {
     use kernels::sources;
 
-    use super::EARLY;
+    use super::{EARLY, starts_early};
 
     #[test]
     fn what_starts_early_waits() {
@@ -522,5 +523,7 @@ mod tests {
             let waits = ["wait_for_previous()", "gemv<", "gather(", "decode<", "attention_in("];
             assert!(waits.iter().any(|wait| body.contains(wait)), "{entry}");
         }
+        // The walk reads what is before this one, without waiting for it.
+        assert!(!starts_early("gated_delta_rule_chunk_ahead"));
     }
 }

@@ -169,6 +169,10 @@ impl Engine for Model {
         self.on(|model, context| {
             let device = model.device.clone();
             let step = model.step(context, tokens, want);
+            if step.is_err() {
+                // What is zero between launches may not be, where some of them were not made.
+                model.scratch.leave(&device)?;
+            }
             step.map_err(|e| memory::unfit(&device, ("the tokens of this step", None), e))
         })
     }

@@ -304,6 +304,10 @@ impl Drop for Seat {
 impl Drop for Ranks {
     fn drop(&mut self) {
         let _turn = turn();
+        if self.ended.get().is_some() {
+            // Who did not end then may never: it is not waited for.
+            self.seats.iter_mut().for_each(|seat| drop(seat.thread.take()));
+        }
         self.seats.clear();
         self.peers.clear();
     }

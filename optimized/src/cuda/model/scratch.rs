@@ -136,10 +136,16 @@ impl Scratch {
         }
         let of = Room::of(c, kinds, (rows.max(self.rows), sequences.max(self.sequences)));
         let moved = self.moved + 1;
-        // What there was goes first.
-        *self = Scratch::none(device)?;
-        *self = Scratch::make(&mut |name| device.room(of.bytes(name)))?;
-        (self.rows, self.sequences, self.moved) = (of.n, of.sequences, moved);
+        // What there was goes first; where there is no room for more, it has moved all the same.
+        *self = Scratch { moved, ..Scratch::none(device)? };
+        let made = Scratch::make(&mut |name| device.room(of.bytes(name)))?;
+        *self = Scratch { rows: of.n, sequences: of.sequences, moved, ..made };
+        Ok(())
+    }
+
+    /// Gives it back; the next step gets new room.
+    pub(super) fn leave(&mut self, device: &Device) -> Result<(), device::Error> {
+        *self = Scratch { moved: self.moved + 1, ..Scratch::none(device)? };
         Ok(())
     }
 
