@@ -332,12 +332,16 @@ fn run_verify(args: &VerifyArgs, out: &Out) -> anyhow::Result<Exit> {
         ids.retain(|id| in_bf16(id));
     }
     if args.ids.is_empty() {
-        let mut whole = Vec::new();
-        ids.retain(|id| undivided(id).map(|why| whole.push((id.clone(), why))).is_none());
-        for (id, why) in &whole {
-            out.line(&format!("skipped: {id}: {why}"));
+        let mut left_out = None;
+        for id in std::mem::take(&mut ids) {
+            if let Some(why) = undivided(&id) {
+                out.line(&format!("skipped: {id}: {why}"));
+                left_out = Some(why);
+            } else {
+                ids.push(id);
+            }
         }
-        if let (true, Some((_, why))) = (ids.is_empty(), whole.first()) {
+        if let Some(why) = left_out.filter(|_| ids.is_empty()) {
             return Err(refuse(format!("gpus: no recording's model divides: {why}")));
         }
     }

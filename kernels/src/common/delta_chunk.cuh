@@ -212,11 +212,11 @@ __device__ inline void begin_scores(float (&scores)[32], unsigned a, unsigned b)
 }
 
 // T, P and the factors of a chunk, by a warpgroup, whose barrier it is. K K' has been begun. Keys and queries are read
-// no more when `asked` is called, and K K' of the next chunk may be begun by `next`. All rows of T and P are there for
-// reads by wgmma and bulk copies when all threads have come back.
-template <class Asked, class Next>
+// no more when `asked` is called. All rows of T and P are there for reads by wgmma and bulk copies when all threads have
+// come back.
+template <class Asked>
 __device__ inline void make_record(const Place& at, float (&kk)[32], int rows, float eps, int barrier, int plant,
-                                   Asked asked, Next next)
+                                   Asked asked)
 {
     int thread = threadIdx.x;
     asm volatile("" : "+r"(thread));  // What follows from it is made anew for every chunk, rather than kept.
@@ -383,7 +383,6 @@ __device__ inline void make_record(const Place& at, float (&kk)[32], int rows, f
         store_rows(at.p + place, packed(x[0][0], x[0][1]), packed(x[0][2], x[0][3]), packed(x[1][0], x[1][1]),
                    packed(x[1][2], x[1][3]));
     }
-    next();
     some_wait(barrier, 128);
 
     const int i = 2 + warp / 2, j = warp % 2;

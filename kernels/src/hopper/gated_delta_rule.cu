@@ -99,7 +99,7 @@ __device__ inline int prepare(const Inputs& x, unsigned char* work, unsigned cha
     some_wait(all, PREPARE);
     float kk[32];
     begin_scores(kk, base, base);
-    make_record(place, kk, rows, x.eps, own + group, x.plant, [&] { some_wait(all, PREPARE); }, [] {});
+    make_record(place, kk, rows, x.eps, own + group, x.plant, [&] { some_wait(all, PREPARE); });
     some_wait(own + group, 128);
     // By a warp that has no gates to load for the next one.
     if (!mine || me % 128 != 96) return -1;

@@ -9,7 +9,7 @@ use golden::{
 use ndarray::{Array2, Array3, Array4, Axis, Slice};
 
 use super::{
-    Format, LayerState, Model, fast, memory, on, piece,
+    Context, Format, LayerState, Model, fast, memory, on, piece,
     seen::{numbers, stored},
     weights::Layer,
 };
@@ -166,13 +166,9 @@ impl Engine for Model {
     }
 
     fn forward(&mut self, tokens: &[Vec<u32>], want: &Want) -> Result<Step, Error> {
-        self.on(|model, context| {
+        self.pass(|model, context| {
             let device = model.device.clone();
             let step = model.step(context, tokens, want);
-            if step.is_err() {
-                // What is zero between launches may not be, where some of them were not made.
-                model.scratch.leave(&device)?;
-            }
             step.map_err(|e| memory::unfit(&device, ("the tokens of this step", None), e))
         })
     }
@@ -315,6 +311,21 @@ fn plan(format: Format, fast: bool) -> Plan {
 }
 
 impl Model {
+    /// A pass over tokens. Where it fails, what is zero between launches may not be, as some of them were not made: the
+    /// next one gets new room. Why it failed is told, and nothing that follows from it.
+    fn pass(
+        &mut self,
+        work: impl FnOnce(&mut Model, &mut Context) -> Result<Step, Error>,
+    ) -> Result<Step, Error> {
+        self.on(|model, context| {
+            let step = work(model, context);
+            if step.is_err() {
+                let _ = model.scratch.leave(&model.device);
+            }
+            step
+        })
+    }
+
     /// The MTP head over all tokens; logits and hidden states of some.
     fn drafts(
         &mut self,
@@ -328,7 +339,7 @@ impl Model {
         if hidden.dim() != (n, d) {
             return Err(format!("hidden is {:?}, expected [{n}, {d}]", hidden.dim()).into());
         }
-        self.on(|model, context| {
+        self.pass(|model, context| {
             let mut step = None;
             for piece in pieces(tokens, piece(model.fast)) {
                 let own = hidden.slice_axis(Axis(0), Slice::from(piece.rows.clone()));

@@ -135,15 +135,14 @@ impl Scratch {
             return Ok(());
         }
         let of = Room::of(c, kinds, (rows.max(self.rows), sequences.max(self.sequences)));
-        let moved = self.moved + 1;
-        // What there was goes first; where there is no room for more, it has moved all the same.
-        *self = Scratch { moved, ..Scratch::none(device)? };
+        // What there was goes first.
+        self.leave(device)?;
         let made = Scratch::make(&mut |name| device.room(of.bytes(name)))?;
-        *self = Scratch { rows: of.n, sequences: of.sequences, moved, ..made };
+        *self = Scratch { rows: of.n, sequences: of.sequences, moved: self.moved, ..made };
         Ok(())
     }
 
-    /// Gives it back; the next step gets new room.
+    /// Gives it back; the next step gets new room, elsewhere.
     pub(super) fn leave(&mut self, device: &Device) -> Result<(), device::Error> {
         *self = Scratch { moved: self.moved + 1, ..Scratch::none(device)? };
         Ok(())
