@@ -221,6 +221,7 @@ __device__ inline void invert_diagonal(const Parts& at, unsigned thread)
     const unsigned x[4] = {packed_f16(z[0], z[1]), 0, 0, 0};
     mma_f16(y, x, right[1], 0);
     const float2 e = *(const float2*)&at.tokens->writes[16 * warp + c];
+    __syncwarp();  // Everybody has read what stood there, whatever it was.
     store_1(here16 + (8 + r) * 32 + (((8 + r) / 4 % 2) << 4) + 2 * c, packed_f16(-y[0], -y[1]));
     store_1(at.t + swizzled(16 * warp + 8 + r, 2 * warp) + 2 * c, packed(-y[0] * e.x, -y[1] * e.y));
 }

@@ -16,6 +16,9 @@
 #include "common/delta_chunk.cuh"
 #include "common/early.cuh"
 
+// Every thread arrives at a barrier for itself: a lane could for its warp, behind __syncwarp, but compute-sanitizer takes
+// what the other lanes did for not told then.
+
 // Counts of those that have yet to take what a record is: nobody before it is there, nor after all have taken it.
 
 // What this thread has written, be it by bulk copies that it has waited for, is there for so many others.
@@ -192,9 +195,9 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
             barrier_init(full + 8 * i, 128 + 1);
-            barrier_init(empty + 8 * i, 4);
+            barrier_init(empty + 8 * i, 128);
         }
-        barrier_init(answered, 4);
+        barrier_init(answered, 128);
         barrier_init(taken, 128);
         barriers_are_there();
     }
@@ -387,7 +390,7 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
         // The answer leaves.
         wgmma_wait<1>();
         there(answer);
-        if (lane == 0) arrive(empty + 8 * before);
+        arrive(empty + 8 * before);
         barrier_wait(taken, (i - 1) & 1);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
@@ -396,8 +399,7 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated_delta_rule_chunk_walk
                              packed(y[6], y[7]));
         }
         ask(answer, next + TILE);
-        __syncwarp();
-        if (lane == 0) arrive(answered);
+        arrive(answered);
         if (more) meanwhile(next);
         wgmma_wait<0>();
         there(x), there(answer);

@@ -44,10 +44,10 @@ extern "C" __global__ __launch_bounds__(512, 1) void gated_delta_rule_fused(
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
             barrier_init(full + 8 * i, 128);
-            barrier_init(empty + 8 * i, 8);
-            barrier_init(known + 8 * i, 4);
-            barrier_init(scored + 8 * i, 8);
-            barrier_init(ready + 8 * i, 4);
+            barrier_init(empty + 8 * i, 256);
+            barrier_init(known + 8 * i, 128);
+            barrier_init(scored + 8 * i, 256);
+            barrier_init(ready + 8 * i, 128);
         }
         barriers_are_there();
     }
@@ -116,11 +116,8 @@ extern "C" __global__ __launch_bounds__(512, 1) void gated_delta_rule_fused(
                 if (i < all) find_lengths(place, kk, thread, rows_of(i), eps, plant);
             });
             writes_to_async();
-            __syncwarp();
-            if (lane == 0) {
-                if (i < all) arrive(known + 8 * stage);
-                if (0 < i) arrive(ready + 8 * behind);
-            }
+            if (i < all) arrive(known + 8 * stage);
+            if (0 < i) arrive(ready + 8 * behind);
             if (i == all) break;
             behind = stage;
             if (++stage == STAGES) stage = 0, parity ^= 1;
@@ -162,8 +159,8 @@ extern "C" __global__ __launch_bounds__(512, 1) void gated_delta_rule_fused(
                 there(qk);
                 put_scores<4>(keys + 7 * TILE, logs[stage], qk, thread, group, plant);
                 writes_to_async();
-                __syncwarp();
-                if (lane == 0) arrive(scored + 8 * stage);
+                __syncwarp();  // (else the compiler has too few registers)
+                arrive(scored + 8 * stage);
             }
             float answer[32];
             narrow(walker);
@@ -171,7 +168,7 @@ extern "C" __global__ __launch_bounds__(512, 1) void gated_delta_rule_fused(
             step(walker, answer, keys, keys + (4 + group) * TILE + own_pieces, keys + 6 * TILE,
                  shared_address(factors + stage), thread, plant, [&] { if (0 < i) send(CHUNK); },
                  [&] { barrier_wait(scored + 8 * stage, parity); });
-            if (lane == 0) arrive(empty + 8 * stage);
+            arrive(empty + 8 * stage);
             if (++stage == STAGES) stage = 0, parity ^= 1;
             some_wait(2 + group, 128);
             put_answer(own_answers + own_pieces, 2048, answer);
