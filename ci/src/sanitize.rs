@@ -18,8 +18,8 @@ use crate::{
 pub(crate) struct Args {
     /// Words that must be in the id
     filter: Vec<String>,
-    /// Which problems there are
-    #[arg(long, value_enum, default_value = "smoke", env = "KARAT_SET")]
+    /// Which problems there are; kernels for one machine have sizes that smoke does not hold
+    #[arg(long, value_enum, default_value = "ci", env = "KARAT_SET")]
     set: SetName,
     /// Tools to run
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Tool::ALL)]
@@ -27,6 +27,9 @@ pub(crate) struct Args {
     /// The kernel that this kernel.toml describes, in place of karat's own; may be given again
     #[arg(long, value_name = "K.toml")]
     kernel: Vec<PathBuf>,
+    /// Folder in which each tool's whole log is left
+    #[arg(long, value_name = "DIR")]
+    logs: Option<PathBuf>,
     /// The program compute-sanitizer, where neither PATH nor CUDA's folder has it
     #[arg(long, value_name = "PROGRAM", env = "KARAT_COMPUTE_SANITIZER")]
     compute_sanitizer: Option<PathBuf>,
@@ -68,9 +71,12 @@ impl std::fmt::Display for Tool {
 struct Told {
     /// Errors, or hazards; `None` without a last word: it did not come to its end.
     errors: Option<u64>,
-    /// What it says first.
-    first: Option<String>,
+    /// What it says, each once with how often, in the order in which it was said first.
+    findings: Vec<(Finding, u64)>,
 }
+
+/// What was found and where, line by line, whoever it was and of whatever launch.
+type Finding = Vec<String>;
 
 pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let unfit = |why: String| fail(Exit::Unfit, why);
@@ -80,10 +86,13 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let program = found(args.compute_sanitizer.as_deref()).map_err(unfit)?;
     let own = env::current_exe().map_err(|e| unfit(format!("this program's file: {e}")))?;
     let room = tempfile::tempdir().map_err(|e| unfit(format!("a folder for logs: {e}")))?;
+    let logs = args.logs.as_deref().unwrap_or(room.path());
+    fs::create_dir_all(logs).map_err(|e| unfit(format!("{}: {e}", logs.display())))?;
     let mut exit = Exit::Ok;
     let bar = out.bar(args.tool.len() as u64, "sanitize", false);
     for &tool in &args.tool {
-        let (log, verdict) = (room.path().join(tool.name()), room.path().join("verdict.json"));
+        let log = logs.join(format!("{tool}.log"));
+        let verdict = room.path().join("verdict.json");
         let mut command = Command::new(&program);
         command.args(["--tool", tool.name(), "--target-processes", "all", "--log-file"]).arg(&log);
         command.arg(&own).arg("--no-progress").arg("--verdict").arg(&verdict);
@@ -124,21 +133,29 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
             None => (ended.gravest(Exit::Crashed), ", and the check was killed".to_owned()),
         };
         out.line(&format!("{tool:<10} {saw}{besides}"));
-        if let Some(first) = &told.first {
-            out.line(&format!("           {first}"));
+        for (finding, times) in told.findings.iter().take(SHOWN) {
+            out.line(&format!("           {times} times: {}", finding.join(" ")));
         }
-        if ended != Exit::Ok && told.first.is_none() {
+        if SHOWN < told.findings.len() {
+            out.line(&format!("           and {} others (--logs)", told.findings.len() - SHOWN));
+        }
+        if ended != Exit::Ok && told.findings.is_empty() {
             let said = String::from_utf8_lossy(&ran.stderr);
             said.lines().take(3).for_each(|said| out::warn(&format!("karat: {tool}: {said}")));
         }
+        let one = |(said, times): &(Finding, u64)| json!({"said": said, "times": times});
+        let said: Vec<_> = told.findings.iter().map(one).collect();
         out.json(&json!({"schema": "karat.result/1", "kind": "sanitize", "tool": tool.name(),
-            "set": args.set.name(), "errors": told.errors, "first": told.first,
+            "set": args.set.name(), "errors": told.errors, "told": said,
             "check": ran.status.code(), "exit": ended as u8}));
         exit = exit.gravest(ended);
     }
     bar.finish_and_clear();
     Ok(exit)
 }
+
+/// Findings that people are shown of each tool.
+const SHOWN: usize = 5;
 
 /// Where compute-sanitizer is.
 fn found(given: Option<&Path>) -> Result<PathBuf, String> {
@@ -166,41 +183,108 @@ fn told(log: &str) -> Told {
     let errors = lines().filter_map(|line| {
         number(line, "ERROR SUMMARY: ").or_else(|| number(line, "RACECHECK SUMMARY: "))
     });
-    let about = ["COMPUTE-SANITIZER", "ERROR SUMMARY", "RACECHECK SUMMARY"];
-    let first = lines().find(|line| !about.iter().any(|about| line.starts_with(about)));
     // With several processes each has a last word.
-    Told {
-        errors: errors.reduce(u64::wrapping_add),
-        first: first.map(|line| line.trim().to_owned()),
+    Told { errors: errors.reduce(u64::wrapping_add), findings: findings(lines()) }
+}
+
+/// A line that is not indented begins a finding; of what follows, places tell one from another.
+fn findings<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<(Finding, u64)> {
+    const ABOUT: [&str; 3] = ["COMPUTE-SANITIZER", "ERROR SUMMARY", "RACECHECK SUMMARY"];
+    const WHERE: [&str; 3] = ["at ", "and ", "Device Frame:"];
+    let mut all: Vec<Finding> = Vec::new();
+    let mut inside = false;
+    for line in lines.filter(|line| !line.trim().is_empty()) {
+        let own = line.trim();
+        if !line.starts_with(' ') {
+            inside = !ABOUT.iter().any(|about| line.starts_with(about));
+            if inside {
+                all.push(vec![place(own)]);
+            }
+        } else if inside && WHERE.iter().any(|begins| own.starts_with(begins)) {
+            all.last_mut().expect("a finding has begun").push(place(own));
+        }
     }
+    let mut each: Vec<(Finding, u64)> = Vec::new();
+    for finding in all {
+        match each.iter_mut().find(|(own, _)| *own == finding) {
+            Some((_, times)) => *times += 1,
+            None => each.push((finding, 1)),
+        }
+    }
+    each
+}
+
+/// Without the address of an instruction, and how many threads met.
+fn place(line: &str) -> String {
+    let line = line.rsplit_once(" [").map_or(line, |(before, _)| before);
+    let words = line.split(' ').map(|word| word.split_once("+0x").map_or(word, |(name, _)| name));
+    words.collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::{Told, told};
 
+    fn finding(said: &[&str], times: u64) -> (Vec<String>, u64) {
+        (said.iter().map(|line| (*line).to_owned()).collect(), times)
+    }
+
     #[test]
     fn a_log_is_understood() {
         let clean = "========= COMPUTE-SANITIZER\n========= ERROR SUMMARY: 0 errors\n";
-        assert_eq!(told(clean), Told { errors: Some(0), first: None });
+        assert_eq!(told(clean), Told { errors: Some(0), findings: vec![] });
         let wrong = "\
 ========= COMPUTE-SANITIZER
 ========= Invalid __global__ write of size 4 bytes
 =========     at rms_norm+0x120 in kernel.cu:7
+=========     by thread (0,0,0) in block (0,0,0)
+=========     Saved host backtrace up to driver entry point at error
 ========= ERROR SUMMARY: 3 errors
 ========= COMPUTE-SANITIZER
 ========= ERROR SUMMARY: 0 errors
 ";
-        let first = Some("Invalid __global__ write of size 4 bytes".to_owned());
-        assert_eq!(told(wrong), Told { errors: Some(3), first });
-        let raced = "\
-========= COMPUTE-SANITIZER
-========= Error: Race reported between Write access at x+0x40 in kernel.cu:3
-========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)
-";
-        assert_eq!(told(raced).errors, Some(1));
+        let findings = vec![finding(
+            &["Invalid __global__ write of size 4 bytes", "at rms_norm in kernel.cu:7"],
+            1,
+        )];
+        assert_eq!(told(wrong), Told { errors: Some(3), findings });
         let cut = "========= COMPUTE-SANITIZER\n========= Error: Device not supported\n";
         assert_eq!(told(cut).errors, None);
-        assert_eq!(told(""), Told { errors: None, first: None });
+        assert_eq!(told(""), Told { errors: None, findings: vec![] });
+    }
+
+    #[test]
+    fn a_race_is_told_once_however_many_threads_and_launches_meet() {
+        let raced = "\
+========= COMPUTE-SANITIZER
+========= Warning: Race reported between Read access at load(unsigned int (&)[4], unsigned int)+0x7150 in mma.cuh:133
+=========     and Write access at store(int)+0x40 in kernel.cu:3 [508 hazards]
+========= 
+========= Warning: Race reported between Read access at load(unsigned int (&)[4], unsigned int)+0x7190 in mma.cuh:133
+=========     and Write access at store(int)+0x80 in kernel.cu:3 [12 hazards]
+========= 
+========= Error: Race reported between Write access at x+0x40 in kernel.cu:3
+=========     and Write access at x+0x60 in kernel.cu:9 [1 hazards]
+========= 
+========= RACECHECK SUMMARY: 3 hazards displayed (1 error, 2 warnings)
+";
+        let load = "load(unsigned int (&)[4], unsigned int) in mma.cuh:133";
+        let findings = vec![
+            finding(
+                &[
+                    &format!("Warning: Race reported between Read access at {load}"),
+                    "and Write access at store(int) in kernel.cu:3",
+                ],
+                2,
+            ),
+            finding(
+                &[
+                    "Error: Race reported between Write access at x in kernel.cu:3",
+                    "and Write access at x in kernel.cu:9",
+                ],
+                1,
+            ),
+        ];
+        assert_eq!(told(raced), Told { errors: Some(3), findings });
     }
 }
