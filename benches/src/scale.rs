@@ -18,7 +18,7 @@ pub use self::{
 use crate::{
     clock::time,
     forget_peak, held,
-    speed::{Ceilings, Depth, Samples, deepen, factors, states, token},
+    speed::{Ceilings, Depth, Roof, Samples, deepen, factors, states, token},
     stats::median,
 };
 
@@ -86,6 +86,9 @@ pub struct Scaled {
     pub memory: Option<Curve>,
     /// What each token before costs a token more.
     pub grown: Grown,
+    /// What it did cost over the least that it could right then: every turn by the paces before and after it, which
+    /// on some machines change from one second to the next.
+    pub over: Option<Value>,
     /// In the order of their contexts; `None` if there are too few to tell.
     pub cliffs: Option<Vec<Cliff>>,
 }
@@ -99,6 +102,13 @@ pub struct Grown {
     pub read: f64,
     /// Seconds that its products take, at the pace that these were measured at; `None` of a GPU.
     pub multiplied: Option<f64>,
+}
+
+impl Grown {
+    /// The more of the two.
+    pub fn least(&self) -> f64 {
+        self.read.max(self.multiplied.unwrap_or(0.0))
+    }
 }
 
 /// Asks an engine at each context; `tell` is told how many turns of how many are done.
@@ -127,6 +137,7 @@ pub fn run(
     let kept = Kept::new(engine, options)?;
     let mut ceilings = if options.gpu { Ceilings::of_gpu()? } else { Ceilings::default() };
     let mut samples = vec![Vec::new(); contexts.len()];
+    let mut order = Vec::new();
     for round in 0..*rounds {
         // Up and down, so that no context always follows the same one.
         let up =
@@ -135,9 +146,11 @@ pub fn run(
             ceilings.sample();
             kept.enter(engine, i)?;
             samples[i].push(turn(engine, options.tokens)?);
+            order.push(i);
             ready()?;
         }
     }
+    ceilings.sample();
     kept.give_back(engine)?;
     let middle = |samples: &Vec<u64>| {
         median(&samples.iter().map(|&ns| ns as f64 * 1e-9).collect::<Vec<_>>())
@@ -151,8 +164,18 @@ pub fn run(
         });
     let points: Vec<Point> = points.collect();
     let (fit, cliffs) = fit(&points, curve::noise(&by_rounds));
+    let word = factors(&engine.plan())[1];
+    let grown = |roof: &Roof| Grown {
+        bytes,
+        read: bytes / roof.read.median,
+        multiplied: word.and_then(|word| roof.of(word)).map(|pace| operations / pace.median),
+    };
+    let mut over = vec![Vec::new(); contexts.len()];
+    for (turn, &i) in order.iter().enumerate() {
+        let took = middle(&samples[i][over[i].len()]);
+        over[i].push(took / grown(&ceilings.around(turn)).least());
+    }
     let roof = ceilings.roof();
-    let products = factors(&engine.plan())[1].and_then(|word| roof.of(word));
     let memory: Option<Vec<_>> =
         points.iter().map(|point| Some((point.context, point.memory? as f64))).collect();
     Ok(Scaled {
@@ -162,12 +185,18 @@ pub fn run(
         memory: memory.filter(|all| 3 <= all.len()).and_then(|all| Curve::through(&all, 1, 0.0)),
         cliffs: (CONTEXTS <= points.len()).then_some(cliffs),
         points,
-        grown: Grown {
-            bytes,
-            read: bytes / roof.read.median,
-            multiplied: products.map(|pace| operations / pace.median),
-        },
+        grown: grown(&roof),
+        over: slope(contexts, &over),
     })
+}
+
+/// By what each context adds, in what is given of it round by round.
+fn slope(contexts: &[usize], rounds: &[Vec<f64>]) -> Option<Value> {
+    let all: Vec<_> = contexts.iter().copied().zip(rounds.iter().map(|own| median(own))).collect();
+    let fits = 3 <= all.len() && all.iter().all(|(_, own)| own.is_finite());
+    let by_round = (0..rounds.first()?.len()).map(|i| rounds.iter().map(|own| own[i]).collect());
+    let noise = curve::noise(&by_round.collect::<Vec<_>>());
+    if fits { Some(Curve::through(&all, 1, noise)?.factors[1]) } else { None }
 }
 
 fn fit(points: &[Point], noise: f64) -> (Option<Fit>, Vec<Cliff>) {
@@ -201,7 +230,7 @@ fn memories(
             engine.reset(1)?;
             before = 0;
         }
-        deepen(engine, Depth { tokens: context - before, fed: false })?;
+        deepen(engine, 1, Depth { tokens: context - before, fed: false })?;
         before = context;
         if options.gpu {
             turn(engine, options.tokens)?;
@@ -233,11 +262,11 @@ impl Kept {
             // Room for the longest first: caches that grow are copied.
             engine.reset(1)?;
             let most = options.contexts.iter().max().map_or(0, |most| most + WARM + options.tokens);
-            deepen(engine, depth(&most))?;
+            deepen(engine, 1, depth(&most))?;
             return Ok(Kept::Anew(options.contexts.clone()));
         }
         let depths: Vec<_> = options.contexts.iter().map(depth).collect();
-        Ok(Kept::Copies(states(engine, &depths)?))
+        Ok(Kept::Copies(states(engine, 1, &depths)?))
     }
 
     fn enter(&self, engine: &mut dyn Engine, i: usize) -> Result<(), Error> {
@@ -245,7 +274,7 @@ impl Kept {
             Kept::Copies(all) => engine.restore(all[i]),
             Kept::Anew(contexts) => {
                 engine.reset(1)?;
-                deepen(engine, Depth { tokens: contexts[i], fed: false })
+                deepen(engine, 1, Depth { tokens: contexts[i], fed: false })
             }
         }
     }
@@ -279,7 +308,7 @@ mod tests {
 
     use golden::{Weights, synthetic::Synthetic};
 
-    use super::{Grown, Options, fit, run};
+    use super::{Grown, Options, fit, run, slope};
     use crate::scale::Point;
 
     fn point(context: usize, seconds: f64) -> Point {
@@ -305,6 +334,22 @@ mod tests {
     }
 
     #[test]
+    fn what_a_token_costs_is_a_multiple_of_the_least() {
+        let contexts = [0, 10_000, 20_000, 40_000];
+        // A fifth more than the least for each token before, now and then a busy neighbour.
+        let turn = |t: usize, round: usize| {
+            (50_000.0 + 1.2 * t as f64) * if (t + round).is_multiple_of(5) { 1.5 } else { 1.0 }
+        };
+        let of = |t: &usize| (0..4).map(|round| turn(*t, round)).collect();
+        let rounds: Vec<Vec<f64>> = contexts.iter().map(of).collect();
+        let over = slope(&contexts, &rounds).unwrap();
+        assert!((over.of - 1.2).abs() < 1e-9 && 0.0 < over.error, "{over:?}");
+        assert!(slope(&contexts[..2], &rounds[..2]).is_none());
+        // Nothing grows, and nothing is the least.
+        assert!(slope(&contexts, &vec![vec![f64::INFINITY; 5]; 4]).is_none());
+    }
+
+    #[test]
     fn an_engine_is_asked_at_every_context() {
         let weights: Arc<dyn Weights> = Arc::new("synthetic:tiny".parse::<Synthetic>().unwrap());
         let mut engine = crate::engine("cpu", "bf16", weights, None).unwrap();
@@ -322,7 +367,7 @@ mod tests {
         for point in &scaled.points {
             assert!(point.samples.iter().all(|round| round.len() == 3) && 0.0 < point.seconds);
         }
-        assert!(scaled.fit.is_some() && scaled.cliffs.is_none());
+        assert!(scaled.fit.is_some() && scaled.over.is_some() && scaled.cliffs.is_none());
         // Bytes of keys and values, in all layers of attention.
         let c = engine.config();
         let full = c.layer_types.iter().filter(|mixer| **mixer == golden::config::Mixer::Full);

@@ -5,7 +5,7 @@
 
 mod fit;
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use golden::{
     Engine, Error, Plan,
@@ -27,7 +27,9 @@ pub struct Options {
     pub prefill: usize,
     /// Tokens that are fed one by one.
     pub decode: usize,
-    /// Where it is asked.
+    /// Sequences side by side.
+    pub batches: Vec<usize>,
+    /// Where each batch is asked.
     pub depths: Vec<Depth>,
     /// How often everything is asked.
     pub rounds: usize,
@@ -36,12 +38,28 @@ pub struct Options {
 }
 
 impl Options {
-    /// What an engine is asked at a depth, as far as memory depends on it.
-    pub fn demand(&self, depth: usize, narrowed: Narrowed) -> Demand {
-        let context = depth.saturating_add(self.prefill.max(self.decode));
-        let fed = self.prefill.max(1);
-        Demand { sequences: 1, context, fed, logits: 1, hidden: 0, drafts: 0, narrowed }
+    /// Every batch at every depth.
+    pub fn places(&self) -> Vec<Place> {
+        let of = |&batch| self.depths.iter().map(move |&depth| Place { batch, depth });
+        self.batches.iter().flat_map(of).collect()
     }
+
+    /// What an engine is asked at a place, as far as memory depends on it.
+    pub fn demand(&self, place: Place, narrowed: Narrowed) -> Demand {
+        let Place { batch: sequences, depth } = place;
+        let context = depth.tokens.saturating_add(self.prefill.max(self.decode));
+        let fed = self.prefill.max(1).saturating_mul(sequences);
+        Demand { sequences, context, fed, logits: sequences, hidden: 0, drafts: 0, narrowed }
+    }
+}
+
+/// Where it is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Sequences side by side.
+    pub batch: usize,
+    /// What each holds before.
+    pub depth: Depth,
 }
 
 /// Tokens that the states hold before.
@@ -136,30 +154,41 @@ impl Ceilings {
 
     /// Of what was sampled: at least once.
     pub fn roof(&self) -> Roof {
-        let [read, products @ ..] = self.samples.clone();
+        self.of(Vec::clone)
+    }
+
+    /// Of one sample and the next one.
+    pub(crate) fn around(&self, at: usize) -> Roof {
+        self.of(|samples| samples.iter().skip(at).take(2).copied().collect())
+    }
+
+    fn of(&self, some: impl Fn(&Vec<f64>) -> Vec<f64>) -> Roof {
+        let [read, products @ ..] = self.samples.each_ref().map(some);
         let of = |samples: Vec<f64>| (!samples.is_empty()).then(|| Samples::of(samples));
         let products = products.map(of);
         Roof { read: Samples::of(read), products, gpu: self.gpu.is_some() }
     }
 }
 
-/// How fast an engine was at a depth.
+/// How fast an engine was at a place.
 #[derive(Clone, Debug)]
 pub struct Row {
     /// The engine's name.
     pub engine: String,
-    /// Tokens that the states held.
-    pub depth: Depth,
-    /// Bytes that the machine read in a second, between the turns at this depth.
+    /// Sequences, and tokens that the states of each held.
+    pub place: Place,
+    /// Bytes that the machine read in a second, between the turns at this place.
     pub read: Samples,
-    /// Tokens in a second, fed at once.
+    /// Tokens in a second, of all sequences together, fed at once.
     pub prefill: Option<Samples>,
-    /// Tokens in a second, fed one by one.
+    /// The same, each sequence's fed one by one.
     pub decode: Option<Samples>,
     /// The samples of both as they were taken.
     pub taken: [Vec<f64>; 2],
     /// Bytes and operations of a token.
     pub traffic: Traffic,
+    /// Bytes of a step of one token of each sequence.
+    pub step: f64,
     /// Why slower kernels computed than those for this machine, if they did.
     pub falls_back: Option<String>,
     /// How its products read their factors, and how those of attention do.
@@ -202,13 +231,13 @@ pub(crate) fn factors(plan: &Plan) -> [Option<Work>; 2] {
 pub struct Measured {
     /// The machine's own pace.
     pub roof: Roof,
-    /// By depth, then by engine.
+    /// By place, then by engine.
     pub rows: Vec<Row>,
-    /// Of each engine that was asked at enough depths, how a token's time grows with them.
+    /// Of each engine and batch that were asked at enough depths, how a token's time grows with them.
     pub fits: Vec<Fit>,
 }
 
-/// Asks each engine in turn at each depth, `rounds` times; `tell` is told how many turns of how many
+/// Asks each engine in turn at each place, `rounds` times; `tell` is told how many turns of how many
 /// are done.
 ///
 /// # Errors
@@ -218,40 +247,45 @@ pub fn run(
     options: &Options,
     tell: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<Measured, Error> {
-    let depths = &options.depths;
+    let places = options.places();
     // The first round warms up, and shows how much memory is held.
-    let turns = depths.len() * (options.rounds + 1) * engines.len();
+    let turns = places.len() * (options.rounds + 1) * engines.len();
     let mut done = 0;
     let mut ready = || {
         done += 1;
         if tell(done, turns) { Ok(()) } else { Err(Error::from(INTERRUPTED)) }
     };
     let mut peaks = Vec::new();
-    for &depth in depths {
+    for &Place { batch, depth } in &places {
         for engine in &mut *engines {
             let counts = forget_peak();
-            engine.reset(1)?;
-            deepen(&mut **engine, depth)?;
+            engine.reset(batch)?;
+            deepen(&mut **engine, batch, depth)?;
             let kept = engine.snapshot()?;
-            turn(&mut **engine, options, kept)?;
+            turn(&mut **engine, options, batch, kept)?;
             engine.release(kept);
             peaks.push(peak_memory().filter(|_| counts));
             engine.reset(0)?;
             ready()?;
         }
     }
+    let of_engine = |engine: &mut Box<dyn Engine>| {
+        let of_batch = |&batch| states(&mut **engine, batch, &options.depths);
+        let all = options.batches.iter().map(of_batch).collect::<Result<Vec<_>, _>>()?;
+        Ok(all.concat())
+    };
     let kept: Vec<Vec<Snapshot>> =
-        engines.iter_mut().map(|engine| states(&mut **engine, depths)).collect::<Result<_, _>>()?;
+        engines.iter_mut().map(of_engine).collect::<Result<_, Error>>()?;
     let mut ceilings = if options.gpu { Ceilings::of_gpu()? } else { Ceilings::default() };
-    let mut asked = vec![(Vec::new(), Vec::new()); depths.len() * engines.len()];
-    let mut read = vec![Vec::new(); depths.len()];
+    let mut asked = vec![(Vec::new(), Vec::new()); places.len() * engines.len()];
+    let mut read = vec![Vec::new(); places.len()];
     for round in 0..options.rounds {
-        // Up and down, so that no depth always follows the same one.
-        let up = (0..depths.len()).map(|i| if round % 2 == 0 { i } else { depths.len() - 1 - i });
+        // Up and down, so that no place always follows the same one.
+        let up = (0..places.len()).map(|i| if round % 2 == 0 { i } else { places.len() - 1 - i });
         for i in up {
             read[i].push(ceilings.sample());
             for (j, engine) in engines.iter_mut().enumerate() {
-                let (prefill, decode) = turn(&mut **engine, options, kept[j][i])?;
+                let (prefill, decode) = turn(&mut **engine, options, places[i].batch, kept[j][i])?;
                 let samples = &mut asked[i * kept.len() + j];
                 samples.0.extend(prefill);
                 samples.1.extend(decode);
@@ -262,16 +296,18 @@ pub fn run(
     let mut rows = Vec::new();
     let of = |samples: Vec<f64>| (!samples.is_empty()).then(|| Samples::of(samples));
     for (i, ((prefill, decode), peak)) in asked.into_iter().zip(peaks).enumerate() {
-        let (depth, engine) = (depths[i / engines.len()], &engines[i % engines.len()]);
-        let traffic = engine.traffic(depth.tokens);
+        let (place, engine) = (places[i / engines.len()], &engines[i % engines.len()]);
+        let traffic = engine.traffic(place.depth.tokens);
+        let traffic = traffic.ok_or_else(|| format!("{}: tells no traffic", engine.name()))?;
         rows.push(Row {
             engine: engine.name(),
-            depth,
+            place,
             read: Samples::of(read[i / engines.len()].clone()),
             taken: [prefill.clone(), decode.clone()],
             prefill: of(prefill),
             decode: of(decode),
-            traffic: traffic.ok_or_else(|| format!("{}: tells no traffic", engine.name()))?,
+            traffic,
+            step: traffic.of_step(place.batch, engine.config()),
             falls_back: engine.falls_back(),
             factors: factors(&engine.plan()),
             peak,
@@ -281,25 +317,33 @@ pub fn run(
         kept.into_iter().for_each(|kept| engine.release(kept));
         engine.reset(0)?;
     }
-    let fits = engines.iter().filter_map(|engine| Fit::of(&engine.name(), &rows)).collect();
+    let fit = |engine: &dyn Engine, &batch: &usize| Fit::of(&engine.name(), batch, &rows);
+    let fits = engines.iter().flat_map(|engine| {
+        options.batches.iter().filter_map(|batch| fit(&**engine, batch)).collect::<Vec<_>>()
+    });
+    let fits = fits.collect();
     Ok(Measured { roof: ceilings.roof(), rows, fits })
 }
 
-/// The states of every depth, in their order. They grow from one depth to the next, so that pages of keys
+/// The states of so many sequences at every depth, in their order. They grow from one depth to the next, so that pages of keys
 /// and values are shared.
-pub(crate) fn states(engine: &mut dyn Engine, depths: &[Depth]) -> Result<Vec<Snapshot>, Error> {
+pub(crate) fn states(
+    engine: &mut dyn Engine,
+    batch: usize,
+    depths: &[Depth],
+) -> Result<Vec<Snapshot>, Error> {
     let mut order: Vec<usize> = (0..depths.len()).collect();
     order.sort_by_key(|&i| (depths[i].fed, depths[i].tokens));
     let mut kept = vec![Snapshot(0); depths.len()];
     let mut before = Depth { tokens: 0, fed: false };
-    engine.reset(1)?;
+    engine.reset(batch)?;
     for i in order {
         let depth = depths[i];
         if depth.fed != before.fed {
-            engine.reset(1)?;
+            engine.reset(batch)?;
             before = Depth { tokens: 0, fed: depth.fed };
         }
-        deepen(engine, Depth { tokens: depth.tokens - before.tokens, ..depth })?;
+        deepen(engine, batch, Depth { tokens: depth.tokens - before.tokens, ..depth })?;
         before = depth;
         kept[i] = engine.snapshot()?;
     }
@@ -307,15 +351,15 @@ pub(crate) fn states(engine: &mut dyn Engine, depths: &[Depth]) -> Result<Vec<Sn
     Ok(kept)
 }
 
-/// So many more tokens.
-pub(crate) fn deepen(engine: &mut dyn Engine, more: Depth) -> Result<(), Error> {
+/// So many more tokens, of each sequence.
+pub(crate) fn deepen(engine: &mut dyn Engine, batch: usize, more: Depth) -> Result<(), Error> {
     if more.tokens == 0 {
         return Ok(());
     }
     if !more.fed {
         return engine.pretend(more.tokens, 1);
     }
-    let tokens = vec![(0..more.tokens).map(|i| token(engine, i)).collect()];
+    let tokens = texts(engine, batch, 0..more.tokens);
     let want = Want { logits: Rows::None, last: Rows::None, ..Want::default() };
     engine.forward(&tokens, &want).map(drop)
 }
@@ -325,9 +369,16 @@ pub(crate) fn token(engine: &dyn Engine, i: usize) -> u32 {
     ((i * 7919 + 13) % engine.config().vocab_size) as u32
 }
 
+/// Of each sequence another.
+fn texts(engine: &dyn Engine, batch: usize, range: Range<usize>) -> Vec<Vec<u32>> {
+    let text = |s: usize| range.clone().map(|i| token(engine, i + s * 1009)).collect();
+    (0..batch).map(text).collect()
+}
+
 fn turn(
     engine: &mut dyn Engine,
     options: &Options,
+    batch: usize,
     from: Snapshot,
 ) -> Result<(Option<f64>, Option<f64>), Error> {
     let want = Want { logits: Rows::Last, last: Rows::None, ..Want::default() };
@@ -335,19 +386,19 @@ fn turn(
     let mut prefill = None;
     if 0 < options.prefill {
         engine.restore(from)?;
-        let tokens = vec![(0..options.prefill).map(|i| token(engine, i)).collect()];
+        let tokens = texts(engine, batch, 0..options.prefill);
         let (step, took) = time(|| engine.forward(&tokens, &want));
         step?;
-        prefill = Some(pace(options.prefill, took));
+        prefill = Some(pace(batch * options.prefill, took));
     }
     let mut decode = None;
     if 0 < options.decode {
         engine.restore(from)?;
-        let tokens: Vec<_> = (0..options.decode).map(|i| vec![vec![token(engine, i)]]).collect();
+        let tokens: Vec<_> = (0..options.decode).map(|i| texts(engine, batch, i..i + 1)).collect();
         let (step, took) =
             time(|| tokens.iter().try_for_each(|token| engine.forward(token, &want).map(drop)));
         step?;
-        decode = Some(pace(options.decode, took));
+        decode = Some(pace(batch * options.decode, took));
     }
     Ok((prefill, decode))
 }

@@ -159,7 +159,7 @@ enum Command {
     /// Say where an engine or a kernel goes wrong: layer, op, head or expert, element
     Bisect(bisect::Args),
     /// Say how fast ways to compute ops are, or a model is, beside what the machine can do
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
     /// Say how the time and the memory of a token grow with the context, and whether they fall off a cliff
     Scale(scale::Args),
     /// Run turns of a problem; `gate`, `ab` and `calibrate` start such processes

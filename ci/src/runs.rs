@@ -319,7 +319,8 @@ impl Results {
             }
             "bench" => {
                 let row: ModelSpeed = read(line)?;
-                let of = format!("{} {:?} {} {}", row.engine, row.kv_cache, row.depth, row.fed);
+                let ModelSpeed { kv_cache, depth, fed, .. } = &row;
+                let of = format!("{} {kv_cache:?} {depth} {fed}", row.asked());
                 times(&row.model, "prefill_samples", &row.prefill_samples)?;
                 times(&row.model, "decode_samples", &row.decode_samples)?;
                 self.once(run, number, &[kind, &row.model, &of])?;

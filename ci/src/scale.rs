@@ -236,6 +236,7 @@ impl Asked<'_> {
             "kv_cache": number.keeps(&args.engine).map(Kept::name),
             "part": part.name, "layer": part.layer,
             "read_bytes_per_second": {"min": scaled.read.min, "median": scaled.read.median, "max": scaled.read.max},
+            "b_over_least": scaled.over.map(|over| json!({"of": over.of, "error": over.error})),
             "points": points, "fit": scaled.fit.as_ref().map(|fit| fitted(fit, &scaled.grown)),
             "memory_fit": scaled.memory.as_ref().map(curve),
             "cliffs": scaled.cliffs.as_ref().map(|all| all.iter().map(cliff).collect::<Vec<_>>()),
@@ -330,15 +331,17 @@ fn told(scaled: &Scaled) -> Vec<String> {
         shown(fit.square.furthest.1),
     ));
     let slope = &fit.line.factors[1];
-    let Grown { read, multiplied, .. } = scaled.grown;
+    let grown @ Grown { read, multiplied, .. } = scaled.grown;
     let products =
         multiplied.map_or(String::new(), |seconds| format!(", its products {:.2}", seconds * 1e9));
-    let least = read.max(multiplied.unwrap_or(0.0));
-    let over = if 0.0 < least {
+    let beside = scaled.over.map_or(String::new(), |over| {
+        format!(", every turn by the paces beside it {}", with(&over, 1.0, 2))
+    });
+    let over = if 0.0 < grown.least() {
         format!(
-            "; reading its bytes takes {:.2} ns{products}: {:.2} of the larger",
+            "; reading its bytes takes {:.2} ns{products}: {:.2} of the larger{beside}",
             read * 1e9,
-            slope.of / least
+            slope.of / grown.least()
         )
     } else {
         "; nothing is read for it".to_owned()
@@ -400,6 +403,7 @@ mod tests {
             fit: None,
             memory: None,
             grown: Grown { bytes: 100.0, read: 5e-8, multiplied: None },
+            over: None,
             cliffs: None,
         };
         assert_eq!(verdict(&scaled), Exit::Ok);

@@ -96,12 +96,31 @@ pub const INTERRUPTED: &str = "interrupted";
 pub struct Traffic {
     /// Bytes of weights that it reads, the output head's among them.
     pub weights: u64,
+    /// Bytes of these that are of the experts which are chosen for it.
+    pub experts: u64,
     /// Bytes of states and caches that it reads or writes.
     pub states: u64,
     /// Multiplications and additions with weight matrices, without the output head.
     pub products: u64,
     /// Multiplications and additions in attention.
     pub attention: u64,
+}
+
+impl Traffic {
+    /// Bytes that a step of a token each of so many sequences reads or writes: weights once, of `E` experts as many
+    /// as are met if each token chooses its `k` evenly, `E (1 - (1 - k / E)^sequences)`, and the states of each.
+    pub fn of_step(&self, sequences: usize, config: &Config) -> f64 {
+        let (all, chosen) = (config.num_experts as f64, config.num_experts_per_tok as f64);
+        // Exactly those of a token, if there is one; and a model may have no experts.
+        let met = if sequences == 1 || config.num_experts == 0 {
+            1.0
+        } else {
+            all / chosen * (1.0 - (1.0 - chosen / all).powf(sequences as f64))
+        };
+        (self.weights - self.experts) as f64
+            + met * self.experts as f64
+            + sequences as f64 * self.states as f64
+    }
 }
 
 /// What an engine needs of the machine's memory, in bytes, stated before anything is allocated.
@@ -318,5 +337,27 @@ impl<S> Undo<S> {
             .map(|layers| layers.iter().map(|ids| ids.as_ref().map(select)).collect());
         let tokens = kept.map(|(tokens, &n)| tokens[..n].to_vec()).collect();
         Ok((tokens, Want { logits: Rows::None, forced_routing, ..Want::default() }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Traffic;
+    use crate::{Weights as _, synthetic::Synthetic};
+
+    #[test]
+    fn a_step_reads_the_experts_that_its_sequences_meet() {
+        let weights: Synthetic = "synthetic:tiny".parse().unwrap();
+        let mut config = weights.config().clone();
+        (config.num_experts, config.num_experts_per_tok) = (4, 2);
+        let traffic = Traffic { weights: 100, experts: 60, states: 7, ..Traffic::default() };
+        // Of four experts two; of two tokens three in the mean, each being missed by a token in one of two cases.
+        assert_eq!(traffic.of_step(1, &config), 107.0);
+        assert_eq!(traffic.of_step(2, &config), 40.0 + 90.0 + 14.0);
+        // In the end all.
+        assert_eq!(traffic.of_step(1000, &config), 40.0 + 120.0 + 7000.0);
+        config.num_experts = 0;
+        let dense = Traffic { weights: 100, states: 7, ..Traffic::default() };
+        assert_eq!(dense.of_step(2, &config), 114.0);
     }
 }

@@ -2,7 +2,7 @@
 
 use benches::{
     Kept, Number,
-    speed::{self, Depth, Fit, Measured, Options, Row, Samples},
+    speed::{self, Depth, Fit, Measured, Options, Place, Row, Samples},
 };
 use golden::{
     Weights,
@@ -34,13 +34,16 @@ pub(crate) struct Args {
     /// its number is or fp8; several are asked in turns with each number
     #[arg(long, value_delimiter = ',', value_name = "f32,bf16,int8,fp8")]
     kv_cache: Vec<Kept>,
-    /// Tokens that are fed at once; 0 for none
+    /// Sequences side by side; several are asked in turns
+    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N,N,…", value_parser = sequences)]
+    batch: Vec<usize>,
+    /// Tokens of each sequence that are fed at once; 0 for none
     #[arg(long, default_value_t = 512, value_name = "N")]
     prefill: usize,
-    /// Tokens that are fed one by one; 0 for none
+    /// Tokens of each that are fed one by one; 0 for none
     #[arg(long, default_value_t = 64, value_name = "N")]
     decode: usize,
-    /// Tokens that the states hold before; those states are made up
+    /// Tokens that the states of each hold before; those states are made up
     #[arg(long, value_delimiter = ',', default_value = "0", value_name = "N,Nk,NM,…", value_parser = tokens)]
     depth: Vec<usize>,
     /// The same, but the states come from feeding so many tokens, as a check of those that are made up
@@ -77,6 +80,7 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     let options = Options {
         prefill: args.prefill,
         decode: args.decode,
+        batches: args.batch.clone(),
         depths: args.depth.iter().map(at(false)).chain(args.fed.iter().map(at(true))).collect(),
         rounds: args.rounds as usize,
         gpu: args.engine == "cuda",
@@ -106,9 +110,9 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-/// What each engine will need at each depth, in the order of the rows; refused if not all fits that is
-/// held together: weights of all engines, their keys and values at the largest depth, and states of
-/// every depth.
+/// What each engine will need at each place, in the order of the rows; refused if not all fits that is
+/// held together: weights of all engines, their keys and values at the largest depth of every batch, and
+/// states of every place.
 fn stated(
     args: &Args,
     numbers: &[Number<'_>],
@@ -116,10 +120,10 @@ fn stated(
     weights: &dyn Weights,
 ) -> anyhow::Result<Vec<Stated>> {
     let mut stated = Vec::new();
-    for depth in &options.depths {
+    let places = options.places();
+    for &place in &places {
         let of = |number: &Number<'_>| {
-            let demand =
-                options.demand(depth.tokens, args.ready.narrowed(&args.engine, number.name));
+            let demand = options.demand(place, args.ready.narrowed(&args.engine, number.name));
             let memory =
                 benches::memory(&args.engine, *number, weights, &demand).map_err(refuse)?;
             anyhow::Ok(memory.unwrap_or_default())
@@ -132,19 +136,38 @@ fn stated(
             held: Memory { state: memory.state, cache: memory.cache, ..all },
         }));
     }
-    let of_kind = |fed| {
-        let depths = options.depths.iter().zip(stated.chunks(numbers.len()));
-        depths.filter(move |(depth, _)| depth.fed == fed).max_by_key(|(depth, _)| depth.tokens)
-    };
-    let deepest: Vec<_> = [false, true].into_iter().filter_map(of_kind).collect();
-    let all = deepest.iter().flat_map(|(_, stated)| stated.iter());
-    let cache = all.map(|stated| stated.memory.cache).fold(0, u64::saturating_add);
-    if let Some((depth, stated)) = deepest.iter().max_by_key(|(depth, _)| depth.tokens) {
+    // What is held beside weights: of every batch the pages of its deepest states, which all its depths share, but
+    // for those that were fed; and recurrent states of every place, and of one that is going on.
+    let (mut cache, mut state) = (0_u64, 0_u64);
+    let mut deepest: Option<(Place, &[Stated])> = None;
+    let rows: Vec<_> = places.iter().copied().zip(stated.chunks(numbers.len())).collect();
+    for own in rows.chunk_by(|(a, _), (b, _)| a.batch == b.batch) {
+        let of_kind = |fed| {
+            let own = own.iter().filter(move |(place, _)| place.depth.fed == fed);
+            own.max_by_key(|(place, _)| place.depth.tokens)
+        };
+        for (place, stated) in [false, true].into_iter().filter_map(of_kind) {
+            for one in *stated {
+                cache = cache.saturating_add(one.memory.cache);
+            }
+            let tokens = |place: Place| place.batch.saturating_mul(place.depth.tokens);
+            if deepest.is_none_or(|(before, _)| tokens(before) <= tokens(*place)) {
+                deepest = Some((*place, stated));
+            }
+        }
+        let copies = own.len() as u64 + 1;
+        let one = own.first().into_iter().flat_map(|(_, stated)| *stated);
+        let one = one.map(|stated| stated.memory.state).fold(0, u64::saturating_add);
+        state = state.saturating_add(one.saturating_mul(copies));
+    }
+    if let Some((place, stated)) = deepest {
         let all = stated.iter().fold(Memory::default(), |all, one| both(&all, &one.memory));
-        let copies = options.depths.len() as u64 + 1;
-        let all = Memory { cache, state: all.state.saturating_mul(copies), ..all };
+        let all = Memory { cache, state, ..all };
         let named: Vec<_> = numbers.iter().map(ToString::to_string).collect();
-        let what = format!("{} in {} at depth {}", args.engine, named.join("; "), depth.tokens);
+        let many =
+            if place.batch == 1 { String::new() } else { format!("{} sequences ", place.batch) };
+        let depth = place.depth.tokens;
+        let what = format!("{} in {}, {many}at depth {depth}", args.engine, named.join("; "));
         let available = benches::available(&args.engine).map_err(|e| of_engine(&e))?;
         fit::fits(&what, &all, available).map_err(|line| fail(Exit::Unfit, line))?;
     }
@@ -195,14 +218,15 @@ fn tell(model: &str, fed: [usize; 2], measured: &Measured, stated: &[Stated], ou
         out.line(&format!("products of {kind}: {} Gop/s", shown(samples, 1e-9, 0)));
     }
     let cells = |row: &Row| {
-        let bytes = (row.traffic.weights + row.traffic.states) as f64;
         let operations = (row.traffic.products + row.traffic.attention) as f64;
-        let decode = row.decode.map(|s| (shown(s, 1.0, 1), s.median * bytes));
+        let steps = |pace: f64| pace / row.place.batch as f64;
+        let decode = row.decode.map(|s| (shown(s, 1.0, 1), steps(s.median) * row.step));
         let prefill = row.prefill.map(|s| (shown(s, 1.0, 0), s.median));
         let none = || "-".to_owned();
         let share = |x: f64| format!("{:.0} %", 100.0 * x);
         vec![
             row.engine.clone(),
+            row.place.batch.to_string(),
             depth(row),
             prefill.as_ref().map_or_else(none, |(text, _)| text.clone()),
             prefill.map_or_else(none, |(_, pace)| {
@@ -218,6 +242,7 @@ fn tell(model: &str, fed: [usize; 2], measured: &Measured, stated: &[Stated], ou
     out.table(
         &[
             "engine",
+            "batch",
             "depth",
             "prefill, tokens/s",
             "of the products",
@@ -230,7 +255,7 @@ fn tell(model: &str, fed: [usize; 2], measured: &Measured, stated: &[Stated], ou
     let memory = |(row, stated): (&Row, &Stated)| {
         let Memory { mapped, owned, state, cache, scratch } = stated.memory;
         let none = || "-".to_owned();
-        let mut cells = vec![row.engine.clone(), depth(row)];
+        let mut cells = vec![row.engine.clone(), row.place.batch.to_string(), depth(row)];
         cells.extend([mapped, owned, state, cache, scratch].map(|bytes| mib(bytes as f64)));
         cells.push(row.peak.map_or_else(none, |peak| mib(peak as f64)));
         cells.push(stated.beyond(row, roof.gpu).map_or_else(none, |beyond| mib(beyond as f64)));
@@ -242,6 +267,7 @@ fn tell(model: &str, fed: [usize; 2], measured: &Measured, stated: &[Stated], ou
     out.table(
         &[
             "engine",
+            "batch",
             "depth",
             "weights, mapped",
             "weights, own",
@@ -258,14 +284,14 @@ fn tell(model: &str, fed: [usize; 2], measured: &Measured, stated: &[Stated], ou
         out.json(&json!({"schema": "karat.result/1", "kind": "bench", "model": model,
             "cpu": host.cpu, "threads": host.threads, "engine": row.engine,
             "falls_back": row.falls_back, "kv_cache": stated.kept.map(Kept::name),
-            "depth": row.depth.tokens, "fed": row.depth.fed,
+            "batch": row.place.batch, "depth": row.place.depth.tokens, "fed": row.place.depth.fed,
             "gpu": roof.gpu.then(|| benches::gpu().as_ref().map(|gpu| &*gpu.name).ok()),
             "read_bytes_per_second": samples(row.read), "f32_per_second": product(0),
             "bf16_per_second": product(1), "int16_per_second": product(2),
             "int8_per_second": product(3),
             "prefill_tokens_per_second": row.prefill.map(samples),
             "decode_tokens_per_second": row.decode.map(samples), "traffic": row.traffic,
-            "prefill": fed[0], "decode": fed[1],
+            "step_bytes": row.step, "prefill": fed[0], "decode": fed[1],
             "prefill_samples": row.taken[0], "decode_samples": row.taken[1],
             "least_prefill_seconds_per_token": row.least(roof),
             "memory_needed": stated.memory, "peak_rss_bytes": row.peak,
@@ -275,7 +301,16 @@ fn tell(model: &str, fed: [usize; 2], measured: &Measured, stated: &[Stated], ou
 }
 
 fn depth(row: &Row) -> String {
-    format!("{}{}", row.depth.tokens, if row.depth.fed { ", fed" } else { "" })
+    let Depth { tokens, fed } = row.place.depth;
+    format!("{tokens}{}", if fed { ", fed" } else { "" })
+}
+
+/// One sequence at least.
+fn sequences(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("expected a number of sequences, 1 or more".to_owned()),
+        Ok(many) => Ok(many),
+    }
 }
 
 /// How the time of a token grows with the context.
@@ -283,10 +318,11 @@ fn lines(fits: &[Fit], out: &Out) {
     if fits.is_empty() {
         return;
     }
-    out.line("the time of a token after T others, as a + b T");
+    out.line("the time of a step of one token of each sequence after T others, as a + b T");
     let cells = |fit: &Fit| {
         vec![
             fit.engine.clone(),
+            fit.batch.to_string(),
             format!("{:.2} ms", fit.a * 1e3),
             format!("{:.2} ns", fit.b * 1e9),
             format!("{:.2} ns, {:.2}", fit.bytes * 1e9, fit.b / fit.bytes),
@@ -294,12 +330,12 @@ fn lines(fits: &[Fit], out: &Out) {
         ]
     };
     out.table(
-        &["engine", "a", "b", "b of the bytes, b over it", "furthest from the line"],
+        &["engine", "batch", "a", "b", "b of the bytes, b over it", "furthest from the line"],
         &fits.iter().map(cells).collect::<Vec<_>>(),
     );
     for fit in fits {
         out.json(&json!({"schema": "karat.result/1", "kind": "bench_fit", "engine": fit.engine,
-            "depths": fit.depths, "seconds_at_none": fit.a, "seconds_per_token": fit.b,
+            "batch": fit.batch, "depths": fit.depths, "seconds_at_none": fit.a, "seconds_per_token": fit.b,
             "seconds_per_token_of_bytes": fit.bytes, "furthest": fit.worst.0,
             "furthest_depth": fit.worst.1}));
     }

@@ -43,8 +43,10 @@ pub(crate) fn all(results: &Results) -> Vec<Timed> {
             let engine = if row.engine.is_empty() { "reference" } else { &row.engine };
             let cache = row.kv_cache.as_ref().map_or(String::new(), |kept| format!(" kv={kept}"));
             let fed = if row.fed { " fed" } else { "" };
+            let batch =
+                if row.batch == 1 { String::new() } else { format!(" batch={}", row.batch) };
             all.push(Timed {
-                id: format!("model/{way}/{}/{engine}{cache}@{}{fed}", row.model, row.depth),
+                id: format!("model/{way}/{}/{engine}{cache}{batch}@{}{fed}", row.model, row.depth),
                 machine: machine(row.run),
                 samples: samples.iter().map(|pace| 1e9 / pace).collect(),
                 median: 1e9 / median,
@@ -140,7 +142,8 @@ pub(super) fn action(results: &Results) -> anyhow::Result<(String, usize)> {
 /// A line for the prompt and one for the tokens that follow, as llama-bench has them.
 pub(super) fn llama(results: &Results) -> anyhow::Result<(String, usize)> {
     let mut lines = Vec::new();
-    for row in &results.model_speeds {
+    // It has no word for sequences side by side.
+    for row in results.model_speeds.iter().filter(|row| row.batch == 1) {
         let env = &results.runs[row.run].env;
         for (way, pace, _) in ways(row) {
             let tokens = if way == "prefill" { row.prefill } else { row.decode };

@@ -132,7 +132,7 @@ pub(super) fn context(results: &Results) -> Markup {
     };
     for row in results.model_speeds.iter().filter(|row| !row.engine.is_empty()) {
         let kept = row.kv_cache.as_ref().map_or(String::new(), |kept| format!(", keys in {kept}"));
-        let name = format!("{}{kept}{}", row.engine, if row.fed { ", fed" } else { "" });
+        let name = format!("{}{kept}{}", row.asked(), if row.fed { ", fed" } else { "" });
         let depth = row.depth as f64;
         if let Some(pace) = row.decode_tokens_per_second {
             line(&mut decode, &name, (depth, pace.median));
@@ -150,10 +150,11 @@ pub(super) fn context(results: &Results) -> Markup {
         }
     }
     for fit in &results.fits {
-        for line in decode.iter_mut().filter(|line| line.name == fit.engine) {
+        for line in decode.iter_mut().filter(|line| line.name == fit.asked()) {
             line.fit = Some(ScaleFit {
-                a: fit.seconds_at_none,
-                b: fit.seconds_per_token,
+                // A step gives a token of each sequence.
+                a: fit.seconds_at_none / fit.batch as f64,
+                b: fit.seconds_per_token / fit.batch as f64,
                 c: 0.0,
                 exponent: None,
                 residual: None,
@@ -254,7 +255,7 @@ fn fits(results: &Results) -> Markup {
         .iter()
         .map(|fit| {
             vec![
-                html! { code { (fit.engine) } },
+                html! { code { (fit.asked()) } },
                 cell(format!("{:.3}", 1e3 * fit.seconds_at_none)),
                 cell(format!("{:.3}", 1e9 * fit.seconds_per_token)),
                 cell("–"),
@@ -311,7 +312,7 @@ fn raw(results: &Results) -> Markup {
             details {
                 summary { "samples as they were taken" }
                 @for row in rows.iter().take(100) {
-                    p { code { (row.engine) } " after " (row.depth) " tokens" }
+                    p { code { (row.asked()) } " after " (row.depth) " tokens" }
                     @if !row.prefill_samples.is_empty() { (samples("tokens/s at once", &row.prefill_samples)) }
                     @if !row.decode_samples.is_empty() { (samples("tokens/s one by one", &row.decode_samples)) }
                 }

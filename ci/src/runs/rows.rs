@@ -307,6 +307,11 @@ pub(crate) struct Samples {
     pub(crate) median: f64,
 }
 
+/// Sequences of those who know of one alone.
+fn one() -> u64 {
+    1
+}
+
 /// How fast a model was at a depth.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct ModelSpeed {
@@ -315,6 +320,8 @@ pub(crate) struct ModelSpeed {
     pub(crate) engine: String,
     #[serde(default)]
     pub(crate) kv_cache: Option<String>,
+    #[serde(default = "one")]
+    pub(crate) batch: u64,
     #[serde(default)]
     pub(crate) depth: u64,
     #[serde(default)]
@@ -344,10 +351,30 @@ pub(crate) struct ModelSpeed {
     pub(crate) run: usize,
 }
 
+impl ModelSpeed {
+    /// The engine, and how many sequences it has side by side, if several.
+    pub(crate) fn asked(&self) -> String {
+        side_by_side(&self.engine, self.batch)
+    }
+}
+
+fn side_by_side(engine: &str, batch: u64) -> String {
+    if batch == 1 { engine.to_owned() } else { format!("{engine}, {batch} sequences") }
+}
+
+impl SpeedFit {
+    /// Whose fit it is, as [`ModelSpeed::asked`] has it.
+    pub(crate) fn asked(&self) -> String {
+        side_by_side(&self.engine, self.batch)
+    }
+}
+
 /// How a token's time grows with the context.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct SpeedFit {
     pub(crate) engine: String,
+    #[serde(default = "one")]
+    pub(crate) batch: u64,
     pub(crate) seconds_at_none: f64,
     pub(crate) seconds_per_token: f64,
     #[serde(default)]

@@ -143,6 +143,8 @@ fn bench_times_a_model() {
         "9",
         "--decode",
         "2",
+        "--batch",
+        "1,3",
         "--depth",
         "0,300,1100",
         "--fed",
@@ -153,8 +155,8 @@ fn bench_times_a_model() {
     let ran = home.karat(&[&asked[..], &more[..]].concat());
     assert_eq!(ran.code, 0, "{}", ran.err);
     let mut lines = ran.lines();
-    let fits = lines.split_off(8);
-    assert_eq!(fits.len(), 2);
+    let fits = lines.split_off(16);
+    assert_eq!(fits.len(), 4);
     for fit in fits {
         assert_eq!((&fit["kind"], &fit["depths"]), (&"bench_fit".into(), &3.into()), "{fit}");
         let finite = ["seconds_at_none", "seconds_per_token", "furthest"];
@@ -164,6 +166,17 @@ fn bench_times_a_model() {
     let depths: Vec<_> = lines.iter().map(|line| (&line["depth"], &line["fed"])).collect();
     assert_eq!(depths[2], (&300.into(), &false.into()));
     assert_eq!(depths[6], (&300.into(), &true.into()));
+    let batches: Vec<_> = lines.iter().map(|line| line["batch"].as_u64().unwrap()).collect();
+    assert_eq!(batches, [[1; 8], [3; 8]].concat());
+    // Three sequences read weights once, and states three times.
+    for (one, three) in lines[..8].iter().zip(&lines[8..]) {
+        let traffic = |key: &str| one["traffic"][key].as_f64().unwrap();
+        let step = |line: &serde_json::Value| line["step_bytes"].as_f64().unwrap();
+        assert_eq!(step(one), traffic("weights") + traffic("states"), "{one}");
+        let [experts, states] = ["experts", "states"].map(traffic);
+        let more = step(three) - step(one) - 2.0 * states;
+        assert!(0.0 < more && more < 2.0 * experts, "{one} {three}");
+    }
     for line in &lines {
         for pace in ["prefill_tokens_per_second", "decode_tokens_per_second"] {
             assert!(0.0 < line[pace]["median"].as_f64().unwrap(), "{line}");
@@ -182,7 +195,10 @@ fn bench_times_a_model() {
     home.says(2, &["bench", "--model", "synthetic:tiny", "--number", "f31"], &["f31", "bf16"]);
     // What no machine has is said in one line, before it is tried.
     let deep = ["bench", "--model", "synthetic:tiny", "--depth", "9999999999999"];
-    home.says(9, &deep, &["memory: cpu in bf16 at depth 9999999999999 needs", "keys and values"]);
+    home.says(9, &deep, &["memory: cpu in bf16, at depth 9999999999999 needs", "keys and values"]);
+    let wide = ["bench", "--model", "synthetic:tiny", "--batch", "9999999999", "--depth", "9"];
+    home.says(9, &wide, &["cpu in bf16, 9999999999 sequences at depth 9 needs", "states"]);
+    home.ends(2, &["bench", "--model", "synthetic:tiny", "--batch", "1,0"]);
 }
 
 /// Narrowed weights are kept in a file and mapped from it; a damaged one is made anew, another stays.

@@ -45,6 +45,11 @@ fn everything(home: &Home) {
             "peak_rss_bytes": 4_000_000_000_u64,
         })));
     }
+    let many = json!({"min": 50.0, "median": 60.0, "max": 61.0});
+    rows.push(row("bench", json!({
+        "model": "synthetic:slice", "engine": "cpu in bf16", "batch": 8, "depth": 0, "fed": false, "prefill": 512, "decode": 64,
+        "decode_tokens_per_second": many, "decode_samples": [60.0],
+    })));
     rows.push(row("bench_fit", json!({"engine": "cpu in bf16", "depths": 3, "seconds_at_none": 0.033, "seconds_per_token": 1e-7})));
     let points: Vec<Value> = [0, 1024, 16384].map(|context| json!({
         "context": context, "ms_per_token": 20.0 + f64::from(context) * 1e-4, "samples_ns": [[2e7]], "memory_bytes": 5e8, "state_bytes": 1e6,

@@ -35,6 +35,7 @@ fn contexts_are_measured_and_fitted() {
         }
         assert!(["a", "b", "c"].iter().all(|key| fit["errors"][key].is_number()), "{fit}");
         assert!(fit["line"]["errors"]["b"].is_number(), "{fit}");
+        assert!(line["b_over_least"]["error"].is_number(), "{line}");
         assert!(line["cliffs"].is_null() && line["refused"] == serde_json::json!([]), "{line}");
     }
     // As many as it takes to tell a cliff; on a busy machine there may be one.
@@ -56,6 +57,7 @@ fn layers_are_asked_alone() {
     assert_eq!(parts, want.each_ref().map(|(name, i): &(serde_json::Value, _)| (name, i)));
     let grown = |line: &serde_json::Value| line["fit"]["expected_b"].as_f64().unwrap();
     assert!(0.0 < grown(&lines[0]) && grown(&lines[1]) == 0.0, "{lines:?}");
+    assert!(lines[0]["b_over_least"]["of"].is_number() && lines[1]["b_over_least"].is_null());
     let states = |line: &serde_json::Value, i: usize| line["points"][i]["state_bytes"].clone();
     assert_eq!(states(&lines[1], 0), states(&lines[1], 2));
     let ran = home.karat(&[&MODEL[..], &SHORT, &asked].concat());

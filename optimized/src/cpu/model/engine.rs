@@ -112,10 +112,11 @@ impl<S: Simd> Engine for Model<S> {
             weights += (weight.bytes() * times) as u64;
             elements += (weight.rows() * weight.columns() * times) as u64;
         };
-        let (mut states, mut attention) = (0, 0);
+        let (mut experts, mut states, mut attention) = (0, 0, 0);
         for layer in &self.layers {
             layer.mixer.each(&mut |weight| add(weight, 1));
             layer.mlp.each(c.num_experts_per_tok, &mut add);
+            experts += layer.mlp.chosen(c.num_experts_per_tok);
             match layer.mixer {
                 MixerWeights::Linear { .. } => {
                     let state = c.linear_value_dim() * c.linear_key_head_dim;
@@ -129,7 +130,7 @@ impl<S: Simd> Engine for Model<S> {
             }
         }
         weights += self.lm_head.bytes() as u64;
-        Some(Traffic { weights, states, products: 2 * elements, attention })
+        Some(Traffic { weights, experts, states, products: 2 * elements, attention })
     }
 
     fn forward(&mut self, tokens: &[Vec<u32>], want: &Want) -> Result<Step, Error> {

@@ -71,6 +71,17 @@ impl MlpWeights {
             }
         }
     }
+
+    /// Bytes of so many experts.
+    pub(super) fn chosen(&self, active: usize) -> u64 {
+        match self {
+            MlpWeights::Dense(_) => 0,
+            MlpWeights::Sparse { experts, .. } => {
+                let one = |Swiglu(all): &Swiglu| all.iter().map(Weight::bytes).sum::<usize>();
+                experts.first().map_or(0, |expert| (one(expert) * active) as u64)
+            }
+        }
+    }
 }
 
 /// Gate, up and down projection.

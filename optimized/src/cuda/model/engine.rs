@@ -147,10 +147,12 @@ impl Engine for Model {
     fn traffic(&self, depth: usize) -> Option<Traffic> {
         let c = &self.config;
         let (mut weights, mut elements, mut states, mut attention) = (0, 0, 0, 0);
+        let mut experts = 0;
         for (layer, mixer) in self.layers.iter().zip(&c.layer_types) {
             let [bytes, own] = layer.read(c.num_experts_per_tok);
             weights += bytes;
             elements += own;
+            experts += bytes - layer.read(0)[0];
             match mixer {
                 golden::config::Mixer::Linear => {
                     states += 8 * (c.linear_value_dim() * c.linear_key_head_dim) as u64;
@@ -162,7 +164,7 @@ impl Engine for Model {
             }
         }
         weights += self.lm_head.as_ref().unwrap_or(&self.embedding).bytes() as u64;
-        Some(Traffic { weights, states, products: 2 * elements, attention })
+        Some(Traffic { weights, experts, states, products: 2 * elements, attention })
     }
 
     fn forward(&mut self, tokens: &[Vec<u32>], want: &Want) -> Result<Step, Error> {
