@@ -4,7 +4,7 @@ use std::{ops::ControlFlow, time::Duration};
 
 use golden::{
     Engine, Error, Rng,
-    engine::{Rows, Step, Want},
+    engine::{NOT_FINITE, Rows, Step, Want},
     ops::sampling,
 };
 use ndarray::{Array2, arr1, s};
@@ -45,9 +45,6 @@ pub struct Report {
     pub accepted: Vec<usize>,
 }
 
-/// The error of a step whose logits are NaN or infinite: no choice among them means anything.
-pub const NOT_FINITE: &str = "logits are not finite";
-
 /// Continues `prompt` in an engine, telling each token as it is certain.
 ///
 /// Drafting is exact: the target model's own greedy choice decides every token, the head only says
@@ -75,10 +72,13 @@ pub fn generate(
     };
     let mut rng = Rng::keyed("generate", options.seed);
     engine.reset(1)?;
+    // The choice comes back alone, where an engine makes it.
+    let greedy = options.temperature == 0.0 && options.speculate == 0 && engine.chooses();
+    let logits = if greedy { Rows::None } else { Rows::Last };
     let (first, prefill) = clock::time(|| -> Result<Last, Error> {
         // Drafts are made from the hidden state of every token.
         let last = if options.speculate == 0 { Rows::Last } else { Rows::All };
-        let want = Want { logits: Rows::Last, last, ..Want::default() };
+        let want = Want { logits, greedy, last, ..Want::default() };
         let step = engine.forward(&[prompt.to_vec()], &want)?;
         let hidden = last_hidden(&step)?;
         if 0 < options.speculate {
@@ -86,7 +86,7 @@ pub fn generate(
             engine.mtp_feed(&[prompt[1..].to_vec()], &hidden.slice(s![..before, ..]).to_owned())?;
         }
         Ok(Last {
-            logits: step.logits.row(0).to_vec(),
+            said: Said::of(&step, 0, greedy)?,
             hidden: hidden.slice(s![-1.., ..]).to_owned(),
         })
     });
@@ -98,16 +98,17 @@ pub fn generate(
         on_token(token).is_break() || over
     };
     while report.tokens.len() < options.max_new {
-        if last.logits.iter().any(|x| !x.is_finite()) {
-            return Err(NOT_FINITE.into());
-        }
-        let next = choose(&last.logits, options, &mut rng);
+        let next = match &last.said {
+            Said::Logits(x) if x.iter().any(|x| !x.is_finite()) => return Err(NOT_FINITE.into()),
+            Said::Logits(logits) => choose(logits, options, &mut rng),
+            Said::Next(id) => *id,
+        };
         if told(&mut report, next) {
             break;
         }
         let room = options.max_new - report.tokens.len();
         let (result, took) =
-            clock::time(|| advance(engine, &last, next, options.speculate.min(room - 1)));
+            clock::time(|| advance(engine, &last, next, options.speculate.min(room - 1), greedy));
         report.steps.push(took);
         let (accepted, offered, new) = result?;
         last = new;
@@ -122,10 +123,29 @@ pub fn generate(
     Ok(report)
 }
 
-/// Where the text stands: logits and hidden state (`[1, D]`, after the final norm) of its last token.
+/// Where the text stands: what was said after its last token, and the hidden state of that (`[1, D]`, after the
+/// final norm).
 struct Last {
-    logits: Vec<f32>,
+    said: Said,
     hidden: Array2<f32>,
+}
+
+/// What an engine says of the token that follows.
+enum Said {
+    Logits(Vec<f32>),
+    /// The greedy choice.
+    Next(u32),
+}
+
+impl Said {
+    /// Of a row of a step.
+    fn of(step: &Step, row: usize, greedy: bool) -> Result<Said, Error> {
+        if greedy {
+            let id = step.greedy.get(row).ok_or("an engine that chooses returns its choice")?;
+            return Ok(Said::Next(*id));
+        }
+        Ok(Said::Logits(step.logits.row(row).to_vec()))
+    }
 }
 
 /// Feeds `next` and up to `drafts` drafted tokens; returns those accepted, how many were offered, and
@@ -135,15 +155,16 @@ fn advance(
     last: &Last,
     next: u32,
     drafts: usize,
+    greedy: bool,
 ) -> Result<(Vec<u32>, usize, Last), Error> {
     if drafts == 0 {
-        let step =
-            engine.forward(&[vec![next]], &Want { logits: Rows::Last, ..Want::default() })?;
+        let logits = if greedy { Rows::None } else { Rows::Last };
+        let step = engine.forward(&[vec![next]], &Want { logits, greedy, ..Want::default() })?;
         let hidden = last_hidden(&step)?.clone();
         if engine.has_mtp() && engine.mtp_lengths().first().is_some_and(|&n| 0 < n) {
             engine.mtp_feed(&[vec![next]], &last.hidden)?;
         }
-        return Ok((Vec::new(), 0, Last { logits: step.logits.row(0).to_vec(), hidden }));
+        return Ok((Vec::new(), 0, Last { said: Said::of(&step, 0, greedy)?, hidden }));
     }
     let entries = engine.mtp_lengths().first().copied().unwrap_or(0);
     let mut fed = vec![next];
@@ -170,7 +191,7 @@ fn advance(
         )?;
     }
     let new = Last {
-        logits: step.logits.row(accepted).to_vec(),
+        said: Said::of(&step, accepted, false)?,
         hidden: hidden.slice(s![accepted..=accepted, ..]).to_owned(),
     };
     Ok((fed[1..=accepted].to_vec(), drafts, new))

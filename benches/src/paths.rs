@@ -75,6 +75,9 @@ pub enum Path {
     LeftPadded(usize),
     /// In a slot that held garbage before.
     Fresh(Before),
+    /// Token by token and nothing looked at, as a text is continued: so many texts side by side. What an engine
+    /// chooses by itself is what its logits say.
+    Decode(usize),
     /// The draft head, in pieces of so many tokens, a draft taken back after each.
     Mtp(usize),
 }
@@ -148,6 +151,7 @@ impl fmt::Display for Path {
             | Path::Edit(n)
             | Path::Resume(n)
             | Path::LeftPadded(n)
+            | Path::Decode(n)
             | Path::Mtp(n) => write!(f, "={n}"),
             Path::Poisoned(Parity::Even) => f.write_str("=odd"),
             Path::Poisoned(Parity::Odd) => f.write_str("=even"),
@@ -187,6 +191,7 @@ impl Path {
             Path::Packed(_) => "packed",
             Path::LeftPadded(_) => "left-pad",
             Path::Fresh(_) => "fresh",
+            Path::Decode(_) => "decode",
             Path::Mtp(_) => "mtp",
         }
     }

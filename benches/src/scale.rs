@@ -8,7 +8,7 @@ mod curve;
 
 use golden::{
     Engine, Error,
-    engine::{Demand, INTERRUPTED, Narrowed, Rows, Snapshot, Want},
+    engine::{Demand, INTERRUPTED, Narrowed, Snapshot},
 };
 
 pub use self::{
@@ -18,7 +18,7 @@ pub use self::{
 use crate::{
     clock::time,
     forget_peak, held,
-    speed::{Ceilings, Depth, Roof, Samples, deepen, factors, states, token},
+    speed::{Ceilings, Depth, Roof, Samples, deepen, factors, next, states, token},
     stats::median,
 };
 
@@ -289,7 +289,7 @@ impl Kept {
 
 /// Nanoseconds of each of so many tokens.
 fn turn(engine: &mut dyn Engine, tokens: usize) -> Result<Vec<u64>, Error> {
-    let want = Want { logits: Rows::Last, last: Rows::None, ..Want::default() };
+    let want = next(engine);
     let mut samples = Vec::new();
     for i in 0..WARM + tokens {
         let token = vec![vec![token(engine, i)]];

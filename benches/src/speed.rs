@@ -369,6 +369,13 @@ pub(crate) fn token(engine: &dyn Engine, i: usize) -> u32 {
     ((i * 7919 + 13) % engine.config().vocab_size) as u32
 }
 
+/// What continuing a text asks of a step: the greedy choice where the engine makes it, else the logits.
+pub(crate) fn next(engine: &dyn Engine) -> Want {
+    let greedy = engine.chooses();
+    let logits = if greedy { Rows::None } else { Rows::Last };
+    Want { logits, greedy, last: Rows::None, ..Want::default() }
+}
+
 /// Of each sequence another.
 fn texts(engine: &dyn Engine, batch: usize, range: Range<usize>) -> Vec<Vec<u32>> {
     let text = |s: usize| range.clone().map(|i| token(engine, i + s * 1009)).collect();
@@ -381,7 +388,7 @@ fn turn(
     batch: usize,
     from: Snapshot,
 ) -> Result<(Option<f64>, Option<f64>), Error> {
-    let want = Want { logits: Rows::Last, last: Rows::None, ..Want::default() };
+    let want = next(engine);
     let pace = |tokens: usize, took: Duration| tokens as f64 / took.as_secs_f64();
     let mut prefill = None;
     if 0 < options.prefill {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use benches::generate::{NOT_FINITE, Options, Report, generate};
+use benches::generate::{Options, Report, generate};
 use golden::engine::Demand;
 use serde_json::{Value, json};
 
@@ -149,7 +149,7 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         return Err(fail(Exit::Interrupted, "interrupted"));
     }
     let report = match result {
-        Err(error) if error.to_string() == NOT_FINITE => {
+        Err(error) if error.to_string() == golden::engine::NOT_FINITE => {
             let model = &args.which.model;
             out::warn(&format!("karat: {model}: {error}; looking for the weight"));
             scan(model, out)?;

@@ -33,6 +33,10 @@ pub trait Engine {
     fn claims(&self) -> Claims {
         Claims::default()
     }
+    /// Whether it makes the greedy choice where its logits are: [`Want::greedy`].
+    fn chooses(&self) -> bool {
+        false
+    }
     /// Whether it goes on with [`Want::forced`]; one that does not refuses a step that asks for it.
     fn forces(&self) -> bool {
         false
@@ -197,6 +201,9 @@ pub struct LinearState {
     pub recurrent: Array4<f32>,
 }
 
+/// The error of a step whose logits are NaN or infinite: no choice among them means anything.
+pub const NOT_FINITE: &str = "logits are not finite";
+
 /// Which rows of a step get logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Rows {
@@ -226,6 +233,9 @@ impl Rows {
 pub struct Want {
     /// Rows of logits.
     pub logits: Rows,
+    /// In place of logits, of which [`Rows::None`] are wanted then, the choice that greedy sampling makes after the last
+    /// token of each sequence that was fed any. An engine that does not choose ([`Engine::chooses`]) leaves it out.
+    pub greedy: bool,
     /// Rows of the last hidden state, unless `hidden` asks for all of them.
     pub last: Rows,
     /// Hidden states `0 ..= L`.
@@ -251,6 +261,8 @@ pub struct Want {
 pub struct Step {
     /// `[N or fewer, vocab_size]`, as [`Want::logits`] asks.
     pub logits: Array2<f32>,
+    /// Ids of the largest logits, of equal ones the lowest. Empty unless wanted.
+    pub greedy: Vec<u32>,
     /// `[N, D]` each: the embedding, the residual stream after each layer but the last, and the
     /// last one after the final norm. Empty unless wanted, but for the last, which the MTP head
     /// needs and which is always there, in the rows that [`Want::last`] asks for.

@@ -128,6 +128,36 @@ extern "C" __global__ void engine_gather(
     if (n < N) o[i] = x[rows[n] * D + d];
 }
 
+// The id of the largest of M logits, of equal ones the lowest; M where one is NaN or infinite. A block of 1024 threads
+// has a row.
+extern "C" __global__ void engine_greedy(
+    long long* __restrict__ ids,        // [N]
+    const float* __restrict__ logits,   // [N, M]
+    int M)
+{
+    __shared__ float largest[32];
+    __shared__ int where[32];
+    const float* row = logits + (size_t)blockIdx.x * M;
+    float best = -INFINITY;
+    int id = M;
+    bool finite = true;
+#pragma unroll 8
+    for (int i = threadIdx.x; i < M; i += 1024) {
+        const float x = row[i];
+        finite &= fabsf(x) < INFINITY;
+        if (best < x) best = x, id = i;  // Later ones of a thread are higher.
+    }
+    const auto take = [&](float x, int i) {
+        if (best < x || (best == x && i < id)) best = x, id = i;
+    };
+    for (int by = 16; 0 < by; by /= 2) take(__shfl_xor_sync(~0u, best, by), __shfl_xor_sync(~0u, id, by));
+    if (threadIdx.x % 32 == 0) largest[threadIdx.x / 32] = best, where[threadIdx.x / 32] = id;
+    finite = __syncthreads_and(finite);
+    if (threadIdx.x != 0) return;
+    for (int i = 1; i < 32; i++) take(largest[i], where[i]);
+    ids[blockIdx.x] = finite ? id : M;
+}
+
 // Rows `first` to `first + N` become those of x, row after row.
 extern "C" __global__ void engine_repeat(
     unsigned char* __restrict__ o,        // rows of D bytes

@@ -479,6 +479,7 @@ impl<R: Real> Engine for Model<R> {
             hidden: hidden.iter().map(narrow).collect(),
             routing: routing.into_iter().map(|routed| routed.map(told)).collect(),
             taps,
+            ..Step::default()
         })
     }
 

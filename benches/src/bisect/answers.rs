@@ -69,7 +69,7 @@ impl Engine for Answers {
             logits: self.logits.clone(),
             hidden: self.hidden.clone(),
             routing: self.experts.iter().map(routing).collect(),
-            taps: Vec::new(),
+            ..Step::default()
         })
     }
 

@@ -175,6 +175,7 @@ pub(super) fn of_model(t: usize, config: &Config, mtp: bool, set: Set) -> Vec<Pa
     columns.sort_unstable();
     columns.dedup();
     paths.extend(columns.into_iter().map(Path::LeftPadded));
+    paths.extend([1, 3].map(Path::Decode));
     paths.extend(edits(t));
     if mtp {
         paths.extend([1, 2, 7, 64].into_iter().filter(|&n| n < t).map(Path::Mtp));

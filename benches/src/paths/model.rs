@@ -5,8 +5,12 @@ use std::{
     sync::Arc,
 };
 
-use golden::{Claims, Engine, Error, Weights, engine::Want};
-use ndarray::{Array2, Axis, concatenate, s};
+use golden::{
+    Claims, Engine, Error, Weights,
+    compare::{self, Bound},
+    engine::{Rows, Step, Want},
+};
+use ndarray::{Array2, Axis, arr1, concatenate, s};
 use rayon::prelude::*;
 use reference::{
     Model,
@@ -17,9 +21,10 @@ use super::{
     Before, Draft, Order, Path, Wrong,
     garbage::Garbage,
     plain::{Plain, Subject, whole},
-    walk::{Said, Slot, Walk},
+    walk::{Said, Slot, TOKENS, Walk},
 };
 use crate::{
+    ask::argmax,
     clock,
     registry::message,
     report::Outcome,
@@ -82,6 +87,7 @@ impl Plain {
         let run = || match path {
             Path::Mtp(pieces) => self.mtp(engine, *pieces, claim),
             Path::Edit(at) => self.edited(engine, *at, claim),
+            Path::Decode(many) => self.decoded(engine, *many, claim),
             _ => self.fed(engine, path, claim),
         };
         match catch_unwind(AssertUnwindSafe(run)) {
@@ -112,7 +118,8 @@ impl Plain {
                 let runs = self.claims.deterministic.then_some("equal bits of two runs");
                 runs.and(cut(&[self.text.len() / 2]))
             }
-            Path::Alone | Path::Heads | Path::GateOne => None,
+            // Whether something is looked at is no promise of anybody.
+            Path::Decode(_) | Path::Alone | Path::Heads | Path::GateOne => None,
         }
     }
 
@@ -359,6 +366,81 @@ impl Plain {
             self.judge(&self.text, &mixed)
         });
         Ok((found, outcome))
+    }
+
+    /// Texts one token at a time, with logits alone and then, where the engine chooses, with choices alone: logits are
+    /// those of the same steps with everything looked at, and choices what they say.
+    fn decoded(
+        &self,
+        engine: &mut dyn Engine,
+        many: usize,
+        claim: Option<&'static str>,
+    ) -> Result<(Option<Difference>, Outcome), Error> {
+        let t = self.text.len();
+        let turned = |i: usize| [&self.text[5 * i % t..], &self.text[..5 * i % t]].concat();
+        let texts: Vec<Vec<u32>> = (0..many).map(turned).collect();
+        let slots = (0..many).map(Slot::Text).collect();
+        let mut walk = Walk::start(engine, &texts, slots, self.garbage)?;
+        (0..t).try_for_each(|_| walk.feed(&vec![1; many]))?;
+        let looked = walk.end()?;
+        // Where embeddings are tied, the logit of garbage is garbage: there is no choice.
+        let chooses = engine.chooses() && !engine.config().tie_word_embeddings;
+        let mut steps = |want: &Want| -> Result<Vec<Step>, Error> {
+            engine.reset(many)?;
+            let next = |at: usize| texts.iter().map(|text| vec![text[at]]).collect::<Vec<_>>();
+            (0..t).map(|at| engine.forward(&next(at), want)).collect()
+        };
+        let plain = Want { logits: Rows::Last, last: Rows::None, ..Want::default() };
+        let told = steps(&plain)?;
+        let greedy = Want { logits: Rows::None, greedy: true, ..plain };
+        let chosen = if chooses { steps(&greedy)? } else { Vec::new() };
+        let held = engine.lengths();
+        let mut first = None;
+        let mut wrong = Vec::new();
+        for (i, (text, want)) in texts.iter().zip(&looked).enumerate() {
+            let rows: Vec<_> = told.iter().map(|step| step.logits.slice(s![i..=i, ..])).collect();
+            let logits = concatenate(Axis(0), &rows)?;
+            let says = logits.rows().into_iter().map(|row| i64::from(argmax(&row.to_vec())));
+            let says: Vec<i64> = says.take(chosen.len()).collect();
+            let own = |step: &Step| step.greedy.get(i).map_or(-1, |&id| i64::from(id));
+            let own: Vec<i64> = chosen.iter().map(own).collect();
+            let mut got = want.clone();
+            for (name, tap) in &mut got.taps {
+                match name.as_str() {
+                    "logits" => {
+                        let known = logits.slice(s![.., ..self.garbage as usize]);
+                        *tap = Tap::F32(known.to_owned().into_dyn());
+                    }
+                    TOKENS => *tap = Tap::I64(arr1(&[held[i] as i64]).into_dyn()),
+                    _ => {}
+                }
+            }
+            let ids = |ids: &[i64]| Tap::I64(arr1(ids).into_dyn());
+            let choices = |all: &[i64]| vec![("greedy".to_owned(), ids(all))];
+            let found = difference(&want.taps, &got.taps)
+                .or_else(|| difference(&choices(&says), &choices(&own)));
+            if let Some(mut found) = found {
+                found.output = format!("text {i}: {}", found.output);
+                first.get_or_insert(found);
+                wrong.push((i, text, want, got, [ids(&says), ids(&own)]));
+            }
+        }
+        let outcome = verdict(claim, first.as_ref(), |side| {
+            let mut findings = Vec::new();
+            for (i, text, want, got, [says, own]) in &wrong {
+                let said = if side == Side::Got { got } else { *want };
+                let mut all = self.judge(text, said)?;
+                if side == Side::Got {
+                    all.push(compare::views("greedy", &says.view(), &own.view(), Bound::Exact));
+                }
+                for mut finding in all {
+                    finding.output = format!("text {i}: {}", finding.output);
+                    findings.push(finding);
+                }
+            }
+            Ok(findings)
+        });
+        Ok((first, outcome))
     }
 
     /// The draft head in pieces, a draft of garbage taken back after each, against the head at once.

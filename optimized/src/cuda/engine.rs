@@ -2,10 +2,11 @@
 //! and how many threads do it.
 
 mod fast;
+mod head;
 mod matrix;
 mod several;
 
-pub(super) use fast::{FEW, Fast, Sorted};
+pub(super) use fast::{APART, FEW, Fast, Sorted};
 pub(super) use matrix::{Element, Matrix, Stored};
 
 use kernels::{ATTENTION, Build, ENGINE, ENGINE_EXPERTS, GATED_DELTA_RULE, Source};
@@ -564,18 +565,6 @@ impl Ops<'_> {
         let threads = 32 * slots.min(MOST_WARPS);
         let shape = ([d.div_ceil(ROWS), 1, n], threads, 4 * ROWS * slots);
         self.engine("engine_experts_down", Some(stored), shape, &args)
-    }
-
-    /// Rows of `d` bytes.
-    pub(super) fn gather(
-        &mut self,
-        o: &Buffer,
-        x: &Buffer,
-        rows: Arg,
-        (n, d): (usize, usize),
-    ) -> Result<(), Error> {
-        let args = [("o", at(o)), ("x", at(x)), ("rows", rows), ("N", Int(n)), ("D", Int(d))];
-        self.engine("engine_gather", None, (each(n * d), THREADS, 0), &args)
     }
 
     /// Rows `first ..` of `o`, of `d` bytes, `n` of them, become those of `x` `[M, D]`, in turn.

@@ -23,6 +23,7 @@
 //! without queries.
 
 mod engine;
+mod head;
 mod memory;
 #[cfg(test)]
 mod paper;
@@ -45,9 +46,9 @@ use golden::{
     split::{Share, Split},
     tap::Part,
 };
-use ndarray::Array2;
 
 use self::{
+    head::Head,
     pass::{Layers, Pass, Pending},
     scratch::{LOGITS, Scratch},
     seen::{Looked, Seen},
@@ -59,7 +60,7 @@ use super::{
     device::{self, Buffer, Device, Graph},
     engine::{Added, Element, Fast, Matrix, Ops, Stored},
     gpu::{Context, gpu, with},
-    launch::{Arg, Kernels, Stream},
+    launch::{Kernels, Stream},
 };
 use crate::{
     Kept,
@@ -174,7 +175,7 @@ struct Decode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Captured {
     sequences: usize,
-    logits: bool,
+    head: Head,
     scratch: u64,
     states: u64,
 }
@@ -319,22 +320,18 @@ impl Model {
         tokens: &[Vec<u32>],
         want: &Want,
     ) -> Result<Step, Error> {
-        let logits = want.logits != Rows::None;
+        let head = Head::of(want);
         if let Some(listener) = &mut self.listener
             && !(0..self.layers.len()).all(listener)
         {
             return Err(INTERRUPTED.into());
         }
         let n = tokens.len();
-        let asked: Vec<usize> = (0..if logits { n } else { 0 }).collect();
+        let asked: Vec<usize> = (0..if head == Head::Nothing { 0 } else { n }).collect();
         let lengths = self.states.lengths.clone();
         let told = self.tell(tokens, &asked, (&lengths, self.capacity()))?;
-        let of = Captured {
-            sequences: n,
-            logits,
-            scratch: self.scratch.moved,
-            states: self.states.moved,
-        };
+        let of =
+            Captured { sequences: n, head, scratch: self.scratch.moved, states: self.states.moved };
         let banded = LOGITS < asked.len();
         let mut decode = self.decode.take().filter(|decode| decode.of == of);
         match &mut decode {
@@ -343,10 +340,9 @@ impl Model {
                 let device = self.device.clone();
                 let mut failed = None;
                 let captured = device.capture(|| {
-                    let done = self.all(context, told, &mut Looked::nothing()).and_then(|()| {
-                        let band = 0..asked.len();
-                        if logits { self.band(context, told, band) } else { Ok(()) }
-                    });
+                    let done = self
+                        .all(context, told, &mut Looked::nothing())
+                        .and_then(|()| self.band(context, told, head, 0..asked.len()));
                     done.map_err(|e| {
                         let text = e.to_string();
                         failed = Some(e);
@@ -360,22 +356,22 @@ impl Model {
             }
             _ => {
                 self.all(context, told, &mut Looked::nothing())?;
-                if logits && !banded {
-                    self.band(context, told, 0..n)?;
+                if !banded {
+                    self.band(context, told, head, 0..asked.len())?;
                 }
             }
         }
         self.decode = Some(decode.unwrap_or(Decode { of, graph: None }));
         self.states.lengths.iter_mut().for_each(|length| *length += 1);
-        let logits = if banded {
-            self.logits(context, told, asked.len())?
+        let (logits, greedy) = if banded {
+            self.heads(context, told, head, asked.len())?
         } else {
-            self.scratch.logits(&self.device, asked.len(), self.share.vocabulary.len())?
+            self.headed(head, asked.len())?
         };
         let last: Vec<usize> = if want.last == Rows::None { vec![] } else { (0..n).collect() };
         let (element, d) = (self.format.element(), self.config.hidden_size);
         let hidden = vec![self.scratch.rows(&self.device, element, d, &last)?];
-        Ok(Step { logits, hidden, ..Step::default() })
+        Ok(Step { logits, greedy, hidden, ..Step::default() })
     }
 
     /// Tokens that caches have room for.
@@ -390,7 +386,8 @@ impl Model {
     /// A piece of a step, and what is wanted of it.
     fn piece(&mut self, context: &mut Context, piece: &Piece, want: &Want) -> Result<Step, Error> {
         let (n, d) = (piece.rows.len(), self.config.hidden_size);
-        let mut asked = piece.asked(want.logits);
+        let head = Head::of(want);
+        let mut asked = piece.asked(head.rows(want));
         let lengths = self.states.lengths.clone();
         let told = self.tell(&piece.tokens, &asked, (&lengths, self.capacity()))?;
         let mut looked = Looked {
@@ -412,8 +409,8 @@ impl Model {
         seen.part = Part::Head;
         let element = self.format.element();
         seen.see(&self.device, ("rms_norm", "norm"), &[n, d], &mut self.scratch.normed, element)?;
-        let mut logits = self.logits(context, told, asked.len())?;
-        let shape = [asked.len(), self.share.vocabulary.len()];
+        let (mut logits, greedy) = self.heads(context, told, head, asked.len())?;
+        let shape = [logits.nrows(), self.share.vocabulary.len()];
         if let Some(numbers) = logits.as_slice_mut() {
             seen.see_here(("lm_head", "logits"), &shape, numbers)?;
         }
@@ -422,47 +419,7 @@ impl Model {
         let mut hidden = hidden.unwrap_or_default();
         hidden.push(last);
         let (routing, taps) = (routing.unwrap_or_default(), seen.told.unwrap_or_default());
-        Ok(Step { logits, hidden, routing, taps })
-    }
-
-    /// Logits of the rows that are asked for, of the norm at hand.
-    fn logits(
-        &mut self,
-        context: &mut Context,
-        told: Told,
-        asked: usize,
-    ) -> Result<Array2<f32>, Error> {
-        let v = self.share.vocabulary.len();
-        let mut all = Array2::zeros((0, v));
-        for first in (0..asked).step_by(LOGITS) {
-            let end = (first + LOGITS).min(asked);
-            self.band(context, told, first..end)?;
-            let band = self.scratch.logits(&self.device, end - first, v)?;
-            if asked <= LOGITS {
-                return Ok(band);
-            }
-            all.append(ndarray::Axis(0), band.view())?;
-        }
-        Ok(all)
-    }
-
-    /// Logits of some of the rows that are asked for.
-    fn band(
-        &mut self,
-        context: &mut Context,
-        told: Told,
-        rows: std::ops::Range<usize>,
-    ) -> Result<(), Error> {
-        let element = self.format.element();
-        let Arg::At(asked) = told.asked() else { unreachable!("an address") };
-        let chosen = Arg::At(asked + 8 * rows.start as u64);
-        let head = self.lm_head.as_ref().unwrap_or(&self.embedding);
-        let stream = &mut Stream { context, kernels: &mut self.kernels };
-        let mut ops = Ops { stream, element, fast: self.fast };
-        let (r, d) = (&self.scratch, self.config.hidden_size);
-        ops.gather(&r.last, &r.normed, chosen, (rows.len(), d * element.size()))?;
-        ops.wide(&r.logits, &r.last, head, rows.len())?;
-        Ok(())
+        Ok(Step { logits, greedy, hidden, routing, taps })
     }
 
     /// Embedding, layers and final norm of a piece: nothing waits, unless somebody looks.
@@ -541,7 +498,7 @@ impl Model {
         if answer == Rows::None {
             return Ok(Step::default());
         }
-        let logits = self.logits(context, told, asked.len())?;
+        let (logits, _) = self.heads(context, told, Head::Logits, asked.len())?;
         let hidden = self.scratch.rows(&self.device, element, d, &asked)?;
         Ok(Step { logits, hidden: vec![hidden], ..Step::default() })
     }

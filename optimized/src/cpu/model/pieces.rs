@@ -141,6 +141,7 @@ pub(crate) fn join(all: &mut Option<Step>, next: Step) -> Result<(), Error> {
         return Ok(());
     };
     step.logits.append(Axis(0), next.logits.view())?;
+    step.greedy.extend(next.greedy);
     for (all, next) in step.hidden.iter_mut().zip(next.hidden) {
         all.append(Axis(0), next.view())?;
     }

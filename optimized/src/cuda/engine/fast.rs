@@ -24,6 +24,8 @@ pub(in crate::cuda) struct Fast {
 pub(in crate::cuda) const FEW: usize = 8;
 /// The same, four times as many.
 const SOME: usize = 32;
+/// Tokens whose experts are read one by one, be it that some have the same: of more it pays to sort them.
+pub(in crate::cuda) const APART: usize = 64;
 /// Shared memory of a block of the pipeline of products.
 const TILE_SHARED: usize = 231_424;
 /// Tokens of a chunk of the delta rule.
@@ -250,9 +252,11 @@ impl Ops<'_> {
             ("EXPERTS", Int(weight.rows)),
         ];
         let source = (&hopper::MOE_ROUTER, Build { activations: "bf16", weights: None });
-        if n <= FEW {
-            let threads = if 6400 <= weight.rows { 128 } else { 512 };
-            let shape = ([weight.rows.div_ceil(16), 1, 1], threads, 144 * threads);
+        // Few rows are few tiles, however many tokens.
+        let large = 6400 <= weight.rows;
+        if n <= if large { FEW } else { APART } {
+            let threads = if large { 128 } else { 512 };
+            let shape = ([weight.rows.div_ceil(16), n.div_ceil(FEW), 1], threads, 144 * threads);
             return self.launch(source, "moe_router_gemv", shape, &args);
         }
         let shape = ([self.multiprocessors(), 1, 1], tile_threads(false), TILE_SHARED);

@@ -175,6 +175,10 @@ impl Engine for Model {
         })
     }
 
+    fn chooses(&self) -> bool {
+        true
+    }
+
     fn snapshot(&mut self) -> Result<Snapshot, Error> {
         let id = self.next_snapshot;
         self.next_snapshot += 1;

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::cuda::{
     device::{Buffer, Device},
-    engine::{Added, Delta, Element, Experts, FEW, Heads, Matrix, Ops},
+    engine::{APART, Added, Delta, Element, Experts, FEW, Heads, Matrix, Ops},
 };
 
 /// A piece on its way through the layers.
@@ -379,7 +379,7 @@ impl<'a> Pass<'a> {
         let room = r.sorted();
         if let Some(all) = together {
             let by = (&r.ids, &r.weights);
-            if n <= FEW {
+            if n <= APART {
                 self.ops.few_experts(&r.narrow, x, all, by, (n, slots))?;
             } else {
                 let own = (all, experts + 1);
@@ -420,7 +420,7 @@ impl<'a> Pass<'a> {
         let x = (&r.normed, &r.hidden);
         let by = (&r.own_ids, &r.own_weights);
         if let Some(all) = together {
-            if n <= FEW {
+            if n <= APART {
                 self.ops.few_experts(&r.narrow, x, all, by, (n, slots))?;
             } else {
                 let all = (all, share.experts.len() + 1);

@@ -391,7 +391,7 @@ impl Engine for Ranks {
         }
         let tokens = tokens.to_vec();
         // Intermediates are in parts, and not told. What is whole everywhere is asked of the first.
-        let first = Want { taps: false, ..want.clone() };
+        let first = Want { taps: false, greedy: false, ..want.clone() };
         let others = Want { last: Rows::None, hidden: false, routing: false, ..first.clone() };
         beside(self.each(move |model| {
             let want = if model.share.leads() { &first } else { &others };

@@ -1,13 +1,13 @@
 //! Room on the device for what a piece computes, used again by every layer.
 
-use golden::{Config, Error, config::Mlp};
+use golden::{Config, Error, config::Mlp, engine::NOT_FINITE};
 use ndarray::{Array2, s};
 use zerocopy::IntoBytes;
 
 use super::{seen::numbers, told::Told};
 use crate::cuda::{
     device::{self, Buffer, Device},
-    engine::{Element, FEW, Fast, Sorted},
+    engine::{APART, Element, Fast, Sorted},
 };
 
 /// Rows of logits that are computed at once.
@@ -115,6 +115,8 @@ scratch! {
     last,
     /// `[LOGITS, M]` f32.
     logits,
+    /// `[LOGITS]` i64, what is chosen among them.
+    chosen,
 }
 
 impl Scratch {
@@ -206,6 +208,14 @@ impl Scratch {
         Ok(all.slice_move(s![.., ..active]))
     }
 
+    /// The ids that were chosen among the logits at hand, of `v` each.
+    pub(super) fn chosen(&self, device: &Device, n: usize, v: usize) -> Result<Vec<u32>, Error> {
+        let mut ids = vec![0_i64; n];
+        device.get(&self.chosen, ids.as_mut_bytes())?;
+        let id = |id: i64| u32::try_from(id).ok().filter(|&id| (id as usize) < v);
+        ids.into_iter().map(id).collect::<Option<_>>().ok_or_else(|| NOT_FINITE.into())
+    }
+
     /// The logits at hand.
     pub(super) fn logits(&self, device: &Device, n: usize, v: usize) -> Result<Array2<f32>, Error> {
         let mut logits = vec![0_f32; n * v];
@@ -258,6 +268,7 @@ impl<'a> Room<'a> {
         let of_row = match name {
             "told" => return 8 * Told::len(n, sequences),
             "last" => return LOGITS * d * e,
+            "chosen" => return LOGITS * 8,
             "logits" => return LOGITS * c.vocab_size.div_ceil(ranks) * 4,
             "narrow" | "more" | "zeros" | "work" | "parts" | "tickets" | "counts" | "offsets"
             | "tiles" | "n_tiles" | "order" | "passed" | "expert_parts" => {
@@ -282,7 +293,7 @@ impl<'a> Room<'a> {
             "gathered" => 4 * ranks * d,
             "margins" | "opens" => 4,
             // Three pieces of each number, of tokens whose experts are read one by one.
-            "hidden" => return e * hidden * n.max(3 * n.min(FEW)),
+            "hidden" => return e * hidden * n.max(3 * n.min(APART)),
             other => unreachable!("no buffer {other}"),
         };
         n * of_row
