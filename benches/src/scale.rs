@@ -176,6 +176,7 @@ pub fn run(
         over[i].push(took / grown(&ceilings.around(turn)).least());
     }
     let roof = ceilings.roof();
+    let clear = cliffs.is_empty();
     let memory: Option<Vec<_>> =
         points.iter().map(|point| Some((point.context, point.memory? as f64))).collect();
     Ok(Scaled {
@@ -186,7 +187,8 @@ pub fn run(
         cliffs: (CONTEXTS <= points.len()).then_some(cliffs),
         points,
         grown: grown(&roof),
-        over: slope(contexts, &over),
+        // Past a cliff it is another line.
+        over: if clear { slope(contexts, &over) } else { None },
     })
 }
 

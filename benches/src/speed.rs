@@ -44,11 +44,22 @@ impl Options {
         self.batches.iter().flat_map(of).collect()
     }
 
+    /// Without what is asked twice.
+    pub fn once(self) -> Options {
+        fn once<T: Copy + PartialEq>(all: &[T]) -> Vec<T> {
+            let mut own = Vec::new();
+            all.iter().for_each(|x| own.extend((!own.contains(x)).then_some(*x)));
+            own
+        }
+        Options { batches: once(&self.batches), depths: once(&self.depths), ..self }
+    }
+
     /// What an engine is asked at a place, as far as memory depends on it.
     pub fn demand(&self, place: Place, narrowed: Narrowed) -> Demand {
         let Place { batch: sequences, depth } = place;
         let context = depth.tokens.saturating_add(self.prefill.max(self.decode));
-        let fed = self.prefill.max(1).saturating_mul(sequences);
+        let before = if depth.fed { depth.tokens } else { 1 };
+        let fed = self.prefill.max(before).saturating_mul(sequences);
         Demand { sequences, context, fed, logits: sequences, hidden: 0, drafts: 0, narrowed }
     }
 }
@@ -401,6 +412,13 @@ fn turn(
     let mut decode = None;
     if 0 < options.decode {
         engine.restore(from)?;
+        if options.gpu {
+            // It is told what follows in the first two steps of a batch of another size, and tells itself no more.
+            for i in 0..2.min(options.decode) {
+                engine.forward(&texts(engine, batch, i..i + 1), &want)?;
+            }
+            engine.restore(from)?;
+        }
         let tokens: Vec<_> = (0..options.decode).map(|i| texts(engine, batch, i..i + 1)).collect();
         let (step, took) =
             time(|| tokens.iter().try_for_each(|token| engine.forward(token, &want).map(drop)));

@@ -101,7 +101,7 @@ const WORDS: &[(&str, &str)] = &[
     (
         "path",
         "a way to feed one text: split=…, every=n, resume, rollback, together, prompt, packed, poisoned, fresh, left-pad, \
-         mtp; or a relation that needs no oracle: edit, heads, gate-one, alone. All have the answer of the plain way: to the \
+         decode, mtp; or a relation that needs no oracle: edit, heads, gate-one, alone. All have the answer of the plain way: to the \
          bit where that is claimed, else within the bound of the plan, from runs along the same path",
     ),
     (

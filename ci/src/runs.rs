@@ -319,8 +319,7 @@ impl Results {
             }
             "bench" => {
                 let row: ModelSpeed = read(line)?;
-                let ModelSpeed { kv_cache, depth, fed, .. } = &row;
-                let of = format!("{} {kv_cache:?} {depth} {fed}", row.asked());
+                let of = format!("{} {} {}", row.asked(), row.depth, row.fed);
                 times(&row.model, "prefill_samples", &row.prefill_samples)?;
                 times(&row.model, "decode_samples", &row.decode_samples)?;
                 self.once(run, number, &[kind, &row.model, &of])?;

@@ -2,6 +2,7 @@
 
 use std::{
     env, fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -94,7 +95,14 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         let log = logs.join(format!("{tool}.log"));
         let verdict = room.path().join("verdict.json");
         let mut command = Command::new(&program);
-        command.args(["--tool", tool.name(), "--target-processes", "all", "--log-file"]).arg(&log);
+        // What an earlier run left is not what this one finds.
+        if let Err(e) = fs::remove_file(&log)
+            && e.kind() != ErrorKind::NotFound
+        {
+            return Err(unfit(format!("{}: {e}", log.display())));
+        }
+        command.args(["--tool", tool.name(), "--target-processes", "all", "--print-limit", "0"]);
+        command.arg("--log-file").arg(&log);
         command.arg(&own).arg("--no-progress").arg("--verdict").arg(&verdict);
         command.args(["--format", "jsonl", "check", "--set", args.set.name()]);
         for kernel in &args.kernel {
@@ -180,7 +188,8 @@ fn told(log: &str) -> Told {
     let number = |text: &str, behind: &str| -> Option<u64> {
         text.split_once(behind)?.1.split_whitespace().next()?.parse().ok()
     };
-    let errors = lines().filter_map(|line| {
+    let counted = |line: &&str| !line.contains("were not printed");
+    let errors = lines().filter(counted).filter_map(|line| {
         number(line, "ERROR SUMMARY: ").or_else(|| number(line, "RACECHECK SUMMARY: "))
     });
     // With several processes each has a last word.
@@ -216,7 +225,8 @@ fn findings<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<(Finding, u64)> {
 
 /// Without the address of an instruction, and how many threads met.
 fn place(line: &str) -> String {
-    let line = line.rsplit_once(" [").map_or(line, |(before, _)| before);
+    let met = |line: &str| Some(line.strip_suffix(" hazards]")?.rsplit_once(" [")?.0.len());
+    let line = met(line).map_or(line, |end| &line[..end]);
     let words = line.split(' ').map(|word| word.split_once("+0x").map_or(word, |(name, _)| name));
     words.collect::<Vec<_>>().join(" ")
 }
@@ -236,15 +246,19 @@ mod tests {
         let wrong = "\
 ========= COMPUTE-SANITIZER
 ========= Invalid __global__ write of size 4 bytes
-=========     at rms_norm+0x120 in kernel.cu:7
+=========     at rms_norm(float (*) [32])+0x120 in kernel.cu:7
 =========     by thread (0,0,0) in block (0,0,0)
 =========     Saved host backtrace up to driver entry point at error
 ========= ERROR SUMMARY: 3 errors
+========= ERROR SUMMARY: 2 errors were not printed. Use --print-limit option to adjust the number of printed errors
 ========= COMPUTE-SANITIZER
 ========= ERROR SUMMARY: 0 errors
 ";
         let findings = vec![finding(
-            &["Invalid __global__ write of size 4 bytes", "at rms_norm in kernel.cu:7"],
+            &[
+                "Invalid __global__ write of size 4 bytes",
+                "at rms_norm(float (*) [32]) in kernel.cu:7",
+            ],
             1,
         )];
         assert_eq!(told(wrong), Told { errors: Some(3), findings });

@@ -116,7 +116,7 @@ impl Traffic {
     pub fn of_step(&self, sequences: usize, config: &Config) -> f64 {
         let (all, chosen) = (config.num_experts as f64, config.num_experts_per_tok as f64);
         // Exactly those of a token, if there is one; and a model may have no experts.
-        let met = if sequences == 1 || config.num_experts == 0 {
+        let met = if sequences == 1 || self.experts == 0 {
             1.0
         } else {
             all / chosen * (1.0 - (1.0 - chosen / all).powf(sequences as f64))
@@ -368,7 +368,6 @@ mod tests {
         assert_eq!(traffic.of_step(2, &config), 40.0 + 90.0 + 14.0);
         // In the end all.
         assert_eq!(traffic.of_step(1000, &config), 40.0 + 120.0 + 7000.0);
-        config.num_experts = 0;
         let dense = Traffic { weights: 100, states: 7, ..Traffic::default() };
         assert_eq!(dense.of_step(2, &config), 114.0);
     }

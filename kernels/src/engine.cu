@@ -16,6 +16,7 @@
 // engine_attention_in_fp8: the same into a cache in FP8, without a scale.
 // engine_sum:           what several GPUs add to the residual stream, in their order; one thread per element.
 // engine_gather:        rows of a matrix; one thread per element.
+// engine_greedy:        the largest logit of each row; one block of 1024 threads per row.
 // engine_repeat:        a few rows again and again; one thread per byte.
 // engine_read:          reads memory, to see how fast that is; every thread 16 bytes at a time.
 
@@ -128,13 +129,14 @@ extern "C" __global__ void engine_gather(
     if (n < N) o[i] = x[rows[n] * D + d];
 }
 
-// The id of the largest of M logits, of equal ones the lowest; M where one is NaN or infinite. A block of 1024 threads
-// has a row.
+// The id of the largest of M logits, of equal ones the lowest; M where one is NaN or infinite.
 extern "C" __global__ void engine_greedy(
     long long* __restrict__ ids,        // [N]
     const float* __restrict__ logits,   // [N, M]
+    int N,
     int M)
 {
+    if (N <= blockIdx.x) return;
     __shared__ float largest[32];
     __shared__ int where[32];
     const float* row = logits + (size_t)blockIdx.x * M;

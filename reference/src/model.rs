@@ -16,12 +16,15 @@ use golden::{
     Claims, Config, Dtype, Engine, Error, Tensor1, Tensor2, Tensor3, Tensor4, Weights,
     config::{Mixer, Mlp},
     engine::{
-        INTERRUPTED, LinearState, Listener, Routing, Rows, Snapshot, Step, Undo, Want, check_tokens,
+        INTERRUPTED, LinearState, Listener, NOT_FINITE, Routing, Rows, Snapshot, Step, Undo, Want,
+        check_tokens,
     },
     ops,
     tap::{Part, RESIDUAL, Tap},
 };
-use ndarray::{ArcArray, Array, Array2, Array3, ArrayView, Axis, Dimension, concatenate, s};
+use ndarray::{
+    ArcArray, Array, Array2, Array3, ArrayView, ArrayView1, Axis, Dimension, concatenate, s,
+};
 
 use crate::{
     Plant, Real,
@@ -439,6 +442,20 @@ impl<R: Real> Model<R> {
     }
 }
 
+/// The id of the largest logit, of equal ones the lowest.
+fn choice(logits: &ArrayView1<'_, f32>) -> Result<u32, Error> {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (id, &x) in logits.iter().enumerate() {
+        if !x.is_finite() {
+            return Err(NOT_FINITE.into());
+        }
+        if best.1 < x {
+            best = (id as u32, x);
+        }
+    }
+    Ok(best.0)
+}
+
 impl<R: Real> Engine for Model<R> {
     fn name(&self) -> String {
         format!("reference/{}", R::NAME)
@@ -458,6 +475,10 @@ impl<R: Real> Engine for Model<R> {
         true
     }
 
+    fn chooses(&self) -> bool {
+        true
+    }
+
     fn reset(&mut self, sequences: usize) -> Result<(), Error> {
         self.sequences = (0..sequences).map(|_| self.empty_sequence()).collect();
         self.undo = None;
@@ -469,17 +490,25 @@ impl<R: Real> Engine for Model<R> {
     }
 
     fn forward(&mut self, tokens: &[Vec<u32>], want: &Want) -> Result<Step, Error> {
-        let Pass { logits, hidden, routing, taps } = self.pass(tokens, want)?;
+        let greedy = want.greedy && want.logits == Rows::None;
+        let asked = if greedy { Want { logits: Rows::Last, ..want.clone() } } else { want.clone() };
+        let Pass { logits, hidden, routing, taps } = self.pass(tokens, &asked)?;
+        let mut logits = narrow(&logits);
+        let mut chosen = Vec::new();
+        if greedy {
+            chosen = logits.rows().into_iter().map(|row| choice(&row)).collect::<Result<_, _>>()?;
+            logits = Array2::zeros((0, logits.ncols()));
+        }
         let told = |r: Routed<R>| Routing {
             ids: r.ids.into_owned(),
             margins: narrow(&r.margins).into_raw_vec_and_offset().0,
         };
         Ok(Step {
-            logits: narrow(&logits),
+            logits,
+            greedy: chosen,
             hidden: hidden.iter().map(narrow).collect(),
             routing: routing.into_iter().map(|routed| routed.map(told)).collect(),
             taps,
-            ..Step::default()
         })
     }
 

@@ -59,6 +59,11 @@ pub const FAULTS: &[Plant] = &[
         cite: "https://github.com/vllm-project/vllm/issues/42960",
     },
     Plant {
+        name: "choice-of-the-neighbour",
+        what: "in a batch each sequence is given the token that was chosen for the next one",
+        cite: "https://github.com/vllm-project/vllm/issues/28182",
+    },
+    Plant {
         name: "bits-by-run",
         what: "every third step the last logit is off by one unit in the last place, though equal runs are claimed",
         cite: "https://github.com/sgl-project/sglang/issues/27869",
@@ -160,6 +165,10 @@ impl Engine for Faulty {
         self.inner.claims()
     }
 
+    fn chooses(&self) -> bool {
+        self.inner.chooses()
+    }
+
     fn reset(&mut self, sequences: usize) -> Result<(), Error> {
         let as_many = self.held.len() == sequences;
         self.held = vec![0; sequences];
@@ -173,6 +182,9 @@ impl Engine for Faulty {
 
     fn forward(&mut self, tokens: &[Vec<u32>], want: &Want) -> Result<Step, Error> {
         let mut step = self.step(tokens, want)?;
+        if self.is("choice-of-the-neighbour") && 1 < step.greedy.len() {
+            step.greedy.rotate_left(1);
+        }
         self.steps += 1;
         self.spoil(tokens, &mut step.logits);
         self.before.clone_from(&self.held);

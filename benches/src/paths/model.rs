@@ -110,16 +110,17 @@ impl Plain {
             Path::Every(n) | Path::Mtp(n) => cut(&[*n]),
             Path::Resume(at) => cut(&[*at]),
             // What is taken back may be computed again.
-            Path::Rollback(_) | Path::Prompt(_) => cut(&[1]),
-            Path::Together(_) | Path::LeftPadded(_) | Path::Poisoned(_) => batch.and(cut(&[1])),
+            Path::Rollback(_) | Path::Prompt(_) | Path::Decode(1) => cut(&[1]),
+            Path::Together(_) | Path::LeftPadded(_) | Path::Poisoned(_) | Path::Decode(_) => {
+                batch.and(cut(&[1]))
+            }
             Path::Packed(_) | Path::Edit(_) => batch,
             // It is fed in two halves.
             Path::Fresh(_) => {
                 let runs = self.claims.deterministic.then_some("equal bits of two runs");
                 runs.and(cut(&[self.text.len() / 2]))
             }
-            // Whether something is looked at is no promise of anybody.
-            Path::Decode(_) | Path::Alone | Path::Heads | Path::GateOne => None,
+            Path::Alone | Path::Heads | Path::GateOne => None,
         }
     }
 
@@ -368,8 +369,8 @@ impl Plain {
         Ok((found, outcome))
     }
 
-    /// Texts one token at a time, with logits alone and then, where the engine chooses, with choices alone: logits are
-    /// those of the same steps with everything looked at, and choices what they say.
+    /// Texts one token at a time: with everything looked at, for what routers chose, with logits alone, which are held
+    /// against the plain answer, and where the engine chooses with choices alone, which are what its logits say.
     fn decoded(
         &self,
         engine: &mut dyn Engine,
@@ -397,14 +398,18 @@ impl Plain {
         let held = engine.lengths();
         let mut first = None;
         let mut wrong = Vec::new();
-        for (i, (text, want)) in texts.iter().zip(&looked).enumerate() {
+        for (i, (text, mut got)) in texts.iter().zip(looked).enumerate() {
+            let want = self.said(engine, text)?;
+            if let Some(name) = not_finite(&want.taps, &[]) {
+                let why = format!("text {i}: the plain answer is not finite in {name}");
+                return Ok((None, Outcome::Mistrusted(why)));
+            }
             let rows: Vec<_> = told.iter().map(|step| step.logits.slice(s![i..=i, ..])).collect();
             let logits = concatenate(Axis(0), &rows)?;
             let says = logits.rows().into_iter().map(|row| i64::from(argmax(&row.to_vec())));
             let says: Vec<i64> = says.take(chosen.len()).collect();
             let own = |step: &Step| step.greedy.get(i).map_or(-1, |&id| i64::from(id));
             let own: Vec<i64> = chosen.iter().map(own).collect();
-            let mut got = want.clone();
             for (name, tap) in &mut got.taps {
                 match name.as_str() {
                     "logits" => {
@@ -428,7 +433,7 @@ impl Plain {
         let outcome = verdict(claim, first.as_ref(), |side| {
             let mut findings = Vec::new();
             for (i, text, want, got, [says, own]) in &wrong {
-                let said = if side == Side::Got { got } else { *want };
+                let said = if side == Side::Got { got } else { &**want };
                 let mut all = self.judge(text, said)?;
                 if side == Side::Got {
                     all.push(compare::views("greedy", &says.view(), &own.view(), Bound::Exact));

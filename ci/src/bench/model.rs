@@ -84,7 +84,8 @@ pub(crate) fn run(args: &Args, out: &Out) -> anyhow::Result<Exit> {
         depths: args.depth.iter().map(at(false)).chain(args.fed.iter().map(at(true))).collect(),
         rounds: args.rounds as usize,
         gpu: args.engine == "cuda",
-    };
+    }
+    .once();
     args.ready.check(&args.number)?;
     let numbers = args.numbers();
     let stated = stated(args, &numbers, &options, &*weights)?;
@@ -137,7 +138,8 @@ fn stated(
         }));
     }
     // What is held beside weights: of every batch the pages of its deepest states, which all its depths share, but
-    // for those that were fed; and recurrent states of every place, and of one that is going on.
+    // for those that were fed; and recurrent states of every place, and of one that is going on. A GPU shares nothing:
+    // keys and values of every place, and of the one that is going on.
     let (mut cache, mut state) = (0_u64, 0_u64);
     let mut deepest: Option<(Place, &[Stated])> = None;
     let rows: Vec<_> = places.iter().copied().zip(stated.chunks(numbers.len())).collect();
@@ -147,11 +149,11 @@ fn stated(
             own.max_by_key(|(place, _)| place.depth.tokens)
         };
         for (place, stated) in [false, true].into_iter().filter_map(of_kind) {
-            for one in *stated {
-                cache = cache.saturating_add(one.memory.cache);
-            }
-            let tokens = |place: Place| place.batch.saturating_mul(place.depth.tokens);
-            if deepest.is_none_or(|(before, _)| tokens(before) <= tokens(*place)) {
+            cache = cache.saturating_add(caches(stated));
+            let size = |place: Place| {
+                (place.batch.saturating_mul(place.depth.tokens), place.batch, place.depth.tokens)
+            };
+            if deepest.is_none_or(|(before, _)| size(before) <= size(*place)) {
                 deepest = Some((*place, stated));
             }
         }
@@ -161,8 +163,15 @@ fn stated(
         state = state.saturating_add(one.saturating_mul(copies));
     }
     if let Some((place, stated)) = deepest {
+        if options.gpu {
+            let all = rows.iter().map(|(_, stated)| caches(stated));
+            let kept = all.clone().fold(0, u64::saturating_add);
+            cache = kept.saturating_add(all.max().unwrap_or_default());
+        }
+        let scratch = rows.iter().flat_map(|(_, stated)| *stated).map(|one| one.memory.scratch);
+        let scratch = scratch.max().unwrap_or_default();
         let all = stated.iter().fold(Memory::default(), |all, one| both(&all, &one.memory));
-        let all = Memory { cache, state, ..all };
+        let all = Memory { cache, state, scratch, ..all };
         let named: Vec<_> = numbers.iter().map(ToString::to_string).collect();
         let many =
             if place.batch == 1 { String::new() } else { format!("{} sequences ", place.batch) };
@@ -172,6 +181,11 @@ fn stated(
         fit::fits(&what, &all, available).map_err(|line| fail(Exit::Unfit, line))?;
     }
     Ok(stated)
+}
+
+/// Keys and values of all engines at a place.
+fn caches(stated: &[Stated]) -> u64 {
+    stated.iter().map(|one| one.memory.cache).fold(0, u64::saturating_add)
 }
 
 /// What two engines of one model hold.
@@ -297,7 +311,7 @@ fn tell(model: &str, fed: [usize; 2], measured: &Measured, stated: &[Stated], ou
             "memory_needed": stated.memory, "peak_rss_bytes": row.peak,
             "peak_rss_beyond_bytes": stated.beyond(row, roof.gpu)}));
     }
-    lines(fits, out);
+    lines(fits, &rows.iter().zip(stated).collect::<Vec<_>>(), out);
 }
 
 fn depth(row: &Row) -> String {
@@ -305,16 +319,16 @@ fn depth(row: &Row) -> String {
     format!("{tokens}{}", if fed { ", fed" } else { "" })
 }
 
-/// One sequence at least.
+/// As many as a grid of blocks takes.
 fn sequences(text: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(0) | Err(_) => Err("expected a number of sequences, 1 or more".to_owned()),
-        Ok(many) => Ok(many),
+        Ok(many @ 1..=65_535) => Ok(many),
+        _ => Err("expected a number of sequences from 1 to 65535".to_owned()),
     }
 }
 
 /// How the time of a token grows with the context.
-fn lines(fits: &[Fit], out: &Out) {
+fn lines(fits: &[Fit], rows: &[(&Row, &Stated)], out: &Out) {
     if fits.is_empty() {
         return;
     }
@@ -333,9 +347,13 @@ fn lines(fits: &[Fit], out: &Out) {
         &["engine", "batch", "a", "b", "b of the bytes, b over it", "furthest from the line"],
         &fits.iter().map(cells).collect::<Vec<_>>(),
     );
+    let kept = |fit: &Fit| {
+        let own = rows.iter().find(|(row, _)| row.engine == fit.engine);
+        own.and_then(|(_, stated)| stated.kept).map(Kept::name)
+    };
     for fit in fits {
         out.json(&json!({"schema": "karat.result/1", "kind": "bench_fit", "engine": fit.engine,
-            "batch": fit.batch, "depths": fit.depths, "seconds_at_none": fit.a, "seconds_per_token": fit.b,
+            "kv_cache": kept(fit), "batch": fit.batch, "depths": fit.depths, "seconds_at_none": fit.a, "seconds_per_token": fit.b,
             "seconds_per_token_of_bytes": fit.bytes, "furthest": fit.worst.0,
             "furthest_depth": fit.worst.1}));
     }

@@ -131,8 +131,7 @@ pub(super) fn context(results: &Results) -> Markup {
         None => lines.push(Line { name: name.to_owned(), points: vec![at], fit: None }),
     };
     for row in results.model_speeds.iter().filter(|row| !row.engine.is_empty()) {
-        let kept = row.kv_cache.as_ref().map_or(String::new(), |kept| format!(", keys in {kept}"));
-        let name = format!("{}{kept}{}", row.asked(), if row.fed { ", fed" } else { "" });
+        let name = format!("{}{}", row.asked(), if row.fed { ", fed" } else { "" });
         let depth = row.depth as f64;
         if let Some(pace) = row.decode_tokens_per_second {
             line(&mut decode, &name, (depth, pace.median));
@@ -256,8 +255,8 @@ fn fits(results: &Results) -> Markup {
         .map(|fit| {
             vec![
                 html! { code { (fit.asked()) } },
-                cell(format!("{:.3}", 1e3 * fit.seconds_at_none)),
-                cell(format!("{:.3}", 1e9 * fit.seconds_per_token)),
+                cell(format!("{:.3}", 1e3 * fit.seconds_at_none / fit.batch as f64)),
+                cell(format!("{:.3}", 1e9 * fit.seconds_per_token / fit.batch as f64)),
                 cell("–"),
                 cell("–"),
                 cell(format!("{:+.1} % at {}", 100.0 * fit.furthest, fit.furthest_depth)),

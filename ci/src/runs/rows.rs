@@ -352,20 +352,22 @@ pub(crate) struct ModelSpeed {
 }
 
 impl ModelSpeed {
-    /// The engine, and how many sequences it has side by side, if several.
+    /// The engine, what it keeps keys in, and how many sequences it has side by side, if several.
     pub(crate) fn asked(&self) -> String {
-        side_by_side(&self.engine, self.batch)
+        asked(&self.engine, self.kv_cache.as_deref(), self.batch)
     }
 }
 
-fn side_by_side(engine: &str, batch: u64) -> String {
-    if batch == 1 { engine.to_owned() } else { format!("{engine}, {batch} sequences") }
+fn asked(engine: &str, kept: Option<&str>, batch: u64) -> String {
+    let kept = kept.map_or(String::new(), |kept| format!(", keys in {kept}"));
+    let batch = if batch == 1 { String::new() } else { format!(", {batch} sequences") };
+    format!("{engine}{kept}{batch}")
 }
 
 impl SpeedFit {
     /// Whose fit it is, as [`ModelSpeed::asked`] has it.
     pub(crate) fn asked(&self) -> String {
-        side_by_side(&self.engine, self.batch)
+        asked(&self.engine, self.kv_cache.as_deref(), self.batch)
     }
 }
 
@@ -373,6 +375,8 @@ impl SpeedFit {
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct SpeedFit {
     pub(crate) engine: String,
+    #[serde(default)]
+    pub(crate) kv_cache: Option<String>,
     #[serde(default = "one")]
     pub(crate) batch: u64,
     pub(crate) seconds_at_none: f64,

@@ -196,8 +196,9 @@ fn bench_times_a_model() {
     // What no machine has is said in one line, before it is tried.
     let deep = ["bench", "--model", "synthetic:tiny", "--depth", "9999999999999"];
     home.says(9, &deep, &["memory: cpu in bf16, at depth 9999999999999 needs", "keys and values"]);
-    let wide = ["bench", "--model", "synthetic:tiny", "--batch", "9999999999", "--depth", "9"];
-    home.says(9, &wide, &["cpu in bf16, 9999999999 sequences at depth 9 needs", "states"]);
+    let wide = ["bench", "--model", "synthetic:tiny", "--batch", "65535,2", "--depth", "9M,0,9M"];
+    home.says(9, &wide, &["cpu in bf16, 65535 sequences at depth 9437184 needs", "states"]);
+    home.ends(2, &["bench", "--model", "synthetic:tiny", "--batch", "65536"]);
     home.ends(2, &["bench", "--model", "synthetic:tiny", "--batch", "1,0"]);
 }
 

@@ -38,7 +38,7 @@ fn everything(home: &Home) {
         let pace = 30.0 - f64::from(depth) / 1e4;
         let samples = json!({"min": pace - 1.0, "median": pace, "max": pace + 1.0});
         rows.push(row("bench", json!({
-            "model": "synthetic:slice", "engine": "cpu in bf16", "depth": depth, "fed": false, "prefill": 512, "decode": 64,
+            "model": "synthetic:slice", "engine": "cpu in bf16", "kv_cache": "bf16", "depth": depth, "fed": false, "prefill": 512, "decode": 64,
             "prefill_tokens_per_second": samples, "decode_tokens_per_second": samples,
             "prefill_samples": [pace - 1.0, pace, pace + 1.0], "decode_samples": [pace, pace + 0.5],
             "memory_needed": {"mapped": 1, "owned": 2, "state": 1_000_000, "cache": depth * 2048, "scratch": 3},
@@ -50,7 +50,7 @@ fn everything(home: &Home) {
         "model": "synthetic:slice", "engine": "cpu in bf16", "batch": 8, "depth": 0, "fed": false, "prefill": 512, "decode": 64,
         "decode_tokens_per_second": many, "decode_samples": [60.0],
     })));
-    rows.push(row("bench_fit", json!({"engine": "cpu in bf16", "depths": 3, "seconds_at_none": 0.033, "seconds_per_token": 1e-7})));
+    rows.push(row("bench_fit", json!({"engine": "cpu in bf16", "kv_cache": "bf16", "depths": 3, "seconds_at_none": 0.033, "seconds_per_token": 1e-7})));
     let points: Vec<Value> = [0, 1024, 16384].map(|context| json!({
         "context": context, "ms_per_token": 20.0 + f64::from(context) * 1e-4, "samples_ns": [[2e7]], "memory_bytes": 5e8, "state_bytes": 1e6,
     })).to_vec();
@@ -209,7 +209,9 @@ fn exports_are_what_other_tools_read() {
         && entry["name"].is_string()
         && 0.0 < entry["value"].as_f64().unwrap()));
     assert!(
-        action.iter().any(|entry| entry["name"] == "model/decode/synthetic:slice/cpu in bf16@4096")
+        action
+            .iter()
+            .any(|entry| entry["name"] == "model/decode/synthetic:slice/cpu in bf16 kv=bf16@4096")
     );
     let llama = export("times.jsonl", "llama-bench");
     let llama: Vec<Value> = llama.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

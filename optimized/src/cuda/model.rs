@@ -313,7 +313,7 @@ impl Model {
         Ok(Told { address, n, s, one_each })
     }
 
-    /// A token of each sequence, with logits of each or none.
+    /// A token of each sequence, with logits of each, the choice among them, or nothing.
     fn decode(
         &mut self,
         context: &mut Context,

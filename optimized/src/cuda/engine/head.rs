@@ -29,7 +29,7 @@ impl Ops<'_> {
         logits: &Buffer,
         (n, m): (usize, usize),
     ) -> Result<(), Error> {
-        let args = [("ids", at(ids)), ("logits", at(logits)), ("M", Int(m))];
+        let args = [("ids", at(ids)), ("logits", at(logits)), ("N", Int(n)), ("M", Int(m))];
         self.engine("engine_greedy", None, ([n, 1, 1], CHOOSERS, 0), &args)
     }
 }
