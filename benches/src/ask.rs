@@ -190,6 +190,12 @@ fn mtp(engine: &mut dyn Engine, tokens: &[Vec<u32>], said: &Said) -> Result<Arra
     Ok(engine.mtp(&next, &last.select(Axis(0), &kept))?.logits)
 }
 
+/// What is wanted of the token that follows each sequence: the greedy choice, or logits to choose by.
+pub(crate) fn next(greedy: bool) -> Want {
+    let logits = if greedy { Rows::None } else { Rows::Last };
+    Want { logits, greedy, ..Want::default() }
+}
+
 /// The largest, ties to the lowest index.
 pub fn argmax(x: &[f32]) -> u32 {
     let mut best = 0;

@@ -9,7 +9,10 @@ use golden::{
 };
 use ndarray::{Array2, arr1, s};
 
-use crate::{ask::argmax, clock};
+use crate::{
+    ask::{argmax, next},
+    clock,
+};
 
 /// How tokens are chosen, and when to stop.
 #[derive(Clone, Debug)]
@@ -74,12 +77,10 @@ pub fn generate(
     engine.reset(1)?;
     // The choice comes back alone, where an engine makes it.
     let greedy = options.temperature == 0.0 && options.speculate == 0 && engine.chooses();
-    let logits = if greedy { Rows::None } else { Rows::Last };
     let (first, prefill) = clock::time(|| -> Result<Last, Error> {
         // Drafts are made from the hidden state of every token.
         let last = if options.speculate == 0 { Rows::Last } else { Rows::All };
-        let want = Want { logits, greedy, last, ..Want::default() };
-        let step = engine.forward(&[prompt.to_vec()], &want)?;
+        let step = engine.forward(&[prompt.to_vec()], &Want { last, ..next(greedy) })?;
         let hidden = last_hidden(&step)?;
         if 0 < options.speculate {
             let before = prompt.len() - 1;
@@ -98,17 +99,17 @@ pub fn generate(
         on_token(token).is_break() || over
     };
     while report.tokens.len() < options.max_new {
-        let next = match &last.said {
+        let token = match &last.said {
             Said::Logits(x) if x.iter().any(|x| !x.is_finite()) => return Err(NOT_FINITE.into()),
             Said::Logits(logits) => choose(logits, options, &mut rng),
             Said::Next(id) => *id,
         };
-        if told(&mut report, next) {
+        if told(&mut report, token) {
             break;
         }
         let room = options.max_new - report.tokens.len();
         let (result, took) =
-            clock::time(|| advance(engine, &last, next, options.speculate.min(room - 1), greedy));
+            clock::time(|| advance(engine, &last, token, options.speculate.min(room - 1), greedy));
         report.steps.push(took);
         let (accepted, offered, new) = result?;
         last = new;
@@ -148,29 +149,28 @@ impl Said {
     }
 }
 
-/// Feeds `next` and up to `drafts` drafted tokens; returns those accepted, how many were offered, and
+/// Feeds `token` and up to `drafts` drafted tokens; returns those accepted, how many were offered, and
 /// where the text then stands.
 fn advance(
     engine: &mut dyn Engine,
     last: &Last,
-    next: u32,
+    token: u32,
     drafts: usize,
     greedy: bool,
 ) -> Result<(Vec<u32>, usize, Last), Error> {
     if drafts == 0 {
-        let logits = if greedy { Rows::None } else { Rows::Last };
-        let step = engine.forward(&[vec![next]], &Want { logits, greedy, ..Want::default() })?;
+        let step = engine.forward(&[vec![token]], &next(greedy))?;
         let hidden = last_hidden(&step)?.clone();
         if engine.has_mtp() && engine.mtp_lengths().first().is_some_and(|&n| 0 < n) {
-            engine.mtp_feed(&[vec![next]], &last.hidden)?;
+            engine.mtp_feed(&[vec![token]], &last.hidden)?;
         }
         return Ok((Vec::new(), 0, Last { said: Said::of(&step, 0, greedy)?, hidden }));
     }
     let entries = engine.mtp_lengths().first().copied().unwrap_or(0);
-    let mut fed = vec![next];
+    let mut fed = vec![token];
     let mut hidden = last.hidden.clone();
     for _ in 0..drafts {
-        let newest = fed.last().copied().unwrap_or(next);
+        let newest = fed.last().copied().unwrap_or(token);
         let step = engine.mtp(&[vec![newest]], &hidden)?;
         fed.push(argmax(step.logits.row(0).as_slice().unwrap_or(&[])));
         hidden.clone_from(last_hidden(&step)?);

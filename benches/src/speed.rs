@@ -18,7 +18,7 @@ use optimized::{
 };
 
 pub use self::fit::Fit;
-use crate::{clock::time, forget_peak, peak_memory, roofline::Machine};
+use crate::{ask, clock::time, forget_peak, peak_memory, roofline::Machine};
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -328,16 +328,14 @@ pub fn run(
         kept.into_iter().for_each(|kept| engine.release(kept));
         engine.reset(0)?;
     }
-    let fit = |engine: &dyn Engine, &batch: &usize| Fit::of(&engine.name(), batch, &rows);
-    let fits = engines.iter().flat_map(|engine| {
-        options.batches.iter().filter_map(|batch| fit(&**engine, batch)).collect::<Vec<_>>()
-    });
-    let fits = fits.collect();
+    let pairs =
+        engines.iter().flat_map(|engine| options.batches.iter().map(move |&batch| (engine, batch)));
+    let fits = pairs.filter_map(|(engine, batch)| Fit::of(&engine.name(), batch, &rows)).collect();
     Ok(Measured { roof: ceilings.roof(), rows, fits })
 }
 
-/// The states of so many sequences at every depth, in their order. They grow from one depth to the next, so that pages of keys
-/// and values are shared.
+/// The states of so many sequences at every depth, in their order. They grow from one depth to the next, so that
+/// pages of keys and values are shared.
 pub(crate) fn states(
     engine: &mut dyn Engine,
     batch: usize,
@@ -382,9 +380,7 @@ pub(crate) fn token(engine: &dyn Engine, i: usize) -> u32 {
 
 /// What continuing a text asks of a step: the greedy choice where the engine makes it, else the logits.
 pub(crate) fn next(engine: &dyn Engine) -> Want {
-    let greedy = engine.chooses();
-    let logits = if greedy { Rows::None } else { Rows::Last };
-    Want { logits, greedy, last: Rows::None, ..Want::default() }
+    Want { last: Rows::None, ..ask::next(engine.chooses()) }
 }
 
 /// Of each sequence another.

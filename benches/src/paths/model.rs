@@ -7,7 +7,7 @@ use std::{
 
 use golden::{
     Claims, Engine, Error, Weights,
-    compare::{self, Bound},
+    compare::{self, Bound, Finding},
     engine::{Rows, Step, Want},
 };
 use ndarray::{Array2, Axis, arr1, concatenate, s};
@@ -78,6 +78,25 @@ pub(super) fn run(
 
 type Verdict = (Option<&'static str>, Option<Difference>, Outcome);
 
+/// The greedy choice after each token of a text: what logits say, and what an engine said.
+struct Choices {
+    want: Tap,
+    got: Tap,
+}
+
+impl Choices {
+    const NAME: &'static str = "greedy";
+
+    fn difference(&self) -> Option<Difference> {
+        let taps = |tap: &Tap| vec![(Choices::NAME.to_owned(), tap.clone())];
+        difference(&taps(&self.want), &taps(&self.got))
+    }
+
+    fn finding(&self) -> Finding {
+        compare::views(Choices::NAME, &self.want.view(), &self.got.view(), Bound::Exact)
+    }
+}
+
 /// A path whose garbage is longer than its text.
 const MORE: usize = 20;
 
@@ -132,34 +151,49 @@ impl Plain {
         claim: Option<&'static str>,
     ) -> Result<(Option<Difference>, Outcome), Error> {
         let texts = self.texts(path);
-        let got = self.walk(engine, path, &texts)?;
-        let many = 1 < texts.len();
+        let told = self.walk(engine, path, &texts)?.into_iter().map(|said| (said, None));
+        self.compared(engine, &texts, &told.collect::<Vec<_>>(), claim)
+    }
+
+    /// What was told of each text against the plain answer, and choices, where some were made, against those that its
+    /// logits say.
+    fn compared(
+        &self,
+        engine: &mut dyn Engine,
+        texts: &[Vec<u32>],
+        told: &[(Said, Option<Choices>)],
+        claim: Option<&'static str>,
+    ) -> Result<(Option<Difference>, Outcome), Error> {
+        let named = |i: usize, output: &mut String| {
+            if 1 < texts.len() {
+                *output = format!("text {i}: {output}");
+            }
+        };
         let mut first = None;
         let mut wrong = Vec::new();
-        for (i, (text, got)) in texts.iter().zip(&got).enumerate() {
+        for (i, (text, (got, choices))) in texts.iter().zip(told).enumerate() {
             let want = self.said(engine, text)?;
             if let Some(name) = not_finite(&want.taps, &[]) {
                 let why = format!("text {i}: the plain answer is not finite in {name}");
                 return Ok((None, Outcome::Mistrusted(why)));
             }
-            if let Some(mut found) = difference(&want.taps, &got.taps) {
-                if many {
-                    found.output = format!("text {i}: {}", found.output);
-                }
+            let chosen = || choices.as_ref().and_then(Choices::difference);
+            if let Some(mut found) = difference(&want.taps, &got.taps).or_else(chosen) {
+                named(i, &mut found.output);
                 first.get_or_insert(found);
-                wrong.push((i, text, want, got));
+                wrong.push((i, text, want, got, choices));
             }
         }
         let outcome = verdict(claim, first.as_ref(), |side| {
             let mut findings = Vec::new();
-            for (i, text, want, got) in &wrong {
+            for (i, text, want, got, choices) in &wrong {
                 let said = if side == Side::Got { got } else { &**want };
-                for mut finding in self.judge(text, said)? {
-                    if many {
-                        finding.output = format!("text {i}: {}", finding.output);
-                    }
-                    findings.push(finding);
+                let mut all = self.judge(text, said)?;
+                if side == Side::Got {
+                    all.extend(choices.as_ref().map(Choices::finding));
                 }
+                all.iter_mut().for_each(|finding| named(*i, &mut finding.output));
+                findings.extend(all);
             }
             Ok(findings)
         });
@@ -394,22 +428,12 @@ impl Plain {
         let plain = Want { logits: Rows::Last, last: Rows::None, ..Want::default() };
         let told = steps(&plain)?;
         let greedy = Want { logits: Rows::None, greedy: true, ..plain };
-        let chosen = if chooses { steps(&greedy)? } else { Vec::new() };
+        let chosen = chooses.then(|| steps(&greedy)).transpose()?;
         let held = engine.lengths();
-        let mut first = None;
-        let mut wrong = Vec::new();
-        for (i, (text, mut got)) in texts.iter().zip(looked).enumerate() {
-            let want = self.said(engine, text)?;
-            if let Some(name) = not_finite(&want.taps, &[]) {
-                let why = format!("text {i}: the plain answer is not finite in {name}");
-                return Ok((None, Outcome::Mistrusted(why)));
-            }
+        let mut all = Vec::new();
+        for (i, mut got) in looked.into_iter().enumerate() {
             let rows: Vec<_> = told.iter().map(|step| step.logits.slice(s![i..=i, ..])).collect();
             let logits = concatenate(Axis(0), &rows)?;
-            let says = logits.rows().into_iter().map(|row| i64::from(argmax(&row.to_vec())));
-            let says: Vec<i64> = says.take(chosen.len()).collect();
-            let own = |step: &Step| step.greedy.get(i).map_or(-1, |&id| i64::from(id));
-            let own: Vec<i64> = chosen.iter().map(own).collect();
             for (name, tap) in &mut got.taps {
                 match name.as_str() {
                     "logits" => {
@@ -420,32 +444,16 @@ impl Plain {
                     _ => {}
                 }
             }
-            let ids = |ids: &[i64]| Tap::I64(arr1(ids).into_dyn());
-            let choices = |all: &[i64]| vec![("greedy".to_owned(), ids(all))];
-            let found = difference(&want.taps, &got.taps)
-                .or_else(|| difference(&choices(&says), &choices(&own)));
-            if let Some(mut found) = found {
-                found.output = format!("text {i}: {}", found.output);
-                first.get_or_insert(found);
-                wrong.push((i, text, want, got, [ids(&says), ids(&own)]));
-            }
+            let says = logits.rows().into_iter().map(|row| i64::from(argmax(&row.to_vec())));
+            let own = |step: &Step| step.greedy.get(i).map_or(-1, |&id| i64::from(id));
+            let ids = |ids: Vec<i64>| Tap::I64(arr1(&ids).into_dyn());
+            let choices = chosen.as_ref().map(|chosen| Choices {
+                want: ids(says.collect()),
+                got: ids(chosen.iter().map(own).collect()),
+            });
+            all.push((got, choices));
         }
-        let outcome = verdict(claim, first.as_ref(), |side| {
-            let mut findings = Vec::new();
-            for (i, text, want, got, [says, own]) in &wrong {
-                let said = if side == Side::Got { got } else { &**want };
-                let mut all = self.judge(text, said)?;
-                if side == Side::Got {
-                    all.push(compare::views("greedy", &says.view(), &own.view(), Bound::Exact));
-                }
-                for mut finding in all {
-                    finding.output = format!("text {i}: {}", finding.output);
-                    findings.push(finding);
-                }
-            }
-            Ok(findings)
-        });
-        Ok((first, outcome))
+        self.compared(engine, &texts, &all, claim)
     }
 
     /// The draft head in pieces, a draft of garbage taken back after each, against the head at once.

@@ -2,8 +2,8 @@
 
 use super::Row;
 
-/// `a + b T` seconds for a step of one token of each sequence after `T` others: least squares of the medians, each relative to
-/// itself, so that a cliff at any depth weighs the same.
+/// `a + b T` seconds for a step of one token of each sequence after `T` others: least squares of the medians, each
+/// relative to itself, so that a cliff at any depth weighs the same.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fit {
     /// The engine's name.

@@ -116,7 +116,7 @@ impl<S: Simd> Engine for Model<S> {
         for layer in &self.layers {
             layer.mixer.each(&mut |weight| add(weight, 1));
             layer.mlp.each(c.num_experts_per_tok, &mut add);
-            experts += layer.mlp.chosen(c.num_experts_per_tok);
+            experts += layer.mlp.read(c.num_experts_per_tok) - layer.mlp.read(0);
             match layer.mixer {
                 MixerWeights::Linear { .. } => {
                     let state = c.linear_value_dim() * c.linear_key_head_dim;

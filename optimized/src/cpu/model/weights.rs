@@ -72,15 +72,11 @@ impl MlpWeights {
         }
     }
 
-    /// Bytes of so many experts.
-    pub(super) fn chosen(&self, active: usize) -> u64 {
-        match self {
-            MlpWeights::Dense(_) => 0,
-            MlpWeights::Sparse { experts, .. } => {
-                let one = |Swiglu(all): &Swiglu| all.iter().map(Weight::bytes).sum::<usize>();
-                experts.first().map_or(0, |expert| (one(expert) * active) as u64)
-            }
-        }
+    /// Bytes that a token reads.
+    pub(super) fn read(&self, active: usize) -> u64 {
+        let mut bytes = 0;
+        self.each(active, &mut |weight, times| bytes += weight.bytes() * times);
+        bytes as u64
     }
 }
 
