@@ -283,7 +283,9 @@ pub(crate) fn attention<S: Simd, C: Cached>(
     let parts: Vec<(usize, usize, usize)> = (0..of.len())
         .flat_map(|b| (0..hkv).flat_map(move |head| (0..stretches(b)).map(move |i| (b, head, i))))
         .collect();
-    let spread = of.len() * hkv < 4 * rayon::current_num_threads();
+    // Where each has one stretch at the most, nothing is left to spread.
+    let softmaxes = of.len() * hkv;
+    let spread = softmaxes < parts.len().min(4 * rayon::current_num_threads());
     let mut partial: Vec<Option<Softmax>> = vec![];
     if spread {
         partial.resize_with(parts.len(), || None);
@@ -292,7 +294,7 @@ pub(crate) fn attention<S: Simd, C: Cached>(
             place[0] = Some(task(block, head).stretch(s, cache(block), stretch));
         });
     }
-    let first: Vec<usize> = (0..of.len() * hkv)
+    let first: Vec<usize> = (0..softmaxes)
         .scan(0, |next, i| {
             let first = *next;
             *next += stretches(i / hkv);

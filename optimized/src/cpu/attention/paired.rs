@@ -445,7 +445,8 @@ fn of_pair(i: usize, pair: usize) -> usize {
 }
 
 /// `o += x panel`. `o`: rows of `width`, of which one vector counts for every `column` of the panel; of `x` so many
-/// `pairs` count; the panel: `[columns, KP, 16, 2]`. Meanwhile memory is asked for `ahead`.
+/// `pairs` count; the panel: `[columns, KP, 16, 2]`. Meanwhile memory is asked for `ahead`, line by line as the panel
+/// is read.
 #[inline(always)]
 fn product<S: Simd, K: Code>(
     s: S,
@@ -456,23 +457,21 @@ fn product<S: Simd, K: Code>(
     (panel, column): (&[K], usize),
     ahead: &[K],
 ) {
-    let line = LINE / size_of::<K>();
     let (rows, vectors) = (o.len() / width, panel.len() / column);
     let (high, wide) = if S::REGISTERS == 32 { (ROWS, COLUMNS) } else { (FEWER, 1) };
-    // Every tile asks for as many lines.
-    let tiles = vectors.div_ceil(wide) * rows.div_ceil(high);
-    let mut shares = ahead.chunks(ahead.len().div_ceil(tiles * line).max(1) * line);
     let mut j = 0;
     while j < vectors {
         let whole = j + wide <= vectors;
         let taken = if whole { wide } else { 1 };
-        let panel = (&panel[j * column..][..taken * column], column);
+        let place = j * column..(j + taken) * column;
+        let panel = (&panel[place.clone()], column);
+        // The first rows ask. Others ask for what they read, which is there.
+        let mut ahead = ahead.get(place).unwrap_or(panel.0);
         let mut i = 0;
         while i < rows {
             let x = Left { rows: &x.rows[i * x.stride..], steps: &x.steps[i..], ..x };
             let many = i + high <= rows;
             let o = &mut o[i * width + j * LANES..];
-            let ahead = shares.next().unwrap_or_default();
             match (S::REGISTERS, many, whole) {
                 (32, true, true) => {
                     tile::<_, _, ROWS, COLUMNS>(s, o, width, x, pairs, panel, ahead);
@@ -482,6 +481,7 @@ fn product<S: Simd, K: Code>(
                 (_, true, _) => tile::<_, _, FEWER, 1>(s, o, width, x, pairs, panel, ahead),
                 (_, false, _) => tile::<_, _, 1, 1>(s, o, width, x, pairs, panel, ahead),
             }
+            ahead = panel.0;
             i += if many { high } else { 1 };
         }
         j += taken;
@@ -508,8 +508,6 @@ fn tile<S: Simd, K: Code, const R: usize, const C: usize>(
         #[inline(always)]
         |c| &panel[c * column..][..column].as_chunks().0[..pairs],
     );
-    let line = LINE / size_of::<K>();
-    let (lines, mut asked) = ((ahead.len() / line).div_ceil(pairs.max(1)), 0);
     for start in (0..pairs).step_by(K::DEEP) {
         let mut sums = [[K::begin(s, &[0.0; LANES]); C]; R];
         for (r, sums) in sums.iter_mut().enumerate() {
@@ -518,9 +516,8 @@ fn tile<S: Simd, K: Code, const R: usize, const C: usize>(
             }
         }
         for l in start..pairs.min(start.saturating_add(K::DEEP)) {
-            for _ in 0..lines {
-                s.ahead(ahead, asked);
-                asked += line;
+            for c in 0..C {
+                s.ahead(ahead, (l * C + c) * PAIRS);
             }
             let mut w = [K::codes(s, &columns[0][l]); C];
             for c in 1..C {
