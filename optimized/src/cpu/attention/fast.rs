@@ -21,6 +21,7 @@ use crate::cpu::{
     linear::activations::Reads,
     pool,
     portable::Planted,
+    room::room,
     simd::{self, Factor, LANES, Simd, Wide, map},
     vector::{Fast, flat, flat_mut},
 };
@@ -131,8 +132,11 @@ pub(crate) trait Cached: Clone + Send + Sync {
     /// Adds a token: `k` and `v` are `[HKV, H]`.
     fn push(&mut self, k: &[f32], v: &[f32]);
 
-    /// The softmax of a task's rows over some keys, which begin at a block.
-    fn stretch<S: Simd>(&self, s: S, task: &Task<'_>, keys: Range<usize>) -> Softmax;
+    /// Numbers that a row is summed in, the channels of a head at least.
+    fn wide(&self) -> usize;
+
+    /// Adds some keys, which begin at a block, to the softmax of a task's rows.
+    fn stretch<S: Simd>(&self, s: S, task: &Task<'_>, keys: Range<usize>, softmax: Softmax<'_>);
 }
 
 impl<C: Wide> Cache<C> {
@@ -181,11 +185,20 @@ impl<C: Wide> Cached for Cache<C> {
         }
     }
 
+    fn wide(&self) -> usize {
+        self.h
+    }
+
     #[inline(always)]
-    fn stretch<S: Simd>(&self, s: S, task: &Task<'_>, keys: Range<usize>) -> Softmax {
+    fn stretch<S: Simd>(
+        &self,
+        s: S,
+        task: &Task<'_>,
+        keys: Range<usize>,
+        mut softmax: Softmax<'_>,
+    ) {
         let (h, rows) = (self.h, task.rows());
         let q: Vec<f32> = task.queries().flatten().copied().collect();
-        let mut softmax = Softmax::new(rows, h);
         let mut scores = Aligned::zeros(rows * KEYS);
         // Few rows leave memory time: while a block's scores are made, its values come nearer.
         let few = rows <= FEW;
@@ -229,7 +242,6 @@ impl<C: Wide> Cached for Cache<C> {
                 s.accumulate(sum, p, &v[..visible(i * together) * h], h);
             }
         }
-        softmax
     }
 }
 
@@ -286,14 +298,15 @@ pub(crate) fn attention<S: Simd, C: Cached>(
     // Where each has one stretch at the most, nothing is left to spread.
     let softmaxes = of.len() * hkv;
     let spread = softmaxes < parts.len().min(4 * rayon::current_num_threads());
-    let mut partial: Vec<Option<Softmax>> = vec![];
-    if spread {
-        partial.resize_with(parts.len(), || None);
-        pool::pieces(&mut partial, 1, |i, place| {
-            let (block, head, stretch) = parts[i];
-            place[0] = Some(task(block, head).stretch(s, cache(block), stretch));
-        });
-    }
+    let tokens = blocks.windows(2).map(|block| block[1] - block[0]).max().unwrap_or(0);
+    let wide = caches.first().map_or(0, |cache| cache.wide());
+    debug_assert!(caches.iter().all(|cache| cache.wide() == wide), "caches of one kind");
+    let shape = Shape { rows: tokens * group, wide };
+    let mut partial = room(if spread { parts.len() * shape.len() } else { 0 });
+    pool::pieces(&mut partial, shape.len(), |i, place| {
+        let (block, head, stretch) = parts[i];
+        task(block, head).stretch(s, cache(block), stretch, shape, place);
+    });
     let first: Vec<usize> = (0..softmaxes)
         .scan(0, |next, i| {
             let first = *next;
@@ -304,13 +317,14 @@ pub(crate) fn attention<S: Simd, C: Cached>(
     pool::parts(o, &blocks, group * h, |block, mut part| {
         let head = part.columns.start / (group * h);
         let task = task(block, head);
-        let fresh;
+        let mut own = room(if spread { 0 } else { stretches(block) * shape.len() });
+        for (i, place) in own.chunks_exact_mut(shape.len()).enumerate() {
+            task.stretch(s, cache(block), i, shape, place);
+        }
         let softmaxes = if spread {
-            &partial[first[block * hkv + head]..][..stretches(block)]
+            &partial[first[block * hkv + head] * shape.len()..][..stretches(block) * shape.len()]
         } else {
-            let stretch = |i| Some(task.stretch(s, cache(block), i));
-            fresh = (0..stretches(block)).map(stretch).collect::<Vec<_>>();
-            &fresh
+            &own
         };
         s.run(
             #[inline(always)]
@@ -318,7 +332,7 @@ pub(crate) fn attention<S: Simd, C: Cached>(
                 for (i, token) in part.rows.clone().enumerate() {
                     let o = part.row(i);
                     for (g, o) in o.chunks_exact_mut(h).enumerate() {
-                        join(s, o, softmaxes, i * group + g);
+                        join(s, o, softmaxes, shape, i * group + g);
                         let gate = &gate[(token * hq + head * group + g) * h..][..h];
                         crate::cpu::rms_norm::fast::weigh(
                             s,
@@ -370,31 +384,66 @@ impl Task<'_> {
         rows.map(|row| &self.q[row * self.h..][..self.h])
     }
 
-    fn stretch<S: Simd, C: Cached>(&self, s: S, cache: &C, stretch: usize) -> Softmax {
+    /// Fills the place of a softmax.
+    fn stretch<S: Simd, C: Cached>(
+        &self,
+        s: S,
+        cache: &C,
+        stretch: usize,
+        shape: Shape,
+        place: &mut [f32],
+    ) {
         let end = self.seen(self.rows() - 1).min((stretch + 1) * STRETCH);
         s.run(
             #[inline(always)]
-            || cache.stretch(s, self, stretch * STRETCH..end),
-        )
+            || {
+                let softmax = Softmax::new(shape, place, self.rows());
+                cache.stretch(s, self, stretch * STRETCH..end, softmax);
+            },
+        );
+    }
+}
+
+/// Rows of a softmax at the most, and numbers that each is summed in.
+#[derive(Clone, Copy)]
+struct Shape {
+    rows: usize,
+    wide: usize,
+}
+
+impl Shape {
+    /// Numbers of a softmax, whole lines of memory.
+    fn len(self) -> usize {
+        (self.rows * (self.wide + 2)).next_multiple_of(LINE / size_of::<f32>()).max(1)
+    }
+
+    /// The sums, the largest scores and the totals.
+    fn split<T>(self, place: T, at: impl Fn(T, usize) -> (T, T)) -> [T; 3] {
+        let (sum, rest) = at(place, self.rows * self.wide);
+        let (max, total) = at(rest, self.rows);
+        [sum, max, total]
     }
 }
 
 /// What is known of the softmax of some rows over a stretch of keys.
-pub(crate) struct Softmax {
-    max: Vec<f32>,
+pub(crate) struct Softmax<'a> {
+    max: &'a mut [f32],
     /// Sums of `exp(score - max)`.
-    total: Vec<f32>,
+    total: &'a mut [f32],
     /// `[rows, H]` sums of `exp(score - max) v`; rows may be filled up.
-    pub(crate) sum: Aligned<f32>,
+    pub(crate) sum: &'a mut [f32],
 }
 
-impl Softmax {
-    pub(crate) fn new(rows: usize, h: usize) -> Softmax {
-        Softmax {
-            max: vec![f32::NEG_INFINITY; rows],
-            total: vec![0.0; rows],
-            sum: Aligned::zeros(rows * h),
-        }
+impl<'a> Softmax<'a> {
+    /// Of no key yet.
+    fn new(shape: Shape, place: &'a mut [f32], rows: usize) -> Softmax<'a> {
+        let [sum, max, total] = shape.split(place, <[f32]>::split_at_mut);
+        let (sum, max, total) =
+            (&mut sum[..rows * shape.wide], &mut max[..rows], &mut total[..rows]);
+        sum.fill(0.0);
+        max.fill(f32::NEG_INFINITY);
+        total.fill(0.0);
+        Softmax { max, total, sum }
     }
 
     /// Scores of a block of keys, scaled, become probabilities beside the largest score so far; what was
@@ -457,19 +506,26 @@ impl Softmax {
 
 /// One row of all stretches, joined in their order.
 #[inline(always)]
-fn join<S: Simd>(s: S, o: &mut [f32], softmaxes: &[Option<Softmax>], row: usize) {
+fn join<S: Simd>(s: S, o: &mut [f32], softmaxes: &[f32], shape: Shape, row: usize) {
     let h = o.len();
-    let softmaxes = || softmaxes.iter().flatten();
-    let max = softmaxes().map(|x| x.max[row]).fold(f32::NEG_INFINITY, f32::max);
-    let mut total = 0.0;
+    let softmaxes = || {
+        softmaxes.chunks_exact(shape.len()).map(
+            #[inline(always)]
+            |place| {
+                let [sum, max, total] = shape.split(place, <[f32]>::split_at);
+                (max[row], total[row], &sum[row * shape.wide..][..h])
+            },
+        )
+    };
+    let max = softmaxes().map(|(max, ..)| max).fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
     o.fill(0.0);
-    for x in softmaxes().filter(|x| x.max[row] != f32::NEG_INFINITY) {
-        let scale = (x.max[row] - max).exp();
-        total += scale * x.total[row];
-        let wide = x.sum.len() / x.max.len();
-        crate::cpu::simd::add_scaled(s, o, scale, &x.sum[row * wide..][..h]);
+    for (own, total, x) in softmaxes().filter(|(own, ..)| *own != f32::NEG_INFINITY) {
+        let scale = (own - max).exp();
+        sum += scale * total;
+        crate::cpu::simd::add_scaled(s, o, scale, x);
     }
-    let total = s.splat(total);
+    let total = s.splat(sum);
     map(
         s,
         o,

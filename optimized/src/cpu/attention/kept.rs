@@ -111,8 +111,12 @@ impl Cached for KeyValues {
         any!(self, cache => cache.push(k, v));
     }
 
+    fn wide(&self) -> usize {
+        any!(self, cache => cache.wide())
+    }
+
     #[inline(always)]
-    fn stretch<S: Simd>(&self, s: S, task: &Task<'_>, keys: Range<usize>) -> Softmax {
-        any!(self, cache => cache.stretch(s, task, keys))
+    fn stretch<S: Simd>(&self, s: S, task: &Task<'_>, keys: Range<usize>, softmax: Softmax<'_>) {
+        any!(self, cache => cache.stretch(s, task, keys, softmax));
     }
 }

@@ -360,8 +360,18 @@ impl<C: Code> Cached for Paired<C> {
         }
     }
 
+    fn wide(&self) -> usize {
+        self.padded()
+    }
+
     #[inline(always)]
-    fn stretch<S: Simd>(&self, s: S, task: &Task<'_>, keys: Range<usize>) -> Softmax {
+    fn stretch<S: Simd>(
+        &self,
+        s: S,
+        task: &Task<'_>,
+        keys: Range<usize>,
+        mut softmax: Softmax<'_>,
+    ) {
         let (h, pairs, padded) = (self.h, self.pairs(), self.padded());
         let rows = task.rows();
         // Nobody has asked for the first keys yet.
@@ -374,7 +384,6 @@ impl<C: Code> Cached for Paired<C> {
         for (i, (to, from)) in q.chunks_exact_mut(2 * pairs).zip(task.queries()).enumerate() {
             q_steps[i] = C::factors(s, &mut to[..h], from);
         }
-        let mut softmax = Softmax::new(rows, padded);
         let mut scores = Aligned::zeros(rows * KEYS);
         let mut p = Aligned::zeros(rows * KEYS);
         let mut p_steps = vec![0.0; rows];
@@ -418,7 +427,6 @@ impl<C: Code> Cached for Paired<C> {
                 }
             }
         }
-        softmax
     }
 }
 
@@ -516,7 +524,7 @@ fn tile<S: Simd, K: Code, const R: usize, const C: usize>(
             }
         }
         for l in start..pairs.min(start.saturating_add(K::DEEP)) {
-            for c in 0..C {
+            for c in (0..C).step_by(LINE / (PAIRS * size_of::<K>())) {
                 s.ahead(ahead, (l * C + c) * PAIRS);
             }
             let mut w = [K::codes(s, &columns[0][l]); C];
