@@ -190,6 +190,17 @@ pub(super) struct Series {
     pub(super) points: Vec<(f64, f64)>,
 }
 
+impl Series {
+    fn colour(&self) -> RGBColor {
+        SERIES[self.as_number % SERIES.len()]
+    }
+
+    /// One of three; with its colour it is another's after eighteen.
+    fn shape(&self) -> usize {
+        (self.as_number + self.as_number / SERIES.len()) % 3
+    }
+}
+
 /// A plot with its caption: once as wide as a page, once as wide as a phone.
 pub(super) fn figure(title: &str, x: &Axis, y: &Axis, series: &[Series], note: &str) -> Markup {
     let wide = draw(740, 400, x, y, series, title);
@@ -212,14 +223,14 @@ pub(super) fn figure(title: &str, x: &Axis, y: &Axis, series: &[Series], note: &
 fn swatch(series: &Series) -> Markup {
     let colour = match series.draw {
         Draw::Limit => hex(INK),
-        _ => hex(SERIES[series.as_number % SERIES.len()]),
+        _ => hex(series.colour()),
     };
     html! {
         svg.swatch viewBox="0 0 16 12" aria-hidden="true" {
             @match series.draw {
                 Draw::Limit => { line x1="0" y1="6" x2="16" y2="6" stroke=(colour) stroke-width="1.5" {} }
                 Draw::Line => { line x1="0" y1="6" x2="16" y2="6" stroke=(colour) stroke-width="2" {} }
-                _ => @match series.as_number % 3 {
+                _ => @match series.shape() {
                     0 => { circle cx="8" cy="6" r="4" fill=(colour) {} }
                     1 => { polygon points="8,1 13,11 3,11" fill=(colour) {} }
                     _ => { path d="M4,2 L12,10 M12,2 L4,10" stroke=(colour) stroke-width="2" {} }
@@ -269,9 +280,11 @@ fn try_draw(
     let x_places = if narrow { thinned(&places(x), 7) } else { places(x) };
     let x_scale = Scale { axis: x, places: x_places };
     let y_scale = Scale { axis: y, places: places(y) };
+    // Half of what is written below the end of the axis stands beyond it.
+    let last = x.ticks.last().map_or(0, |(_, text)| text.chars().count());
     let mut chart = ChartBuilder::on(&root)
         .margin_top(12)
-        .margin_right(22)
+        .margin_right(22.max(4 * last as u32))
         .margin_left(6)
         .x_label_area_size(48)
         .y_label_area_size(if narrow { 58 } else { 66 })
@@ -290,7 +303,7 @@ fn try_draw(
         .label_style(font(12.0))
         .draw()?;
     for one in series {
-        let colour = SERIES[one.as_number % SERIES.len()];
+        let colour = one.colour();
         let inside = one.points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite());
         let points: Vec<(f64, f64)> = inside.collect();
         match one.draw {
@@ -304,7 +317,7 @@ fn try_draw(
         }
         if matches!(one.draw, Draw::Points | Draw::Both) {
             let points = points.iter();
-            match one.as_number % 3 {
+            match one.shape() {
                 0 => chart.draw_series(points.map(|at| Circle::new(*at, 4, colour.filled())))?,
                 1 => chart
                     .draw_series(points.map(|at| TriangleMarker::new(*at, 5, colour.filled())))?,
@@ -326,6 +339,33 @@ fn thinned(places: &[f64], most: usize) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::{Axis, Draw, Series, context, contexts, figure};
+
+    #[test]
+    fn no_two_of_eighteen_are_marked_alike() {
+        let series = |as_number| Series {
+            name: String::new(),
+            draw: Draw::Points,
+            as_number,
+            points: Vec::new(),
+        };
+        let marks: std::collections::BTreeSet<_> = (0..18)
+            .map(series)
+            .map(|one| (one.colour().0, one.colour().1, one.colour().2, one.shape()))
+            .collect();
+        assert_eq!(marks.len(), 18);
+    }
+
+    #[test]
+    fn what_stands_at_the_end_of_an_axis_is_whole() {
+        let ticks = vec![(0.0, "emb".to_owned()), (1.0, "a long name".to_owned())];
+        let x = Axis { label: "x".to_owned(), range: 0.0..1.0, ticks };
+        let svg = super::draw(740, 400, &x, &Axis::linear("y", &[1.0]), &[], "t");
+        // Where the last tick stands, in the middle of its text; a letter is some 7.4 wide.
+        let at =
+            svg.split("a long name").next().and_then(|before| before.rsplit("<text x=\"").next());
+        let at: f64 = at.and_then(|x| x.split('"').next()).unwrap().parse().unwrap();
+        assert!(at + 11.0 * 7.4 / 2.0 < 740.0, "{at}");
+    }
 
     #[test]
     fn axes_hold_their_values_and_end_at_ticks() {
