@@ -149,15 +149,9 @@ pub(super) fn context(results: &Results) -> Markup {
         }
     }
     for fit in &results.fits {
+        let [a, b] = fit.token();
         for line in decode.iter_mut().filter(|line| line.name == fit.asked()) {
-            line.fit = Some(ScaleFit {
-                // A step gives a token of each sequence.
-                a: fit.seconds_at_none / fit.batch as f64,
-                b: fit.seconds_per_token / fit.batch as f64,
-                c: 0.0,
-                exponent: None,
-                residual: None,
-            });
+            line.fit = Some(ScaleFit { a, b, c: 0.0, exponent: None, residual: None });
         }
     }
     for row in &results.scales {
@@ -253,10 +247,11 @@ fn fits(results: &Results) -> Markup {
         .fits
         .iter()
         .map(|fit| {
+            let [a, b] = fit.token();
             vec![
                 html! { code { (fit.asked()) } },
-                cell(format!("{:.3}", 1e3 * fit.seconds_at_none / fit.batch as f64)),
-                cell(format!("{:.3}", 1e9 * fit.seconds_per_token / fit.batch as f64)),
+                cell(format!("{:.3}", 1e3 * a)),
+                cell(format!("{:.3}", 1e9 * b)),
                 cell("–"),
                 cell("–"),
                 cell(format!("{:+.1} % at {}", 100.0 * fit.furthest, fit.furthest_depth)),

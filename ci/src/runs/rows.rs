@@ -369,6 +369,11 @@ impl SpeedFit {
     pub(crate) fn asked(&self) -> String {
         asked(&self.engine, self.kv_cache.as_deref(), self.batch)
     }
+
+    /// Seconds of a token with nothing before it, and of each that is: a step gives one of each sequence.
+    pub(crate) fn token(&self) -> [f64; 2] {
+        [self.seconds_at_none, self.seconds_per_token].map(|step| step / self.batch as f64)
+    }
 }
 
 /// How a token's time grows with the context.
