@@ -33,12 +33,26 @@ pub(crate) fn check(
 pub(crate) fn fits(what: &str, memory: &Memory, available: Option<u64>) -> Result<(), String> {
     match available {
         Some(available) if available < memory.must_fit() => Err(format!(
-            "memory: {what} needs {} ({}), the machine has {} available",
+            "memory: {what} needs {} ({}), the machine has {} available: {} would fit",
             size(memory.must_fit()),
             parts(memory),
             size(available),
+            fitting(memory, available),
         )),
         _ => Ok(()),
+    }
+}
+
+/// What of all that there would be room for.
+fn fitting(memory: &Memory, available: u64) -> String {
+    let beside = Memory { cache: 0, ..*memory }.must_fit();
+    if beside < available {
+        // As many as contexts are long, and as there are sequences.
+        format!("{} of keys and values", size(available - beside))
+    } else if memory.owned < available {
+        "the weights alone, so that fewer sequences or a shorter piece".to_owned()
+    } else {
+        "fewer layers or experts, or weights in fewer bits,".to_owned()
     }
 }
 
@@ -80,6 +94,15 @@ mod tests {
         let line = fits("cpu in int8", &memory, Some(enough - 1)).unwrap_err();
         for word in ["cpu in int8", "1.0 GiB", "weights", "available"] {
             assert!(line.contains(word), "{line}");
+        }
+        let refused = |available| fits("cpu", &memory, Some(available)).unwrap_err();
+        for (available, fitting) in [
+            (enough - 1, "available: 1024.0 KiB of keys and values would fit"),
+            (enough - (3 << 18), "available: 256.0 KiB of keys and values would fit"),
+            (enough - (1 << 20), "the weights alone, so that fewer sequences"),
+            (1 << 30, "fewer layers or experts, or weights in fewer bits, would fit"),
+        ] {
+            assert!(refused(available).contains(fitting), "{}", refused(available));
         }
         assert!(!line.contains('\n'));
         assert_eq!(size(u64::MAX), "17179869184.0 GiB");
