@@ -24,15 +24,21 @@ use super::{
 pub(crate) const BLOCK: usize = golden::narrow::BLOCK;
 
 /// Blocks between what is multiplied and what memory is asked for, by vectors of a block and by groups that are
-/// multiplied at a time: 4 KiB of eight bits in all and 8 KiB of four, whose codes take longer. Where memory is
-/// fast more costs a tenth of its pace.
+/// multiplied at a time: some KiB in all. Where memory is fast twice as far costs a sixth of its pace.
 const fn ahead(vectors: usize, groups: usize) -> usize {
-    let most = if vectors == 4 { 32 } else { 8 };
-    if groups == 1 { most / 2 } else { most / groups }
+    match (vectors, groups) {
+        // Of several tokens, whose products take longer.
+        (4, 2) => 16,
+        (_, 4) => 2,
+        _ => 4,
+    }
 }
 
 /// The same of scales and minima.
 const ENDS_AHEAD: usize = 4;
+
+/// Blocks of a row that is long.
+const LONG: usize = 32;
 
 /// Quads of columns of a block.
 const COLUMNS: usize = BLOCK / 4;
@@ -192,9 +198,12 @@ impl Quantised {
     ) {
         let x = Tokens { codes, parts, blocks: self.blocks() };
         let tokens = part.rows.len();
-        if S::REGISTERS == 32 && tokens == 1 {
-            // Memory sets the pace: from four places at a time it comes faster than from two.
+        // Of one token memory sets the pace: rows of groups that are long come fastest from four places at a time,
+        // others one after another.
+        if S::REGISTERS == 32 && tokens == 1 && self.bits == Bits::Eight && LONG <= self.blocks() {
             self.groups::<S, 4, 1>(s, x, 0, part);
+        } else if S::REGISTERS == 32 && tokens == 1 {
+            self.groups::<S, 1, 1>(s, x, 0, part);
         } else if S::REGISTERS == 32 {
             tiled!(tokens, [6, 3, 2, 1], |t, T| self.groups::<S, 2, T>(s, x, t, part));
         } else {

@@ -83,15 +83,12 @@ fn work_on<S: Simd>(s: S, kind: Work, memory: &mut Memory) -> u64 {
                     #[inline(always)]
                     || {
                         let mut sums = [s.splat(0.0); 4];
-                        // Several places at a time, asked ahead as kernels ask: two cores of a Xeon
-                        // get a seventh more so than by loads alone.
-                        let place = own.len() / 4 / LANES;
-                        let lines = own.as_chunks::<LANES>().0;
-                        for i in 0..place {
-                            for (at, sum) in sums.iter_mut().enumerate() {
-                                let line = at * place + i;
-                                s.ahead(own, (line + AHEAD) * LANES);
-                                *sum = s.max(*sum, s.load::<f32>(&lines[line]));
+                        // One line after another, asked a little ahead: of the ways that were tried two
+                        // cores get the most so.
+                        for (i, lines) in own.as_chunks::<LANES>().0.chunks_exact(4).enumerate() {
+                            for (at, (line, sum)) in lines.iter().zip(&mut sums).enumerate() {
+                                s.ahead(own, (4 * i + at + AHEAD) * LANES);
+                                *sum = s.max(*sum, s.load::<f32>(line));
                             }
                         }
                         s.sum(s.max(s.max(sums[0], sums[1]), s.max(sums[2], sums[3])))

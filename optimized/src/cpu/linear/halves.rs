@@ -1,8 +1,8 @@
 //! Products of bf16 activations with weights in bf16, or with FP8 codes, by dot products of pairs.
 //!
-//! Weights are read as the checkpoint has them, row by row. Few tokens: many rows at a time, so that
-//! memory is asked for much at once. Many tokens: a few tokens stay in the nearest cache while the
-//! rows of a panel pass by. How an element is summed depends on `D` alone.
+//! Weights are read as the checkpoint has them, row by row: of one token one row after another, as memory
+//! gives them fastest. Few tokens: some rows at a time. Many tokens: a few tokens stay in the nearest cache
+//! while the rows of a panel pass by. How an element is summed depends on `D` alone.
 
 use half::bf16;
 
@@ -30,18 +30,32 @@ pub(crate) trait Pairs: Sync {
     /// Rows.
     fn count(&self) -> usize;
 
+    /// Bytes between what is multiplied and what memory is asked for, where rows come one after another. Where
+    /// memory is fast twice as far costs a fifth of its pace.
+    const NEAR: usize;
+
     /// Bytes of a row, as it comes from memory.
     fn bytes(&self) -> usize;
 
-    /// Inner products of `R` rows with `T` rows of `x`. Meanwhile memory is asked for what lies so many rows
-    /// `ahead` of all of these, or of the first, or of none, as it says.
+    /// Inner products of `R` rows with `T` rows of `x`.
     fn dots<S: Simd, const R: usize, const T: usize>(
         &self,
         s: S,
         w: [Self::Row<'_>; R],
         x: [&[bf16]; T],
-        ahead: (usize, usize),
+        ahead: Ahead,
     ) -> [[S::F; T]; R];
+}
+
+/// What memory is asked for meanwhile: what lies so many bytes behind.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ahead {
+    /// All of these rows.
+    Each(usize),
+    /// The first of them.
+    First(usize),
+    /// None.
+    Nothing,
 }
 
 /// A matrix in bf16.
@@ -54,6 +68,7 @@ pub(crate) struct Halves<'a> {
 
 impl Pairs for Halves<'_> {
     const PLAIN: bool = true;
+    const NEAR: usize = 1 << 12;
 
     type Row<'a>
         = &'a [bf16]
@@ -81,10 +96,9 @@ impl Pairs for Halves<'_> {
         s: S,
         w: [&[bf16]; R],
         x: [&[bf16]; T],
-        ahead: (usize, usize),
+        ahead: Ahead,
     ) -> [[S::F; T]; R] {
         let (whole, rest) = (self.d / PAIRS, self.d % PAIRS);
-        let far = ahead.0 * self.d;
         let mut sums = [[s.splat(0.0); T]; R];
         let w_chunks: [&[[bf16; PAIRS]]; R] = each(
             &[],
@@ -103,13 +117,13 @@ impl Pairs for Halves<'_> {
                 #[inline(always)]
                 |r| s.halves(&w_chunks[r][i]),
             );
-            if ahead.1 == R {
-                (0..R).for_each(
+            match ahead {
+                Ahead::Each(far) => (0..R).for_each(
                     #[inline(always)]
-                    |r| s.ahead(w[r], far + i * PAIRS),
-                );
-            } else if ahead.1 == 1 {
-                s.ahead(w[0], far + i * PAIRS);
+                    |r| s.ahead(w[r], far / size_of::<bf16>() + i * PAIRS),
+                ),
+                Ahead::First(far) => s.ahead(w[0], far / size_of::<bf16>() + i * PAIRS),
+                Ahead::Nothing => {}
             }
             for t in 0..T {
                 let x = s.halves(&x_chunks[t][i]);
@@ -174,6 +188,7 @@ impl Codes<'_> {
 
 impl Pairs for Codes<'_> {
     const PLAIN: bool = false;
+    const NEAR: usize = 6 << 10;
 
     type Row<'a>
         = (&'a [u8], &'a [f32])
@@ -201,10 +216,9 @@ impl Pairs for Codes<'_> {
         s: S,
         w: [(&[u8], &[f32]); R],
         x: [&[bf16]; T],
-        ahead: (usize, usize),
+        ahead: Ahead,
     ) -> [[S::F; T]; R] {
         let (whole, rest) = (self.d / QUADS, self.d % QUADS);
-        let far = ahead.0 * self.d;
         let w_chunks: [&[[u8; QUADS]]; R] = each(
             &[],
             #[inline(always)]
@@ -232,13 +246,13 @@ impl Pairs for Codes<'_> {
                         #[inline(always)]
                         |t| pair_up(s, &x_chunks[t][i]),
                     );
-                    if ahead.1 == R {
-                        (0..R).for_each(
+                    match ahead {
+                        Ahead::Each(far) => (0..R).for_each(
                             #[inline(always)]
                             |r| s.ahead(w[r].0, far + i * QUADS),
-                        );
-                    } else if ahead.1 == 1 {
-                        s.ahead(w[0].0, far + i * QUADS);
+                        ),
+                        Ahead::First(far) => s.ahead(w[0].0, far + i * QUADS),
+                        Ahead::Nothing => {}
                     }
                     for r in 0..R {
                         let w = s.fp8(&w_chunks[r][i]);
@@ -274,6 +288,7 @@ struct Written<'a> {
 
 impl Pairs for Written<'_> {
     const PLAIN: bool = false;
+    const NEAR: usize = 0;
 
     /// In bf16, its scales, and its codes.
     type Row<'a>
@@ -305,11 +320,11 @@ impl Pairs for Written<'_> {
         s: S,
         w: [(&[bf16], &[f32], &[u8]); R],
         x: [&[bf16]; T],
-        ahead: (usize, usize),
+        ahead: Ahead,
     ) -> [[S::F; T]; R] {
-        if ahead.1 == 1 {
+        if let Ahead::First(far) = ahead {
             for at in (0..self.codes.d).step_by(LINE) {
-                s.ahead(w[0].2, ahead.0 * self.codes.d + at);
+                s.ahead(w[0].2, far + at);
             }
         }
         if self.codes.block[1] == BLOCK && self.codes.d.is_multiple_of(BLOCK) {
@@ -335,7 +350,7 @@ impl Pairs for Written<'_> {
                     #[inline(always)]
                     |t| &x[t][start..end],
                 );
-                own.dots::<S, R, T>(s, w_part, x_part, (0, 0))
+                own.dots::<S, R, T>(s, w_part, x_part, Ahead::Nothing)
             },
         )
     }
@@ -448,8 +463,7 @@ pub(crate) fn products<S: Simd, P: Pairs>(
     }
 }
 
-/// Bytes between what is multiplied and what memory is asked for: of fewer it comes too late, of FP8 codes in
-/// rows of 512 half as fast with 2 KiB.
+/// Bytes between what is multiplied and what memory is asked for, where some rows are multiplied at a time.
 const AHEAD: usize = 1 << 14;
 
 /// All rows of a part with `T` tokens from `t` on. Not inlined: among the products of other formats and tokens its
@@ -484,7 +498,8 @@ fn rows_here<S: Simd, P: Pairs, const R: usize, const T: usize>(
         #[inline(always)]
         |i| &x[(t + i) * stride(d)..][..d],
     );
-    let far = AHEAD.div_ceil(R * w.bytes().max(1)) * R;
+    let bytes = w.bytes();
+    let far = AHEAD.div_ceil(R * bytes.max(1)) * R;
     let mut r = 0;
     while r + R <= n {
         let own = each(
@@ -492,16 +507,25 @@ fn rows_here<S: Simd, P: Pairs, const R: usize, const T: usize>(
             #[inline(always)]
             |i| w.at(start + r + i),
         );
-        // The first tokens wait for memory and ask for rows after these; those after them have time to
+        // One token waits for memory. The first of some ask for rows after these; those after them have time to
         // ask, row by row, for the next part, which is this thread's as a rule.
-        let (rows, many) = if t == 0 {
-            (far, R)
+        let sums = if T == 1 && t == 0 {
+            each(
+                [s.splat(0.0); T],
+                #[inline(always)]
+                |i| w.dots::<S, 1, T>(s, [own[i]], x, Ahead::First(P::NEAR))[0],
+            )
         } else {
-            let row = (t / T - 1) * n.div_ceil(R) + r / R;
-            (n - r + row, usize::from(row < n))
+            let row = (t / T).saturating_sub(1) * n.div_ceil(R) + r / R;
+            let rows = if t == 0 { far } else { n - r + row };
+            let ahead = match t {
+                _ if w.count() <= start + r + rows => Ahead::Nothing,
+                0 => Ahead::Each(rows * bytes),
+                _ if row < n => Ahead::First(rows * bytes),
+                _ => Ahead::Nothing,
+            };
+            w.dots::<S, R, T>(s, own, x, ahead)
         };
-        let there = start + r + rows < w.count();
-        let sums = w.dots::<S, R, T>(s, own, x, (rows, if there { many } else { 0 }));
         for i in 0..T {
             let o = &mut part.row(t + i)[r..r + R];
             for (j, o) in o.chunks_mut(4).enumerate() {
@@ -518,7 +542,7 @@ fn rows_here<S: Simd, P: Pairs, const R: usize, const T: usize>(
     }
     while r < n {
         let own = [w.at(start + r)];
-        let [sums] = w.dots::<S, 1, T>(s, own, x, (0, 0));
+        let [sums] = w.dots::<S, 1, T>(s, own, x, Ahead::Nothing);
         for (i, sum) in sums.into_iter().enumerate() {
             part.row(t + i)[r] = s.sum4([sum; 4])[0];
         }
