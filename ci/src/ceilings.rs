@@ -17,10 +17,14 @@ fn place() -> PathBuf {
     files::cache_dir().join("ceilings").join(Machine::here().fingerprint).with_extension("json")
 }
 
-/// What was measured here before; nothing of a file that is none.
+/// What was measured here before as it is measured now; nothing of a file that is none.
 fn kept() -> Option<Value> {
     let bytes = fs::read(place()).ok()?;
-    serde_json::from_slice(&bytes).ok().filter(|row: &Value| row["kind"] == "ceilings")
+    serde_json::from_slice(&bytes).ok().filter(is_current)
+}
+
+fn is_current(row: &Value) -> bool {
+    row["kind"] == "ceilings" && row["method"] == ceilings::METHOD
 }
 
 /// Measures and keeps.
@@ -77,7 +81,7 @@ fn row(all: &[Ceiling]) -> Value {
     };
     json!({"schema": "karat.result/1", "kind": "ceilings", "fingerprint": Machine::here().fingerprint, "cpu": host.cpu,
         "threads": host.threads, "gpu": benches::gpu().as_ref().ok().map(|gpu| &*gpu.name),
-        "version": env!("CARGO_PKG_VERSION"), "ceilings": all.iter().map(one).collect::<Vec<_>>()})
+        "version": env!("CARGO_PKG_VERSION"), "method": ceilings::METHOD, "ceilings": all.iter().map(one).collect::<Vec<_>>()})
 }
 
 /// The most of one thing, of a row that was kept.
@@ -136,19 +140,22 @@ mod tests {
         speed::Samples,
     };
 
-    use super::{cells, of, row};
+    use super::{cells, is_current, of, row};
 
     #[test]
     fn what_is_kept_is_found() {
         let pace = Samples { min: 1e9, median: 2e9, max: 3e9 };
         let read = Ceiling { gpu: false, kind: Kind::Read, pace };
         let tensor = Ceiling { gpu: true, kind: Kind::Tensor, pace };
-        let row = row(&[read, tensor]);
+        let mut row = row(&[read, tensor]);
         assert_eq!(of(&row, "cpu", "read"), Some(3e9));
         assert_eq!(of(&row, "cuda", "tensor"), Some(3e9));
         assert_eq!((of(&row, "cuda", "read"), of(&row, "cpu", "bf16")), (None, None));
         assert_eq!(cells(&read)[2..], ["3.0 GB/s", "2.0 GB/s", "1.0 GB/s"]);
         assert_eq!(cells(&tensor)[0], "cuda");
         assert_eq!(cells(&tensor)[2], "3.0 Gop/s");
+        assert!(is_current(&row));
+        row["method"] = 1.into();
+        assert!(!is_current(&row), "memory was read in a slower way");
     }
 }

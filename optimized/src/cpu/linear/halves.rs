@@ -48,7 +48,7 @@ pub(crate) trait Pairs: Sync {
 }
 
 /// What memory is asked for meanwhile: what lies so many bytes behind.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub(crate) enum Ahead {
     /// All of these rows.
     Each(usize),
@@ -288,6 +288,7 @@ struct Written<'a> {
 
 impl Pairs for Written<'_> {
     const PLAIN: bool = false;
+    /// Never of one token alone.
     const NEAR: usize = 0;
 
     /// In bf16, its scales, and its codes.
