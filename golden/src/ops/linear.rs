@@ -87,6 +87,9 @@ impl Op for Linear {
             specs.push(new((140, 200, 72)).dtype(Dtype::Bf16));
             specs.push(new((7, 40, 51)).dtype(Dtype::F16));
             specs.push(new((30, 150, 272)).weights(Narrow::Fp8));
+            // One token has kernels of its own, and of eight bits others where rows are long.
+            specs.push(new((1, 102, 1050)).dtype(Dtype::Bf16));
+            specs.push(new((1, 102, 1050)).weights(Narrow::Int8));
             for narrow in Narrow::ALL {
                 let cases = [(1, 48, 64), (3, 17, 33), (13, 100, 300)];
                 specs.extend(cases.map(|case| new(case).weights(narrow)));

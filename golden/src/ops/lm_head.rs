@@ -69,6 +69,7 @@ impl Op for LmHead {
         if set >= Set::Ci {
             specs.extend([new((5, 1000, 64)), new((5, 100, 77))]);
             specs.extend([(5, 256, 64), (5, 100, 77)].map(|case| new(case).dtype(Dtype::Bf16)));
+            specs.push(new((1, 102, 330)).dtype(Dtype::Bf16));
             specs.push(new((5, 100, 77)).dtype(Dtype::F16));
         }
         if set >= Set::Nightly {

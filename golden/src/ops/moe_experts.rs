@@ -111,10 +111,13 @@ impl Op for MoeExperts {
                 new((65, 32, 16, 3, 24)).dtype(Dtype::Bf16),
                 new((9, 16, 16, 3, 8)).fill("empty-experts").dtype(Dtype::Bf16),
                 new((130, 72, 16, 3, 40)).dtype(Dtype::Bf16),
+                new((1, 330, 8, 3, 76)).dtype(Dtype::Bf16),
                 new((33, 32, 16, 3, 24)).dtype(Dtype::F16),
                 new((9, 16, 16, 3, 8)).fill("outlier").dtype(Dtype::F16),
             ]);
             specs.push(new((33, 144, 4, 2, 144)).weights(Narrow::Fp8));
+            // Rows long enough for the other kernel of eight bits.
+            specs.push(new((1, 1050, 4, 2, 40)).weights(Narrow::Int8));
             for narrow in Narrow::ALL {
                 specs.push(new((1, 64, 16, 4, 48)).weights(narrow));
                 specs.push(new((65, 72, 8, 2, 40)).weights(narrow).fill("hot-expert"));

@@ -78,6 +78,7 @@ impl Op for SharedExpert {
                 new((65, 64, 48)),
                 new((33, 64, 32)).dtype(Dtype::Bf16),
                 new((33, 64, 32)).fill("closed-gate").dtype(Dtype::Bf16),
+                new((1, 330, 76)).dtype(Dtype::Bf16),
                 new((33, 64, 32)).dtype(Dtype::F16),
             ]);
         }
