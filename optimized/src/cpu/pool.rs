@@ -46,8 +46,7 @@ pub(crate) fn each(tasks: usize, task: impl Fn(usize) + Sync) {
 
 /// Cuts `data` into pieces of `len` (the last may be shorter) and calls `task(i, piece)` for each.
 pub(crate) fn pieces<T: Send>(data: &mut [T], len: usize, task: impl Fn(usize, &mut [T]) + Sync) {
-    let parts = Parts::new(data, &[0, 1], len);
-    each(parts.count(), |i| parts.with(i, |_, mut part| task(i, part.row(0))));
+    parts(data, &[0, 1], len, |_, mut part| task(part.columns.start / len.max(1), part.row(0)));
 }
 
 /// Calls `row(i, row)` for each row of `width` elements, `together` of them in a task, on vectors.
@@ -78,7 +77,11 @@ pub(crate) fn pieces2<A: Send, B: Send>(
     let (a, b) = (Parts::new(a, &[0, 1], len_a), Parts::new(b, &[0, 1], len_b));
     assert_eq!(a.count(), b.count(), "as many pieces of one as of the other");
     each(a.count(), |i| {
-        a.with(i, |_, mut a| b.with(i, |_, mut b| task(i, a.row(0), b.row(0))));
+        // SAFETY: `each` calls this once for every `i`.
+        let (_, mut own) = unsafe { a.part(i) };
+        // SAFETY: the same.
+        let (_, mut other) = unsafe { b.part(i) };
+        task(i, own.row(0), other.row(0));
     });
 }
 
@@ -92,30 +95,22 @@ pub(crate) fn parts<T: Send>(
     task: impl Fn(usize, Part<'_, T>) + Sync,
 ) {
     let parts = Parts::new(data, starts, width);
-    each(parts.count(), |i| parts.with(i, &task));
+    each(parts.count(), |i| {
+        // SAFETY: `each` calls this once for every `i`.
+        let (cut, part) = unsafe { parts.part(i) };
+        task(cut, part);
+    });
 }
 
-/// A matrix cut into parts; each is handed out once.
+/// A matrix cut into parts.
 struct Parts<'a, T> {
     data: *mut T,
     columns: usize,
     width: usize,
     /// Rows of each part that has some, and which cut it is.
     rows: Vec<(usize, Range<usize>)>,
-    /// A bit for each part, so many neighbours together.
-    taken: Vec<Taken>,
-    together: usize,
     of: PhantomData<&'a mut [T]>,
 }
-
-/// Bits in a line of memory of their own: neighbours are one thread's, and what threads take in turn goes to and
-/// fro between caches that may lie far apart.
-#[derive(Default)]
-#[repr(align(128))]
-struct Taken(AtomicU32);
-
-/// Lines of [`Taken`] where there are enough parts.
-const LINES: usize = 64;
 
 // SAFETY: a part is handed to one thread only, and `T` may be sent there.
 unsafe impl<T: Send> Sync for Parts<'_, T> {}
@@ -128,19 +123,7 @@ impl<'a, T> Parts<'a, T> {
         assert!(starts.is_sorted() && starts.first() == Some(&0), "rows are cut in their order");
         let rows = starts.windows(2).map(|pair| pair[0]..pair[1]);
         let rows: Vec<_> = rows.enumerate().filter(|(_, rows)| !rows.is_empty()).collect();
-        let mut parts = Parts {
-            data: data.as_mut_ptr(),
-            columns,
-            width: width.max(1),
-            rows,
-            taken: Vec::new(),
-            together: 1,
-            of: PhantomData,
-        };
-        parts.together = parts.count().div_ceil(LINES).clamp(1, 32);
-        let lines = parts.count().div_ceil(parts.together);
-        parts.taken.resize_with(lines, Taken::default);
-        parts
+        Parts { data: data.as_mut_ptr(), columns, width: width.max(1), rows, of: PhantomData }
     }
 
     /// Parts side by side.
@@ -152,19 +135,19 @@ impl<'a, T> Parts<'a, T> {
         self.rows.len() * self.across()
     }
 
-    /// Hands out part `i`.
+    /// Part `i`, and which cut of the rows it is of. Nothing counts what was handed out: that would be one more
+    /// line of memory that goes from one thread's caches to another's.
     ///
     /// # Panics
-    /// If it was handed out before.
-    fn with(&self, i: usize, task: impl FnOnce(usize, Part<'_, T>)) {
-        assert!(i < self.count(), "part {i} of {}", self.count());
-        let bit = 1 << (i % self.together);
-        let before = self.taken[i / self.together].0.fetch_or(bit, Ordering::Relaxed);
-        assert!(before & bit == 0, "part {i} is handed out once");
+    /// If there is no such part.
+    ///
+    /// # Safety
+    /// As long as a part is there, it is not asked for again.
+    unsafe fn part(&self, i: usize) -> (usize, Part<'_, T>) {
         let (cut, rows) = self.rows[i / self.across()].clone();
         let from = i % self.across() * self.width;
         let columns = from..(from + self.width).min(self.columns);
-        task(cut, Part { data: self.data, stride: self.columns, rows, columns, of: PhantomData });
+        (cut, Part { data: self.data, stride: self.columns, rows, columns, of: PhantomData })
     }
 }
 
@@ -188,8 +171,8 @@ impl<T> Part<'_, T> {
         // is `start`.
         let data = unsafe { self.data.add(start) };
         // SAFETY: the elements are inside the matrix (above), which is borrowed for as long as the
-        // part; no other part has them, each part exists once, and `&mut self` keeps two rows of
-        // one part from being borrowed together.
+        // part; no other part has them, each part exists once (`Parts::part`), and `&mut self` keeps two
+        // rows of one part from being borrowed together.
         unsafe { std::slice::from_raw_parts_mut(data, self.columns.len()) }
     }
 }

@@ -1,9 +1,10 @@
 //! Room for intermediates, used again: fresh pages cost more time than what is computed in them.
 
 use std::{
+    cell::RefCell,
     mem,
     ops::{Deref, DerefMut},
-    sync::{Mutex, PoisonError},
+    thread::LocalKey,
 };
 
 use half::bf16;
@@ -15,16 +16,20 @@ pub(crate) trait Kept: Copy + zerocopy::FromZeros + 'static {
     /// What room holds that was never used, and in tests all of it.
     const NONE: Self;
 
-    fn shelf() -> &'static Mutex<Vec<Aligned<Self>>>;
+    fn shelf() -> &'static LocalKey<Shelf<Self>>;
 }
+
+/// Pieces that wait to be used again, a thread's own: a lock goes to and fro between threads that begin a task
+/// together, 0.6 µs each time where their caches lie on two chiplets.
+type Shelf<T> = RefCell<Vec<Aligned<T>>>;
 
 macro_rules! kept {
     ($($kind:ty = $none:expr),*) => {$(
         impl Kept for $kind {
             const NONE: $kind = $none;
 
-            fn shelf() -> &'static Mutex<Vec<Aligned<$kind>>> {
-                static SHELF: Mutex<Vec<Aligned<$kind>>> = Mutex::new(Vec::new());
+            fn shelf() -> &'static LocalKey<Shelf<$kind>> {
+                thread_local!(static SHELF: Shelf<$kind> = const { RefCell::new(Vec::new()) });
                 &SHELF
             }
         }
@@ -44,18 +49,18 @@ pub(crate) struct Room<T: Kept> {
     len: usize,
 }
 
-/// Pieces that wait to be used again.
+/// Pieces on a shelf.
 const SHELF: usize = 24;
 
 /// So many elements, whatever they are: each has to be written before it is read.
 pub(crate) fn room<T: Kept>(len: usize) -> Room<T> {
-    let mut shelf = T::shelf().lock().unwrap_or_else(PoisonError::into_inner);
-    // The least that is enough, but not one that others will want.
-    let enough =
-        shelf.iter().enumerate().filter(|(_, x)| (len..=4 * len + 4096).contains(&x.len()));
-    let at = enough.min_by_key(|(_, x)| x.len()).map(|(at, _)| at);
-    let mut data = at.map(|at| shelf.swap_remove(at)).unwrap_or_default();
-    drop(shelf);
+    let mut data = T::shelf().with_borrow_mut(|shelf| {
+        // The least that is enough, but not one that others will want.
+        let enough =
+            shelf.iter().enumerate().filter(|(_, x)| (len..=4 * len + 4096).contains(&x.len()));
+        let at = enough.min_by_key(|(_, x)| x.len()).map(|(at, _)| at);
+        at.map(|at| shelf.swap_remove(at)).unwrap_or_default()
+    });
     if data.len() < len {
         data = Aligned::new(T::NONE, len);
     }
@@ -83,13 +88,17 @@ impl<T: Kept> DerefMut for Room<T> {
 
 impl<T: Kept> Drop for Room<T> {
     fn drop(&mut self) {
-        let mut shelf = T::shelf().lock().unwrap_or_else(PoisonError::into_inner);
-        if shelf.len() < SHELF {
-            shelf.push(mem::take(&mut self.data));
-        } else if let Some(least) = shelf.iter_mut().min_by_key(|x| x.len())
-            && least.len() < self.data.len()
-        {
-            *least = mem::take(&mut self.data);
-        }
+        let data = mem::take(&mut self.data);
+        // Where the thread ends, so does what it kept.
+        _ = T::shelf().try_with(|shelf| {
+            let mut shelf = shelf.borrow_mut();
+            if shelf.len() < SHELF {
+                shelf.push(data);
+            } else if let Some(least) = shelf.iter_mut().min_by_key(|x| x.len())
+                && least.len() < data.len()
+            {
+                *least = data;
+            }
+        });
     }
 }

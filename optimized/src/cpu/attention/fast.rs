@@ -22,7 +22,7 @@ use crate::cpu::{
     pool,
     portable::Planted,
     room::room,
-    simd::{self, Factor, LANES, Simd, Wide, map},
+    simd::{self, Factor, LANES, Simd, Wide, map, padded},
     vector::{Fast, flat, flat_mut},
 };
 
@@ -227,7 +227,7 @@ impl<C: Wide> Cached for Cache<C> {
             let visible = |row| task.seen(row).saturating_sub(start).min(n);
             let scores = &mut scores[..rows * n];
             for (row, scores) in scores.chunks_exact_mut(n).enumerate() {
-                softmax.add(s, row, scores, visible(row), task.scale);
+                softmax.add(s, row, scores, visible(row), (task.scale, None));
             }
             if few {
                 for at in (0..later.len()).step_by(LINE / size_of::<C>()) {
@@ -448,6 +448,9 @@ impl<'a> Softmax<'a> {
 
     /// Scores of a block of keys, scaled, become probabilities beside the largest score so far; what was
     /// summed before is scaled down to it. Of the block the first `visible` keys count.
+    ///
+    /// Where keys and values count steps, scores are scaled by those of keys as well, and what is left in place of
+    /// scores are probabilities scaled by those of values; returned is their largest size, without steps zero.
     #[inline(always)]
     pub(crate) fn add<S: Simd>(
         &mut self,
@@ -455,22 +458,28 @@ impl<'a> Softmax<'a> {
         row: usize,
         scores: &mut [f32],
         visible: usize,
-        scale: f32,
-    ) {
+        (scale, steps): (f32, Option<[&[f32]; 2]>),
+    ) -> f32 {
         let (scores, hidden) = scores.split_at_mut(visible);
         hidden.fill(0.0);
         let h = self.sum.len() / self.max.len();
+        let steps = steps.map(|steps| steps.map(|steps| steps[..visible].as_chunks::<LANES>()));
         let (whole, rest) = scores.as_chunks_mut::<LANES>();
         let (factor, mut most) = (s.splat(scale), s.splat(f32::NEG_INFINITY));
-        for x in whole {
-            let scaled = s.mul(s.load(x), factor);
+        for (i, x) in whole.iter_mut().enumerate() {
+            let own = s.load::<f32>(x);
+            let own = steps.map_or(own, |[(keys, _), _]| s.mul(own, s.load::<f32>(&keys[i])));
+            let scaled = s.mul(own, factor);
             s.store(x, scaled);
             most = s.max(most, scaled);
+        }
+        if let Some([(_, keys), _]) = steps {
+            rest.iter_mut().zip(keys).for_each(|(x, step)| *x *= step);
         }
         rest.iter_mut().for_each(|x| *x *= scale);
         let max = rest.iter().copied().fold(self.max[row].max(s.largest(most)), f32::max);
         if visible == 0 {
-            return;
+            return 0.0;
         }
         // Of the first block nothing is kept: exp(-inf) = 0. As a rule the largest stays the largest.
         let same = self.max[row] == max && max.is_finite();
@@ -478,11 +487,15 @@ impl<'a> Softmax<'a> {
         self.max[row] = max;
         let shift = s.splat(max);
         let (whole, rest) = scores.as_chunks_mut::<LANES>();
-        let mut total = s.splat(0.0);
-        for x in whole {
-            let p = s.exp(s.sub(s.load(x), shift));
-            s.store(x, p);
+        let (mut total, mut most) = (s.splat(0.0), s.splat(0.0));
+        for (i, x) in whole.iter_mut().enumerate() {
+            let mut p = s.exp(s.sub(s.load(x), shift));
             total = s.add(total, p);
+            if let Some([_, (values, _)]) = steps {
+                p = s.mul(p, s.load::<f32>(&values[i]));
+                most = s.sizes(most, p);
+            }
+            s.store(x, p);
         }
         map(
             s,
@@ -501,6 +514,9 @@ impl<'a> Softmax<'a> {
                 |x| s.mul(x, kept),
             );
         }
+        let Some([_, (_, values)]) = steps else { return 0.0 };
+        rest.iter_mut().zip(values).for_each(|(x, step)| *x *= step);
+        s.size(s.sizes(most, s.load(&padded(rest))))
     }
 }
 

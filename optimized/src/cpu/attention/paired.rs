@@ -67,8 +67,11 @@ pub(crate) trait Code: Copy + FromZeros + Into<f32> + Send + Sync + 'static {
     /// A row as it is kept, handed out number by number, and its step.
     fn row(x: &[f32], put: impl FnMut(usize, Self)) -> f32;
 
-    /// A row of factors, and their step.
-    fn factors<S: Simd>(s: S, to: &mut [Self::Factor], from: &[f32]) -> f32;
+    /// The largest size in a row of factors, where they count steps.
+    fn largest<S: Simd>(s: S, x: &[f32]) -> f32;
+
+    /// A row of factors of which the largest size is `most`, and their step.
+    fn factors<S: Simd>(s: S, to: &mut [Self::Factor], from: &[f32], most: f32) -> f32;
 
     /// Codes, ready to be multiplied.
     fn codes<S: Simd>(s: S, x: &[Self; PAIRS]) -> Self::Pairs<S>;
@@ -76,8 +79,8 @@ pub(crate) trait Code: Copy + FromZeros + Into<f32> + Send + Sync + 'static {
     /// The same two factors in every lane.
     fn pair<S: Simd>(s: S, x: [Self::Factor; 2]) -> Self::Pairs<S>;
 
-    /// Sums that go on from those there are, if they can.
-    fn begin<S: Simd>(s: S, o: &[f32; LANES]) -> Self::Sums<S>;
+    /// Sums that go on from those there are, if they can and there are such: not where they are `fresh`.
+    fn begin<S: Simd>(s: S, o: &[f32; LANES], fresh: bool) -> Self::Sums<S>;
 
     /// With two more products each.
     fn add<S: Simd>(
@@ -88,7 +91,7 @@ pub(crate) trait Code: Copy + FromZeros + Into<f32> + Send + Sync + 'static {
     ) -> Self::Sums<S>;
 
     /// What was summed, in steps of the factors, to where it belongs.
-    fn end<S: Simd>(s: S, o: &mut [f32; LANES], sums: Self::Sums<S>, step: f32);
+    fn end<S: Simd>(s: S, o: &mut [f32; LANES], sums: Self::Sums<S>, step: f32, fresh: bool);
 }
 
 impl Code for bf16 {
@@ -105,7 +108,12 @@ impl Code for bf16 {
     }
 
     #[inline(always)]
-    fn factors<S: Simd>(s: S, to: &mut [bf16], from: &[f32]) -> f32 {
+    fn largest<S: Simd>(_: S, _: &[f32]) -> f32 {
+        0.0
+    }
+
+    #[inline(always)]
+    fn factors<S: Simd>(s: S, to: &mut [bf16], from: &[f32], _: f32) -> f32 {
         narrow(s, to, from);
         1.0
     }
@@ -121,8 +129,8 @@ impl Code for bf16 {
     }
 
     #[inline(always)]
-    fn begin<S: Simd>(s: S, o: &[f32; LANES]) -> S::F {
-        s.load(o)
+    fn begin<S: Simd>(s: S, o: &[f32; LANES], fresh: bool) -> S::F {
+        if fresh { s.splat(0.0) } else { s.load(o) }
     }
 
     #[inline(always)]
@@ -131,7 +139,7 @@ impl Code for bf16 {
     }
 
     #[inline(always)]
-    fn end<S: Simd>(s: S, o: &mut [f32; LANES], sums: S::F, _: f32) {
+    fn end<S: Simd>(s: S, o: &mut [f32; LANES], sums: S::F, _: f32, _: bool) {
         s.store(o, sums);
     }
 }
@@ -168,27 +176,31 @@ impl Code for i8 {
         step
     }
 
-    /// Factors of which one is no number, or infinite, are NaN together.
     #[inline(always)]
-    fn factors<S: Simd>(s: S, to: &mut [i16], from: &[f32]) -> f32 {
-        let (whole, rest) = from.as_chunks::<LANES>();
-        let last = padded(rest);
-        let all = whole.iter().chain((!rest.is_empty()).then_some(&last));
-        let mut most = s.splat(0.0);
-        for x in all.clone() {
+    fn largest<S: Simd>(s: S, x: &[f32]) -> f32 {
+        let (whole, rest) = x.as_chunks::<LANES>();
+        let mut most = s.load(&padded(rest));
+        for x in whole {
             most = s.sizes(most, s.load(x));
         }
-        let most = s.size(most);
+        s.size(most)
+    }
+
+    /// Factors of which one is no number, or infinite, are NaN together.
+    #[inline(always)]
+    fn factors<S: Simd>(s: S, to: &mut [i16], from: &[f32], most: f32) -> f32 {
         let step = step(most, MOST);
         if step == 0.0 || !most.is_finite() {
             to.fill(0);
             return if most.is_finite() { 0.0 } else { f32::NAN };
         }
         let by = s.splat(MOST / most);
+        let (from, from_rest) = from.as_chunks::<LANES>();
+        let from_last = padded(from_rest);
         let (whole, rest) = to.as_chunks_mut::<LANES>();
         let mut last = [0; LANES];
         let places = whole.iter_mut().chain((!rest.is_empty()).then_some(&mut last));
-        for (to, x) in places.zip(all) {
+        for (to, x) in places.zip(from.iter().chain([&from_last])) {
             s.sixteens(to, s.mul(s.load(x), by));
         }
         rest.copy_from_slice(&last[..rest.len()]);
@@ -206,7 +218,7 @@ impl Code for i8 {
     }
 
     #[inline(always)]
-    fn begin<S: Simd>(s: S, _: &[f32; LANES]) -> S::I {
+    fn begin<S: Simd>(s: S, _: &[f32; LANES], _: bool) -> S::I {
         s.int(0)
     }
 
@@ -216,9 +228,9 @@ impl Code for i8 {
     }
 
     #[inline(always)]
-    fn end<S: Simd>(s: S, o: &mut [f32; LANES], sums: S::I, step: f32) {
-        let sum = s.fma(s.number(sums), s.splat(step), s.load(o));
-        s.store(o, sum);
+    fn end<S: Simd>(s: S, o: &mut [f32; LANES], sums: S::I, step: f32, fresh: bool) {
+        let (sum, step) = (s.number(sums), s.splat(step));
+        s.store(o, if fresh { s.mul(sum, step) } else { s.fma(sum, step, s.load(o)) });
     }
 }
 
@@ -231,8 +243,8 @@ struct Block<'a, C> {
     k: &'a [C],
     /// `[H' / 16, KEYS / 2, 16, 2]`.
     v: &'a [C],
-    /// Steps of keys and of values, `[KEYS]` each, or none.
-    steps: [&'a [f32]; 2],
+    /// Steps of keys and of values, `[KEYS]` each, where numbers are counted in such.
+    steps: Option<[&'a [f32]; 2]>,
 }
 
 /// Faults that only steps can have.
@@ -298,17 +310,11 @@ impl<C: Code> Paired<C> {
         let (keys, values) = page.data.split_at(page.keys);
         let at = head * Self::TOKENS + start % Self::TOKENS;
         let (k, v) = (2 * KEYS * self.pairs(), KEYS * self.padded());
-        let steps = |which: usize| -> &[f32] {
-            if C::STEPS {
-                &page.steps[which * self.heads * Self::TOKENS + at..][..KEYS]
-            } else {
-                &[]
-            }
-        };
+        let steps = |which| &page.steps[which * self.heads * Self::TOKENS + at..][..KEYS];
         Block {
             k: &keys[at / KEYS * k..][..k],
             v: &values[at / KEYS * v..][..v],
-            steps: [steps(0), steps(1)],
+            steps: C::STEPS.then(|| [0, 1].map(steps)),
         }
     }
 
@@ -382,7 +388,7 @@ impl<C: Code> Cached for Paired<C> {
         let mut q = Aligned::zeros(rows * 2 * pairs);
         let mut q_steps = vec![0.0; rows];
         for (i, (to, from)) in q.chunks_exact_mut(2 * pairs).zip(task.queries()).enumerate() {
-            q_steps[i] = C::factors(s, &mut to[..h], from);
+            q_steps[i] = C::factors(s, &mut to[..h], from, C::largest(s, from));
         }
         let mut scores = Aligned::zeros(rows * KEYS);
         let mut p = Aligned::zeros(rows * KEYS);
@@ -394,19 +400,16 @@ impl<C: Code> Cached for Paired<C> {
             // next stretch too, which is this thread's as well.
             let next = start + KEYS;
             let later = if next < self.len() { self.block(task.head, next).k } else { &[] };
-            scores.fill(0.0);
             let q = Left { rows: &q, stride: 2 * pairs, steps: &q_steps };
             // The first keys that fill vectors, if not all are there.
             let k = &k[..2 * pairs * n.next_multiple_of(LANES)];
-            product(s, &mut scores, KEYS, q, pairs, (k, pairs * PAIRS), v);
+            product(s, (&mut scores, KEYS, true), q, pairs, (k, pairs * PAIRS), v);
             let visible = |row| task.seen(row).saturating_sub(start).min(n);
             for (row, scores) in scores.chunks_exact_mut(KEYS).enumerate() {
                 // In place of what is not seen there may be a NaN.
                 let seen = visible(row);
-                scale(scores, steps[0], seen);
-                softmax.add(s, row, scores, seen, task.scale);
-                scale(scores, steps[1], seen);
-                p_steps[row] = C::factors(s, &mut p[row * KEYS..][..KEYS], scores);
+                let most = softmax.add(s, row, scores, seen, (task.scale, steps));
+                p_steps[row] = C::factors(s, &mut p[row * KEYS..][..KEYS], scores, most);
             }
             // What a token does not see is not multiplied by zero, which would let a NaN through:
             // tokens that see different keys are summed apart, and a key whose partner is not seen
@@ -416,7 +419,7 @@ impl<C: Code> Cached for Paired<C> {
                 let row = i * together;
                 let p = Left { rows: &p[row * KEYS..], stride: KEYS, steps: &p_steps[row..] };
                 let seen = if C::STEPS { n.next_multiple_of(2) } else { visible(row) };
-                product(s, sum, padded, p, seen / 2, (v, KEYS / 2 * PAIRS), later);
+                product(s, (sum, padded, false), p, seen / 2, (v, KEYS / 2 * PAIRS), later);
                 if !seen.is_multiple_of(2) {
                     for (row, sum) in sum.chunks_exact_mut(padded).enumerate() {
                         let p: f32 = p.rows[row * KEYS + seen - 1].into();
@@ -438,28 +441,19 @@ struct Left<'a, F> {
     steps: &'a [f32],
 }
 
-/// The first `seen` numbers in their steps, if they have such.
-#[inline(always)]
-fn scale(x: &mut [f32], steps: &[f32], seen: usize) {
-    for (x, step) in x[..seen].iter_mut().zip(steps) {
-        *x *= step;
-    }
-}
-
 /// Where channel `i` of a pair of keys stands in a block of values.
 #[inline(always)]
 fn of_pair(i: usize, pair: usize) -> usize {
     (i / LANES * KEYS / 2 + pair) * PAIRS + i % LANES * 2
 }
 
-/// `o += x panel`. `o`: rows of `width`, of which one vector counts for every `column` of the panel; of `x` so many
-/// `pairs` count; the panel: `[columns, KP, 16, 2]`. Meanwhile memory is asked for `ahead`, line by line as the panel
-/// is read.
+/// `o += x panel`, or `o = x panel` where it is `fresh`. `o`: rows of `width`, of which one vector counts for every
+/// `column` of the panel; of `x` so many `pairs` count; the panel: `[columns, KP, 16, 2]`. Meanwhile memory is asked
+/// for `ahead`, line by line as the panel is read.
 #[inline(always)]
 fn product<S: Simd, K: Code>(
     s: S,
-    o: &mut [f32],
-    width: usize,
+    (o, width, fresh): (&mut [f32], usize, bool),
     x: Left<'_, K::Factor>,
     pairs: usize,
     (panel, column): (&[K], usize),
@@ -479,15 +473,13 @@ fn product<S: Simd, K: Code>(
         while i < rows {
             let x = Left { rows: &x.rows[i * x.stride..], steps: &x.steps[i..], ..x };
             let many = i + high <= rows;
-            let o = &mut o[i * width + j * LANES..];
+            let o = (&mut o[i * width + j * LANES..], width, fresh);
             match (S::REGISTERS, many, whole) {
-                (32, true, true) => {
-                    tile::<_, _, ROWS, COLUMNS>(s, o, width, x, pairs, panel, ahead);
-                }
-                (32, false, true) => tile::<_, _, 1, COLUMNS>(s, o, width, x, pairs, panel, ahead),
-                (32, true, false) => tile::<_, _, ROWS, 1>(s, o, width, x, pairs, panel, ahead),
-                (_, true, _) => tile::<_, _, FEWER, 1>(s, o, width, x, pairs, panel, ahead),
-                (_, false, _) => tile::<_, _, 1, 1>(s, o, width, x, pairs, panel, ahead),
+                (32, true, true) => tile::<_, _, ROWS, COLUMNS>(s, o, x, pairs, panel, ahead),
+                (32, false, true) => tile::<_, _, 1, COLUMNS>(s, o, x, pairs, panel, ahead),
+                (32, true, false) => tile::<_, _, ROWS, 1>(s, o, x, pairs, panel, ahead),
+                (_, true, _) => tile::<_, _, FEWER, 1>(s, o, x, pairs, panel, ahead),
+                (_, false, _) => tile::<_, _, 1, 1>(s, o, x, pairs, panel, ahead),
             }
             ahead = panel.0;
             i += if many { high } else { 1 };
@@ -499,8 +491,7 @@ fn product<S: Simd, K: Code>(
 #[inline(always)]
 fn tile<S: Simd, K: Code, const R: usize, const C: usize>(
     s: S,
-    o: &mut [f32],
-    width: usize,
+    (o, width, fresh): (&mut [f32], usize, bool),
     x: Left<'_, K::Factor>,
     pairs: usize,
     (panel, column): (&[K], usize),
@@ -517,10 +508,11 @@ fn tile<S: Simd, K: Code, const R: usize, const C: usize>(
         |c| &panel[c * column..][..column].as_chunks().0[..pairs],
     );
     for start in (0..pairs).step_by(K::DEEP) {
-        let mut sums = [[K::begin(s, &[0.0; LANES]); C]; R];
+        let fresh = fresh && start == 0;
+        let mut sums = [[K::begin(s, &[0.0; LANES], fresh); C]; R];
         for (r, sums) in sums.iter_mut().enumerate() {
             for (c, sum) in sums.iter_mut().enumerate() {
-                *sum = K::begin(s, lanes(&o[r * width + c * LANES..]));
+                *sum = K::begin(s, lanes(&o[r * width + c * LANES..]), fresh);
             }
         }
         for l in start..pairs.min(start.saturating_add(K::DEEP)) {
@@ -540,7 +532,7 @@ fn tile<S: Simd, K: Code, const R: usize, const C: usize>(
         }
         for (r, sums) in sums.into_iter().enumerate() {
             for (c, sum) in sums.into_iter().enumerate() {
-                K::end(s, lanes_mut(&mut o[r * width + c * LANES..]), sum, x.steps[r]);
+                K::end(s, lanes_mut(&mut o[r * width + c * LANES..]), sum, x.steps[r], fresh);
             }
         }
     }

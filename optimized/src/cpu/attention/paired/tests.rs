@@ -56,19 +56,21 @@ fn eight_bits_count_steps_of_a_row() {
 
 #[test]
 fn factors_count_finer_steps() {
+    let factors =
+        |to: &mut [i16; 18], from: &[f32]| i8::factors(Plain, to, from, i8::largest(Plain, from));
     let mut to = [99; 18];
     let row: Vec<f32> = (0..18).map(|i| [-65534.0, 3.0, 5.0, 2.0, 0.0, 100.9][i % 6]).collect();
-    assert_eq!(i8::factors(Plain, &mut to, &row), 2.0);
+    assert_eq!(factors(&mut to, &row), 2.0);
     // A half goes to the even one.
     assert_eq!(to[12..], [-32767, 2, 2, 1, 0, 50]);
     for none in [0.0, 1e-35] {
-        assert_eq!((i8::factors(Plain, &mut to, &[none; 18]), to), (0.0, [0; 18]));
+        assert_eq!((factors(&mut to, &[none; 18]), to), (0.0, [0; 18]));
     }
     for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         for at in [0, 17] {
             let mut row = row.clone();
             row[at] = odd;
-            assert!(i8::factors(Plain, &mut to, &row).is_nan());
+            assert!(factors(&mut to, &row).is_nan());
         }
     }
 }
