@@ -117,7 +117,7 @@ impl Op for MoeExperts {
             ]);
             specs.push(new((33, 144, 4, 2, 144)).weights(Narrow::Fp8));
             // Rows long enough for the other kernel of eight bits.
-            specs.push(new((1, 1050, 4, 2, 40)).weights(Narrow::Int8));
+            specs.push(new((1, 1050, 4, 2, 72)).weights(Narrow::Int8));
             for narrow in Narrow::ALL {
                 specs.push(new((1, 64, 16, 4, 48)).weights(narrow));
                 specs.push(new((65, 72, 8, 2, 40)).weights(narrow).fill("hot-expert"));
