@@ -107,8 +107,9 @@ struct Parts<'a, T> {
     data: *mut T,
     columns: usize,
     width: usize,
-    /// Rows of each part that has some, and which cut it is.
-    rows: Vec<(usize, Range<usize>)>,
+    starts: &'a [usize],
+    /// Which cuts have rows, where not all have.
+    cuts: Option<Vec<usize>>,
     of: PhantomData<&'a mut [T]>,
 }
 
@@ -116,14 +117,22 @@ struct Parts<'a, T> {
 unsafe impl<T: Send> Sync for Parts<'_, T> {}
 
 impl<'a, T> Parts<'a, T> {
-    fn new(data: &'a mut [T], starts: &[usize], width: usize) -> Parts<'a, T> {
+    fn new(data: &'a mut [T], starts: &'a [usize], width: usize) -> Parts<'a, T> {
         let all = starts.last().copied().unwrap_or(0);
         let columns = data.len().checked_div(all).unwrap_or(0);
         assert_eq!(columns * all, data.len(), "whole rows");
         assert!(starts.is_sorted() && starts.first() == Some(&0), "rows are cut in their order");
-        let rows = starts.windows(2).map(|pair| pair[0]..pair[1]);
-        let rows: Vec<_> = rows.enumerate().filter(|(_, rows)| !rows.is_empty()).collect();
-        Parts { data: data.as_mut_ptr(), columns, width: width.max(1), rows, of: PhantomData }
+        let full = |cut: &usize| starts[*cut] < starts[cut + 1];
+        let all = 0..starts.len() - 1;
+        let cuts = (!all.clone().all(|cut| full(&cut))).then(|| all.filter(full).collect());
+        Parts {
+            data: data.as_mut_ptr(),
+            columns,
+            width: width.max(1),
+            starts,
+            cuts,
+            of: PhantomData,
+        }
     }
 
     /// Parts side by side.
@@ -132,7 +141,7 @@ impl<'a, T> Parts<'a, T> {
     }
 
     fn count(&self) -> usize {
-        self.rows.len() * self.across()
+        self.cuts.as_ref().map_or(self.starts.len() - 1, Vec::len) * self.across()
     }
 
     /// Part `i`, and which cut of the rows it is of. Nothing counts what was handed out: that would be one more
@@ -144,7 +153,9 @@ impl<'a, T> Parts<'a, T> {
     /// # Safety
     /// As long as a part is there, it is not asked for again.
     unsafe fn part(&self, i: usize) -> (usize, Part<'_, T>) {
-        let (cut, rows) = self.rows[i / self.across()].clone();
+        let cut = i / self.across();
+        let cut = self.cuts.as_ref().map_or(cut, |cuts| cuts[cut]);
+        let rows = self.starts[cut]..self.starts[cut + 1];
         let from = i % self.across() * self.width;
         let columns = from..(from + self.width).min(self.columns);
         (cut, Part { data: self.data, stride: self.columns, rows, columns, of: PhantomData })

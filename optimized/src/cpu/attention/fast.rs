@@ -276,53 +276,46 @@ pub(crate) fn attention<S: Simd, C: Cached>(
             of.push(sequence);
         }
     }
-    let stretches = |block: usize| {
-        let sequence = of[block];
-        let seen = caches[sequence].len() - (cu_seqlens[sequence + 1] - blocks[block + 1]);
-        seen.div_ceil(STRETCH)
-    };
-    let cache = |block: usize| caches[of[block]];
-    let task = |block: usize, head: usize| Task {
-        q,
-        tokens: blocks[block]..blocks[block + 1],
-        before: caches[of[block]].len().wrapping_sub(cu_seqlens[of[block] + 1]),
-        head,
-        group,
-        hq,
-        h,
-        scale: 1.0 / (h as f32).sqrt(),
-    };
-    let parts: Vec<(usize, usize, usize)> = (0..of.len())
-        .flat_map(|b| (0..hkv).flat_map(move |head| (0..stretches(b)).map(move |i| (b, head, i))))
-        .collect();
-    // Where each has one stretch at the most, nothing is left to spread.
-    let softmaxes = of.len() * hkv;
-    let spread = softmaxes < parts.len().min(4 * rayon::current_num_threads());
-    let tokens = blocks.windows(2).map(|block| block[1] - block[0]).max().unwrap_or(0);
     let wide = caches.first().map_or(0, |cache| cache.wide());
     debug_assert!(caches.iter().all(|cache| cache.wide() == wide), "caches of one kind");
+    let tokens = blocks.windows(2).map(|block| block[1] - block[0]).max().unwrap_or(0);
     let shape = Shape { rows: tokens * group, wide };
-    let mut partial = room(if spread { parts.len() * shape.len() } else { 0 });
+    // All that a task has to know, side by side: every line of memory that another thread wrote is waited for.
+    let mut stretches = 0;
+    let mut walk = |block: usize, head: usize| {
+        let cache = caches[of[block]];
+        let task = Task {
+            q,
+            tokens: blocks[block]..blocks[block + 1],
+            before: cache.len().wrapping_sub(cu_seqlens[of[block] + 1]),
+            head,
+            group,
+            hq,
+            h,
+            scale: 1.0 / (h as f32).sqrt(),
+        };
+        let first = stretches;
+        stretches += task.seen(task.rows() - 1).div_ceil(STRETCH);
+        Walk { task, cache, stretches: first..stretches }
+    };
+    let each = (0..of.len()).flat_map(|block| (0..hkv).map(move |head| (block, head)));
+    let walks: Vec<_> = each.map(|(block, head)| walk(block, head)).collect();
+    // Where each has one stretch at the most, nothing is left to spread.
+    let spread = walks.len() < stretches.min(4 * rayon::current_num_threads());
+    let mut partial = room(if spread { stretches * shape.len() } else { 0 });
     pool::pieces(&mut partial, shape.len(), |i, place| {
-        let (block, head, stretch) = parts[i];
-        task(block, head).stretch(s, cache(block), stretch, shape, place);
+        let walk = &walks[walks.partition_point(|walk| walk.stretches.end <= i)];
+        walk.stretch(s, i - walk.stretches.start, shape, place);
     });
-    let first: Vec<usize> = (0..softmaxes)
-        .scan(0, |next, i| {
-            let first = *next;
-            *next += stretches(i / hkv);
-            Some(first)
-        })
-        .collect();
     pool::parts(o, &blocks, group * h, |block, mut part| {
         let head = part.columns.start / (group * h);
-        let task = task(block, head);
-        let mut own = room(if spread { 0 } else { stretches(block) * shape.len() });
+        let walk = &walks[block * hkv + head];
+        let mut own = room(if spread { 0 } else { walk.stretches.len() * shape.len() });
         for (i, place) in own.chunks_exact_mut(shape.len()).enumerate() {
-            task.stretch(s, cache(block), i, shape, place);
+            walk.stretch(s, i, shape, place);
         }
         let softmaxes = if spread {
-            &partial[first[block * hkv + head] * shape.len()..][..stretches(block) * shape.len()]
+            &partial[walk.stretches.start * shape.len()..walk.stretches.end * shape.len()]
         } else {
             &own
         };
@@ -349,6 +342,7 @@ pub(crate) fn attention<S: Simd, C: Cached>(
 }
 
 /// Queries of a few tokens in the heads of one key/value head.
+#[derive(Clone)]
 pub(crate) struct Task<'a> {
     /// `[N, HQ, H]`.
     q: &'a [f32],
@@ -383,22 +377,25 @@ impl Task<'_> {
         });
         rows.map(|row| &self.q[row * self.h..][..self.h])
     }
+}
 
-    /// Fills the place of a softmax.
-    fn stretch<S: Simd, C: Cached>(
-        &self,
-        s: S,
-        cache: &C,
-        stretch: usize,
-        shape: Shape,
-        place: &mut [f32],
-    ) {
-        let end = self.seen(self.rows() - 1).min((stretch + 1) * STRETCH);
+/// A task, the cache that it reads, and which of all stretches of keys are its.
+struct Walk<'a, C> {
+    task: Task<'a>,
+    cache: &'a C,
+    stretches: Range<usize>,
+}
+
+impl<C: Cached> Walk<'_, C> {
+    /// Fills the place of a softmax, that of the walk's `stretch`.
+    fn stretch<S: Simd>(&self, s: S, stretch: usize, shape: Shape, place: &mut [f32]) {
+        let task = &self.task.clone();
+        let end = task.seen(task.rows() - 1).min((stretch + 1) * STRETCH);
         s.run(
             #[inline(always)]
             || {
-                let softmax = Softmax::new(shape, place, self.rows());
-                cache.stretch(s, self, stretch * STRETCH..end, softmax);
+                let softmax = Softmax::new(shape, place, task.rows());
+                self.cache.stretch(s, task, stretch * STRETCH..end, softmax);
             },
         );
     }
