@@ -94,8 +94,10 @@ pub(crate) fn moe_experts<'a, S: Simd, M: Source + 'a>(
     let slots = groups.tokens.len();
     let most = groups.starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
     let all = Activations::new(s, first.gate_proj.reads(), x, d);
-    // Of one group the tokens are in order already.
-    let read = if groups.starts.len() == 2 { all } else { all.gathered(&groups.tokens) };
+    // One token, which no expert has twice, is read where it is; of one group the tokens are in order already.
+    let alone = x.len() == d && most == 1;
+    let in_order = alone || groups.starts.len() == 2;
+    let read = if in_order { all } else { all.gathered(&groups.tokens) };
     let mut gate = room(slots * f);
     let mut up = room(slots * f);
     let wide = first.gate_proj.width(most);
@@ -103,7 +105,7 @@ pub(crate) fn moe_experts<'a, S: Simd, M: Source + 'a>(
         pool::parts(to, &groups.starts, wide, |group, part| {
             let expert = expert(group);
             let weight = if second { expert.up_proj } else { expert.gate_proj };
-            let rows = part.rows.clone();
+            let rows = if alone { 0..1 } else { part.rows.clone() };
             rows_of(s, part, read.rows(rows.start, rows.end), weight);
         });
     }
