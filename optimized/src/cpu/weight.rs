@@ -268,7 +268,7 @@ impl Source for Weight {
             Stored::Fp8(_) => self.d,
             Stored::Quantised(quantised) => quantised.bytes() / quantised.rows().max(1),
         };
-        width(tokens, bytes)
+        width(tokens, self.rows(), bytes)
     }
 
     #[inline(always)]

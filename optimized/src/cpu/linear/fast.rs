@@ -146,8 +146,12 @@ const BLOCK: usize = 12;
 /// A task of few tokens has a multiple of so many rows.
 const STEP: usize = 32;
 
-/// Bytes of a weight that make a task worth handing over: some ten microseconds.
-const GRAIN: usize = 1 << 17;
+/// Bytes of a weight in a task of few tokens: fewer are not worth handing over, some four microseconds; more hold
+/// up the others at the end.
+const GRAIN: [usize; 2] = [1 << 17, 1 << 20];
+
+/// Tasks of a thread where there are bytes for so many: with each begins what memory has not been asked for.
+const TASKS: usize = 32;
 
 thread_local! {
     static ROOM: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
@@ -173,9 +177,15 @@ fn blocks(tokens: usize, most: usize) -> Vec<usize> {
     (0..tokens).step_by(block).chain([tokens]).collect()
 }
 
-/// Rows of a weight in a task, of `bytes` each: of few tokens those that are worth handing over.
-pub(crate) fn width(tokens: usize, bytes: usize) -> usize {
-    if tokens <= FEW { GRAIN.div_ceil(bytes.max(1)).next_multiple_of(STEP) } else { PANEL }
+/// Rows of a weight in a task, of all `rows`, of `bytes` each.
+pub(crate) fn width(tokens: usize, rows: usize, bytes: usize) -> usize {
+    if tokens <= FEW {
+        let [least, most] = GRAIN;
+        let grain = (rows * bytes / (TASKS * rayon::current_num_threads())).clamp(least, most);
+        grain.div_ceil(bytes.max(1)).next_multiple_of(STEP)
+    } else {
+        PANEL
+    }
 }
 
 /// The columns of a part of `o`, for its tokens `x`.
