@@ -422,7 +422,7 @@ def main():
                 if path.is_file():
                     beside[number].append(("llama.cpp", kind))
                     engines.append(Peer(args, "llama.cpp", kind, path))
-                    if args.ik and kind in IK:
+                    if args.ik:
                         beside[number].append((Ik.name, kind))
                         engines.append(Ik(args, kind, path))
                 else:
