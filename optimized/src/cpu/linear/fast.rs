@@ -146,8 +146,8 @@ const BLOCK: usize = 12;
 /// A task of few tokens has a multiple of so many rows.
 const STEP: usize = 32;
 
-/// Bytes of a weight in a task of few tokens: fewer are not worth handing over, some four microseconds; more hold
-/// up the others at the end.
+/// Bytes of a weight in a task of few tokens: fewer are not worth handing over, some five to ten microseconds;
+/// more hold up the others at the end.
 const GRAIN: [usize; 2] = [1 << 17, 1 << 20];
 
 /// Tasks of a thread where there are bytes for so many: with each begins what memory has not been asked for.

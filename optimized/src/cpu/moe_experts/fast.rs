@@ -1,7 +1,7 @@
 //! Experts on vectors: tokens are grouped by expert, and every expert reads its weights once.
 //!
-//! The shared expert is one more group, of all tokens. Two regions do all of it: hidden activations
-//! of every group, then outputs of every group; each is cut into parts of some rows of a weight.
+//! The shared expert is one more group, of all tokens. Three regions read weights, those of all groups:
+//! `gate_proj`, `up_proj`, then `down_proj`; each is cut into parts of some rows of a weight.
 
 use std::ops::Range;
 
