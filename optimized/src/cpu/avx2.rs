@@ -303,22 +303,27 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn sixteens(self, o: &mut [i16; LANES], x: Self::F) {
-        unsafe {
-            // Packed within halves of a register.
-            let packed = _mm256_packs_epi32(_mm256_cvtps_epi32(x[0]), _mm256_cvtps_epi32(x[1]));
-            let inorder = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
-            _mm256_storeu_si256(o.as_mut_ptr().cast(), inorder);
+    fn sixteens(self, o: &mut [i16; PAIRS], x: [Self::F; 2], by: Self::F) {
+        for (o, x) in o.as_chunks_mut::<LANES>().0.iter_mut().zip(x) {
+            let x = self.mul(x, by);
+            unsafe {
+                // Packed within halves of a register.
+                let packed = _mm256_packs_epi32(_mm256_cvtps_epi32(x[0]), _mm256_cvtps_epi32(x[1]));
+                let inorder = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
+                _mm256_storeu_si256(o.as_mut_ptr().cast(), inorder);
+            }
         }
     }
 
     #[inline(always)]
-    fn sizes(self, a: Self::F, b: Self::F) -> Self::F {
+    fn sizes(self, most: Self::F, x: Self::F) -> Self::F {
         unsafe {
             let size = _mm256_set1_epi32(i32::MAX);
-            let size = |x: __m256| _mm256_and_si256(_mm256_castps_si256(x), size);
-            let larger = |a, b| _mm256_castsi256_ps(_mm256_max_epi32(size(a), size(b)));
-            [larger(a[0], b[0]), larger(a[1], b[1])]
+            let larger = |most: __m256, x: __m256| {
+                let size = _mm256_and_si256(_mm256_castps_si256(x), size);
+                _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(most), size))
+            };
+            [larger(most[0], x[0]), larger(most[1], x[1])]
         }
     }
 

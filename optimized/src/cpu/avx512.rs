@@ -12,22 +12,22 @@
 
 use std::arch::x86_64::{
     __m256i, __m512, __m512bh, __m512i, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT,
-    _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_prefetch,
-    _mm_shuffle_ps, _mm_storeu_ps, _mm_storeu_si128, _mm256_add_ps, _mm256_castps256_ps128,
-    _mm256_extractf128_ps, _mm256_loadu_si256, _mm256_storeu_si256, _mm512_add_epi32,
-    _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps256,
+    _MM_FROUND_TO_NEG_INF, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps,
+    _mm_prefetch, _mm_shuffle_ps, _mm_storeu_ps, _mm_storeu_si128, _mm256_add_ps,
+    _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_loadu_si256, _mm256_storeu_si256,
+    _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps256,
     _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cmp_ps_mask, _mm512_cvtepi8_epi16,
-    _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
-    _mm512_cvtps_epi32, _mm512_cvtsepi32_epi8, _mm512_cvtsepi32_epi16, _mm512_div_ps,
-    _mm512_dpbf16_ps, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_extractf32x8_ps,
-    _mm512_extracti64x4_epi64, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
-    _mm512_mask_mov_epi32, _mm512_mask_mov_ps, _mm512_max_epi32, _mm512_max_ps, _mm512_min_ps,
-    _mm512_mul_ps, _mm512_permutex2var_epi8, _mm512_permutexvar_epi64, _mm512_reduce_max_epi32,
-    _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_epi8,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi64, _mm512_setzero_ps, _mm512_shuffle_ps,
-    _mm512_slli_epi32, _mm512_srli_epi16, _mm512_srli_epi32, _mm512_storeu_ps, _mm512_storeu_si512,
-    _mm512_sub_ps, _mm512_ternarylogic_epi64, _mm512_unpackhi_epi8, _mm512_unpackhi_ps,
-    _mm512_unpacklo_epi8, _mm512_unpacklo_ps,
+    _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh,
+    _mm512_cvtph_ps, _mm512_cvtps_epi32, _mm512_cvtsepi32_epi8, _mm512_div_ps, _mm512_dpbf16_ps,
+    _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_extractf32x8_ps, _mm512_extracti64x4_epi64,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_mov_epi32,
+    _mm512_mask_mov_ps, _mm512_max_epi32, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps,
+    _mm512_permutex2var_epi8, _mm512_permutex2var_epi16, _mm512_permutexvar_epi64,
+    _mm512_reduce_max_epi32, _mm512_reduce_max_ps, _mm512_reduce_ps, _mm512_roundscale_ps,
+    _mm512_scalef_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi64,
+    _mm512_setzero_ps, _mm512_shuffle_ps, _mm512_slli_epi32, _mm512_srli_epi16, _mm512_srli_epi32,
+    _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_ps, _mm512_ternarylogic_epi64,
+    _mm512_unpackhi_epi8, _mm512_unpackhi_ps, _mm512_unpacklo_epi8, _mm512_unpacklo_ps,
 };
 
 use half::{bf16, f16};
@@ -69,6 +69,17 @@ impl Load for f16 {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.cast::<__m256i>())) }
     }
 }
+
+/// The words of sixteen bits that come first in lanes, of two vectors.
+static EVEN: [i16; PAIRS] = {
+    let mut places = [0; PAIRS];
+    let mut i = 0;
+    while i < PAIRS {
+        places[i] = 2 * i as i16;
+        i += 1;
+    }
+    places
+};
 
 #[target_feature(
     enable = "avx512f,avx512dq,avx512bw,avx512vl,avx512vnni,avx512bf16,avx512vbmi,avx2,fma,f16c"
@@ -172,6 +183,15 @@ impl Simd for Avx512 {
             let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(wide, bias));
             let rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0));
             _mm256_storeu_si256(o.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(rounded));
+        }
+    }
+
+    #[inline(always)]
+    fn narrow_factors(self, o: &mut [bf16; PAIRS], [low, high]: [__m512; 2]) {
+        unsafe {
+            let both = _mm512_cvtne2ps_pbh(high, low);
+            let both = std::mem::transmute::<__m512bh, __m512i>(both);
+            _mm512_storeu_si512(o.as_mut_ptr().cast(), both);
         }
     }
 
@@ -281,6 +301,15 @@ impl Simd for Avx512 {
         unsafe { _mm512_scalef_ps(x, n) }
     }
 
+    /// What is left above the next lower integer is 0 of an infinity, which the power makes 0 or infinity of, and
+    /// NaN of NaN.
+    #[inline(always)]
+    fn exp2(self, t: __m512) -> __m512 {
+        let f = unsafe { _mm512_reduce_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(t) };
+        // The power is that of the next lower integer.
+        self.scaled(self.exp2_of_part(f), t)
+    }
+
     #[inline(always)]
     fn unless_nan(self, x: __m512, y: __m512) -> __m512 {
         unsafe { _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x), x) }
@@ -294,20 +323,24 @@ impl Simd for Avx512 {
         }
     }
 
+    /// Numbers from 2^23 to 2^24 have no digits behind the point: in the low half of such a one's bits stands what
+    /// was added to 1.5 times 2^23.
     #[inline(always)]
-    fn sixteens(self, o: &mut [i16; LANES], x: __m512) {
+    fn sixteens(self, o: &mut [i16; PAIRS], [low, high]: [__m512; 2], by: __m512) {
+        let whole = self.splat(12_582_912.0);
         unsafe {
-            let words = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x));
-            _mm256_storeu_si256(o.as_mut_ptr().cast(), words);
+            let bits = |x| _mm512_castps_si512(_mm512_fmadd_ps(x, by, whole));
+            let halves = _mm512_loadu_si512((&raw const EVEN).cast());
+            let words = _mm512_permutex2var_epi16(bits(low), halves, bits(high));
+            _mm512_storeu_si512(o.as_mut_ptr().cast(), words);
         }
     }
 
     #[inline(always)]
-    fn sizes(self, a: __m512, b: __m512) -> __m512 {
+    fn sizes(self, most: __m512, x: __m512) -> __m512 {
         unsafe {
-            let size = _mm512_set1_epi32(i32::MAX);
-            let size = |x: __m512| _mm512_and_si512(_mm512_castps_si512(x), size);
-            _mm512_castsi512_ps(_mm512_max_epi32(size(a), size(b)))
+            let size = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(i32::MAX));
+            _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(most), size))
         }
     }
 

@@ -39,6 +39,7 @@ macro_rules! kept {
 kept!(
     f32 = f32::NAN,
     bf16 = bf16::NAN,
+    i16 = i16::MIN,
     i8 = i8::MIN,
     BlockPart = BlockPart { scale: f32::NAN, total: f32::NAN, offset: 0 }
 );

@@ -11,9 +11,13 @@ use half::{bf16, f16};
 
 use super::stored::Stored;
 
+mod codes;
 mod plain;
 
-pub(crate) use self::plain::Plain;
+pub(crate) use self::{
+    codes::{FP8, FP8_WIDE, Table, fp8_by_table},
+    plain::Plain,
+};
 
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
@@ -95,6 +99,13 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn pairs(self, acc: Self::F, a: Self::H, b: Self::H) -> Self::F;
     /// Rounds sixteen numbers to bf16.
     fn narrow(self, o: &mut [bf16; LANES], x: Self::F);
+    /// Rounds thirty-two factors of [`pairs`](Self::pairs) to bf16; of numbers below the smallest normal as there.
+    #[inline(always)]
+    fn narrow_factors(self, o: &mut [bf16; PAIRS], x: [Self::F; 2]) {
+        for (o, x) in o.as_chunks_mut().0.iter_mut().zip(x) {
+            self.narrow(o, x);
+        }
+    }
     /// The same integer in every lane.
     fn int(self, x: i32) -> Self::I;
     /// Integers as numbers.
@@ -145,12 +156,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn unless_nan(self, x: Self::F, y: Self::F) -> Self::F;
     /// Integers from -128 to 127 as bytes.
     fn eights(self, o: &mut [i8; LANES], x: Self::F);
-    /// The nearest integers, of two the even one, of those that two bytes have; of numbers within 2^31.
-    fn sixteens(self, o: &mut [i16; LANES], x: Self::F);
+    /// The nearest integers to `by x`, of two the even one, where all have two bytes.
+    fn sixteens(self, o: &mut [i16; PAIRS], x: [Self::F; 2], by: Self::F);
     /// The largest lane; of NaN among others, any.
     fn largest(self, x: Self::F) -> f32;
-    /// The larger of two sizes, `|a|` and `|b|`, of which infinity is larger than every number, and NaN than that.
-    fn sizes(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The larger of `most`, which is a size, and `|x|`; infinity is larger than every number, and NaN than that.
+    fn sizes(self, most: Self::F, x: Self::F) -> Self::F;
     /// The largest size of all lanes.
     fn size(self, x: Self::F) -> f32;
     /// The sum of all lanes, in one order: halves are added until one is left.
@@ -198,6 +209,28 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         self.unless_nan(x, self.scaled(p, n))
     }
 
+    /// `2^t` within 2 units in the last place, also of results below the smallest normal number.
+    ///
+    /// `t = n + f` with `f` from 0 to 1, [`EXP2`] of `f`, and `2^n`.
+    #[inline(always)]
+    fn exp2(self, t: Self::F) -> Self::F {
+        let c = |x| self.splat(x);
+        let bounded = self.max(self.min(t, c(129.0)), c(-151.0));
+        let n = self.round(self.sub(bounded, c(0.5)));
+        // A NaN was lost to min and max.
+        self.unless_nan(t, self.scaled(self.exp2_of_part(self.sub(bounded, n)), n))
+    }
+
+    /// [`EXP2`] of `f`.
+    #[inline(always)]
+    fn exp2_of_part(self, f: Self::F) -> Self::F {
+        let mut p = self.splat(EXP2[0]);
+        for term in &EXP2[1..] {
+            p = self.fma(p, f, self.splat(*term));
+        }
+        p
+    }
+
     /// `1 / (1 + e^-x)`.
     #[inline(always)]
     fn sigmoid(self, x: Self::F) -> Self::F {
@@ -213,60 +246,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     }
 }
 
-/// The bytes of 128 bf16 numbers, high ones and low ones: whole lines of memory.
-#[repr(C, align(64))]
-pub(crate) struct Table(pub(crate) [u8; 128], pub(crate) [u8; 128]);
-
-/// The bf16 number of each FP8 code without its sign.
-pub(crate) static FP8: Table = fp8_bytes();
-
-const fn fp8_bytes() -> Table {
-    let (mut high, mut low) = ([0; 128], [0; 128]);
-    let mut code = 0;
-    while code < 128 {
-        let (mut exponent, mut mantissa) = (code >> 3, code & 7);
-        let bits = if code == 127 {
-            0x7fc0
-        } else if exponent == 0 && mantissa == 0 {
-            0
-        } else {
-            // Below the smallest normal the hidden one is further down; bf16 has room to write it.
-            if exponent == 0 {
-                exponent = 1;
-                while mantissa < 8 {
-                    mantissa *= 2;
-                    exponent -= 1;
-                }
-                mantissa -= 8;
-            }
-            ((exponent + 120) << 7) | (mantissa << 4)
-        };
-        (high[code as usize], low[code as usize]) = ((bits >> 8) as u8, bits as u8);
-        code += 1;
-    }
-    Table(high, low)
-}
-
-/// The number of each FP8 code.
-pub(crate) static FP8_WIDE: [f32; 256] = {
-    let (mut numbers, mut code) = ([0.0; 256], 0);
-    while code < 256 {
-        let (high, low) = (FP8.0[code & 127] as u32, FP8.1[code & 127] as u32);
-        numbers[code] = f32::from_bits(((code as u32 & 128) | high) << 24 | low << 16);
-        code += 1;
-    }
-    numbers
-};
-
-/// The bf16 numbers of FP8 codes, by the table.
-#[inline(always)]
-pub(crate) fn fp8_by_table(codes: &[u8; QUADS]) -> [[bf16; PAIRS]; 2] {
-    let number = |code: u8| {
-        let at = usize::from(code & 127);
-        bf16::from_bits(u16::from_be_bytes([FP8.0[at] | (code & 128), FP8.1[at]]))
-    };
-    std::array::from_fn(|half| std::array::from_fn(|i| number(codes[half * PAIRS + i])))
-}
+/// The polynomial of degree 6 for `2^f` with the least largest relative error from 0 to 1, 2.1e-9, of those that
+/// are 1 at 0 (by Lawson's algorithm); highest power first.
+const EXP2: [f32; 7] =
+    [2.161_291_6e-4, 1.246_784_6e-3, 9.675_452e-3, 5.548_528_2e-2, 0.240_229_31, 0.693_147_06, 1.0];
 
 /// Walks `$n` tokens in tiles, the widest as long as they fit: `$of` with the first token of each and, as a
 /// constant, how many it has.

@@ -424,11 +424,15 @@ impl Shape {
 }
 
 /// What is known of the softmax of some rows over a stretch of keys.
+///
+/// Powers are those of two, `2^(c score - c max)` with `c = log2(e) scale`: a score is scaled and shifted in one
+/// step, and rounded once.
 pub(crate) struct Softmax<'a> {
+    /// Largest scores, times `c`.
     max: &'a mut [f32],
-    /// Sums of `exp(score - max)`.
+    /// Sums of powers.
     total: &'a mut [f32],
-    /// `[rows, H]` sums of `exp(score - max) v`; rows may be filled up.
+    /// `[rows, H]` sums of powers times `v`; rows may be filled up.
     pub(crate) sum: &'a mut [f32],
 }
 
@@ -444,8 +448,8 @@ impl<'a> Softmax<'a> {
         Softmax { max, total, sum }
     }
 
-    /// Scores of a block of keys, scaled, become probabilities beside the largest score so far; what was
-    /// summed before is scaled down to it. Of the block the first `visible` keys count.
+    /// Scores of a block of keys become probabilities beside the largest score so far; what was summed before is
+    /// scaled down to it. Of the block the first `visible` keys count; `scale` is above zero.
     ///
     /// Where keys and values count steps, scores are scaled by those of keys as well, and what is left in place of
     /// scores are probabilities scaled by those of values; returned is their largest size, without steps zero.
@@ -460,34 +464,35 @@ impl<'a> Softmax<'a> {
     ) -> f32 {
         let (scores, hidden) = scores.split_at_mut(visible);
         hidden.fill(0.0);
-        let h = self.sum.len() / self.max.len();
-        let steps = steps.map(|steps| steps.map(|steps| steps[..visible].as_chunks::<LANES>()));
+        let steps = steps.map(|steps| steps.map(|steps| steps[..visible].as_chunks()));
         let (whole, rest) = scores.as_chunks_mut::<LANES>();
-        let (factor, mut most) = (s.splat(scale), s.splat(f32::NEG_INFINITY));
-        for (i, x) in whole.iter_mut().enumerate() {
-            let own = s.load::<f32>(x);
-            let own = steps.map_or(own, |[(keys, _), _]| s.mul(own, s.load::<f32>(&keys[i])));
-            let scaled = s.mul(own, factor);
-            s.store(x, scaled);
-            most = s.max(most, scaled);
+        let mut most = s.splat(f32::NEG_INFINITY);
+        for (i, x) in whole.iter().enumerate() {
+            most = s.max(most, score(s, x, steps, i));
         }
         if let Some([(_, keys), _]) = steps {
             rest.iter_mut().zip(keys).for_each(|(x, step)| *x *= step);
         }
-        rest.iter_mut().for_each(|x| *x *= scale);
-        let max = rest.iter().copied().fold(self.max[row].max(s.largest(most)), f32::max);
-        if visible == 0 {
-            return 0.0;
+        let c = std::f32::consts::LOG2_E * scale;
+        let before = self.max[row];
+        let max = before.max(c * rest.iter().copied().fold(s.largest(most), f32::max));
+        // Of the first block nothing is kept: 2^-inf = 0. As a rule the largest stays the largest.
+        if before != max {
+            let (h, kept) = (self.sum.len() / self.max.len(), (before - max).exp2());
+            self.max[row] = max;
+            self.total[row] *= kept;
+            let kept = s.splat(kept);
+            map(
+                s,
+                &mut self.sum[row * h..][..h],
+                #[inline(always)]
+                |x| s.mul(x, kept),
+            );
         }
-        // Of the first block nothing is kept: exp(-inf) = 0. As a rule the largest stays the largest.
-        let same = self.max[row] == max && max.is_finite();
-        let kept = if same { 1.0 } else { (self.max[row] - max).exp() };
-        self.max[row] = max;
-        let shift = s.splat(max);
-        let (whole, rest) = scores.as_chunks_mut::<LANES>();
+        let (c, shift) = (s.splat(c), s.splat(-max));
         let (mut total, mut most) = (s.splat(0.0), s.splat(0.0));
         for (i, x) in whole.iter_mut().enumerate() {
-            let mut p = s.exp(s.sub(s.load(x), shift));
+            let mut p = s.exp2(s.fma(score(s, x, steps, i), c, shift));
             total = s.add(total, p);
             if let Some([_, (values, _)]) = steps {
                 p = s.mul(p, s.load::<f32>(&values[i]));
@@ -499,22 +504,25 @@ impl<'a> Softmax<'a> {
             s,
             rest,
             #[inline(always)]
-            |x| s.exp(s.sub(x, shift)),
+            |x| s.exp2(s.fma(x, c, shift)),
         );
-        let total = s.sum(total) + rest.iter().sum::<f32>();
-        self.total[row] = self.total[row] * kept + total;
-        if kept != 1.0 {
-            let kept = s.splat(kept);
-            map(
-                s,
-                &mut self.sum[row * h..][..h],
-                #[inline(always)]
-                |x| s.mul(x, kept),
-            );
-        }
+        self.total[row] += s.sum(total) + rest.iter().sum::<f32>();
         let Some([_, (_, values)]) = steps else { return 0.0 };
         rest.iter_mut().zip(values).for_each(|(x, step)| *x *= step);
         s.size(s.sizes(most, s.load(&padded(rest))))
+    }
+}
+
+/// Whole vectors of steps of keys and of values, and what is left of each.
+type Steps<'a> = Option<[(&'a [[f32; LANES]], &'a [f32]); 2]>;
+
+/// The `i`-th vector of scores, scaled by the steps of its keys. That it is scaled twice takes less than to write it.
+#[inline(always)]
+fn score<S: Simd>(s: S, x: &[f32; LANES], steps: Steps<'_>, i: usize) -> S::F {
+    let x = s.load::<f32>(x);
+    match steps {
+        Some([(keys, _), _]) => s.mul(x, s.load::<f32>(&keys[i])),
+        None => x,
     }
 }
 
@@ -532,20 +540,14 @@ fn join<S: Simd>(s: S, o: &mut [f32], softmaxes: &[f32], shape: Shape, row: usiz
         )
     };
     let max = softmaxes().map(|(max, ..)| max).fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
-    o.fill(0.0);
-    for (own, total, x) in softmaxes().filter(|(own, ..)| *own != f32::NEG_INFINITY) {
-        let scale = (own - max).exp();
-        sum += scale * total;
-        crate::cpu::simd::add_scaled(s, o, scale, x);
+    let seen = || softmaxes().filter(|(own, ..)| *own != f32::NEG_INFINITY);
+    let scale = |own: f32| if own == max { 1.0 } else { (own - max).exp2() };
+    let sum: f32 = seen().map(|(own, total, _)| scale(own) * total).sum();
+    // No score was a number above -inf: neither is the answer one.
+    o.fill(if sum == 0.0 { f32::NAN } else { 0.0 });
+    for (own, _, x) in seen() {
+        crate::cpu::simd::add_scaled(s, o, scale(own) / sum, x);
     }
-    let total = s.splat(sum);
-    map(
-        s,
-        o,
-        #[inline(always)]
-        |x| s.div(x, total),
-    );
 }
 
 /// A gate whose sigmoid is one.

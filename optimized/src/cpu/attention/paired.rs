@@ -20,7 +20,8 @@ use super::fast::{Cached, Paged, Pages, Softmax, Task};
 use crate::cpu::{
     aligned::{Aligned, LINE},
     linear::activations::narrow,
-    simd::{LANES, PAIRS, Simd, each, lanes, lanes_mut, padded},
+    room::{Kept, room},
+    simd::{LANES, PAIRS, Simd, each, filled, lanes, lanes_mut, padded},
 };
 
 /// Keys and values in pairs.
@@ -56,7 +57,7 @@ pub(crate) trait Code: Copy + FromZeros + Into<f32> + Send + Sync + 'static {
     const DEEP: usize;
 
     /// What it is multiplied by.
-    type Factor: Copy + FromZeros + Into<f32>;
+    type Factor: Kept + Into<f32>;
 
     /// Of thirty-two products, in pairs, sums.
     type Sums<S: Simd>: Copy;
@@ -114,7 +115,11 @@ impl Code for bf16 {
 
     #[inline(always)]
     fn factors<S: Simd>(s: S, to: &mut [bf16], from: &[f32], _: f32) -> f32 {
-        narrow(s, to, from);
+        let ((to, to_rest), (from, from_rest)) = (to.as_chunks_mut(), from.as_chunks::<PAIRS>());
+        for (to, from) in to.iter_mut().zip(from) {
+            s.narrow_factors(to, two(s, from));
+        }
+        narrow(s, to_rest, from_rest);
         1.0
     }
 
@@ -179,7 +184,7 @@ impl Code for i8 {
     #[inline(always)]
     fn largest<S: Simd>(s: S, x: &[f32]) -> f32 {
         let (whole, rest) = x.as_chunks::<LANES>();
-        let mut most = s.load(&padded(rest));
+        let mut most = s.sizes(s.splat(0.0), s.load(&padded(rest)));
         for x in whole {
             most = s.sizes(most, s.load(x));
         }
@@ -195,13 +200,12 @@ impl Code for i8 {
             return if most.is_finite() { 0.0 } else { f32::NAN };
         }
         let by = s.splat(MOST / most);
-        let (from, from_rest) = from.as_chunks::<LANES>();
-        let from_last = padded(from_rest);
-        let (whole, rest) = to.as_chunks_mut::<LANES>();
-        let mut last = [0; LANES];
+        let from_last = filled(from, 0.0);
+        let (whole, rest) = to.as_chunks_mut::<PAIRS>();
+        let mut last = [0; PAIRS];
         let places = whole.iter_mut().chain((!rest.is_empty()).then_some(&mut last));
-        for (to, x) in places.zip(from.iter().chain([&from_last])) {
-            s.sixteens(to, s.mul(s.load(x), by));
+        for (to, x) in places.zip(from.as_chunks().0.iter().chain([&from_last])) {
+            s.sixteens(to, two(s, x), by);
         }
         rest.copy_from_slice(&last[..rest.len()]);
         step
@@ -232,6 +236,12 @@ impl Code for i8 {
         let (sum, step) = (s.number(sums), s.splat(step));
         s.store(o, if fresh { s.mul(sum, step) } else { s.fma(sum, step, s.load(o)) });
     }
+}
+
+/// Thirty-two numbers.
+#[inline(always)]
+fn two<S: Simd>(s: S, x: &[f32; PAIRS]) -> [S::F; 2] {
+    [s.load(lanes(&x[..LANES])), s.load(lanes(&x[LANES..]))]
 }
 
 /// Steps of the largest factor.
@@ -385,14 +395,16 @@ impl<C: Code> Cached for Paired<C> {
         for at in (0..first.len()).step_by(LINE / size_of::<C>()) {
             s.ahead(first, at);
         }
-        let mut q = Aligned::zeros(rows * 2 * pairs);
-        let mut q_steps = vec![0.0; rows];
+        let mut q = room::<C::Factor>(rows * 2 * pairs);
+        let mut q_steps = room(rows);
         for (i, (to, from)) in q.chunks_exact_mut(2 * pairs).zip(task.queries()).enumerate() {
-            q_steps[i] = C::factors(s, &mut to[..h], from, C::largest(s, from));
+            let (to, filler) = to.split_at_mut(h);
+            q_steps[i] = C::factors(s, to, from, C::largest(s, from));
+            filler.zero();
         }
-        let mut scores = Aligned::zeros(rows * KEYS);
-        let mut p = Aligned::zeros(rows * KEYS);
-        let mut p_steps = vec![0.0; rows];
+        let mut scores = room(rows * KEYS);
+        let mut p = room::<C::Factor>(rows * KEYS);
+        let mut p_steps = room(rows);
         for start in keys.clone().step_by(KEYS) {
             let n = KEYS.min(keys.end - start);
             let Block { k, v, steps } = self.block(task.head, start);

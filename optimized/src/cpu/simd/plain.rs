@@ -176,13 +176,15 @@ impl Simd for Plain {
     }
 
     #[inline(always)]
-    fn sixteens(self, o: &mut [i16; LANES], x: Self::F) {
-        *o = x.map(|x| x.round_ties_even() as i16);
+    fn sixteens(self, o: &mut [i16; PAIRS], x: [Self::F; 2], by: Self::F) {
+        for (o, x) in o.as_chunks_mut::<LANES>().0.iter_mut().zip(x) {
+            *o = self.mul(x, by).map(|x| x.round_ties_even() as i16);
+        }
     }
 
     #[inline(always)]
-    fn sizes(self, a: Self::F, b: Self::F) -> Self::F {
-        std::array::from_fn(|i| f32::from_bits(a[i].abs().to_bits().max(b[i].abs().to_bits())))
+    fn sizes(self, most: Self::F, x: Self::F) -> Self::F {
+        std::array::from_fn(|i| f32::from_bits(most[i].to_bits().max(x[i].abs().to_bits())))
     }
 
     #[inline(always)]

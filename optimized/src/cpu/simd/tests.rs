@@ -2,16 +2,17 @@
 
 use half::{bf16, f16};
 
-use super::{Factor, LANES, Plain, QUADS, Rows, Simd, Wide};
+use super::{Factor, LANES, PAIRS, Plain, QUADS, Rows, Simd, Wide};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::{avx2::Avx2, avx512::Avx512};
 
 /// Numbers of all sizes, ends of ranges among them.
 fn numbers() -> Vec<f32> {
     let ends = [0.0, -0.0, 1.0, -1.0, 88.7, 88.8, -87.3, -87.4, -103.9, -104.1, 1e-40, 3e38];
+    let of_two = [127.99, 128.0, 128.5, -126.0, -126.5, -149.0, -149.5, -150.0, -151.5, -1e-10];
     let more = (0..500).map(|i| (f64::from(i) * 0.37 - 90.0) as f32);
-    let small = (0..484).map(|i| ((i as f32) * 0.7).sin() * 2.0_f32.powi(i % 40 - 20));
-    ends.into_iter().chain(more).chain(small).collect()
+    let small = (0..490).map(|i| ((i as f32) * 0.7).sin() * 2.0_f32.powi(i % 40 - 20));
+    ends.into_iter().chain(of_two).chain(more).chain(small).collect()
 }
 
 fn map<S: Simd>(s: S, x: &[f32], word: impl Fn(S, S::F) -> S::F) -> Vec<f32> {
@@ -27,9 +28,13 @@ fn map<S: Simd>(s: S, x: &[f32], word: impl Fn(S, S::F) -> S::F) -> Vec<f32> {
 fn words<S: Simd>() {
     let Some(s) = S::new() else { return };
     let x = numbers();
-    let exp = s.run(|| map(s, &x, S::exp));
-    for (x, got) in x.iter().zip(exp) {
-        let want = f64::from(*x).exp();
+    let powers = |word: fn(S, S::F) -> S::F, base: f64| {
+        let power = move |x: &f32| f64::from(*x) * base.log2();
+        x.iter().map(power).zip(s.run(|| map(s, &x, word))).zip(&x)
+    };
+    let both = powers(S::exp, std::f64::consts::E).chain(powers(S::exp2, 2.0));
+    for ((power, got), x) in both {
+        let want = power.exp2();
         let ulp = if want < f64::from(f32::MIN_POSITIVE) {
             f64::from(f32::from_bits(1))
         } else {
@@ -40,13 +45,15 @@ fn words<S: Simd>() {
         } else {
             got == f32::INFINITY
         };
-        assert!(right, "{}: exp({x}) = {got}, not {want}", S::NAME);
+        assert!(right, "{}: of {x} {got}, not {want}", S::NAME);
     }
     let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1000.0, -1000.0];
     let odd: Vec<f32> = odd.into_iter().cycle().take(LANES).collect();
-    let exp = s.run(|| map(s, &odd, S::exp));
-    assert!(exp[0].is_nan());
-    assert_eq!(exp[1..5], [f32::INFINITY, 0.0, f32::INFINITY, 0.0]);
+    for word in [S::exp as fn(S, S::F) -> S::F, S::exp2] {
+        let got = s.run(|| map(s, &odd, word));
+        assert!(got[0].is_nan());
+        assert_eq!(got[1..5], [f32::INFINITY, 0.0, f32::INFINITY, 0.0]);
+    }
     for (word, plain) in [
         (S::round as fn(S, S::F) -> S::F, <Plain as Simd>::round as fn(_, _) -> _),
         (S::sigmoid, Plain::sigmoid),
@@ -61,16 +68,19 @@ fn words<S: Simd>() {
     for x in x.as_chunks::<LANES>().0 {
         let of = |word: fn(S, S::F) -> f32| s.run(|| word(s, s.load(x)));
         assert_eq!(of(S::sum), Plain.sum(*x), "one order");
-        let mut words = [99; LANES];
-        let small = x.map(|x| x.clamp(-4e4, 4e4));
-        s.run(|| s.sixteens(&mut words, s.load(&small)));
-        assert_eq!(words, small.map(|x| x.round_ties_even() as i16), "{}", S::NAME);
+        let mut words = [99; PAIRS];
+        let small = x.map(|x| x.clamp(-16383.5, 16383.5));
+        let other = small.map(|x| -x);
+        s.run(|| s.sixteens(&mut words, [s.load(&small), s.load(&other)], s.splat(2.0)));
+        let want = |i: usize| [small, other].as_flattened()[i] * 2.0;
+        let want = std::array::from_fn(|i| want(i).round_ties_even() as i16);
+        assert_eq!(words, want, "{}", S::NAME);
         for odd in [0.0, -1e38, f32::NEG_INFINITY, f32::NAN] {
             let mut other = *x;
             other[5] = odd;
             let most = x.iter().chain(&[odd]).fold(0.0_f32, |most, x| most.max(x.abs()));
             let want = if odd.is_nan() { odd } else { most };
-            let got = s.run(|| s.size(s.sizes(s.load(x), s.load(&other))));
+            let got = s.run(|| s.size(s.sizes(s.sizes(s.splat(0.0), s.load(x)), s.load(&other))));
             assert_eq!(got.to_bits(), want.to_bits(), "{}", S::NAME);
         }
     }

@@ -143,3 +143,20 @@ fn a_token_that_sees_itself_alone_answers_its_value() {
         }
     }
 }
+
+/// Neither a query that is no number, nor scores that are all below every number, become an answer.
+#[test]
+fn no_scores_no_answer() {
+    let sizes = Sizes { hq: 2, hkv: 1, h: 3 };
+    let mut cache = Paired::<bf16>::new(1, sizes.h);
+    for _ in 0..150 {
+        cache.push(&[3e38; 3], &[1.0; 3]);
+    }
+    for odd in [f32::NAN, -3e38] {
+        let q = [odd, odd, odd, 0.0, 0.0, 0.0];
+        let mut o = [9.0; 6];
+        attention(Plain, &mut o, (&q, &[100.0; 6]), &[&cache], &[0, 1], sizes);
+        assert!(o[..3].iter().all(|o| o.is_nan()), "{odd}: {o:?}");
+        assert_eq!(o[3..], [1.0; 3], "{odd}");
+    }
+}
